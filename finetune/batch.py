@@ -1,0 +1,94 @@
+"""Names and shapes that data, towers, objectives and metrics share."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+from torch.nn.functional import normalize
+
+
+class Sample(NamedTuple):
+    """One row of a table as the model reads it.
+
+    Attributes:
+        pixel_values: Float32 tensor of shape (3, H, W).
+        input_ids: Token ids, truncated, not padded.
+        row: Position of the row in the table, from 0.
+        image_id: Equal for rows that show the same image.
+        caption_id: Equal for rows that carry the same caption.
+        label_id: Class of the row, -1 in tables without labels.
+        weight: Weight of the row in the loss.
+    """
+
+    pixel_values: Tensor
+    input_ids: list[int]
+    row: int
+    image_id: int
+    caption_id: int
+    label_id: int
+    weight: float
+
+
+class Batch(NamedTuple):
+    """Rows stacked: what every step of the task receives.
+
+    A NamedTuple, because Lightning moves and torch pins it as it stands.
+
+    Attributes:
+        pixel_values: Float32 tensor of shape (B, 3, H, W).
+        input_ids: Int64 tensor of shape (B, T), padded to the longest text of the batch.
+        attention_mask: Int64 tensor of shape (B, T), 0 on padding.
+        rows: Int64 tensor of shape (B,), positions in the table.
+        image_ids: Int64 tensor of shape (B,), equal for equal images.
+        caption_ids: Int64 tensor of shape (B,), equal for equal captions.
+        label_ids: Int64 tensor of shape (B,), -1 without labels.
+        weights: Float32 tensor of shape (B,).
+    """
+
+    pixel_values: Tensor
+    input_ids: Tensor
+    attention_mask: Tensor
+    rows: Tensor
+    image_ids: Tensor
+    caption_ids: Tensor
+    label_ids: Tensor
+    weights: Tensor
+
+
+class ClassPrompts(NamedTuple):
+    """The class names of a label table, written out in every template.
+
+    Attributes:
+        names: Class names; the position is the label id.
+        input_ids: Int64 tensor of shape (P, T), P = classes x templates.
+        attention_mask: Int64 tensor of shape (P, T).
+        label_ids: Int64 tensor of shape (P,), the class of each prompt.
+    """
+
+    names: tuple[str, ...]
+    input_ids: Tensor
+    attention_mask: Tensor
+    label_ids: Tensor
+
+
+class Embeddings(NamedTuple):
+    """What the towers make of a batch, and all that an objective sees of the model.
+
+    Attributes:
+        image_features: Float tensor of shape (B, D), not normalised.
+        text_features: Float tensor of shape (B, D), not normalised.
+        temperature: Scalar tensor that divides the cosine similarities.
+    """
+
+    image_features: Tensor
+    text_features: Tensor
+    temperature: Tensor
+
+    @property
+    def image_embeds(self) -> Tensor:
+        """Image features on the unit sphere, shape (B, D)."""
+        return normalize(self.image_features, dim=-1)
+
+    @property
+    def text_embeds(self) -> Tensor:
+        """Text features on the unit sphere, shape (B, D)."""
+        return normalize(self.text_features, dim=-1)

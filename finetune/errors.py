@@ -1,0 +1,34 @@
+"""The three things a user can get wrong, each with its own exception, and the repair for misspelt names."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class TableError(ValueError):
+    """The table, or an image it names, is not usable. The message names file, row, column and repair."""
+
+
+class RecipeError(ValueError):
+    """A recipe key or value is not usable. The message names the key and the repair."""
+
+
+class CheckpointError(OSError):
+    """A checkpoint, adapter or merged folder is missing, incomplete or not what it claims to be."""
+
+
+def did_you_mean(name: str, valid: Iterable[str]) -> str:
+    """Returns the sentence that names the nearest valid name, or all of them where none is near.
+
+    Args:
+        name: What the user wrote.
+        valid: The names that would have been accepted.
+
+    Example:
+        >>> did_you_mean("acuracy", ["accuracy", "loss"])
+        "Did you mean 'accuracy'?"
+        >>> did_you_mean("x", ["accuracy", "loss"])
+        'Valid names: accuracy, loss.'
+    """
+    known = sorted(valid)
+    near = get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"Did you mean {near[0]!r}?" if near else f"Valid names: {', '.join(known)}."

@@ -1,0 +1,119 @@
+"""Files and folders that are whole or absent, and fingerprints that say which bytes they hold."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import deserialize
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _apply_umask(path: Path) -> None:
+    """Gives a file or folder the mode that open() or mkdir() would have given it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+
+
+@contextmanager
+def write_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Yields an empty folder beside `target` that takes its place when the block ends without an error.
+
+    On an error the folder is removed and `target` is left as it was, so that a folder that exists is whole.
+
+    Args:
+        target: Where the finished folder shall lie.
+        overwrite: Whether a folder that is already there is replaced.
+
+    Raises:
+        FileExistsError: If `target` exists and `overwrite` is false.
+    """
+    target = target.absolute()
+    if target.exists() and not overwrite:
+        raise FileExistsError(f"Expected {target} not to exist, but it does. Remove it or pass --overwrite.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield staging
+        for path in (*sorted(staging.rglob("*")), staging):
+            _apply_umask(path)
+            _sync(path)
+        if target.exists():
+            former = Path(tempfile.mkdtemp(prefix=f".{target.name}.former.", dir=target.parent))
+            target.rename(former / target.name)
+            staging.rename(target)
+            shutil.rmtree(former)
+        else:
+            staging.rename(target)
+        _sync(target.parent)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Writes UTF-8 text so that `target` holds either its former content or all of `text`."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    staging = Path(name)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        _apply_umask(staging)
+        staging.replace(target)
+        _sync(target.parent)
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+def write_json(target: Path, value: Any) -> None:
+    """Writes `value` as indented JSON; NaN is refused, as no JSON reader need accept it."""
+    write_text(target, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads a UTF-8 JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def fingerprint_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint_weights(folder: Path) -> str:
+    """SHA-256 over the name, dtype, shape and bytes of every tensor in a folder's safetensors files.
+
+    Tensors are taken in the order of their names, so that sharding and file layout do not matter.
+
+    Args:
+        folder: A checkpoint folder with `model*.safetensors`.
+
+    Raises:
+        FileNotFoundError: If the folder holds no such file.
+    """
+    shards = sorted(folder.glob("model*.safetensors"))
+    if not shards:
+        raise FileNotFoundError(f"Expected {folder} to hold model*.safetensors, but it holds none.")
+    tensors = {name: tensor for shard in shards for name, tensor in deserialize(shard.read_bytes())}
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor['dtype']} {list(tensor['shape'])}\n".encode())
+        digest.update(tensor["data"])
+    return digest.hexdigest()
