@@ -1,0 +1,202 @@
+"""The commands, free of torch until one of them needs it."""
+
+import argparse
+import runpy
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from finetune.errors import CheckpointError, RecipeError, TableError, did_you_mean
+from finetune.shipped import find_recipe, recipe_goal, shipped_folder, shipped_recipes
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        arguments: Words after the program's name; None takes the process's own.
+
+    Returns:
+        Exit code: 0, or 2 where the input is at fault.
+    """
+    parser = _build_parser()
+    options, overrides = parser.parse_known_args(arguments)
+    if overrides and not getattr(options, "takes_recipe_keys", False):
+        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    options.overrides = overrides
+    try:
+        options.command(options)
+    except (TableError, RecipeError, CheckpointError, FileExistsError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="finetune",
+        description="Fine-tune a pretrained ALIGN and get back a plain checkpoint with its proof.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_recipe_commands(commands)
+    _add_checkpoint_commands(commands)
+
+    prepare = commands.add_parser("prepare", help="run a shipped data set's script", add_help=False)
+    prepare.add_argument("name", metavar="NAME", help="digits, emoji, stamps")
+    prepare.set_defaults(command=_prepare, takes_recipe_keys=True)
+
+    recipes = commands.add_parser("recipes", help="list, show or copy the shipped recipes")
+    actions = recipes.add_subparsers(required=True, metavar="ACTION")
+    actions.add_parser("list", help="names and goals").set_defaults(command=_list_recipes)
+    show = actions.add_parser("show", help="print one")
+    show.add_argument("name")
+    show.set_defaults(command=_show_recipe)
+    copy = actions.add_parser("copy", help="write one to a file of your own")
+    copy.add_argument("name")
+    copy.add_argument("file", type=Path)
+    copy.set_defaults(command=_copy_recipe)
+    return parser
+
+
+def _add_recipe_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    fit = commands.add_parser(
+        "fit",
+        help="the whole run: measure, train, merge, prove, measure again",
+        epilog="Every recipe key is an option too, as --data.batch_size 32; --keys lists them.",
+        allow_abbrev=False,
+    )
+    fit.add_argument("--config", metavar="RECIPE", help="a path, or the name of a shipped recipe")
+    fit.add_argument("--keys", action="store_true", help="print every recipe key with its type, default and meaning")
+    fit.add_argument("--run", metavar="NAME", help="name of the run's folder (default: the recipe's)")
+    fit.add_argument("--runs", metavar="DIR", help="where the run's folder is made (default: runs)")
+    fit.add_argument("--overwrite", action="store_true", help="replace a run of that name")
+    fit.set_defaults(command=_fit)
+
+    test = commands.add_parser("test", help="evaluate a run, or an untouched checkpoint", allow_abbrev=False)
+    test.add_argument("run_folder", nargs="?", metavar="RUN", help="a finished run")
+    test.add_argument("--config", metavar="RECIPE", help="a recipe whose checkpoint is evaluated as it is")
+    test.set_defaults(command=_test)
+
+    for command in (fit, test):
+        command.add_argument(
+            "--trust",
+            metavar="MODULE",
+            action="append",
+            default=[],
+            help="let the recipe name this module's classes",
+        )
+        command.set_defaults(takes_recipe_keys=True)
+
+
+def _add_checkpoint_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    export = commands.add_parser("export", help="merged checkpoint with its proof")
+    export.add_argument("run_folder", metavar="RUN")
+    export.add_argument("--output", metavar="DIR", type=Path, required=True)
+    export.add_argument("--overwrite", action="store_true", help="replace DIR")
+    export.set_defaults(command=_export)
+
+    verify = commands.add_parser("verify", help="re-check a merged folder against its proof, on this machine")
+    verify.add_argument("folder", metavar="DIR", type=Path)
+    verify.set_defaults(command=_verify)
+
+    classify = commands.add_parser("classify", help="zero-shot probabilities of labels for images")
+    classify.add_argument("model", metavar="MODEL", help="a hub id, a folder, align-mini, or a run")
+    classify.add_argument("images", metavar="IMAGE", nargs="+", type=Path, help="image files or folders of them")
+    classify.add_argument("--label", action="append", required=True, help="a label, worded as the model reads it")
+    classify.add_argument("--output", metavar="CSV", type=Path, help="write image, label, probability")
+    classify.set_defaults(command=_classify)
+
+
+def _fit(options: argparse.Namespace) -> None:
+    if options.keys:
+        from finetune.recipe import describe_keys
+
+        print(describe_keys())
+        return
+    if options.config is None:
+        raise RecipeError("Expected --config RECIPE. `finetune recipes list` names the shipped ones.")
+    path = find_recipe(options.config)
+    from finetune.experiment import describe, run_experiment
+    from finetune.recipe import read_recipe
+
+    names = {"--run.name": options.run, "--run.folder": options.runs}
+    settings = [word for key, value in names.items() if value is not None for word in (key, value)]
+    recipe = read_recipe(path, [*options.overrides, *settings], options.trust)
+    print(describe(run_experiment(recipe, options.overwrite)))
+
+
+def _test(options: argparse.Namespace) -> None:
+    if (options.run_folder is None) == (options.config is None):
+        raise RecipeError("Expected either RUN or --config RECIPE.")
+    path = find_recipe(options.config) if options.config else None
+    from finetune.experiment import measure_checkpoint, measure_run
+    from finetune.recipe import read_recipe
+
+    if path is None:
+        print(measure_run(options.run_folder, options.overrides, options.trust))
+    else:
+        print(measure_checkpoint(read_recipe(path, options.overrides, options.trust)))
+
+
+def _export(options: argparse.Namespace) -> None:
+    from finetune.export import export_run
+
+    proof = export_run(options.run_folder, options.output, options.overwrite)
+    print(f"{options.output}: {_proof_line(proof)}")
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from finetune.proof import verify
+
+    print(f"{options.folder}: {_proof_line(verify(options.folder))}")
+
+
+def _proof_line(proof: dict[str, dict[str, float]]) -> str:
+    difference = proof["max_abs_difference"]
+    return (
+        f"embeds the witness within {difference['image']:.1e} (image) and {difference['text']:.1e} (text) "
+        f"of the adapted model, at most {proof['tolerance']} allowed"
+    )
+
+
+def _classify(options: argparse.Namespace) -> None:
+    from finetune.inference import classify, list_images
+
+    found = classify(options.model, list_images(options.images), options.label)
+    if options.output:
+        found.to_csv(options.output, index=False)
+    for image, rows in found.groupby("image", sort=False):
+        print(image)
+        for label, probability in zip(rows["label"], rows["probability"], strict=True):
+            print(f"  {probability:.6f}  {label}")
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    scripts = {path.stem: path for path in shipped_folder("datasets").glob("*.py")}
+    if options.name in ("-h", "--help"):
+        print(f"usage: finetune prepare NAME [OPTIONS]\n\nNAME: {', '.join(sorted(scripts))}")
+        return
+    if options.name not in scripts:
+        raise RecipeError(
+            f"Expected the name of a data set, but got {options.name!r}. {did_you_mean(options.name, scripts)}"
+        )
+    script = runpy.run_path(str(scripts[options.name]), run_name="finetune_prepare")
+    script["main"](options.overrides)
+
+
+def _list_recipes(_: argparse.Namespace) -> None:
+    for name, path in shipped_recipes().items():
+        print(f"{name:<20} {recipe_goal(path)}")
+
+
+def _show_recipe(options: argparse.Namespace) -> None:
+    print(find_recipe(options.name).read_text(encoding="utf-8"), end="")
+
+
+def _copy_recipe(options: argparse.Namespace) -> None:
+    source = find_recipe(options.name)
+    if options.file.exists():
+        raise FileExistsError(f"Expected {options.file} not to exist, but it does. Choose another name.")
+    shutil.copyfile(source, options.file)

@@ -1,0 +1,140 @@
+"""A table as Lightning's loaders: training rows in a resumable order, evaluation rows as they stand."""
+
+import torch
+from albumentations import BasicTransform
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader
+
+from finetune.batch import Batch, ClassPrompts
+from finetune.checkpoint import load_processor
+from finetune.data.dataset import ImageTextDataset
+from finetune.data.images import Augmentation, ImagePreparation
+from finetune.data.sampler import TrainBatches, TrainLoader
+from finetune.data.table import Rows, Table
+from finetune.data.texts import TextEncoder, write_prompts
+
+
+class ImageTextDataModule(LightningDataModule):
+    """Images with captions, or images with labels, from one table.
+
+    Args:
+        table: File, columns and split.
+        checkpoint: Hub id, local folder, or `align-mini`, whose processor prepares pixels and words.
+        templates: Sentences that class names are written into in place of `{}`; a class is embedded as the mean of all.
+        augmentations: Albumentations transforms of the training images, applied in this order before the image is
+            resized as the checkpoint's processor does; null for none.
+        image_size: Side of the image the towers see, in pixels; null for the checkpoint's own.
+        batch_size: Largest number of rows in a batch.
+        num_workers: Processes that read images; 0 reads in the main process.
+        seed: Seed of the training order, of augmentations and of the template choice.
+
+    Raises:
+        ValueError: If a number is out of its range or a template has no `{}`.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        checkpoint: str = "kakaobrain/align-base",
+        templates: tuple[str, ...] = ("a photo of a {}.",),
+        augmentations: list[BasicTransform] | None = None,
+        image_size: int | None = None,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+            if value < least:
+                raise ValueError(f"Expected {name} to be at least {least}, but got {value}.")
+        self.table = table
+        self.templates = tuple(templates)
+        write_prompts([], self.templates)
+        self.augmentation = Augmentation(augmentations) if augmentations else None
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.processor = load_processor(checkpoint, image_size)
+        self.images = ImagePreparation.from_processor(self.processor.image_processor)
+        self.texts = TextEncoder.from_processor(self.processor)
+        self._rows: Rows | None = None
+
+    @property
+    def rows(self) -> Rows:
+        """The table's rows, read and checked at the first use."""
+        if self._rows is None:
+            self._rows = self.table.read()
+        return self._rows
+
+    @property
+    def class_prompts(self) -> ClassPrompts | None:
+        """Every class name in every template, or None where the table has no labels."""
+        if not self.rows.classes:
+            return None
+        texts = write_prompts(list(self.rows.classes), self.templates)
+        input_ids, attention_mask = self.texts.pad([self.texts.encode(text) for text in texts])
+        classes = torch.arange(len(self.rows.classes))
+        return ClassPrompts(
+            names=self.rows.classes,
+            input_ids=torch.as_tensor(input_ids),
+            attention_mask=torch.as_tensor(attention_mask),
+            label_ids=classes.repeat_interleave(len(self.templates)),
+        )
+
+    def dataset(self, split: str, augmentation: Augmentation | None = None) -> ImageTextDataset:
+        """The rows of one split, `train`, `val` or `test`."""
+        return ImageTextDataset(
+            rows=self.rows,
+            indices=self.rows.indices(split),
+            images=self.images,
+            texts=self.texts,
+            templates=() if self.table.caption else self.templates,
+            augmentation=augmentation,
+            seed=self.seed,
+        )
+
+    def loader(self, split: str) -> DataLoader[Batch]:
+        """The rows of one split in the table's order, without augmentation."""
+        dataset = self.dataset(split)
+        keys = [(position, 0) for position in range(len(dataset))]
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=keys,
+            num_workers=self.num_workers,
+            collate_fn=dataset.collate,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def train_dataloader(self) -> TrainLoader:
+        """Training rows, augmented, in the order of seed and epoch."""
+        dataset = self.dataset("train", self.augmentation)
+        return TrainLoader(
+            dataset,
+            batch_sampler=TrainBatches(len(dataset), self.batch_size, self.seed),
+            num_workers=self.num_workers,
+            collate_fn=dataset.collate,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+        """Validation rows; none where the table has no such split."""
+        return self.loader("val") if len(self.rows.indices("val")) else []
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Test rows."""
+        return self.loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """Test rows."""
+        return self.loader("test")
+
+    def held_back(self, count: int) -> Batch:
+        """The first rows of the validation split, or of the test split where there is none, as one batch.
+
+        Args:
+            count: Largest number of rows.
+        """
+        dataset = self.dataset("val" if len(self.rows.indices("val")) else "test")
+        return dataset.collate([dataset[position, 0] for position in range(min(count, len(dataset)))])

@@ -1,0 +1,79 @@
+"""Rows of a table as samples, and samples stacked into a batch."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from finetune.batch import Batch, Sample
+from finetune.data.images import Augmentation, ImagePreparation, open_image
+from finetune.data.table import Rows
+from finetune.data.texts import TextEncoder
+
+
+@dataclass(frozen=True)
+class ImageTextDataset(Dataset[Sample]):
+    """The rows of one split. Items are asked for by (position, epoch), as augmentation depends on the epoch.
+
+    Args:
+        rows: The whole table.
+        indices: Positions in the table of this split's rows.
+        images: Prepares pixels as the checkpoint's processor does.
+        texts: Encodes captions as the checkpoint's tokenizer does.
+        templates: Sentences that labels are written into, one of them per row and epoch; empty for captions.
+        augmentation: Applied to the image before it is prepared; None for evaluation.
+        seed: Seed of augmentation and template choice.
+    """
+
+    rows: Rows
+    indices: np.ndarray
+    images: ImagePreparation
+    texts: TextEncoder
+    templates: tuple[str, ...]
+    augmentation: Augmentation | None
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        position, epoch = key
+        row = int(self.indices[position])
+        image = open_image(self.rows.images[row])
+        if self.augmentation is None:
+            pixels = self.images(image)
+        else:
+            pixels = self.images.finish(self.augmentation(image, self.seed, epoch, row))
+        return Sample(
+            pixel_values=torch.from_numpy(pixels),
+            input_ids=self.texts.encode(self.caption(row, epoch)),
+            row=row,
+            image_id=int(self.rows.image_ids[row]),
+            caption_id=int(self.rows.caption_ids[row]),
+            label_id=int(self.rows.label_ids[row]),
+            weight=1.0,
+        )
+
+    def caption(self, row: int, epoch: int) -> str:
+        """The text of a row as the model reads it: its caption, or its label in a template."""
+        if not self.templates:
+            return self.rows.captions[row]
+        choice = 0
+        if self.augmentation is not None and len(self.templates) > 1:
+            choice = int(np.random.default_rng([self.seed, epoch, row]).integers(len(self.templates)))
+        return self.templates[choice].replace("{}", self.rows.classes[int(self.rows.label_ids[row])])
+
+    def collate(self, samples: list[Sample]) -> Batch:
+        """Stacks samples; texts are padded to the longest of them."""
+        input_ids, attention_mask = self.texts.pad([sample.input_ids for sample in samples])
+        return Batch(
+            pixel_values=torch.stack([sample.pixel_values for sample in samples]),
+            input_ids=torch.as_tensor(input_ids),
+            attention_mask=torch.as_tensor(attention_mask),
+            rows=torch.tensor([sample.row for sample in samples]),
+            image_ids=torch.tensor([sample.image_id for sample in samples]),
+            caption_ids=torch.tensor([sample.caption_id for sample in samples]),
+            label_ids=torch.tensor([sample.label_id for sample in samples]),
+            weights=torch.tensor([sample.weight for sample in samples]),
+        )

@@ -1,0 +1,86 @@
+"""A checkpoint measured on the test split: metrics, and what it said of each row."""
+
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from finetune.data.datamodule import ImageTextDataModule
+from finetune.data.table import Rows
+from finetune.task import AlignTask
+
+
+class Evaluation(NamedTuple):
+    """What `evaluate` found.
+
+    Attributes:
+        metrics: Values by key, such as `test/accuracy`.
+        predictions: One line per test row: `row` as the table numbers it, `label` or `caption`, `prediction`,
+            `score` (probability of the class, or cosine similarity of the caption).
+    """
+
+    metrics: dict[str, float]
+    predictions: pd.DataFrame
+
+
+class _Collect(Callback):
+    """Keeps what `AlignTask.test_step` returns."""
+
+    def __init__(self) -> None:
+        self.parts: list[dict[str, Tensor]] = []
+
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:  # noqa: ARG002
+        self.parts.append({name: tensor.float().cpu() for name, tensor in outputs.items()})
+
+    def joined(self, name: str) -> Tensor:
+        return torch.cat([part[name] for part in self.parts])
+
+
+def evaluate(accelerator: str, task: AlignTask, data: ImageTextDataModule) -> Evaluation:
+    """Measures a task's model on the test split, in float32 and on one device.
+
+    Args:
+        accelerator: As for Lightning's `Trainer`.
+        task: The model to measure.
+        data: The table.
+    """
+    collect = _Collect()
+    trainer = Trainer(
+        accelerator=accelerator,
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        callbacks=[collect],
+    )
+    found = trainer.test(task, data, verbose=False)[0]
+    rows = collect.joined("rows").long().numpy()
+    if data.rows.classes:
+        columns = _classified(collect.joined("class_scores"), rows, data.rows)
+    else:
+        columns = _retrieved(collect, rows, data.rows)
+    predictions = pd.DataFrame({"row": [data.rows.number(row) for row in rows], **columns})
+    return Evaluation({name: float(value) for name, value in found.items()}, predictions)
+
+
+def _classified(scores: Tensor, rows: Any, table: Rows) -> dict[str, Any]:
+    best = scores.softmax(dim=-1).max(dim=-1)
+    return {
+        "label": [table.classes[table.label_ids[row]] for row in rows],
+        "prediction": [table.classes[index] for index in best.indices.tolist()],
+        "score": best.values.tolist(),
+    }
+
+
+def _retrieved(collect: _Collect, rows: Any, table: Rows) -> dict[str, Any]:
+    images = normalize(collect.joined("image_features"), dim=-1)
+    texts = normalize(collect.joined("text_features"), dim=-1)
+    best = [(part @ texts.T).max(dim=-1) for part in images.split(1024)]
+    return {
+        "caption": [table.captions[row] for row in rows],
+        "prediction": [table.captions[rows[index]] for part in best for index in part.indices.tolist()],
+        "score": [value for part in best for value in part.values.tolist()],
+    }

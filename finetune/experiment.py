@@ -1,0 +1,156 @@
+"""The whole run: before -> fit -> best weights -> merge -> proof -> after."""
+
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+
+from finetune.checkpoint import portable_name, resolve_checkpoint
+from finetune.data.datamodule import ImageTextDataModule
+from finetune.evaluation import Evaluation, evaluate
+from finetune.export import export_merged, write_adapter
+from finetune.files import fingerprint_file, fingerprint_weights, read_json, write_json, write_text
+from finetune.floor import logistic_regression_floor
+from finetune.proof import write_witness
+from finetune.recipe import Recipe, read_recipe
+from finetune.results import format_table, installed_versions, write_model_card
+from finetune.run_folder import RunFolder, open_run
+from finetune.task import AlignTask
+
+WITNESS_ROWS = 8
+"""Held-back rows that prove a merge."""
+
+
+def run_experiment(recipe: Recipe, overwrite: bool = False) -> RunFolder:
+    """Measures the base, trains, merges, proves the merge, and measures what is handed out.
+
+    Args:
+        recipe: What to run.
+        overwrite: Whether a run of the same name is replaced.
+
+    Returns:
+        The finished run's folder.
+
+    Raises:
+        TableError: If the table has a fault; nothing is written then.
+        RecipeError: If a run of that name exists and `overwrite` is false.
+        CheckpointError: If a checkpoint does not load or the proof fails.
+    """
+    data = recipe.build_data()
+    data.rows  # noqa: B018 (every fault of the table is told before anything is written)
+    task = recipe.build_task()
+    run = RunFolder(Path(recipe.run.folder) / recipe.name)
+    run.create(overwrite)
+    write_text(run.recipe, recipe.resolved)
+    fingerprint = fingerprint_weights(resolve_checkpoint(recipe.checkpoint))
+    write_json(run.environment, _environment(data, recipe.checkpoint, fingerprint))
+
+    base = AlignTask(recipe.checkpoint, image_lora=None, text_lora=None)
+    columns = {"before": evaluate(recipe.accelerator, base, data).metrics}
+    if recipe.run.floor and data.rows.classes:
+        columns["floor"] = logistic_regression_floor(base, data)
+    del base
+
+    _fit(recipe, task, data, run)
+    write_witness(task.towers, data.held_back(WITNESS_ROWS), run.witness)
+    write_adapter(task.towers, data.processor, run.adapter, portable_name(recipe.checkpoint), fingerprint)
+    proof = export_merged(recipe.checkpoint, run.adapter, run.witness, run.merged)
+
+    after = evaluate(recipe.accelerator, AlignTask(str(run.merged), image_lora=None, text_lora=None), data)
+    columns["after"] = after.metrics
+    _write_results(run, recipe.name, columns, after, proof)
+    return run
+
+
+def _fit(recipe: Recipe, task: AlignTask, data: ImageTextDataModule, run: RunFolder) -> None:
+    """Trains, and leaves the best weights by the validation metric in the task, or the last without one."""
+    has_validation = len(data.rows.indices("val")) > 0
+    metric = "val/accuracy" if data.rows.classes else "val/mean_R@K"
+    keep = ModelCheckpoint(
+        dirpath=run.checkpoints,
+        filename="best",
+        monitor=metric if has_validation else None,
+        mode="max",
+        save_last=True,
+    )
+    logger = CSVLogger(save_dir=run.path.parent, name=run.path.name, version="")
+    recipe.build_trainer([keep], logger).fit(task, data)
+    best = torch.load(keep.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
+    unknown = task.load_state_dict(best, strict=False).unexpected_keys
+    assert not unknown, unknown
+
+
+def _environment(data: ImageTextDataModule, checkpoint: str, fingerprint: str) -> dict[str, Any]:
+    return {
+        "versions": {"python": platform.python_version(), **installed_versions()},
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "table": {"path": str(data.rows.source), "sha256": fingerprint_file(data.rows.source)},
+        "checkpoint": {"name": portable_name(checkpoint), "sha256": fingerprint},
+    }
+
+
+def _write_results(
+    run: RunFolder,
+    name: str,
+    columns: dict[str, dict[str, float]],
+    after: Evaluation,
+    proof: dict[str, Any],
+) -> None:
+    write_json(run.metrics, columns)
+    write_text(run.predictions, after.predictions.to_csv(index=False, lineterminator="\n"))
+    write_model_card(run.merged, name, columns, proof)
+    run.finish({"max_abs_difference": proof["max_abs_difference"], "versions": installed_versions()})
+
+
+def measure_run(run: str | Path, overrides: Sequence[str] = (), trust: Sequence[str] = ()) -> str:
+    """The merged checkpoint of a finished run, measured again, as a table.
+
+    Args:
+        run: The run's folder.
+        overrides: Recipe values to replace.
+        trust: Modules that the run's recipe may name.
+
+    Raises:
+        RecipeError: If there is no such run.
+        CheckpointError: If its merged folder does not load.
+    """
+    folder = open_run(run)
+    recipe = read_recipe(folder.recipe, overrides, trust)
+    return _measure(str(folder.merged), recipe)
+
+
+def measure_checkpoint(recipe: Recipe) -> str:
+    """A recipe's checkpoint, measured as it is, as a table.
+
+    Args:
+        recipe: Names the checkpoint and the table.
+    """
+    return _measure(recipe.checkpoint, recipe)
+
+
+def _measure(checkpoint: str, recipe: Recipe) -> str:
+    task = AlignTask(checkpoint, image_lora=None, text_lora=None)
+    return format_table({checkpoint: evaluate(recipe.accelerator, task, recipe.build_data()).metrics})
+
+
+def describe(run: RunFolder) -> str:
+    """The before/after table of a finished run and where its files lie.
+
+    Args:
+        run: A finished run.
+    """
+    proof = read_json(run.merged / "merge_proof.json")["max_abs_difference"]
+    return "\n".join(
+        [
+            format_table(read_json(run.metrics)),
+            "",
+            f"proof       image {proof['image']:.1e}, text {proof['text']:.1e} (at most 1e-05)",
+            f"checkpoint  {run.merged}",
+            f"run         {run.path}",
+        ]
+    )

@@ -1,0 +1,198 @@
+"""A recipe: YAML and command-line values turned into objects by LightningCLI's parser."""
+
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from jsonargparse import ActionConfigFile, ArgumentError, Namespace, set_parsing_settings
+from lightning import Callback, Trainer, seed_everything
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import Logger
+
+from finetune.data.datamodule import ImageTextDataModule
+from finetune.errors import RecipeError, did_you_mean
+from finetune.task import AlignTask
+
+TRUSTED = ("finetune", "torch", "lightning", "torchmetrics", "albumentations", "transformers", "peft")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What is done around the training.
+
+    Args:
+        name: Name of the run's folder; null takes the recipe's file name.
+        folder: Folder in which the run's folder is made.
+        seed: Seed of adapters, dropout, training order and augmentations.
+        floor: Whether a logistic regression on the frozen embeddings is measured too (tables with labels).
+    """
+
+    name: str | None = None
+    folder: str = "runs"
+    seed: int = 0
+    floor: bool = True
+
+
+class Recipe:
+    """A parsed recipe; nothing heavy is built before it is asked for.
+
+    Args:
+        config: The parsed values.
+        parser: The parser they come from.
+        name: Name of the run.
+    """
+
+    def __init__(self, config: Namespace, parser: LightningArgumentParser, name: str) -> None:
+        self._config = config
+        self._parser = parser
+        self.run = RunSettings(**config.run.as_dict())
+        self.name = self.run.name or name
+
+    @property
+    def checkpoint(self) -> str:
+        """The base checkpoint: hub id, local folder, or `align-mini`."""
+        return cast(str, self._config.model.init_args.checkpoint)
+
+    @property
+    def resolved(self) -> str:
+        """YAML with every value, which repeats the run; the run's own name is not in it."""
+        config = self._config.clone()
+        config.pop("config", None)
+        config.run.pop("name", None)
+        return cast(str, self._parser.dump(config, skip_check=True))
+
+    def build_data(self) -> ImageTextDataModule:
+        """The data module."""
+        return cast(ImageTextDataModule, self._build("data"))
+
+    def build_task(self) -> AlignTask:
+        """The task, adapters drawn anew from the seed."""
+        seed_everything(self.run.seed, verbose=False)
+        return cast(AlignTask, self._build("model"))
+
+    def build_trainer(self, callbacks: Sequence[Callback], logger: Logger) -> Trainer:
+        """The trainer, with the run's callbacks after the recipe's own.
+
+        Args:
+            callbacks: What the run needs to follow the training.
+            logger: Used where the recipe names none.
+        """
+        values = dict(self._build("trainer"))
+        values["callbacks"] = [*(values["callbacks"] or []), *callbacks]
+        values["logger"] = values["logger"] or logger
+        return Trainer(**values)
+
+    @property
+    def accelerator(self) -> str:
+        """The recipe's accelerator."""
+        return cast(str, self._config.trainer.accelerator)
+
+    def _build(self, key: str) -> Any:
+        try:
+            return self._parser.instantiate(Namespace({key: self._config[key]}))[key]
+        except ValueError as error:
+            raise RecipeError(f"{key}: {error}") from error
+
+
+def read_recipe(path: str | Path, overrides: Sequence[str] = (), trust: Sequence[str] = ()) -> Recipe:
+    """Parses a recipe; no weights are loaded and no table is read.
+
+    Args:
+        path: The recipe's file.
+        overrides: Values that replace the file's, as `["--data.batch_size", "32"]`.
+        trust: Modules beside the toolkit's own that the recipe may name; they are looked for in the working
+            directory too.
+
+    Raises:
+        RecipeError: At the first key or value that is not valid, with the nearest valid name.
+    """
+    if trust and "" not in sys.path:
+        sys.path.insert(0, "")
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*TRUSTED, *trust])
+    parser = build_parser()
+    try:
+        config = parser.parse_args(["--config", str(path), *overrides])
+    except ArgumentError as error:
+        raise RecipeError(f"{path}: {explain(str(error), parser)}") from error
+    return Recipe(config, parser, Path(path).stem)
+
+
+def build_parser() -> LightningArgumentParser:
+    """The parser of recipes: `model`, `data`, `trainer` and `run`."""
+    parser = LightningArgumentParser(prog="finetune fit", exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", action=ActionConfigFile, help="Recipe: a path or a shipped recipe's name.")
+    parser.add_lightning_class_args(AlignTask, "model", subclass_mode=True)
+    parser.add_lightning_class_args(ImageTextDataModule, "data", subclass_mode=True)
+    parser.add_lightning_class_args(Trainer, "trainer")
+    parser.add_class_arguments(RunSettings, "run")
+    parser.set_defaults(
+        {
+            "model": {"class_path": "finetune.task.AlignTask"},
+            "data": {"class_path": "finetune.data.datamodule.ImageTextDataModule"},
+        }
+    )
+    parser.link_arguments("model.init_args.checkpoint", "data.init_args.checkpoint")
+    parser.link_arguments("run.seed", "data.init_args.seed")
+    return parser
+
+
+def explain(message: str, parser: LightningArgumentParser) -> str:
+    """Reduces jsonargparse's nested message to the key, what is wrong with it, and the nearest valid name.
+
+    Args:
+        message: What the parser raised.
+        parser: The parser, for the names of its groups.
+    """
+    keys = re.findall(r'Parser key "([^"]+)"', message)
+    classes = re.findall(r"class_path '([^']+)'", message) + re.findall(r"class_path='([^']+)'", message)
+    where = ".".join(keys)
+    group = re.search(r"Group '([^']+)' does not accept option '([^']+)'", message)
+    unknown = re.search(r"Option '([^']+)' is not accepted", message)
+    unrecognised = re.search(r"unrecognized arguments: --([\w.]+)", message)
+    if group:
+        where, name = group.groups()
+        valid = [key.removeprefix(f"{where}.") for key in _parser_keys(parser) if key.startswith(f"{where}.")]
+    elif unknown and classes:
+        name = unknown[1]
+        valid = _argument_names(classes[-1])
+    elif unknown or unrecognised:
+        name = cast(re.Match[str], unknown or unrecognised)[1]
+        valid = list(_parser_keys(parser))
+    elif denied := re.search(r"Importing '([^']+)' is not allowed", message):
+        module = denied[1].split(".")[0]
+        return (
+            f"Expected {where} to name a class of {', '.join(TRUSTED)}, but got {denied[1]!r}. "
+            f"If you trust that module, pass --trust {module}."
+        )
+    else:
+        return _innermost(message, where)
+    key = f"{where}.{name}" if where else name
+    return f"Expected every key to be known, but got {key!r}. {did_you_mean(name, valid)}"
+
+
+def _innermost(message: str, where: str) -> str:
+    """The deepest complaint of a nested message that names no unknown key."""
+    lines = [line.strip(" -") for line in message.splitlines()]
+    complaints = [
+        line
+        for line in lines
+        if line and not re.match(r"Parser key|Problem with|Does not validate|Subtypes|Errors:|Given value", line)
+    ]
+    wanted = [line for line in complaints if "NoneType" not in line] or complaints or lines
+    return f"{where}: {wanted[0]}" if where else wanted[0]
+
+
+def _parser_keys(parser: LightningArgumentParser) -> set[str]:
+    keys = {action.dest for action in parser._actions if action.dest and not action.dest.endswith("help")}
+    return keys | {f"{key}.init_args" for key in ("model", "data")}
+
+
+def _argument_names(class_path: str) -> list[str]:
+    module, _, name = class_path.rpartition(".")
+    found = getattr(importlib.import_module(module), name)
+    return [argument for argument in inspect.signature(found).parameters if argument != "self"]

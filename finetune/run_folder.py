@@ -1,0 +1,114 @@
+"""The names and states of a run's files."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune.errors import RecipeError, did_you_mean
+from finetune.files import write_json
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run's folder; each property is the place of a file or folder in it.
+
+    Args:
+        path: The folder, `RUNS/NAME`.
+    """
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe; it repeats the run."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, device, fingerprints of table and base checkpoint."""
+        return self.path / "environment.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Lightning checkpoints `last` and `best`: trained weights, optimiser, positions."""
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        """Standard PEFT folder with the temperature's sidecar."""
+        return self.path / "adapter"
+
+    @property
+    def witness(self) -> Path:
+        """Held-back inputs and the adapted model's embeddings of them."""
+        return self.path / "witness.safetensors"
+
+    @property
+    def merged(self) -> Path:
+        """`AlignModel` and `AlignProcessor`, with model card and proof."""
+        return self.path / "merged"
+
+    @property
+    def logged(self) -> Path:
+        """Every logged value by step."""
+        return self.path / "metrics.csv"
+
+    @property
+    def metrics(self) -> Path:
+        """Before, after, retention."""
+        return self.path / "metrics.json"
+
+    @property
+    def predictions(self) -> Path:
+        """Test rows with prediction and score."""
+        return self.path / "predictions.csv"
+
+    @property
+    def finished(self) -> Path:
+        """Written last: only then is the run complete."""
+        return self.path / "finished.json"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run went to its end."""
+        return self.finished.is_file()
+
+    def create(self, overwrite: bool) -> None:
+        """Makes the folder for a new run.
+
+        Args:
+            overwrite: Whether a run that is already there is removed.
+
+        Raises:
+            RecipeError: If a run of that name exists and `overwrite` is false.
+        """
+        if self.path.exists():
+            if not overwrite:
+                raise RecipeError(
+                    f"Expected no run at {self.path}, but there is one. Continue it with `finetune resume "
+                    f"{self.path}`, replace it with --overwrite, or choose another name with --run NAME."
+                )
+            shutil.rmtree(self.path)
+        self.path.mkdir(parents=True)
+
+    def finish(self, facts: dict[str, object]) -> None:
+        """Marks the run complete."""
+        write_json(self.finished, facts)
+
+
+def open_run(path: str | Path) -> RunFolder:
+    """The folder of a run that was started.
+
+    Args:
+        path: The run's folder.
+
+    Raises:
+        RecipeError: If it is not there, naming the nearest run beside it.
+    """
+    run = RunFolder(Path(path))
+    if not run.recipe.is_file():
+        parent = run.path.parent
+        beside = [str(file.parent) for file in parent.glob("*/recipe.yaml")] if parent.is_dir() else []
+        repair = did_you_mean(str(path), beside) if beside else "Start one with `finetune fit`."
+        raise RecipeError(f"Expected {path} to be a run, but it holds no recipe.yaml. {repair}")
+    return run

@@ -1,0 +1,185 @@
+"""One training task: batch -> embeddings -> objective -> logged metrics."""
+
+import copy
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+import torch
+from jsonargparse import lazy_instance
+from lightning import LightningModule, Trainer
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from finetune.batch import Batch, ClassPrompts, Embeddings
+from finetune.checkpoint import load_model
+from finetune.metrics import ClassAccuracy, Retrieval, class_embeddings
+from finetune.objectives import Contrastive, Objective
+from finetune.schedules import WarmupCosine, parameter_groups
+from finetune.towers.align import AlignTowers
+from finetune.towers.lora import TowerLora, attach_lora
+
+
+class AlignTask(LightningModule):
+    """Adapts a pretrained ALIGN to image-text pairs.
+
+    Subclass it to change a step: `training_step` receives a `Batch`, `self(batch)` returns `Embeddings`, and
+    `self.objective(embeddings, batch)` the loss.
+
+    Args:
+        checkpoint: Hub id, local folder, or `align-mini`.
+        image_lora: Adapters of the image tower; null leaves it as it is.
+        text_lora: Adapters of the text tower; null leaves it as it is.
+        objective: The loss.
+        train_temperature: Whether the temperature is trained.
+        min_temperature: Lower bound of the temperature, which divides the logits.
+        optimizer: Called with the parameter groups; weight decay spares biases, norms and the temperature.
+        lr_scheduler: Called with the optimizer and the total number of steps; stepped after each step.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str = "kakaobrain/align-base",
+        image_lora: TowerLora | None = TowerLora(),  # noqa: B008 (frozen)
+        text_lora: TowerLora | None = TowerLora(),  # noqa: B008 (frozen)
+        objective: Objective = lazy_instance(Contrastive),  # noqa: B008 (copied below)
+        train_temperature: bool = True,
+        min_temperature: float = 0.01,
+        optimizer: Callable[[Iterable[Parameter]], Optimizer] = lambda params: AdamW(params, lr=1e-3),
+        lr_scheduler: Callable[[Optimizer, int], LRScheduler] = WarmupCosine,
+    ) -> None:
+        super().__init__()
+        adapted = attach_lora(load_model(checkpoint), image_lora, text_lora)
+        self.towers = AlignTowers(adapted, train_temperature, min_temperature)
+        self.objective = copy.deepcopy(objective)
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.strict_loading = False
+        self._class_embeds: Tensor | None = None
+        self._metric: ClassAccuracy | Retrieval = Retrieval()
+
+    def forward(self, batch: Batch) -> Embeddings:
+        """Embeds a batch with both towers."""
+        return cast(Embeddings, self.towers(batch))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
+        """The objective's loss, logged as `train/loss` beside the temperature."""
+        loss = cast(Tensor, self.objective(self(batch), batch))
+        size = len(batch.rows)
+        self.log("train/loss", loss, prog_bar=True, batch_size=size)
+        self.log("train/temperature", self.towers.temperature.detach(), batch_size=size)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+        """The objective's loss as `val/loss`, and the metrics of the table's kind."""
+        embeddings = self(batch)
+        self.log("val/loss", self.objective(embeddings, batch), prog_bar=True, batch_size=len(batch.rows))
+        if self._class_embeds is None:
+            self._update_retrieval(embeddings, batch)
+        else:
+            self._update_accuracy(embeddings.image_features, self._class_embeds, batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:  # noqa: ARG002
+        """The metrics of the table's kind.
+
+        Returns:
+            `rows`, `image_features`, and `class_scores` (label tables) or `text_features` (caption tables).
+        """
+        if self._class_embeds is not None:
+            features = self.towers.image_features(batch.pixel_values)
+            scores = self._update_accuracy(features, self._class_embeds, batch)
+            return {"rows": batch.rows, "image_features": features, "class_scores": scores}
+        embeddings = self(batch)
+        self._update_retrieval(embeddings, batch)
+        return {
+            "rows": batch.rows,
+            "image_features": embeddings.image_features,
+            "text_features": embeddings.text_features,
+        }
+
+    def class_scores(self, image_features: Tensor, class_embeds: Tensor) -> Tensor:
+        """Logits of every class for every image, shape (B, C).
+
+        Args:
+            image_features: Unnormalised image features of shape (B, D).
+            class_embeds: Normalised class embeddings of shape (C, D), see `class_embeds`.
+        """
+        return self.objective.class_scores(image_features, class_embeds, self.towers.temperature)
+
+    @torch.no_grad()
+    def class_embeds(self, prompts: ClassPrompts) -> Tensor:
+        """Normalised embeddings of the classes, shape (C, D): per class the mean over its prompts."""
+        features = [
+            self.towers.text_features(ids.to(self.device), mask.to(self.device))
+            for ids, mask in zip(prompts.input_ids.split(256), prompts.attention_mask.split(256), strict=True)
+        ]
+        embeds = torch.nn.functional.normalize(torch.cat(features).float(), dim=-1)
+        return class_embeddings(embeds, prompts.label_ids.to(self.device))
+
+    def _update_accuracy(self, image_features: Tensor, class_embeds: Tensor, batch: Batch) -> Tensor:
+        scores = self.class_scores(image_features, class_embeds)
+        self._metric.update(scores, batch.label_ids)
+        return scores
+
+    def _update_retrieval(self, embeddings: Embeddings, batch: Batch) -> None:
+        self._metric.update(embeddings.image_embeds, embeddings.text_embeds, batch.image_ids, batch.caption_ids)
+
+    def _start_evaluation(self) -> None:
+        prompts: ClassPrompts | None = getattr(self.trainer, "datamodule").class_prompts  # noqa: B009
+        self._class_embeds = None if prompts is None else self.class_embeds(prompts)
+        self._metric = Retrieval() if prompts is None else ClassAccuracy(len(prompts.names))
+        self._metric.to(self.device)
+
+    def _end_evaluation(self, stage: str) -> None:
+        self.log_dict({f"{stage}/{name}": value for name, value in self._metric.compute().items()})
+
+    def on_validation_epoch_start(self) -> None:
+        """Embeds the class prompts with the towers as they are now."""
+        self._start_evaluation()
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs `val/...`."""
+        self._end_evaluation("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Embeds the class prompts with the towers as they are now."""
+        self._start_evaluation()
+
+    def on_test_epoch_end(self) -> None:
+        """Logs `test/...`."""
+        self._end_evaluation("test")
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer over what is trained, and its schedule, stepped after each step."""
+        optimizer = self.optimizer(cast(Iterable[Parameter], parameter_groups(self.named_parameters())))
+        schedule = self.lr_scheduler(optimizer, total_steps(self.trainer))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Lightning's step, then the bound of the temperature."""
+        super().optimizer_step(*args, **kwargs)
+        self.towers.bound_temperature()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the trained weights only; the rest is the base's, which the run names by hash."""
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        weights = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: weights[name] for name in weights if name in trained}
+
+
+def total_steps(trainer: Trainer) -> int:
+    """Optimizer steps of a whole fit, from lengths alone, so that asking does not disturb a restored loader.
+
+    Args:
+        trainer: A trainer that is fitting.
+    """
+    if trainer.max_steps >= 0:
+        return trainer.max_steps
+    datamodule = getattr(trainer, "datamodule", None)
+    if datamodule is None or trainer.max_epochs is None or trainer.max_epochs < 0:
+        return int(trainer.estimated_stepping_batches)
+    limit = trainer.limit_train_batches
+    batches = len(datamodule.train_dataloader())
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    return -(-batches // trainer.accumulate_grad_batches) * trainer.max_epochs

@@ -1,0 +1,1 @@
+"""The two towers of ALIGN: embedding with them, adapting them, merging the adapters back."""

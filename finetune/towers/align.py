@@ -1,0 +1,92 @@
+"""The pretrained two-tower model as the task sees it: pixels and tokens in, features and temperature out."""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from transformers import AlignModel
+
+from finetune.batch import Batch, Embeddings
+
+
+class AlignTowers(nn.Module):
+    """ALIGN's towers, the projection and the temperature, with or without adapters inside.
+
+    BatchNorm is held in evaluation mode by a hook on each layer, so that no `.train()`, wherever it is
+    called, can replace the running statistics: ALIGN's `batch_norm_momentum` of 0.99 has Keras' meaning, and
+    under PyTorch's meaning a single forward pass in training mode overwrites 99 % of them.
+
+    Args:
+        model: The model, adapters already attached (`finetune.towers.lora.attach_lora`) where there are any.
+        train_temperature: Whether the temperature is trained.
+        min_temperature: The bound `bound_temperature` keeps the temperature above; it divides the logits.
+
+    Raises:
+        ValueError: If `min_temperature` is not positive.
+    """
+
+    def __init__(self, model: nn.Module, train_temperature: bool, min_temperature: float) -> None:
+        super().__init__()
+        if not min_temperature > 0:
+            raise ValueError(
+                f"Expected min_temperature to be positive, as it divides the logits, but got {min_temperature}."
+            )
+        self.model = model
+        self.min_temperature = min_temperature
+        self.align.temperature.requires_grad_(train_temperature)
+        for module in self.align.modules():
+            if isinstance(module, _BatchNorm):
+                module.register_forward_pre_hook(_hold_in_eval)
+
+    @property
+    def align(self) -> AlignModel:
+        """The `AlignModel` itself, adapters inside."""
+        unwrap: Any = getattr(self.model, "get_base_model", None)
+        return unwrap() if unwrap else self.model
+
+    @property
+    def temperature(self) -> Tensor:
+        """Scalar parameter that divides the cosine similarities."""
+        return cast(Tensor, self.align.temperature)
+
+    @torch.no_grad()
+    def bound_temperature(self) -> None:
+        """Sets the temperature to `min_temperature` where an optimiser step took it below. Call after a step."""
+        self.temperature.clamp_(min=self.min_temperature)
+
+    def image_features(self, pixel_values: Tensor) -> Tensor:
+        """Unnormalised image features.
+
+        Args:
+            pixel_values: Float tensor of shape (B, 3, H, W).
+
+        Returns:
+            Tensor of shape (B, D).
+        """
+        return cast(Tensor, self.align.get_image_features(pixel_values=pixel_values).pooler_output)
+
+    def text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Unnormalised text features: the projection of the first token's last hidden state.
+
+        Args:
+            input_ids: Int64 tensor of shape (B, T).
+            attention_mask: Int64 tensor of shape (B, T).
+
+        Returns:
+            Tensor of shape (B, D).
+        """
+        output = self.align.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
+        return cast(Tensor, output.pooler_output)
+
+    def forward(self, batch: Batch) -> Embeddings:
+        """Both towers on one batch."""
+        return Embeddings(
+            image_features=self.image_features(batch.pixel_values),
+            text_features=self.text_features(batch.input_ids, batch.attention_mask),
+            temperature=self.temperature,
+        )
+
+
+def _hold_in_eval(module: nn.Module, _: Any) -> None:
+    module.training = False

@@ -1,0 +1,101 @@
+"""Real small models and tables that many tests share."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AlignConfig, AlignModel, AlignTextConfig, AlignVisionConfig
+
+from finetune.batch import Batch
+from finetune.checkpoint import load_processor
+from finetune.export import write_checkpoint
+
+NAMES = ("red", "green", "blue")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _two_threads():
+    torch.set_num_threads(2)
+
+
+def calibrated_align(seed: int = 0) -> AlignModel:
+    """A random ALIGN whose image features vary: convolutions of unit gain, BatchNorm calibrated on noise."""
+    torch.manual_seed(seed)
+    config = AlignConfig(
+        text_config=AlignTextConfig(
+            vocab_size=30522, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48
+        ).to_dict(),
+        vision_config=AlignVisionConfig(
+            width_coefficient=0.2, depth_coefficient=0.1, image_size=64, hidden_dim=64
+        ).to_dict(),
+        projection_dim=64,
+    )
+    model = AlignModel(config)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+        elif isinstance(module, torch.nn.Linear):
+            torch.nn.init.normal_(module.weight, std=module.in_features**-0.5)
+        elif isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None
+            module.reset_running_stats()
+    model.vision_model.train()
+    with torch.no_grad():
+        for _ in range(3):
+            model.get_image_features(pixel_values=torch.randn(16, 3, 64, 64))
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = config.vision_config.batch_norm_momentum
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> str:
+    """A folder with a small random ALIGN that has working squeeze-excite."""
+    folder = tmp_path_factory.mktemp("tiny") / "align-tiny"
+    folder.mkdir()
+    write_checkpoint(calibrated_align(), load_processor("align-mini", image_size=64), folder)
+    return str(folder)
+
+
+def random_batch(rows: int = 6, side: int = 64, seed: int = 1) -> Batch:
+    """Noise and words with padding, all rows different."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(3, 9, (rows,), generator=generator)
+    mask = (torch.arange(8) < lengths[:, None]).long()
+    ids = torch.randint(1000, 2000, (rows, 8), generator=generator) * mask
+    return Batch(
+        pixel_values=torch.randn(rows, 3, side, side, generator=generator),
+        input_ids=ids,
+        attention_mask=mask,
+        rows=torch.arange(rows),
+        image_ids=torch.arange(rows),
+        caption_ids=torch.arange(rows),
+        label_ids=torch.full((rows,), -1),
+        weights=torch.ones(rows),
+    )
+
+
+@pytest.fixture(scope="session")
+def batch() -> Batch:
+    return random_batch()
+
+
+@pytest.fixture(scope="session")
+def colour_table(tmp_path_factory) -> Path:
+    """A CSV of 36 noisy red, green and blue squares with caption, label and split."""
+    folder = tmp_path_factory.mktemp("colours")
+    generator = np.random.default_rng(0)
+    lines = ["image,caption,label,split"]
+    for index in range(36):
+        pixels = generator.integers(0, 60, (24, 24, 3), dtype=np.uint8)
+        pixels[:, :, index % 3] += 190
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+        split = ("train", "train", "val", "test")[index // 3 % 4]
+        name = NAMES[index % 3]
+        lines.append(f"{index}.png,a {name} square number {index},{name},{split}")
+    path = folder / "colours.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path

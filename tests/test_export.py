@@ -1,0 +1,140 @@
+"""Every adapter kind and variant, exported and proven in a fresh process; failures leave nothing."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AlignModel, AlignProcessor
+
+from finetune.checkpoint import load_model, load_processor, resolve_checkpoint
+from finetune.errors import CheckpointError
+from finetune.export import export_merged, write_adapter
+from finetune.files import fingerprint_weights
+from finetune.proof import verify, write_witness
+from finetune.towers.align import AlignTowers
+from finetune.towers.lora import TowerLora, attach_lora
+
+IMAGE_KINDS = ["pointwise", "squeeze_excite", "stem"]
+TEXT_KINDS = ["attention", "feed_forward", "projection", "embedding"]
+
+
+def adapter_of(checkpoint, folder, batch, image_lora, text_lora, scale=0.02):
+    """An adapter folder and a witness, as a run leaves them."""
+    torch.manual_seed(0)
+    towers = AlignTowers(attach_lora(load_model(checkpoint), image_lora, text_lora), True, 0.01)
+    with torch.no_grad():
+        for name, parameter in towers.named_parameters():
+            if parameter.requires_grad and "magnitude" not in name and parameter.ndim:
+                parameter += scale * torch.randn_like(parameter)
+        towers.temperature.fill_(0.0321)
+    write_witness(towers, batch, folder / "witness.safetensors")
+    fingerprint = fingerprint_weights(resolve_checkpoint(checkpoint))
+    write_adapter(towers, load_processor(checkpoint, 64), folder / "adapter", checkpoint, fingerprint)
+    return folder / "adapter", folder / "witness.safetensors"
+
+
+@pytest.mark.parametrize("variant", [{}, {"use_rslora": True}, {"use_dora": True}], ids=["lora", "rslora", "dora"])
+def test_every_layer_kind_is_proven(tiny, batch, tmp_path, variant):
+    lora = (TowerLora(rank=3, layers=IMAGE_KINDS, **variant), TowerLora(rank=2, layers=TEXT_KINDS, **variant))
+    adapter, witness = adapter_of(tiny, tmp_path, batch, *lora)
+    proof = export_merged(tiny, adapter, witness, tmp_path / "merged")
+    assert proof["max_abs_difference"].keys() == {"image", "text"}
+    assert max(proof["max_abs_difference"].values()) <= 1e-5
+    assert json.loads((tmp_path / "merged" / "merge_proof.json").read_text()) == proof
+    base = load_file(f"{tiny}/model.safetensors")
+    merged = load_file(tmp_path / "merged" / "model.safetensors")
+    assert {name: (t.shape, t.dtype) for name, t in merged.items()} == {
+        name: (t.shape, t.dtype) for name, t in base.items()
+    }
+    recorded = load_file(witness)
+    plain = load_model(tiny)
+    with torch.no_grad():
+        untouched = AlignTowers(plain, False, 0.01)(batch)
+    assert (untouched.image_embeds - recorded["image_embeds"]).abs().max() > 1e-3
+    assert (untouched.text_embeds - recorded["text_embeds"]).abs().max() > 1e-3
+
+
+@pytest.fixture(scope="module")
+def exported(tiny, batch, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported")
+    adapter, witness = adapter_of(tiny, folder, batch, TowerLora(rank=2), TowerLora(rank=2))
+    export_merged(tiny, adapter, witness, folder / "merged")
+    return folder
+
+
+def test_folder_opens_with_plain_transformers_and_its_own_processor(exported):
+    folder = exported / "merged"
+    _, report = AlignModel.from_pretrained(folder, output_loading_info=True)
+    assert not any(report.values())
+    processor = AlignProcessor.from_pretrained(folder)
+    assert processor.image_processor.crop_size["height"] == 64
+    assert not list(folder.glob("*.bin")) + list(folder.glob("adapter*"))
+
+
+def test_folder_has_what_transformers_4_reads(exported):
+    legacy = json.loads((exported / "merged" / "preprocessor_config.json").read_text())
+    nested = json.loads((exported / "merged" / "processor_config.json").read_text())["image_processor"]
+    assert {key: legacy[key] for key in nested if key in legacy} == {key: nested[key] for key in nested if key in legacy}
+    assert legacy["image_processor_type"] == "EfficientNetImageProcessor"
+    assert legacy["crop_size"] == {"height": 64, "width": 64}
+    tokenizer = json.loads((exported / "merged" / "tokenizer_config.json").read_text())
+    assert not {"is_local", "local_files_only"} & set(tokenizer)
+
+
+def test_temperature_travels_with_the_merge(exported):
+    temperature = AlignModel.from_pretrained(exported / "merged").temperature.detach()
+    assert torch.equal(temperature, torch.tensor(0.0321))
+
+
+def test_verify_repeats_the_proof_and_notices_changes(exported, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(exported / "merged", folder)
+    assert max(verify(folder)["max_abs_difference"].values()) <= 1e-5
+    model = AlignModel.from_pretrained(folder)
+    model.text_projection.weight.data[0, 0] += 1e-3
+    model.save_pretrained(folder)
+    with pytest.raises(CheckpointError, match="Expected the model of .* to have SHA-256"):
+        verify(folder)
+    (folder / "merge_proof.json").unlink()
+    with pytest.raises(CheckpointError, match="merge_proof.json is missing"):
+        verify(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "fault"), [("image_embeds", float("nan")), ("text_embeds", 2e-5), ("temperature", 1e-6)]
+)
+def test_deviation_leaves_no_folder(tiny, exported, tmp_path, key, fault):
+    tensors = load_file(exported / "witness.safetensors")
+    tensors[key] = tensors[key] + fault
+    save_file(tensors, tmp_path / "witness.safetensors")
+    with pytest.raises(CheckpointError, match="within 1e-05 of the adapted model"):
+        export_merged(tiny, exported / "adapter", tmp_path / "witness.safetensors", tmp_path / "merged")
+    assert [path.name for path in tmp_path.iterdir()] == ["witness.safetensors"]
+
+
+def test_existing_folder_is_refused_unless_overwritten(tiny, exported):
+    arguments = (tiny, exported / "adapter", exported / "witness.safetensors", exported / "merged")
+    with pytest.raises(FileExistsError, match="Remove it or pass --overwrite"):
+        export_merged(*arguments)
+    export_merged(*arguments, overwrite=True)
+    assert (exported / "merged" / "merge_proof.json").is_file()
+    assert not list(exported.glob(".merged*"))
+
+
+def test_full_disk_leaves_no_folder(tiny, exported, tmp_path):
+    """A file-size limit in a real process stands for the full disk: both make write() fail."""
+    script = (
+        "import resource, signal, sys; from pathlib import Path\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
+        "from finetune.export import export_merged\n"
+        "export_merged(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]))\n"
+    )
+    arguments = [tiny, exported / "adapter", exported / "witness.safetensors", tmp_path / "merged"]
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert not list(tmp_path.iterdir())
