@@ -26,11 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
     options.overrides = overrides
     try:
-        options.command(options)
+        code: int | None = options.command(options)
     except (TableError, RecipeError, CheckpointError, FileExistsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
+    return code or 0
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -173,17 +173,18 @@ def _classify(options: argparse.Namespace) -> None:
             print(f"  {probability:.6f}  {label}")
 
 
-def _prepare(options: argparse.Namespace) -> None:
+def _prepare(options: argparse.Namespace) -> int:
     scripts = {path.stem: path for path in shipped_folder("datasets").glob("*.py")}
     if options.name in ("-h", "--help"):
         print(f"usage: finetune prepare NAME [OPTIONS]\n\nNAME: {', '.join(sorted(scripts))}")
-        return
+        return 0
     if options.name not in scripts:
         raise RecipeError(
             f"Expected the name of a data set, but got {options.name!r}. {did_you_mean(options.name, scripts)}"
         )
     script = runpy.run_path(str(scripts[options.name]), run_name="finetune_prepare")
-    script["main"](options.overrides)
+    code: int = script["main"](options.overrides)
+    return code
 
 
 def _list_recipes(_: argparse.Namespace) -> None:

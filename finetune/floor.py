@@ -26,7 +26,7 @@ def logistic_regression_floor(task: AlignTask, data: ImageTextDataModule) -> dic
     classifier = LogisticRegression(C=100.0, max_iter=2000).fit(train_embeds, train_labels)
     scores = np.full((len(test_labels), len(data.rows.classes)), -1e9)
     scores[:, classifier.classes_] = classifier.predict_log_proba(test_embeds)
-    metric = ClassAccuracy(len(data.rows.classes))
+    metric = ClassAccuracy()
     metric.update(torch.from_numpy(scores), torch.from_numpy(test_labels))
     return {f"test/{name}": float(value) for name, value in metric.compute().items()}
 

@@ -128,7 +128,7 @@ class AlignTask(LightningModule):
     def _start_evaluation(self) -> None:
         prompts: ClassPrompts | None = getattr(self.trainer, "datamodule").class_prompts  # noqa: B009
         self._class_embeds = None if prompts is None else self.class_embeds(prompts)
-        self._metric = Retrieval() if prompts is None else ClassAccuracy(len(prompts.names))
+        self._metric = Retrieval() if prompts is None else ClassAccuracy()
         self._metric.to(self.device)
 
     def _end_evaluation(self, stage: str) -> None:

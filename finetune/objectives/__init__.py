@@ -1,0 +1,12 @@
+"""Losses on embeddings and ids.
+
+An objective receives the embeddings of a batch and the batch's ids, never a model. Each stands in a file of
+its own; what they share is the definition of a positive pair.
+"""
+
+from finetune.objectives.contrastive import Contrastive
+from finetune.objectives.objective import Objective
+from finetune.objectives.positives import positive_mask
+from finetune.objectives.sigmoid import Sigmoid
+
+__all__ = ["Contrastive", "Objective", "Sigmoid", "positive_mask"]

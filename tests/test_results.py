@@ -1,0 +1,44 @@
+"""The table of the screen and the model card."""
+
+import yaml
+
+from finetune.results import format_table, installed_versions, write_model_card
+
+COLUMNS = {
+    "before": {"test/image_to_text/R@1": 0.125, "test/image_to_text/median_rank": 7.0},
+    "after": {"test/image_to_text/R@1": 0.5, "test/image_to_text/median_rank": 1.5},
+}
+
+
+def test_rates_are_per_cent_and_ranks_are_ranks():
+    lines = format_table(COLUMNS).splitlines()
+    assert [cell.strip() for cell in lines[2].split("|")[1:-1]] == ["test/image_to_text/R@1", "12.5 %", "50.0 %"]
+    assert [cell.strip() for cell in lines[3].split("|")[1:-1]] == ["test/image_to_text/median_rank", "7.0", "1.5"]
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_a_metric_that_one_column_lacks_is_a_dash():
+    assert "| test/accuracy | -   | 50.0 % |" in format_table({"one": {}, "two": {"test/accuracy": 0.5}})
+
+
+def test_model_card_has_metadata_table_and_proof(tmp_path):
+    proof = {
+        "base_model": "owner/name",
+        "max_abs_difference": {"image": 2e-7, "text": 3e-7},
+        "versions": {"transformers": "5.23.0"},
+    }
+    write_model_card(tmp_path, "birds", COLUMNS, proof)
+    text = (tmp_path / "README.md").read_text()
+    metadata = yaml.safe_load(text.split("---")[1])
+    assert metadata["base_model"] == "owner/name"
+    assert format_table(COLUMNS) in text
+    assert "3.0e-07" in text
+
+
+def test_installed_versions_are_those_imported():
+    import torch
+    import transformers
+
+    versions = installed_versions()
+    assert versions["torch"] == torch.__version__
+    assert versions["transformers"] == transformers.__version__

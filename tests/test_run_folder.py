@@ -1,0 +1,35 @@
+"""A run's folder: refused when it is there, whole when it is finished."""
+
+import pytest
+
+from finetune.errors import RecipeError
+from finetune.run_folder import RunFolder, open_run
+
+
+def test_existing_run_is_refused_naming_the_ways_out(tmp_path):
+    run = RunFolder(tmp_path / "runs" / "first")
+    run.create(overwrite=False)
+    (run.path / "recipe.yaml").write_text("model: {}\n")
+    with pytest.raises(RecipeError, match=r"no run at .*first.*--overwrite.*--run NAME"):
+        run.create(overwrite=False)
+    assert run.recipe.is_file()
+    run.create(overwrite=True)
+    assert not list(run.path.iterdir())
+
+
+def test_a_run_is_finished_once_it_says_so(tmp_path):
+    run = RunFolder(tmp_path)
+    assert not run.is_finished
+    run.finish({"versions": {}})
+    assert run.is_finished
+
+
+def test_open_run_names_the_nearest_run(tmp_path):
+    for name in ("quickstart", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "recipe.yaml").touch()
+    assert open_run(tmp_path / "quickstart").path == tmp_path / "quickstart"
+    with pytest.raises(RecipeError, match=r"holds no recipe.yaml. Did you mean '.*/quickstart'"):
+        open_run(tmp_path / "quikstart")
+    with pytest.raises(RecipeError, match="Start one with `finetune fit`"):
+        open_run(tmp_path / "nowhere" / "quickstart")
