@@ -1,0 +1,245 @@
+"""Prepares emoji pictures of two vendors: retrieval of held-out concepts, sub-categories, vendor shift.
+
+    python datasets/emoji.py --output data/emoji
+
+Source: the npm packages `emoji-datasource-google` and `emoji-datasource-twitter` 16.0.0, by `npm pack` or as
+`--google-tgz` and `--twitter-tgz`; their SHA-256 is checked. Licences: names and tables MIT (Cal Henderson),
+Google's pictures Apache-2.0 (Noto Emoji), Twitter's pictures CC BY 4.0 (Twemoji).
+
+Writes a 64-pixel RGB PNG on white for each emoji that is no flag, component or skin tone, and the tables
+`google.csv`, `twitter.csv` and `emoji.csv` (both) with the columns image, caption (the Unicode name in lower
+case; the short name where two share one), short_name, category, subcategory, vendor, split, split_by_picture,
+family.
+
+`split` holds out whole families, and a row's split is the same for both vendors: train on `google.csv`, test
+on either table's test rows. Two pictures are of one family if their captions are equal after these steps
+(words: `emoji_families.json`), or if their code points differ only in gender (*surfer*, *woman surfing*):
+
+1. A caption that belongs to a series (keycaps, clock faces, squared letters, ...) becomes the series.
+2. Words for gender, age, direction, colour, size, number and open or closed go, and so does the plural's s.
+   Animals lose "face", smileys "cat": *crying face*, *crying cat face*. If nothing is left: "person".
+3. Outside smileys and people all from "with", "on" etc. goes: *camera* is with *camera with flash*.
+
+What merely shares a noun (*broken heart*, *sparkling heart*) stays apart: another concept. Families of more
+than eight pictures are for training only: else test rows would differ in a digit or the hands of a clock.
+
+`split_by_picture` is for classifying `subcategory`, each of which occurs in train: drawn picture by picture,
+so variants of a concept stand on both sides, and it measures less than `split` does.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from PIL import Image
+
+from finetune.files import fingerprint_file, write_folder
+
+VERSION = "16.0.0"
+SHA256 = {
+    "google": "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438",
+    "twitter": "f64a530c63bca463bd8317fdc4615ce63a53a0c65018e4ce2d848aaba7a28877",
+}
+COLUMNS = ["image", "caption", "short_name", "category", "subcategory", "vendor"]
+COLUMNS += ["split", "split_by_picture", "family"]
+SPLITS = ("train", "val", "test")
+WRITTEN = {"google", "twitter", "google.csv", "twitter.csv", "emoji.csv"}
+
+LARGEST_HELD_OUT = 8
+FAMILIES = json.loads(Path(__file__).with_name("emoji_families.json").read_text(encoding="utf-8"))
+VARIANT_WORDS = set(" ".join(FAMILIES["variant_words"].values()).split())
+ADDITIONS = set(FAMILIES["additions"].split())
+SERIES: dict[str, str] = FAMILIES["series"]
+
+
+def clean_caption(name: str) -> str:
+    """The Unicode name in lower case, with plain apostrophes and without the colon of *man: beard*."""
+    return " ".join(name.lower().replace("\u2019", "'").replace(":", " ").replace(",", " ").split())
+
+
+def name_key(caption: str, category: str) -> str:
+    """The caption without the words that tell variants of one concept apart (steps 1 to 3 above)."""
+    for series, pattern in SERIES.items():
+        if re.search(pattern, caption):
+            return series
+    words = caption.replace("-", " ").split()
+    if category == "Animals & Nature":
+        words = [word for word in words if word != "face"]
+    if category == "Smileys & Emotion":
+        words = [word for word in words if word != "cat"]
+    words = [word for word in words if word not in VARIANT_WORDS]
+    if category not in ("Smileys & Emotion", "People & Body"):
+        end = next((place for place, word in enumerate(words) if place and word in ADDITIONS), None)
+        words = words[:end]
+    return " ".join(re.sub(r"(?<=[a-z]{2}[^isu])s$", "", word) for word in words) or "person"
+
+
+def code_key(unified: str) -> str:
+    """The code points without gender and direction signs, and with *person* for *man* and *woman*."""
+    return re.sub(r"\b1F46[89]\b", "1F9D1", re.sub(r"-200D-(2640|2642|27A1)(-FE0F)?", "", unified))
+
+
+def find_families(table: pd.DataFrame) -> list[str]:
+    """The family of each row: rows that share a name key or a code key, directly or by way of others."""
+    leader: dict[str, str] = {}
+
+    def find(key: str) -> str:
+        while leader.setdefault(key, key) != key:
+            key = leader[key]
+        return key
+
+    names = map(name_key, table["caption"], table["category"])
+    keys = list(zip(names, map(code_key, table["unified"]), strict=True))
+    for name, code in keys:
+        leader[find(code)] = find(name)
+    members = defaultdict(set)
+    for name, code in keys:
+        members[find(code)].add(name)
+    return [min(members[find(code)], key=lambda name: (len(name), name)) for _, code in keys]
+
+
+def draw(text: str) -> float:
+    """A number from 0 to 1 that depends on `text` alone."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6]) / 2**48
+
+
+def split_families(families: pd.Series) -> pd.Series:
+    """Whole families by the hash of their names, those of more than `LARGEST_HELD_OUT` pictures to train."""
+    small = families.groupby(families).transform("size") <= LARGEST_HELD_OUT
+    drawn = families.map(draw).where(small, 1.0)
+    return pd.Series("train", families.index).mask(drawn < 0.28, "val").mask(drawn < 0.22, "test")
+
+
+def split_pictures(table: pd.DataFrame) -> pd.Series:
+    """About 20 % test and 5 % val of each sub-category, by the hash of the short name."""
+    groups = table["short_name"].map(draw).groupby(table["subcategory"])
+    rank, size = groups.rank(), groups.transform("size")
+    split = pd.Series("train", table.index).mask(rank <= (0.25 * size).round(), "val")
+    return split.mask(rank <= (0.2 * size).round(), "test")
+
+
+def build_table(emoji: list[dict[str, Any]]) -> pd.DataFrame:
+    """One row an emoji, with all columns but `vendor`; `image` is still the bare file name."""
+    table = pd.DataFrame(emoji).sort_values("sort_order", ignore_index=True)
+    table = table[~table["category"].isin(["Flags", "Component"])]
+    twice = table["name"].duplicated(keep=False)
+    table["caption"] = table["name"].mask(twice, table["short_name"].str.replace("_", " ")).map(clean_caption)
+    table["family"] = find_families(table)
+    table["split"] = split_families(table["family"])
+    table["split_by_picture"] = split_pictures(table)
+    return table
+
+
+def get_package(vendor: str, given: Path | None, folder: Path) -> Path:
+    """The vendor's package with the right SHA-256: `given`, or got with `npm pack` into `folder`."""
+    name = f"emoji-datasource-{vendor}"
+    path = given or folder / f"{name}-{VERSION}.tgz"
+    if given is None:
+        npm = shutil.which("npm")
+        if npm is None:
+            raise FileNotFoundError(
+                f"Expected npm to be on the PATH, but it is not. Install Node.js, or get {name} {VERSION} "
+                f"from the npm registry on another machine and pass --{vendor}-tgz FILE."
+            )
+        print(f"Getting {name} {VERSION} with npm pack ...", flush=True)
+        command = [npm, "pack", f"{name}@{VERSION}", "--ignore-scripts"]
+        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        if result.returncode or not path.is_file():
+            raise OSError(
+                f"Expected npm pack to write {path.name}, but it did not: {result.stderr.strip()[-500:]}\n"
+                f"Check the connection to the npm registry, or pass --{vendor}-tgz FILE."
+            )
+    if not path.is_file():
+        raise FileNotFoundError(f"Expected --{vendor}-tgz to be a file, but got {path}. Check the path.")
+    if (found := fingerprint_file(path)) != SHA256[vendor]:
+        raise ValueError(
+            f"Expected {path} to be {name} {VERSION} with SHA-256 {SHA256[vendor]}, but got {found}. "
+            f"Get it again with: npm pack {name}@{VERSION}"
+        )
+    return path
+
+
+def read_package(path: Path, vendor: str) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
+    """The package's list of emoji, and its 64-pixel pictures by file name."""
+    emoji, pictures = [], {}
+    with tarfile.open(path, "r|gz") as archive:
+        for member in archive:
+            file = archive.extractfile(member)
+            if file is None:
+                continue
+            if member.name == "package/emoji.json":
+                emoji = json.load(file)
+            elif member.name.startswith(f"package/img/{vendor}/64/"):
+                pictures[Path(member.name).name] = file.read()
+    return emoji, pictures
+
+
+def paint_on_white(data: bytes) -> Image.Image:
+    """The picture in RGB with white where it was transparent."""
+    with Image.open(io.BytesIO(data), formats=["PNG"]) as file:
+        picture = file.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+
+
+def write_vendor(package: Path, vendor: str, folder: Path) -> pd.DataFrame:
+    """Writes a vendor's pictures into a sub-folder; returns its table."""
+    emoji, pictures = read_package(package, vendor)
+    table = build_table(emoji)
+    table = table[table["image"].isin(list(pictures))]
+    (folder / vendor).mkdir()
+    for image in table["image"]:
+        paint_on_white(pictures[image]).save(folder / vendor / image)
+    return table.assign(image=f"{vendor}/" + table["image"], vendor=vendor)[COLUMNS]
+
+
+def prepare(output: Path, given: dict[str, Path | None]) -> None:
+    """Writes pictures and tables to `output`, replacing what a former run wrote there."""
+    if output.exists() and (not output.is_dir() or {path.name for path in output.iterdir()} - WRITTEN):
+        raise FileExistsError(
+            f"Expected {output} to be absent or written by this script, but it holds something else. "
+            f"Name another folder with --output."
+        )
+    with tempfile.TemporaryDirectory() as download, write_folder(output, overwrite=True) as folder:
+        tables = {
+            vendor: write_vendor(get_package(vendor, path, Path(download)), vendor, folder)
+            for vendor, path in given.items()
+        }
+        tables["emoji"] = pd.concat(tables.values())
+        for name, table in tables.items():
+            table.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
+    for name, table in tables.items():
+        print(f"{output / name}.csv: {len(table)} rows, {table['family'].nunique()} families")
+        for column in ("split", "split_by_picture"):
+            counts = table[column].value_counts()
+            print(f"  {column}:", ", ".join(f"{counts.get(split, 0)} {split}" for split in SPLITS))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the script; returns 0, or 2 after a message on what was expected."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("data/emoji"), help="folder to write (%(default)s)")
+    for vendor in SHA256:
+        text = f"emoji-datasource-{vendor}-{VERSION}.tgz, if it is already here"
+        parser.add_argument(f"--{vendor}-tgz", type=Path, metavar="FILE", help=text)
+    arguments = parser.parse_args(argv)
+    try:
+        prepare(arguments.output, {vendor: getattr(arguments, f"{vendor}_tgz") for vendor in SHA256})
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,212 @@
+"""Prepares Tux Paint's stamps: photographs and drawings of things, each with an English sentence about it.
+
+    python datasets/stamps.py --output data/stamps
+
+Source: the Debian package `tuxpaint-stamps-default`: the installed copy, `--stamps DIR` or `--deb FILE`; if
+there is none, `apt-get download` gets it, without root and without installing it. Release 2022.06.04-1 has
+785 stamps, 400 of them photographs.
+
+Licence: the package states GPL-2.0-or-later for all of it (Bill Kendrick and contributors), while its change
+log names the GFDL, Creative Commons (CC BY, CC BY-SA) or the public domain for some of the photographs. None
+of the pictures is part of this project; look there before passing one on.
+
+Writes an RGB PNG for each stamp that has a `.txt` beside it (mirrored copies have none), in the middle of a
+white square of at most 256 pixels a side, and two tables with the columns
+
+- image, caption: the first line of the `.txt`; translations follow it and are not read;
+- category: the first folder (animals, food, ...);
+- kind: `drawing` in `symbols`, `town` and every `cartoon` folder, else `photograph`. This goes by folder:
+  among the photographs a number of stamps of `seasonal` and `clothes` are in fact drawn;
+- split: 70/10/20 % by the hash of the caption, so that pictures with the same sentence stay together;
+- split_by_kind: photographs are train (90 %) and val, drawings are test.
+
+`stamps.csv` holds all; `photographs.csv` holds the photographs alone, every row of it in the split test, to
+measure zero-shot retrieval or what a checkpoint has forgotten.
+"""
+
+import argparse
+import hashlib
+import io
+import lzma
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import pandas as pd
+from PIL import Image
+
+from finetune.files import write_folder
+
+PACKAGE = "tuxpaint-stamps-default"
+INSTALLED = Path("/usr/share/tuxpaint/stamps")
+LARGEST_SIDE = 256
+COLUMNS = ["image", "caption", "category", "kind", "split", "split_by_kind"]
+WRITTEN = {"images", "stamps.csv", "photographs.csv"}
+
+
+def download_package(folder: Path) -> Path:
+    """Gets the Debian package into `folder` with `apt-get download`."""
+    repair = (
+        f"Install it (apt install {PACKAGE}), or get {PACKAGE}_2022.06.04-1_all.deb from the Debian archive "
+        f"on another machine and pass --deb FILE."
+    )
+    apt = shutil.which("apt-get")
+    if apt is None:
+        raise FileNotFoundError(f"Expected {INSTALLED} or apt-get to be there, but got neither. {repair}")
+    print(f"Getting {PACKAGE} with apt-get download ...", flush=True)
+    result = subprocess.run([apt, "download", PACKAGE], cwd=folder, capture_output=True, text=True, check=False)
+    packages = list(folder.glob("*.deb"))
+    if result.returncode or not packages:
+        raise OSError(
+            f"Expected apt-get to download {PACKAGE}, but it said: {result.stderr.strip()[-500:]}\n"
+            f"Run apt-get update. {repair}"
+        )
+    return packages[0]
+
+
+def open_data(package: Path) -> io.BytesIO:
+    """The xz-compressed tar with a Debian package's files: the `data.tar.xz` of its ar archive."""
+    if not package.is_file():
+        raise FileNotFoundError(f"Expected --deb to be a file, but got {package}. Check the path.")
+    with package.open("rb") as file:
+        if file.read(8) != b"!<arch>\n":
+            raise ValueError(f"Expected {package} to be a Debian package, but it is not. Get it again.")
+        names = []
+        while len(header := file.read(60)) == 60:
+            names.append(header[:16].decode("ascii").strip().rstrip("/"))
+            size = int(header[48:58])
+            if names[-1] == "data.tar.xz":
+                if len(data := file.read(size)) < size:
+                    raise ValueError(f"Expected {package} to be whole, but its end is missing. Get it again.")
+                return io.BytesIO(data)
+            file.seek(size + size % 2, io.SEEK_CUR)
+    raise ValueError(
+        f"Expected {package} to hold data.tar.xz, but it holds {', '.join(names)}. "
+        f"Unpack it (dpkg-deb -x {package.name} DIR) and pass --stamps DIR{INSTALLED}."
+    )
+
+
+def read_package(package: Path) -> dict[str, bytes]:
+    """The `.png` and `.txt` files of a Debian package by their path below the folder of stamps."""
+    root = PurePosixPath(*INSTALLED.parts[1:])
+    files = {}
+    try:
+        with tarfile.open(fileobj=open_data(package), mode="r|xz") as archive:
+            for member in archive:
+                path = PurePosixPath(member.name)
+                if ".." in path.parts or not path.is_relative_to(root):
+                    continue
+                file = archive.extractfile(member) if path.suffix in (".png", ".txt") else None
+                if file is not None:
+                    files[str(path.relative_to(root))] = file.read()
+    except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
+        raise ValueError(f"Expected {package} to be whole, but reading it failed: {error}. Get it again.") from error
+    return files
+
+
+def read_stamps(folder: Path) -> dict[str, bytes]:
+    """The `.png` and `.txt` files below an unpacked folder of stamps."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"Expected --stamps to be a folder, but got {folder}. Check the path.")
+    paths = (path for path in folder.rglob("*") if path.suffix in (".png", ".txt"))
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def find_files(stamps: Path | None, deb: Path | None) -> dict[str, bytes]:
+    """The stamps' files from what was named, else from the installed copy, else from a download."""
+    if stamps is None and deb is None and INSTALLED.is_dir():
+        stamps = INSTALLED
+    if stamps is not None:
+        return read_stamps(stamps)
+    with tempfile.TemporaryDirectory() as download:
+        return read_package(deb or download_package(Path(download)))
+
+
+def draw(text: str) -> float:
+    """A number from 0 to 1 that depends on `text` alone."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6]) / 2**48
+
+
+def build_rows(files: dict[str, bytes]) -> Iterator[dict[str, str]]:
+    """One row a stamp with a sentence, in the order of their paths."""
+    for name in sorted(files):
+        path = PurePosixPath(name)
+        lines = files.get(str(path.with_suffix(".txt")), b"").decode("utf-8").strip().splitlines()
+        if path.suffix != ".png" or not lines:
+            continue
+        caption = lines[0].strip()
+        drawn = path.parts[0] in ("symbols", "town") or "cartoon" in path.parts
+        number = draw(caption)
+        yield {
+            "image": f"images/{name}",
+            "caption": caption,
+            "category": path.parts[0],
+            "kind": "drawing" if drawn else "photograph",
+            "split": "test" if number < 0.2 else "val" if number < 0.3 else "train",
+            "split_by_kind": "test" if drawn else "val" if number < 0.1 else "train",
+        }
+
+
+def paint_on_square(data: bytes) -> Image.Image:
+    """The picture in RGB in the middle of a white square, reduced to `LARGEST_SIDE` where it is larger."""
+    with Image.open(io.BytesIO(data), formats=["PNG"]) as file:
+        picture = file.convert("RGBA")
+    side = max(picture.size)
+    square = Image.new("RGBA", (side, side), "white")
+    square.alpha_composite(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    image = square.convert("RGB")
+    if side > LARGEST_SIDE:
+        image = image.resize((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.LANCZOS)
+    return image
+
+
+def prepare(output: Path, files: dict[str, bytes]) -> None:
+    """Writes pictures and tables to `output`, replacing what a former run wrote there."""
+    table = pd.DataFrame(build_rows(files), columns=COLUMNS)
+    if table.empty:
+        raise ValueError(
+            "Expected stamps with a .png and a .txt each, but found none. "
+            "Pass --stamps the folder that holds `animals`."
+        )
+    photographs = table[table["kind"] == "photograph"].assign(split="test")
+    with write_folder(output, overwrite=True) as folder:
+        for image in table["image"]:
+            (folder / image).parent.mkdir(parents=True, exist_ok=True)
+            paint_on_square(files[image.removeprefix("images/")]).save(folder / image)
+        table.to_csv(folder / "stamps.csv", index=False, lineterminator="\n")
+        photographs.to_csv(folder / "photographs.csv", index=False, lineterminator="\n")
+    for name, rows in (("stamps", table), ("photographs", photographs)):
+        print(f"{output / name}.csv: {len(rows)} rows")
+        for column in ("kind", "split", "split_by_kind"):
+            counts = rows[column].value_counts()
+            print(f"  {column}:", ", ".join(f"{count} {value}" for value, count in counts.items()))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the script; returns 0, or 2 after a message on what was expected."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("data/stamps"), help="folder to write (%(default)s)")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--stamps", type=Path, metavar="DIR", help="unpacked stamps, if they are already here")
+    source.add_argument("--deb", type=Path, metavar="FILE", help="the Debian package, if it is already here")
+    arguments = parser.parse_args(argv)
+    output: Path = arguments.output
+    try:
+        if output.exists() and (not output.is_dir() or {path.name for path in output.iterdir()} - WRITTEN):
+            raise FileExistsError(
+                f"Expected {output} to be absent or written by this script, but it holds something else. "
+                f"Name another folder with --output."
+            )
+        prepare(output, find_files(arguments.stamps, arguments.deb))
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
