@@ -51,13 +51,18 @@ def write_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
         for path in (*sorted(staging.rglob("*")), staging):
             _apply_umask(path)
             _sync(path)
-        if target.exists():
+        if overwrite and target.exists():
             former = Path(tempfile.mkdtemp(prefix=f".{target.name}.former.", dir=target.parent))
             target.rename(former / target.name)
-            staging.rename(target)
-            shutil.rmtree(former)
+            try:
+                staging.rename(target)
+            except OSError:
+                (former / target.name).rename(target)
+                raise
+            finally:
+                shutil.rmtree(former)
         else:
-            staging.rename(target)
+            staging.rename(target)  # refused by the system where a filled folder appeared meanwhile
         _sync(target.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
