@@ -205,7 +205,7 @@ def write_vendor(package: Path, vendor: str, folder: Path) -> pd.DataFrame:
 
 def prepare(output: Path, given: dict[str, Path | None]) -> None:
     """Writes pictures and tables to `output`, replacing what a former run wrote there."""
-    if output.exists() and (not output.is_dir() or {path.name for path in output.iterdir()} - WRITTEN):
+    if output.exists() and (not output.is_dir() or {path.name for path in output.iterdir()} not in (set(), WRITTEN)):
         raise FileExistsError(
             f"Expected {output} to be absent or written by this script, but it holds something else. "
             f"Name another folder with --output."

@@ -1,6 +1,8 @@
 """The whole run: before -> fit -> best weights -> merge -> proof -> after."""
 
+import logging
 import platform
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from transformers.utils.logging import disable_progress_bar
 
 from finetune.checkpoint import portable_name, resolve_checkpoint
 from finetune.data.datamodule import ImageTextDataModule
@@ -23,6 +26,17 @@ from finetune.task import AlignTask
 
 WITNESS_ROWS = 8
 """Held-back rows that prove a merge."""
+
+_EXPECTED_WARNINGS = (
+    r".*module\(s\) in eval mode at the start of training",  # BatchNorm and the base's dropout, on purpose
+    r".*does not have many workers",  # the recipe says how many
+    r".*Experiment logs directory .* exists",  # the run's folder was made for this log
+    r".*Checkpoint directory .* exists",
+    r".*smaller than the logging interval",
+    r".*treespec",  # lightning on torch 2.13
+    r".*is_gradient_checkpointing",  # transformers about itself
+    r"(?s).*does not round-trip",  # tuples of albumentations in YAML, read back as lists all the same
+)
 
 
 def run_experiment(recipe: Recipe, overwrite: bool = False) -> RunFolder:
@@ -40,8 +54,9 @@ def run_experiment(recipe: Recipe, overwrite: bool = False) -> RunFolder:
         RecipeError: If a run of that name exists and `overwrite` is false.
         CheckpointError: If a checkpoint does not load or the proof fails.
     """
+    _quieten()
     data = recipe.build_data()
-    data.rows  # noqa: B018 (every fault of the table is told before anything is written)
+    data.rows.require("train", "test")  # every fault of the table is told before anything is written
     task = recipe.build_task()
     run = RunFolder(Path(recipe.run.folder) / recipe.name)
     run.create(overwrite)
@@ -64,6 +79,14 @@ def run_experiment(recipe: Recipe, overwrite: bool = False) -> RunFolder:
     columns["after"] = after.metrics
     _write_results(run, recipe.name, columns, after, proof)
     return run
+
+
+def _quieten() -> None:
+    """Leaves progress bars and warnings that tell a user something."""
+    for message in _EXPECTED_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    disable_progress_bar()
 
 
 def _fit(recipe: Recipe, task: AlignTask, data: ImageTextDataModule, run: RunFolder) -> None:
@@ -134,8 +157,11 @@ def measure_checkpoint(recipe: Recipe) -> str:
 
 
 def _measure(checkpoint: str, recipe: Recipe) -> str:
+    _quieten()
+    data = recipe.build_data()
+    data.rows.require("test")
     task = AlignTask(checkpoint, image_lora=None, text_lora=None)
-    return format_table({checkpoint: evaluate(recipe.accelerator, task, recipe.build_data()).metrics})
+    return format_table({checkpoint: evaluate(recipe.accelerator, task, data).metrics})
 
 
 def describe(run: RunFolder) -> str:

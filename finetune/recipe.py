@@ -134,6 +134,8 @@ def build_parser() -> LightningArgumentParser:
         {
             "model": {"class_path": "finetune.task.AlignTask"},
             "data": {"class_path": "finetune.data.datamodule.ImageTextDataModule"},
+            "trainer.log_every_n_steps": 5,
+            "trainer.enable_model_summary": False,
         }
     )
     parser.link_arguments("model.init_args.checkpoint", "data.init_args.checkpoint")

@@ -1,9 +1,11 @@
 """A table as Lightning's loaders: training rows in a resumable order, evaluation rows as they stand."""
 
+from typing import cast
+
 import torch
 from albumentations import BasicTransform
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from finetune.batch import Batch, ClassPrompts
 from finetune.checkpoint import load_processor
@@ -61,9 +63,9 @@ class ImageTextDataModule(LightningDataModule):
 
     @property
     def rows(self) -> Rows:
-        """The table's rows, read and checked at the first use."""
+        """The table's rows, read and checked at the first use; which splits must have some, `require` says."""
         if self._rows is None:
-            self._rows = self.table.read()
+            self._rows = self.table.read(required=())
         return self._rows
 
     @property
@@ -98,7 +100,7 @@ class ImageTextDataModule(LightningDataModule):
         dataset = self.dataset(split)
         keys = [(position, 0) for position in range(len(dataset))]
         return DataLoader(
-            dataset,
+            cast(Dataset[Batch], dataset),  # what it yields, once collated
             batch_size=self.batch_size,
             sampler=keys,
             num_workers=self.num_workers,
@@ -110,7 +112,7 @@ class ImageTextDataModule(LightningDataModule):
         """Training rows, augmented, in the order of seed and epoch."""
         dataset = self.dataset("train", self.augmentation)
         return TrainLoader(
-            dataset,
+            cast(Dataset[Batch], dataset),
             batch_sampler=TrainBatches(len(dataset), self.batch_size, self.seed),
             num_workers=self.num_workers,
             collate_fn=dataset.collate,

@@ -58,7 +58,7 @@ class ImageTextDataset(Dataset[Sample]):
     def caption(self, row: int, epoch: int) -> str:
         """The text of a row as the model reads it: its caption, or its label in a template."""
         if not self.templates:
-            return self.rows.captions[row]
+            return str(self.rows.captions[row])
         choice = 0
         if self.augmentation is not None and len(self.templates) > 1:
             choice = int(np.random.default_rng([self.seed, epoch, row]).integers(len(self.templates)))

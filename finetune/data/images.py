@@ -1,0 +1,180 @@
+"""From an image file to the pixels a checkpoint's processor would make of it, and augmentation on the way."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from finetune.errors import CheckpointError, TableError
+
+if TYPE_CHECKING:
+    from albumentations import BasicTransform
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # of the 43 that Pillow would open
+EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+MOST_PIXELS = 89_478_485  # 256 MiB as RGB; more in a small file is how a decompression bomb looks
+
+Pixels = npt.NDArray[np.uint8]
+PixelValues = npt.NDArray[np.float32]
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """Opens an image file as RGB, upright, as its author saw it.
+
+    The EXIF orientation is applied, transparent pixels lie on white, 16-bit grey is scaled to 8 bits, of an
+    animation the first frame is taken. The file is decoded whole, so that half a file is found out here.
+
+    Args:
+        path: A file in one of `FORMATS`.
+
+    Raises:
+        TableError: If the file is none, in another format, damaged, or of more than `MOST_PIXELS` pixels.
+    """
+    if not Path(path).is_file():  # opening a pipe or a device would wait
+        raise TableError(f"Expected {path} to be an image file, but got none. Correct the path or remove its rows.")
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > MOST_PIXELS:
+                raise Image.DecompressionBombError(f"{width} x {height} pixels, more than {MOST_PIXELS:,}")
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return _convert_to_rgb(image)
+    except Exception as error:  # decoders raise whatever they meet: OSError, SyntaxError, struct.error, ...
+        raise TableError(
+            f"Expected {path} to be a whole image ({', '.join(FORMATS)}), but got: {error}. "
+            "Save it again as a PNG or JPEG of ordinary size, or remove its rows."
+        ) from error
+
+
+def _convert_to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        grey = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError("32-bit grey levels, whose range the file does not tell")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+@dataclass(frozen=True, eq=False)
+class ImagePreparation:
+    """Resizes, crops and scales an image as a checkpoint's processor does, bit for bit.
+
+    Args:
+        size: Height and width in pixels to resize to, whatever the aspect; None leaves the size.
+        resample: Pillow's filter for the resize.
+        crop: Height and width in pixels of the centre crop, black beyond the borders; None crops nothing.
+        levels: Float32 array of shape (3, 256): what each level of each channel becomes.
+    """
+
+    size: tuple[int, int] | None
+    resample: Image.Resampling
+    crop: tuple[int, int] | None
+    levels: PixelValues
+
+    @classmethod
+    def from_processor(cls, image_processor: Any) -> Self:
+        """Reads the settings off an image processor of transformers.
+
+        The levels are what the processor itself makes of an image that holds all 256 of them.
+
+        Args:
+            image_processor: An `EfficientNetImageProcessor` with the Pillow backend.
+
+        Raises:
+            CheckpointError: If it runs on another backend, or resizes by an edge instead of to height and width.
+        """
+        if image_processor.backend != "pil":
+            raise CheckpointError(
+                f"Expected the image processor to run on Pillow, but got the backend {image_processor.backend!r}, "
+                "which makes other pixels. Load it with backend='pil'."
+            )
+        ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None, :, None].repeat(3, axis=2))
+        made = image_processor(ramp, do_resize=False, do_center_crop=False, return_tensors="np")
+        return cls(
+            size=_read_sides(image_processor.size) if image_processor.do_resize else None,
+            resample=Image.Resampling(image_processor.resample),
+            crop=_read_sides(image_processor.crop_size) if image_processor.do_center_crop else None,
+            levels=made["pixel_values"][0, :, 0, :].astype(np.float32),
+        )
+
+    def __call__(self, image: Image.Image) -> PixelValues:
+        """Prepares an RGB image.
+
+        Returns:
+            Float32 array of shape (3, H, W).
+        """
+        if self.size is not None:
+            height, width = self.size
+            image = image.resize((width, height), self.resample)
+        if self.crop is not None:
+            height, width = self.crop
+            top, left = (image.height - height) // 2, (image.width - width) // 2
+            image = image.crop((left, top, left + width, top + height))
+        pixels = np.asarray(image)
+        return np.stack([self.levels[channel][pixels[..., channel]] for channel in range(3)])
+
+    def finish(self, pixels: Pixels) -> PixelValues:
+        """Prepares an augmented image, by the same steps as any other, whatever size it has.
+
+        Args:
+            pixels: Uint8 array of shape (H, W, 3), RGB.
+
+        Returns:
+            Float32 array of shape (3, H, W).
+        """
+        return self(Image.fromarray(pixels))
+
+
+def _read_sides(size: Any) -> tuple[int, int]:
+    sides = {side: pixels for side, pixels in dict(size).items() if pixels is not None}
+    if sides.keys() != {"height", "width"}:
+        raise CheckpointError(
+            f"Expected the image processor's sizes to be a height and a width, but got {sides}. "
+            "Set them in its preprocessor_config.json."
+        )
+    return sides["height"], sides["width"]
+
+
+class Augmentation:
+    """Albumentations transforms whose random draws depend on seed, epoch and row alone.
+
+    They receive the image as it is in the file, before it is resized: on photographs of many megapixels put
+    one first that makes it small, such as `RandomResizedCrop`. Its output is prepared like any other image, so
+    give it the size that the checkpoint's processor resizes to (346 for align-base).
+
+    Args:
+        transforms: Applied in this order.
+    """
+
+    def __init__(self, transforms: Sequence["BasicTransform"]) -> None:
+        from albumentations import Compose  # imports torch, which opening an image does not need
+
+        self.compose = Compose(list(transforms))
+
+    def __call__(self, image: Image.Image, seed: int, epoch: int, row: int) -> Pixels:
+        """Augments one image.
+
+        Args:
+            image: RGB, of any size.
+            seed: Seed of the run.
+            epoch: Epoch, from 0.
+            row: Position in the table.
+
+        Returns:
+            Uint8 array of shape (H, W, 3), where H and W are what the transforms leave.
+        """
+        # One stream for all transforms: set_random_seed would start the same one in each, and a horizontal
+        # and a vertical flip would always come together.
+        generator = np.random.default_rng([seed, epoch, row])
+        self.compose.set_random_state(generator, random.Random(int(generator.integers(2**63))))
+        augmented: Pixels = self.compose(image=np.asarray(image))["image"]
+        return augmented

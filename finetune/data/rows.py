@@ -1,0 +1,68 @@
+"""The rows of a table that was read and found to be without fault."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from finetune.data.cells import Integers, Strings
+from finetune.data.faults import Fault, TableFaultsError
+from finetune.data.splits import SPLITS, Codes
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Columns of N rows, compact enough that worker processes share a million of them.
+
+    Attributes:
+        source: The table's file.
+        images: String array of shape (N,): absolute paths; each is a file.
+        captions: String array of shape (N,): captions, or the names of the classes where there are none.
+        label_ids: Int64 array of shape (N,): positions in `classes`, -1 in tables without labels.
+        classes: Names of the classes in natural order ('9' before '10'), empty in tables without labels.
+        image_ids: Int64 array of shape (N,), equal for the same image path.
+        caption_ids: Int64 array of shape (N,), equal for the same caption; the label in tables without captions.
+        splits: Int8 array of shape (N,): positions in `SPLITS`.
+        numbers: Int64 array of shape (N,): each row's number as a spreadsheet shows it.
+    """
+
+    source: Path
+    images: Strings
+    captions: Strings
+    label_ids: Integers
+    classes: tuple[str, ...]
+    image_ids: Integers
+    caption_ids: Integers
+    splits: Codes
+    numbers: Integers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def number(self, row: int) -> int:
+        """The number of a row as a spreadsheet shows it: the header is row 1."""
+        return int(self.numbers[row])
+
+    def indices(self, split: str) -> Integers:
+        """The positions of a split's rows, ascending.
+
+        Args:
+            split: `train`, `val` or `test`.
+        """
+        return np.flatnonzero(self.splits == SPLITS.index(split))
+
+    def require(self, *splits: str) -> None:
+        """Checks that splits have rows.
+
+        Raises:
+            TableFaultsError: If one of them has none.
+        """
+        counts = ", ".join(f"{len(self.indices(split)):,} {split}" for split in SPLITS)
+        repair = f"The rows are: {counts}. Mark more rows in the split column, or give larger fractions."
+        faults = [
+            Fault(str(self.source), None, None, None, f"rows in the split {split!r}", repair)
+            for split in splits
+            if not len(self.indices(split))
+        ]
+        if faults:
+            raise TableFaultsError(faults)

@@ -1,0 +1,100 @@
+"""Which rows are for training, validation and test: as a column says, or drawn by fraction."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from finetune.data.cells import Integers, Strings
+from finetune.errors import RecipeError, did_you_mean
+
+SPLITS = ("train", "val", "test")
+UNKNOWN = -1
+# What others call them, and what no comparison of letters would find.
+OTHER_NAMES = {
+    "dev": "val",
+    "development": "val",
+    "eval": "val",
+    "evaluation": "val",
+    "training": "train",
+    "valid": "val",
+    "validation": "val",
+    "testing": "test",
+}
+
+Codes: TypeAlias = npt.NDArray[np.int8]
+
+
+@dataclass(frozen=True)
+class RandomSplit:
+    """Draws the splits, the same ones on every machine and for every order of the rows.
+
+    The draw goes by image: all rows of an image fall into one split. Images are ordered by the BLAKE2b hash of
+    seed and path (relative to the images' folder), label by label, and evenly spaced ones of that order are
+    held out. So each label gives its share to each split, to within one image, and keeps at least one image
+    for training.
+
+    Args:
+        val: Fraction of the images for validation, 0 for none.
+        test: Fraction of the images for the test.
+        seed: Another number draws other images.
+
+    Raises:
+        RecipeError: If a fraction is negative or nothing is left for training.
+    """
+
+    val: float = 0.1
+    test: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, fraction in (("val", self.val), ("test", self.test)):
+            if not 0 <= fraction < 1:
+                raise RecipeError(f"Expected split.{name} to be a fraction from 0 to below 1, but got {fraction}.")
+        if self.val + self.test >= 1:
+            raise RecipeError(
+                f"Expected split.val + split.test to be below 1, but got {self.val} + {self.test}. "
+                "Leave a fraction for training."
+            )
+
+    def draw(self, paths: Sequence[str], label_ids: Integers) -> Codes:
+        """Assigns images to splits.
+
+        Args:
+            paths: Path of each image, each once.
+            label_ids: Int64 array of shape (images,), all equal where there are no labels.
+
+        Returns:
+            Int8 array of shape (images,), positions in `SPLITS`.
+        """
+        digests = (blake2b(f"{self.seed}\0{path}".encode(), digest_size=8).digest() for path in paths)
+        order = np.lexsort((np.frombuffer(b"".join(digests), dtype=">u8"), label_ids))
+        ordered_labels = label_ids[order]
+        is_first = np.append(True, ordered_labels[1:] != ordered_labels[:-1])
+        candidates = order[~is_first]
+        val, test = (max(1, int(part * len(paths) + 0.5)) if part else 0 for part in (self.val, self.test))
+        held = min(val + test, len(candidates))
+        codes = np.zeros(len(paths), dtype=np.int8)
+        if held:
+            count = np.arange(held)
+            chosen = candidates[(2 * count + 1) * len(candidates) // (2 * held)]
+            is_test = (count + 1) * test // (val + test) > count * test // (val + test)
+            codes[chosen] = np.where(is_test, SPLITS.index("test"), SPLITS.index("val"))
+        return codes
+
+
+def encode_splits(names: Strings) -> Codes:
+    """Turns the names of splits into positions in `SPLITS`, `UNKNOWN` for any other name."""
+    codes = np.full(len(names), UNKNOWN, dtype=np.int8)
+    for code, split in enumerate(SPLITS):
+        codes[names == split] = code
+    return codes
+
+
+def nearest_split(name: str) -> str:
+    """The sentence that names the split which was meant."""
+    spelt = OTHER_NAMES.get(name.casefold(), name.casefold())
+    return did_you_mean(spelt, SPLITS)
