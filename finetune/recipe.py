@@ -1,5 +1,6 @@
 """A recipe: YAML and command-line values turned into objects by LightningCLI's parser."""
 
+import argparse
 import importlib
 import inspect
 import re
@@ -7,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args, get_type_hints
 
 from jsonargparse import ActionConfigFile, ArgumentError, Namespace, set_parsing_settings
 from lightning import Callback, Trainer, seed_everything
@@ -64,7 +65,7 @@ class Recipe:
         config = self._config.clone()
         config.pop("config", None)
         config.run.pop("name", None)
-        return cast(str, self._parser.dump(config, skip_check=True))
+        return cast(str, self._parser.dump(config, skip_validation=True, skip_unset=False))
 
     def build_data(self) -> ImageTextDataModule:
         """The data module."""
@@ -143,6 +144,18 @@ def build_parser() -> LightningArgumentParser:
     return parser
 
 
+def describe_keys() -> str:
+    """Every recipe key with its type, default and meaning."""
+    parser = LightningArgumentParser(
+        prog="finetune fit", usage=argparse.SUPPRESS, description="Every recipe key.", add_help=False
+    )
+    parser.add_class_arguments(AlignTask, "model")
+    parser.add_class_arguments(ImageTextDataModule, "data", skip={"checkpoint", "seed"})
+    parser.add_class_arguments(RunSettings, "run")
+    parser.add_lightning_class_args(Trainer, "trainer")
+    return cast(str, parser.format_help())
+
+
 def explain(message: str, parser: LightningArgumentParser) -> str:
     """Reduces jsonargparse's nested message to the key, what is wrong with it, and the nearest valid name.
 
@@ -150,31 +163,22 @@ def explain(message: str, parser: LightningArgumentParser) -> str:
         message: What the parser raised.
         parser: The parser, for the names of its groups.
     """
-    keys = re.findall(r'Parser key "([^"]+)"', message)
-    classes = re.findall(r"class_path '([^']+)'", message) + re.findall(r"class_path='([^']+)'", message)
-    where = ".".join(keys)
-    group = re.search(r"Group '([^']+)' does not accept option '([^']+)'", message)
-    unknown = re.search(r"Option '([^']+)' is not accepted", message)
-    unrecognised = re.search(r"unrecognized arguments: --([\w.]+)", message)
-    if group:
-        where, name = group.groups()
-        valid = [key.removeprefix(f"{where}.") for key in _parser_keys(parser) if key.startswith(f"{where}.")]
-    elif unknown and classes:
-        name = unknown[1]
-        valid = _argument_names(classes[-1])
-    elif unknown or unrecognised:
-        name = cast(re.Match[str], unknown or unrecognised)[1]
-        valid = list(_parser_keys(parser))
-    elif denied := re.search(r"Importing '([^']+)' is not allowed", message):
+    where = re.findall(r'Parser key "([^"]+)"', message)
+    classes = re.findall(r"class_path[ =]'([^']+)'", message)
+    unknown = re.search(
+        r"(?:Group '([^']+)' does not accept option|(?:Option)) '([^']+)'|arguments: --([\w.]+)", message
+    )
+    if denied := re.search(r"Importing '([^']+)' is not allowed", message):
         module = denied[1].split(".")[0]
         return (
-            f"Expected {where} to name a class of {', '.join(TRUSTED)}, but got {denied[1]!r}. "
+            f"Expected {'.'.join(where)} to name a class of {', '.join(TRUSTED)}, but got {denied[1]!r}. "
             f"If you trust that module, pass --trust {module}."
         )
-    else:
-        return _innermost(message, where)
-    key = f"{where}.{name}" if where else name
-    return f"Expected every key to be known, but got {key!r}. {did_you_mean(name, valid)}"
+    if unknown is None:
+        return _innermost(message, ".".join(where))
+    inner = ".".join(filter(None, unknown.groups())).split(".")
+    valid = _argument_names(classes[-1], inner[:-1]) if classes else _parser_keys(parser, inner[:-1])
+    return f"Expected every key to be known, but got {'.'.join(where + inner)!r}. {did_you_mean(inner[-1], valid)}"
 
 
 def _innermost(message: str, where: str) -> str:
@@ -189,12 +193,19 @@ def _innermost(message: str, where: str) -> str:
     return f"{where}: {wanted[0]}" if where else wanted[0]
 
 
-def _parser_keys(parser: LightningArgumentParser) -> set[str]:
-    keys = {action.dest for action in parser._actions if action.dest and not action.dest.endswith("help")}
-    return keys | {f"{key}.init_args" for key in ("model", "data")}
+def _parser_keys(parser: LightningArgumentParser, outer: Sequence[str]) -> set[str]:
+    """Names of the parser's keys directly below `outer`."""
+    keys = [action.dest.split(".") for action in parser._actions if not action.dest.endswith("help")]
+    return {key[len(outer)] for key in keys if len(key) > len(outer) and key[: len(outer)] == list(outer)}
 
 
-def _argument_names(class_path: str) -> list[str]:
+def _argument_names(class_path: str, outer: Sequence[str]) -> list[str]:
+    """Names of the arguments of a class, or of the class that its argument `outer[0]` takes, and so on."""
     module, _, name = class_path.rpartition(".")
     found = getattr(importlib.import_module(module), name)
+    for argument in outer:
+        hint = get_type_hints(found.__init__)[argument]
+        found = next(
+            kind for kind in (*get_args(hint), hint) if inspect.isclass(kind) and kind.__init__ is not object.__init__
+        )
     return [argument for argument in inspect.signature(found).parameters if argument != "self"]

@@ -1,0 +1,213 @@
+"""One real run in a real process, and every use of the model card on what it hands out."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AlignModel, AlignProcessor, pipeline
+
+LABELS = ["an image of a red square", "an image of a blue square"]
+
+
+def finetune(*words, cwd, code=0) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "finetune", *map(str, words)], cwd=cwd, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code, done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory, colour_table):
+    """A working directory with a finished run of the quickstart recipe on the colours."""
+    folder = tmp_path_factory.mktemp("workplace")
+    arguments = ["--data.table.path", colour_table, "--trainer.max_epochs", 3, "--run", "colours"]
+    screen = finetune("fit", "--config", "quickstart", *arguments, cwd=folder)
+    (folder / "screen.txt").write_text(screen)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def merged(workplace) -> str:
+    return str(workplace / "runs" / "colours" / "merged")
+
+
+def test_run_folder_is_whole(workplace):
+    run = workplace / "runs" / "colours"
+    assert {path.name for path in run.iterdir()} == {
+        *("recipe.yaml", "environment.json", "checkpoints", "adapter", "witness.safetensors", "merged"),
+        *("metrics.csv", "metrics.json", "predictions.csv", "finished.json"),
+    }
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["checkpoint"]["name"] == "align-mini"
+    assert environment["versions"]["torch"] == torch.__version__
+    assert "name" not in yaml.safe_load((run / "recipe.yaml").read_text())["run"]
+
+
+def test_screen_shows_the_table_of_the_metrics_file(workplace):
+    metrics = json.loads((workplace / "runs" / "colours" / "metrics.json").read_text())
+    assert list(metrics) == ["before", "floor", "after"]
+    assert metrics["after"]["test/accuracy"] >= metrics["before"]["test/accuracy"]
+    screen = (workplace / "screen.txt").read_text()
+    assert f"{100 * metrics['after']['test/accuracy']:.1f} %" in screen
+    assert "runs/colours/merged" in screen
+
+
+def test_predictions_are_those_of_plain_transformers_on_the_merged_folder(workplace, merged, colour_table):
+    model, processor = AlignModel.from_pretrained(merged), AlignProcessor.from_pretrained(merged)
+    with (workplace / "runs" / "colours" / "predictions.csv").open() as file:
+        predictions = list(csv.DictReader(file))
+    with colour_table.open() as file:
+        table = list(csv.DictReader(file))
+    prompts = [f"a photo of the handwritten digit {name}." for name in ("blue", "green", "red")]
+    assert len(predictions) == sum(row["split"] == "test" for row in table)
+    for line in predictions:
+        row = table[int(line["row"]) - 2]
+        assert (row["split"], row["label"]) == ("test", line["label"])
+        image = Image.open(colour_table.parent / row["image"]).convert("RGB")
+        inputs = processor(images=image, text=prompts, return_tensors="pt")
+        with torch.no_grad():
+            probabilities = model(**inputs).logits_per_image.softmax(dim=1)[0]
+        assert ("blue", "green", "red")[probabilities.argmax()] == line["prediction"]
+        assert float(line["score"]) == pytest.approx(float(probabilities.max()), abs=1e-4)
+
+
+def test_zero_shot_classification_and_the_classify_command_agree(workplace, merged, colour_table):
+    photo = colour_table.parent / "0.png"
+    model, processor = AlignModel.from_pretrained(merged), AlignProcessor.from_pretrained(merged)
+    inputs = processor(images=Image.open(photo).convert("RGB"), text=LABELS, return_tensors="pt")
+    with torch.no_grad():
+        probabilities = model(**inputs).logits_per_image.softmax(dim=1)[0].tolist()
+    assert probabilities[0] > 0.5
+    words = [word for label in LABELS for word in ("--label", label)]
+    expected = "\n".join(f"  {value:.6f}  {label}" for value, label in zip(probabilities, LABELS, strict=True))
+    for model_name in (merged, "runs/colours"):
+        assert finetune("classify", model_name, photo, *words, cwd=workplace) == f"{photo}\n{expected}\n"
+    finetune("classify", merged, photo, *words, "--output", "found.csv", cwd=workplace)
+    with (workplace / "found.csv").open() as file:
+        assert [float(line["probability"]) for line in csv.DictReader(file)] == pytest.approx(probabilities, abs=1e-7)
+
+
+def test_classify_on_the_embedded_checkpoint_equals_the_model_card(workplace, colour_table):
+    from finetune.mini import mini_folder
+
+    photo = colour_table.parent / "1.png"
+    labels = ["an image of a cat", "an image of a dog"]
+    model, processor = AlignModel.from_pretrained(mini_folder()), AlignProcessor.from_pretrained(mini_folder())
+    inputs = processor(images=Image.open(photo).convert("RGB"), text=labels, return_tensors="pt")
+    with torch.no_grad():
+        probabilities = model(**inputs).logits_per_image.softmax(dim=1)[0].tolist()
+    words = [word for label in labels for word in ("--label", label)]
+    screen = finetune("classify", "align-mini", photo, *words, cwd=workplace)
+    for value, label in zip(probabilities, labels, strict=True):
+        assert f"  {value:.6f}  {label}\n" in screen
+
+
+def test_joint_and_separate_embeddings(merged, colour_table):
+    model, processor = AlignModel.from_pretrained(merged), AlignProcessor.from_pretrained(merged)
+    image = processor(images=Image.open(colour_table.parent / "2.png").convert("RGB"), return_tensors="pt")
+    text = processor(text=LABELS, return_tensors="pt")
+    with torch.no_grad():
+        joint = model(**image, **text)
+        image_features = model.get_image_features(**image).pooler_output
+        text_features = model.get_text_features(**text).pooler_output
+    torch.testing.assert_close(joint.image_embeds.norm(dim=-1), torch.ones(1))
+    torch.testing.assert_close(joint.text_embeds.norm(dim=-1), torch.ones(2))
+    normalised = image_features / image_features.norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(normalised, joint.image_embeds)
+    similarity = joint.image_embeds @ (text_features / text_features.norm(dim=-1, keepdim=True)).T
+    torch.testing.assert_close(similarity / model.temperature, joint.logits_per_image)
+
+
+def test_pipeline_opens_the_merged_folder(merged, colour_table):
+    classifier = pipeline("zero-shot-image-classification", model=merged)
+    found = classifier(str(colour_table.parent / "0.png"), candidate_labels=["red square", "blue square"])
+    assert found[0]["label"] == "red square"
+    assert sum(answer["score"] for answer in found) == pytest.approx(1)
+
+
+def test_after_is_what_a_test_of_the_run_finds(workplace):
+    metrics = json.loads((workplace / "runs" / "colours" / "metrics.json").read_text())
+    screen = finetune("test", "runs/colours", cwd=workplace)
+    assert f"{100 * metrics['after']['test/accuracy']:.1f} %" in screen
+    assert f"{100 * metrics['after']['test/mean_per_class_recall']:.1f} %" in screen
+
+
+def test_before_is_what_a_test_of_the_recipe_finds(workplace, colour_table):
+    metrics = json.loads((workplace / "runs" / "colours" / "metrics.json").read_text())
+    screen = finetune("test", "--config", "quickstart", "--data.table.path", colour_table, cwd=workplace)
+    assert f"{100 * metrics['before']['test/accuracy']:.1f} %" in screen
+
+
+def test_export_repeats_the_merge_bit_for_bit_and_verify_confirms_it(workplace, merged):
+    finetune("export", "runs/colours", "--output", "handed_out", cwd=workplace)
+    first, second = (load_file(f"{folder}/model.safetensors") for folder in (merged, workplace / "handed_out"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    assert "embeds the witness within" in finetune("verify", "handed_out", cwd=workplace)
+    assert "pass --overwrite" in finetune("export", "runs/colours", "--output", "handed_out", cwd=workplace, code=2)
+
+
+def test_existing_run_is_refused(workplace, colour_table):
+    arguments = ["--data.table.path", colour_table, "--run", "colours"]
+    assert "--overwrite" in finetune("fit", "--config", "quickstart", *arguments, cwd=workplace, code=2)
+    assert (workplace / "runs" / "colours" / "finished.json").is_file()
+
+
+def test_export_of_an_unfinished_run_is_refused(workplace):
+    shutil.copytree(workplace / "runs" / "colours", workplace / "runs" / "stopped")
+    (workplace / "runs" / "stopped" / "finished.json").unlink()
+    assert "to be finished" in finetune("export", "runs/stopped", "--output", "never", cwd=workplace, code=2)
+    assert not (workplace / "never").exists()
+
+
+def test_faulty_table_is_told_before_anything_is_written(workplace, tmp_path):
+    (tmp_path / "bad.csv").write_text("image,label,split\nnone.png,a,train\n")
+    message = finetune("fit", "--config", "quickstart", "--data.table.path", "bad.csv", cwd=tmp_path, code=2)
+    assert "bad.csv:2:image" in message
+    assert not (tmp_path / "runs").exists()
+
+
+SUBCLASS = '''
+from finetune import AlignTask
+
+
+class WarmTask(AlignTask):
+    """Trains the texts a little towards where they were.
+
+    Args:
+        checkpoint: Hub id, local folder, or `align-mini`.
+        pull: Weight of the pull.
+    """
+
+    def __init__(self, checkpoint: str = "align-mini", pull: float = 0.1):
+        super().__init__(checkpoint)
+        self.pull = pull
+
+    def training_step(self, batch, batch_idx):
+        embeddings = self(batch)
+        drift = embeddings.text_features.pow(2).mean()
+        self.log("train/drift", drift)
+        return self.objective(embeddings, batch) + self.pull * drift
+'''
+
+
+def test_subclass_runs_from_a_recipe_when_it_is_trusted(tmp_path, colour_table):
+    (tmp_path / "warm.py").write_text(SUBCLASS)
+    (tmp_path / "warm.yaml").write_text(
+        "model:\n  class_path: warm.WarmTask\n  init_args:\n    pull: 0.2\n"
+        f"data:\n  table:\n    path: {colour_table}\n    label: label\n    split: split\n  image_size: 64\n"
+        "trainer:\n  max_epochs: 1\n  accelerator: cpu\n"
+    )
+    assert "pass --trust warm" in finetune("fit", "--config", "warm.yaml", cwd=tmp_path, code=2)
+    finetune("fit", "--config", "warm.yaml", "--trust", "warm", cwd=tmp_path)
+    assert "train/drift" in (tmp_path / "runs" / "warm" / "metrics.csv").read_text()
+    proof = json.loads((tmp_path / "runs" / "warm" / "merged" / "merge_proof.json").read_text())
+    assert max(proof["max_abs_difference"].values()) <= 1e-5

@@ -1,0 +1,145 @@
+"""Recipes: parsed to objects, refused with the nearest valid name, repeated from what a run writes."""
+
+import dataclasses
+import inspect
+import sys
+
+import pytest
+from docstring_parser import parse
+
+import finetune
+from finetune.errors import RecipeError
+from finetune.recipe import describe_keys, read_recipe
+from finetune.shipped import find_recipe
+
+CLASSES = [
+    getattr(finetune, name)
+    for name in finetune.__all__
+    if inspect.isclass(getattr(finetune, name)) and not issubclass(getattr(finetune, name), Exception | tuple)
+]
+
+
+@pytest.fixture
+def recipe_file(tmp_path, colour_table):
+    path = tmp_path / "colours.yaml"
+    path.write_text(f"model:\n  checkpoint: align-mini\ndata:\n  table:\n    path: {colour_table}\n    label: label\n")
+    return path
+
+
+def test_values_come_from_the_file_and_then_from_the_command_line(recipe_file):
+    recipe = read_recipe(recipe_file, ["--data.batch_size", "7", "--model.image_lora.rank", "3", "--run.seed", "5"])
+    assert recipe.name == "colours"
+    assert recipe.checkpoint == "align-mini"
+    data = recipe.build_data()
+    assert (data.batch_size, data.seed) == (7, 5)
+    assert data.rows.classes == ("blue", "green", "red")
+    task = recipe.build_task()
+    ranks = {module.r["default"] for module in task.modules() if hasattr(module, "lora_A")}
+    assert ranks == {3, 16}
+
+
+def test_resolved_recipe_repeats_itself_without_the_run_name(recipe_file, tmp_path):
+    recipe = read_recipe(recipe_file, ["--run.name", "other", "--model.text_lora", "null"])
+    assert recipe.name == "other"
+    again = tmp_path / "recipe.yaml"
+    again.write_text(recipe.resolved)
+    assert "other" not in recipe.resolved
+    assert read_recipe(again).resolved == recipe.resolved
+    assert "text_lora: null" in recipe.resolved
+
+
+def test_flat_keys_and_class_path_are_both_accepted(recipe_file, tmp_path):
+    nested = tmp_path / "nested.yaml"
+    nested.write_text(
+        "model:\n  class_path: finetune.AlignTask\n  init_args:\n    checkpoint: align-mini\n    min_temperature: 0.02\n"
+        + recipe_file.read_text().split("checkpoint: align-mini\n")[1]
+    )
+    assert read_recipe(nested).build_task().towers.min_temperature == 0.02
+    flat = read_recipe(recipe_file, ["--model.min_temperature", "0.02"])
+    assert flat.resolved == read_recipe(nested).resolved
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("model.chekpoint", "x", r"'model.chekpoint'. Did you mean 'checkpoint'"),
+        ("model.image_lora.rnk", "4", r"'model.image_lora.rnk'. Did you mean 'rank'"),
+        ("model.objective.label_smothing", "0.1", r"'model.objective.label_smothing'. Did you mean 'label_smoothing'"),
+        ("model.optimizer.lrr", "0.1", r"'model.optimizer.lrr'. Did you mean 'lr'"),
+        ("data.table.pth", "x", r"'data.table.pth'. Did you mean 'path'"),
+        ("data.batchsize", "3", r"'data.batchsize'. Did you mean 'batch_size'"),
+        ("run.sed", "3", r"'run.sed'. Did you mean 'seed'"),
+        ("trainer.max_epoch", "3", r"'trainer.max_epoch'. Did you mean 'max_epochs'"),
+        ("modle.checkpoint", "x", r"'modle.checkpoint'"),
+        ("data.table.split.vl", "0.1", r"'data.table.split.vl'. Did you mean 'val'"),
+    ],
+)
+@pytest.mark.parametrize("source", ["option", "file"])
+def test_unknown_key_names_the_nearest(recipe_file, tmp_path, key, value, message, source):
+    overrides = [f"--{key}", value]
+    if source == "file":
+        *outer, last = key.split(".")
+        lines = ["  " * depth + f"{name}:" for depth, name in enumerate(outer)]
+        path = tmp_path / "extra.yaml"
+        path.write_text("\n".join([*lines, "  " * len(outer) + f"{last}: {value}"]) + "\n")
+        overrides = ["--config", str(path)]
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(recipe_file, overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["--model.image_lora.rank", "x"], r"model.image_lora.rank: Expected a <class 'int'>. Got value: x"),
+        (["--trainer.max_epochs", "x"], r"trainer.max_epochs"),
+        (["--model.objective", "Contrastiv"], r"model.objective: .*Contrastiv"),
+    ],
+)
+def test_wrong_value_names_its_key(recipe_file, overrides, message):
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(recipe_file, overrides)
+
+
+def test_constructor_errors_name_the_part(recipe_file):
+    with pytest.raises(RecipeError, match="rank to be at least 1, but got 0"):
+        read_recipe(recipe_file, ["--model.image_lora.rank", "0"]).build_task()
+    with pytest.raises(RecipeError, match="batch_size to be at least 1"):
+        read_recipe(recipe_file, ["--data.batch_size", "0"]).build_data()
+
+
+def test_foreign_module_is_neither_taken_nor_imported_without_trust(recipe_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "foreign_task.py").write_text(
+        "from finetune import AlignTask\n\n\nclass Mine(AlignTask):\n    '''Mine.'''\n"
+    )
+    nested = tmp_path / "nested.yaml"
+    nested.write_text(
+        "model:\n  class_path: foreign_task.Mine\n  init_args:\n    checkpoint: align-mini\n"
+        + recipe_file.read_text().split("checkpoint: align-mini\n")[1]
+    )
+    with pytest.raises(RecipeError, match="got 'foreign_task.Mine'.*pass --trust foreign_task"):
+        read_recipe(nested)
+    assert "foreign_task" not in sys.modules
+    assert type(read_recipe(nested, trust=["foreign_task"]).build_task()).__name__ == "Mine"
+
+
+@pytest.mark.parametrize("owner", CLASSES, ids=lambda owner: owner.__name__)
+def test_every_key_of_every_public_class_has_help(owner):
+    described = {entry.arg_name: entry.description for entry in parse(inspect.getdoc(owner) or "").params}
+    if dataclasses.is_dataclass(owner):
+        arguments = [field.name for field in dataclasses.fields(owner) if field.init]
+    else:
+        arguments = [name for name in inspect.signature(owner.__init__).parameters if name != "self"]
+    arguments = [name for name in arguments if name not in ("args", "kwargs")]
+    assert {name for name in arguments if not described.get(name)} == set()
+    assert len(arguments) <= 12
+
+
+def test_described_keys_include_both_towers_and_the_trainer():
+    text = describe_keys()
+    for key in ("--model.image_lora", "--model.text_lora", "--data.table", "--trainer.max_epochs", "--run.floor"):
+        assert key in text
+
+
+def test_shipped_recipe_is_parsed_by_name():
+    assert read_recipe(find_recipe("quickstart")).checkpoint == "align-mini"

@@ -1,0 +1,160 @@
+"""The task: steps that train, what is logged, what is saved, how many steps there are."""
+
+import copy
+
+import pytest
+import torch
+from lightning import Trainer
+from torch.optim import SGD
+
+from finetune.batch import Batch
+from finetune.data.datamodule import ImageTextDataModule
+from finetune.data.table import Table
+from finetune.metrics import ClassAccuracy, Retrieval
+from finetune.objectives import Contrastive, Sigmoid
+from finetune.task import AlignTask, total_steps
+from finetune.towers.lora import TowerLora
+
+SMALL = TowerLora(rank=2)
+
+
+def trainer_in(folder, **options) -> Trainer:
+    return Trainer(
+        default_root_dir=folder,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        **options,
+    )
+
+
+@pytest.fixture
+def labels(colour_table, tiny) -> ImageTextDataModule:
+    return ImageTextDataModule(Table(str(colour_table), label="label", split="split"), tiny, batch_size=8)
+
+
+@pytest.fixture
+def captions(colour_table, tiny) -> ImageTextDataModule:
+    return ImageTextDataModule(Table(str(colour_table), caption="caption", split="split"), tiny, batch_size=8)
+
+
+def base_tensors(task: AlignTask) -> dict[str, torch.Tensor]:
+    """Copies of what must not change: everything but adapters and temperature."""
+    return {
+        name: tensor.clone()
+        for name, tensor in task.towers.state_dict().items()
+        if "lora_" not in name and not name.endswith("temperature")
+    }
+
+
+@pytest.mark.parametrize("kind", ["labels", "captions"])
+def test_training_changes_adapters_and_temperature_and_nothing_else(tmp_path, tiny, kind, request):
+    data = request.getfixturevalue(kind)
+    task = AlignTask(tiny, SMALL, SMALL)
+    base, before = base_tensors(task), copy.deepcopy(task.towers.state_dict())
+    task.towers.train()
+    trainer = trainer_in(tmp_path, max_epochs=2)
+    trainer.fit(task, data)
+    assert all(torch.equal(tensor, base[name]) for name, tensor in base_tensors(task).items())
+    changed = {name for name, tensor in task.towers.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert any("vision_model" in name and "lora_B" in name for name in changed)
+    assert any("text_model" in name and "lora_B" in name for name in changed)
+    assert any(name.endswith("temperature") for name in changed)
+    assert {"train/loss", "val/loss", "train/temperature"} <= set(trainer.callback_metrics)
+
+
+def test_label_metrics_equal_a_loop_over_rows(tmp_path, tiny, labels):
+    task = AlignTask(tiny, None, None)
+    found = trainer_in(tmp_path).test(task, labels, verbose=False)[0]
+    classes = task.class_embeds(labels.class_prompts)
+    metric = ClassAccuracy()
+    with torch.no_grad():
+        for batch in labels.test_dataloader():
+            metric.update(task(batch).image_embeds @ classes.T, batch.label_ids)
+    assert {name.removeprefix("test/"): value for name, value in found.items()} == pytest.approx(
+        {name: float(value) for name, value in metric.compute().items()}
+    )
+
+
+def test_caption_metrics_equal_one_update_with_all_rows(tmp_path, tiny, captions):
+    task = AlignTask(tiny, None, None)
+    found = trainer_in(tmp_path).test(task, captions, verbose=False)[0]
+    metric = Retrieval()
+    with torch.no_grad():
+        for batch in captions.test_dataloader():
+            embeddings = task(batch)
+            metric.update(embeddings.image_embeds, embeddings.text_embeds, batch.image_ids, batch.caption_ids)
+    expected = {f"test/{name}": float(value) for name, value in metric.compute().items()}
+    assert found == pytest.approx(expected)
+    assert "test/image_to_text/R@1" in found
+
+
+def test_templates_are_averaged_on_the_sphere(tiny, colour_table):
+    templates = ("a {}.", "one {} thing")
+    table = Table(str(colour_table), label="label", split="split")
+    data = ImageTextDataModule(table, tiny, templates=templates)
+    task = AlignTask(tiny, None, None).eval()
+    embeds = task.class_embeds(data.class_prompts)
+    for index, name in enumerate(data.rows.classes):
+        parts = []
+        for template in templates:
+            inputs = data.processor(text=template.replace("{}", name), return_tensors="pt")
+            with torch.no_grad():
+                parts.append(task.towers.align.get_text_features(**inputs).pooler_output[0])
+        mean = sum(part / part.norm() for part in parts)
+        torch.testing.assert_close(embeds[index], mean / mean.norm(), atol=1e-5, rtol=0)
+
+
+def test_steps_are_counted_from_lengths(tmp_path, labels):
+    trainer = trainer_in(tmp_path, max_epochs=3, accumulate_grad_batches=2)
+    trainer.datamodule = labels
+    assert len(labels.rows.indices("train")) == 18
+    assert total_steps(trainer) == 3 * 2
+    trainer.limit_train_batches = 1
+    assert total_steps(trainer) == 3
+    assert total_steps(trainer_in(tmp_path, max_steps=5)) == 5
+
+
+def test_checkpoint_holds_trained_weights_only_and_restores_them(tmp_path, tiny, labels):
+    task = AlignTask(tiny, SMALL, SMALL, objective=Sigmoid())
+    trainer = trainer_in(tmp_path, max_steps=2)
+    trainer.fit(task, labels)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    weights = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    assert {name for name, parameter in task.named_parameters() if parameter.requires_grad} == set(weights)
+    again = AlignTask(tiny, SMALL, SMALL, objective=Sigmoid())
+    assert not again.load_state_dict(weights, strict=False).unexpected_keys
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in task.state_dict().items())
+
+
+def test_objective_given_to_two_tasks_is_not_shared(tiny):
+    objective = Sigmoid()
+    first, second = (AlignTask(tiny, None, None, objective=objective) for _ in range(2))
+    assert first.objective is not second.objective
+
+
+def test_temperature_stays_above_its_bound_in_training(tmp_path, tiny, labels):
+    task = AlignTask(
+        tiny, None, None, min_temperature=0.04, optimizer=lambda groups: SGD(groups, lr=1e6), objective=Contrastive()
+    )
+    trainer_in(tmp_path, max_steps=3).fit(task, labels)
+    assert task.towers.temperature.item() >= torch.tensor(0.04).item()
+
+
+class HardTask(AlignTask):
+    """Counts a row twice whose text is nearer to another row's image than to its own."""
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        embeddings = self(batch)
+        similarity = embeddings.image_embeds @ embeddings.text_embeds.T
+        is_hard = similarity.argmax(dim=0) != torch.arange(len(similarity))
+        self.log("train/hard", is_hard.float().mean())
+        return self.objective(embeddings, batch._replace(weights=batch.weights + is_hard))
+
+
+def test_subclass_of_ten_lines_trains_from_python(tmp_path, tiny, captions):
+    trainer = trainer_in(tmp_path, max_steps=2)
+    trainer.fit(HardTask(tiny, SMALL, SMALL), captions)
+    assert 0 <= trainer.callback_metrics["train/hard"] <= 1
