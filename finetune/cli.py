@@ -44,7 +44,7 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_checkpoint_commands(commands)
 
     prepare = commands.add_parser("prepare", help="run a shipped data set's script", add_help=False)
-    prepare.add_argument("name", metavar="NAME", help="digits, emoji, stamps")
+    prepare.add_argument("name", metavar="NAME", help="coyo, digits, emoji, stamps")
     prepare.set_defaults(command=_prepare, takes_recipe_keys=True)
 
     recipes = commands.add_parser("recipes", help="list, show or copy the shipped recipes")
@@ -74,8 +74,12 @@ def _add_recipe_commands(commands: "argparse._SubParsersAction[argparse.Argument
     fit.add_argument("--overwrite", action="store_true", help="replace a run of that name")
     fit.set_defaults(command=_fit)
 
-    test = commands.add_parser("test", help="evaluate a run, or an untouched checkpoint", allow_abbrev=False)
-    test.add_argument("run_folder", nargs="?", metavar="RUN", help="a finished run")
+    test = commands.add_parser(
+        "test",
+        help="evaluate a run, or an untouched checkpoint",
+        usage="finetune test RUN | --config RECIPE [--key value ...]",
+        allow_abbrev=False,
+    )
     test.add_argument("--config", metavar="RECIPE", help="a recipe whose checkpoint is evaluated as it is")
     test.set_defaults(command=_test)
 
@@ -128,16 +132,18 @@ def _fit(options: argparse.Namespace) -> None:
 
 
 def _test(options: argparse.Namespace) -> None:
-    if (options.run_folder is None) == (options.config is None):
+    words: list[str] = options.overrides
+    run = words.pop(0) if words and not words[0].startswith("--") else None
+    if (run is None) == (options.config is None):
         raise RecipeError("Expected either RUN or --config RECIPE.")
     path = find_recipe(options.config) if options.config else None
     from finetune.experiment import measure_checkpoint, measure_run
     from finetune.recipe import read_recipe
 
     if path is None:
-        print(measure_run(options.run_folder, options.overrides, options.trust))
+        print(measure_run(run, words, options.trust))
     else:
-        print(measure_checkpoint(read_recipe(path, options.overrides, options.trust)))
+        print(measure_checkpoint(read_recipe(path, words, options.trust)))
 
 
 def _export(options: argparse.Namespace) -> None:

@@ -102,7 +102,9 @@ def _fit(recipe: Recipe, task: AlignTask, data: ImageTextDataModule, run: RunFol
     )
     logger = CSVLogger(save_dir=run.path.parent, name=run.path.name, version="")
     recipe.build_trainer([keep], logger).fit(task, data)
-    best = torch.load(keep.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
+    # A fit that stops inside its first epoch (trainer.max_steps) is never validated: its last weights count.
+    path = keep.best_model_path or keep.last_model_path
+    best = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     unknown = task.load_state_dict(best, strict=False).unexpected_keys
     assert not unknown, unknown
 

@@ -13,8 +13,8 @@ from finetune.files import fingerprint_file, fingerprint_weights, read_json, wri
 from finetune.proof import PROOF_FILE, WITNESS_FILE, prove
 from finetune.results import write_model_card
 from finetune.run_folder import open_run
+from finetune.towers.adapter import TEMPERATURE_FILE, save_adapter
 from finetune.towers.align import AlignTowers
-from finetune.towers.lora import TEMPERATURE_FILE, save_adapter
 from finetune.towers.merge import merge_adapter
 
 

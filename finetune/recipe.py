@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args, get_type_hints
 
+import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, Namespace, set_parsing_settings
 from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
 from finetune.data.datamodule import ImageTextDataModule
-from finetune.errors import RecipeError, did_you_mean
+from finetune.errors import CheckpointError, RecipeError, TableError, did_you_mean
 from finetune.task import AlignTask
 
 TRUSTED = ("finetune", "torch", "lightning", "torchmetrics", "albumentations", "transformers", "peft")
@@ -97,7 +98,7 @@ class Recipe:
         try:
             return self._parser.instantiate(Namespace({key: self._config[key]}))[key]
         except ValueError as error:
-            raise RecipeError(f"{key}: {error}") from error
+            raise _find_cause(error, key) from None
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = (), trust: Sequence[str] = ()) -> Recipe:
@@ -117,7 +118,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = (), trust: Sequence
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*TRUSTED, *trust])
     parser = build_parser()
     try:
-        config = parser.parse_args(["--config", str(path), *overrides])
+        config = parser.parse_args([*_default_classes(Path(path), overrides), "--config", str(path), *overrides])
     except ArgumentError as error:
         raise RecipeError(f"{path}: {explain(str(error), parser)}") from error
     return Recipe(config, parser, Path(path).stem)
@@ -131,17 +132,28 @@ def build_parser() -> LightningArgumentParser:
     parser.add_lightning_class_args(ImageTextDataModule, "data", subclass_mode=True)
     parser.add_lightning_class_args(Trainer, "trainer")
     parser.add_class_arguments(RunSettings, "run")
-    parser.set_defaults(
-        {
-            "model": {"class_path": "finetune.task.AlignTask"},
-            "data": {"class_path": "finetune.data.datamodule.ImageTextDataModule"},
-            "trainer.log_every_n_steps": 5,
-            "trainer.enable_model_summary": False,
-        }
-    )
+    parser.set_defaults({"trainer.log_every_n_steps": 5, "trainer.enable_model_summary": False})
     parser.link_arguments("model.init_args.checkpoint", "data.init_args.checkpoint")
     parser.link_arguments("run.seed", "data.init_args.seed")
     return parser
+
+
+def _default_classes(path: Path, overrides: Sequence[str]) -> list[str]:
+    """Options that name the toolkit's own classes where the recipe names none.
+
+    As defaults of the parser they would carry their own default arguments into a subclass that has others.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: Expected valid YAML, but got: {error}") from error
+    options: list[str] = []
+    for key, name in (("model", "finetune.AlignTask"), ("data", "finetune.ImageTextDataModule")):
+        section = values.get(key) if isinstance(values, dict) else None
+        is_named = isinstance(section, dict) and "class_path" in section
+        if not is_named and not any(re.match(rf"--{key}(=|\.class_path|$)", word) for word in overrides):
+            options += [f"--{key}", name]
+    return options
 
 
 def describe_keys() -> str:
@@ -179,6 +191,15 @@ def explain(message: str, parser: LightningArgumentParser) -> str:
     inner = ".".join(filter(None, unknown.groups())).split(".")
     valid = _argument_names(classes[-1], inner[:-1]) if classes else _parser_keys(parser, inner[:-1])
     return f"Expected every key to be known, but got {'.'.join(where + inner)!r}. {did_you_mean(inner[-1], valid)}"
+
+
+def _find_cause(error: BaseException, key: str) -> Exception:
+    """What a constructor raised, which jsonargparse wraps in its own error."""
+    while not isinstance(error, TableError | RecipeError | CheckpointError) and error.__cause__:
+        error = error.__cause__
+    if isinstance(error, TableError | RecipeError | CheckpointError):
+        return error
+    return RecipeError(f"{key}: {error}")
 
 
 def _innermost(message: str, where: str) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import Metric
 
 from finetune.batch import Batch, ClassPrompts, Embeddings
 from finetune.checkpoint import load_model
@@ -18,6 +19,7 @@ from finetune.metrics import ClassAccuracy, Retrieval, class_embeddings
 from finetune.objectives import Contrastive, Objective
 from finetune.schedules import WarmupCosine, parameter_groups
 from finetune.towers.align import AlignTowers
+from finetune.towers.checkpointing import checkpoint_blocks
 from finetune.towers.lora import TowerLora, attach_lora
 
 
@@ -34,6 +36,8 @@ class AlignTask(LightningModule):
         objective: The loss.
         train_temperature: Whether the temperature is trained.
         min_temperature: Lower bound of the temperature, which divides the logits.
+        image_checkpointing: Whether the image tower's blocks are computed again in the backward pass instead of
+            kept: about half the memory for 1.4 times the time of a step.
         optimizer: Called with the parameter groups; weight decay spares biases, norms and the temperature.
         lr_scheduler: Called with the optimizer and the total number of steps; stepped after each step.
     """
@@ -46,18 +50,22 @@ class AlignTask(LightningModule):
         objective: Objective = lazy_instance(Contrastive),  # noqa: B008 (copied below)
         train_temperature: bool = True,
         min_temperature: float = 0.01,
+        image_checkpointing: bool = False,
         optimizer: Callable[[Iterable[Parameter]], Optimizer] = lambda params: AdamW(params, lr=1e-3),
         lr_scheduler: Callable[[Optimizer, int], LRScheduler] = WarmupCosine,
     ) -> None:
         super().__init__()
         adapted = attach_lora(load_model(checkpoint), image_lora, text_lora)
         self.towers = AlignTowers(adapted, train_temperature, min_temperature)
+        if image_checkpointing:
+            checkpoint_blocks(self.towers.align.vision_model)
+        self._trained = {f"towers.{name}" for name in self.towers.trained_names()}
         self.objective = copy.deepcopy(objective)
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.strict_loading = False
         self._class_embeds: Tensor | None = None
-        self._metric: ClassAccuracy | Retrieval = Retrieval()
+        self._metric: Metric = Retrieval()
 
     def forward(self, batch: Batch) -> Embeddings:
         """Embeds a batch with both towers."""
@@ -162,10 +170,11 @@ class AlignTask(LightningModule):
         self.towers.bound_temperature()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps the trained weights only; the rest is the base's, which the run names by hash."""
-        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        """Leaves out the towers' frozen weights: they are the base's, which the run names by hash."""
         weights = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {name: weights[name] for name in weights if name in trained}
+        checkpoint["state_dict"] = {
+            name: weights[name] for name in weights if name in self._trained or not name.startswith("towers.")
+        }
 
 
 def total_steps(trainer: Trainer) -> int:

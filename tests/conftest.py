@@ -1,6 +1,9 @@
 """Real small models and tables that many tests share."""
 
+import os
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: waiting threads would take a busy machine's cores
 
 import numpy as np
 import pytest

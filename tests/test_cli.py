@@ -84,7 +84,7 @@ def test_prepare_lists_the_data_sets_and_passes_the_exit_code_on(tmp_path, capsy
     assert main(["prepare", "--help"]) == 0
     assert "digits" in capsys.readouterr().out
     (tmp_path / "mine").write_text("keep")
-    assert main(["prepare", "digits", "--output", str(tmp_path)]) == 2
+    assert finetune("prepare", "digits", "--output", tmp_path, cwd=tmp_path).returncode == 2
     assert (tmp_path / "mine").read_text() == "keep"
 
 

@@ -8,6 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import AlignModel
 
 from finetune.batch import Batch, Embeddings
+from finetune.towers.statistics import FollowingBatchNorm2d
 
 
 class AlignTowers(nn.Module):
@@ -15,7 +16,8 @@ class AlignTowers(nn.Module):
 
     BatchNorm is held in evaluation mode by a hook on each layer, so that no `.train()`, wherever it is
     called, can replace the running statistics: ALIGN's `batch_norm_momentum` of 0.99 has Keras' meaning, and
-    under PyTorch's meaning a single forward pass in training mode overwrites 99 % of them.
+    under PyTorch's meaning a single forward pass in training mode overwrites 99 % of them. Only layers that
+    were asked to follow the training images (`TowerLora.train_statistics`) are exempt.
 
     Args:
         model: The model, adapters already attached (`finetune.towers.lora.attach_lora`) where there are any.
@@ -36,19 +38,27 @@ class AlignTowers(nn.Module):
         self.min_temperature = min_temperature
         self.align.temperature.requires_grad_(train_temperature)
         for module in self.align.modules():
-            if isinstance(module, _BatchNorm):
+            if isinstance(module, _BatchNorm) and not isinstance(module, FollowingBatchNorm2d):
                 module.register_forward_pre_hook(_hold_in_eval)
 
     @property
     def align(self) -> AlignModel:
         """The `AlignModel` itself, adapters inside."""
-        unwrap: Any = getattr(self.model, "get_base_model", None)
-        return unwrap() if unwrap else self.model
+        unwrap = getattr(self.model, "get_base_model", None)
+        return cast(AlignModel, unwrap() if unwrap else self.model)
 
     @property
     def temperature(self) -> Tensor:
         """Scalar parameter that divides the cosine similarities."""
         return cast(Tensor, self.align.temperature)
+
+    def trained_names(self) -> set[str]:
+        """Names in `state_dict()` of all that training changes: what has a gradient, and statistics that follow."""
+        names = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        for outer, module in self.named_modules():
+            if isinstance(module, FollowingBatchNorm2d):
+                names |= {f"{outer}.{name}" for name, _ in module.named_buffers()}
+        return names
 
     @torch.no_grad()
     def bound_temperature(self) -> None:

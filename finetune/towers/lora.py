@@ -1,26 +1,22 @@
-"""LoRA on either or both towers through PEFT: which layers, attached how, saved and read back how."""
+"""Adapters on either or both towers through PEFT: low-rank ones, and layers trained whole."""
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
-from safetensors import safe_open
+from peft.utils import ModulesToSaveWrapper
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 from transformers import AlignModel
 
-from finetune.errors import CheckpointError, did_you_mean
-from finetune.files import read_json, write_json
-
-TEMPERATURE_FILE = "temperature.json"
+from finetune.towers.layers import IMAGE, TEXT, Tower, enclosing_modules, low_rank_layers, whole_layers
+from finetune.towers.statistics import FollowingBatchNorm2d
 
 
 @dataclass(frozen=True)
 class TowerLora:
-    """Low-rank adapters on one tower (LoRA, Hu et al. 2021, arXiv 2106.09685).
+    """What is trained of one tower: low-rank adapters (LoRA, Hu et al. 2021, arXiv 2106.09685), and whole layers.
 
     Args:
         rank: Inner dimension of each adapter.
@@ -28,13 +24,20 @@ class TowerLora:
         dropout: Probability of dropping an input of the adapter while training.
         layers: Kinds of layer to adapt, or module names as PEFT takes them. Image tower: `pointwise` (1x1
             convolutions), `squeeze_excite`, `stem`; text tower: `attention`, `feed_forward`, `projection`,
-            `embedding`. Null adapts `pointwise`, or `attention`, `feed_forward` and `projection`.
-        last_blocks: Adapt only this many blocks nearest the embedding; null adapts all of them.
+            `embedding`. Null adapts `pointwise`, or `attention`, `feed_forward` and `projection`, save what
+            `whole` names; [] adapts none.
+        last_blocks: Train only this many blocks nearest the embedding; null trains all of them.
         use_rslora: Scale by the square root of the rank (rsLoRA, Kalajdzievski 2023, arXiv 2312.03732).
         use_dora: Train magnitudes beside directions (DoRA, Liu et al. 2024, arXiv 2402.09353).
+        whole: Layers all of whose weights are trained, saved and merged with the adapter: `depthwise`
+            (convolutions of the image tower, which take no low-rank adapter), `norm` (scale and shift of
+            BatchNorm or LayerNorm), `all` of the tower, a kind named above, or module names. Memory holds the
+            original weights of these layers beside the trained ones. Null trains none.
+        train_statistics: Image tower only: BatchNorm normalises by the statistics of the batch while training,
+            and its running ones follow with momentum 0.01. Otherwise they stay as they were pretrained.
 
     Raises:
-        ValueError: If a number is out of its range.
+        ValueError: If a number is out of its range, or nothing would be trained.
     """
 
     rank: int = 16
@@ -44,6 +47,8 @@ class TowerLora:
     last_blocks: int | None = None
     use_rslora: bool = False
     use_dora: bool = False
+    whole: list[str] | None = None
+    train_statistics: bool = False
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -54,44 +59,22 @@ class TowerLora:
             raise ValueError(f"Expected dropout to be in [0, 1), but got {self.dropout}.")
         if self.last_blocks is not None and self.last_blocks < 1:
             raise ValueError(f"Expected last_blocks to be at least 1 or null, but got {self.last_blocks}.")
-        if self.layers is not None and not self.layers:
-            raise ValueError("Expected layers to name at least one layer, but got []. Null takes the default.")
+        if self.layers == [] and not self.whole and not self.train_statistics:
+            raise ValueError(
+                "Expected layers to name at least one layer, but got []. Null takes the default; name in `whole` "
+                "what is trained without low-rank adapters."
+            )
 
 
 @dataclass(frozen=True)
-class _Tower:
-    """Where a tower's modules lie in `AlignModel`; patterns match whole module names."""
+class _Choice:
+    """The layers of a tower that its `TowerLora` trains, by full name."""
 
-    argument: str
-    modules: str
-    blocks: str
-    kinds: dict[str, str]
-    default: tuple[str, ...]
-
-
-_IMAGE = _Tower(
-    argument="image_lora",
-    modules=r"vision_model\..*",
-    blocks=r"vision_model\.encoder\.blocks\.(\d+)\..*",
-    kinds={
-        "pointwise": r".*\.(expand_conv|project_conv)",
-        "squeeze_excite": r".*\.squeeze_excite\.(reduce|expand)",
-        "stem": r"vision_model\.embeddings\.convolution",
-    },
-    default=("pointwise",),
-)
-_TEXT = _Tower(
-    argument="text_lora",
-    modules=r"text_model\.(?!pooler).*|text_projection",
-    blocks=r"text_model\.encoder\.layer\.(\d+)\..*",
-    kinds={
-        "attention": r".*\.(query|key|value|attention\.output\.dense)",
-        "feed_forward": r".*\.\d+\.(intermediate|output)\.dense",
-        "projection": r"text_projection",
-        "embedding": r".*\.word_embeddings",
-    },
-    default=("attention", "feed_forward", "projection"),
-)
+    tower: Tower
+    lora: TowerLora
+    low_rank: list[str]
+    whole: list[str]
+    following: list[str]
 
 
 def attach_lora(model: AlignModel, image_lora: TowerLora | None, text_lora: TowerLora | None) -> nn.Module:
@@ -99,86 +82,65 @@ def attach_lora(model: AlignModel, image_lora: TowerLora | None, text_lora: Towe
 
     Args:
         model: The pretrained model; it is changed in place.
-        image_lora: Adapters of the image tower, None leaves it frozen.
-        text_lora: Adapters of the text tower, None leaves it frozen.
+        image_lora: What is trained of the image tower, None leaves it frozen.
+        text_lora: What is trained of the text tower, None leaves it frozen.
 
     Returns:
         A `PeftModel`, or `model` itself where both towers stay frozen.
 
     Raises:
-        ValueError: If a layer name matches nothing, or the towers differ in `use_rslora` or `use_dora`, which
-            PEFT settles for both at once.
+        ValueError: If a layer name matches nothing, a layer is asked for in two ways, statistics are asked of the
+            text tower, or the towers differ in `use_rslora` or `use_dora`, which PEFT settles for both at once.
     """
     model.requires_grad_(False)
-    chosen = [(tower, lora) for tower, lora in ((_IMAGE, image_lora), (_TEXT, text_lora)) if lora]
-    if not chosen:
+    choices = [_choose(model, tower, lora) for tower, lora in ((IMAGE, image_lora), (TEXT, text_lora)) if lora]
+    if not choices:
         return model
-    first = chosen[0][1]
+    low_rank = [choice for choice in choices if choice.low_rank]
     for name in ("use_rslora", "use_dora"):
-        if len({getattr(lora, name) for _, lora in chosen}) > 1:
+        if len({getattr(choice.lora, name) for choice in low_rank}) > 1:
             raise ValueError(
                 f"Expected image_lora.{name} and text_lora.{name} to be equal, but got both values. "
                 "PEFT settles it for both towers at once: set the same value in both."
             )
-    targets = {tower.argument: _target_modules(model, tower, lora) for tower, lora in chosen}
+    first = (low_rank or choices)[0].lora
     config = LoraConfig(
         r=first.rank,
-        lora_alpha=first.alpha,
+        lora_alpha=first.alpha,  # type: ignore[arg-type]
         lora_dropout=first.dropout,
-        target_modules=[name for names in targets.values() for name in names],
-        rank_pattern={tower.modules: lora.rank for tower, lora in chosen[1:]},
-        alpha_pattern={tower.modules: lora.alpha for tower, lora in chosen[1:]},
+        target_modules=[name for choice in low_rank for name in choice.low_rank] or DUMMY_TARGET_MODULES,
+        rank_pattern={choice.tower.modules: choice.lora.rank for choice in low_rank[1:]},
+        alpha_pattern={choice.tower.modules: choice.lora.alpha for choice in low_rank[1:]},
         use_rslora=first.use_rslora,
         use_dora=first.use_dora,
+        modules_to_save=enclosing_modules(model, [n for choice in choices for n in choice.whole + choice.following])
+        or None,
     )
     adapted = get_peft_model(model, config)
-    for tower, lora in chosen[1:]:
-        _set_dropout(model, targets[tower.argument], lora.dropout)
+    for choice in low_rank[1:]:
+        _set_dropout(model, choice.low_rank, choice.lora.dropout)
+    _open_whole_layers(model, choices)
     return adapted
 
 
-def _target_modules(model: AlignModel, tower: _Tower, lora: TowerLora) -> list[str]:
-    """Full names of the modules that `lora` asks for, in the model's order."""
-    leaves = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding) and re.fullmatch(tower.modules, name)
-    ]
-    blocks = {name: int(found[1]) for name in leaves if (found := re.fullmatch(tower.blocks, name))}
-    first_block = 0 if lora.last_blocks is None else max(blocks.values()) + 1 - lora.last_blocks
-    reachable = [
-        name
-        for name in leaves
-        if lora.last_blocks is None or blocks.get(name, -1) >= first_block or name == "text_projection"
-    ]
-    targets: set[str] = set()
-    for layer in lora.layers if lora.layers is not None else tower.default:
-        pattern = tower.kinds.get(layer, rf"(.*\.)?{re.escape(layer)}")
-        found_names = {name for name in reachable if re.fullmatch(pattern, name)}
-        if not found_names:
-            raise ValueError(_unmatched(tower, lora, layer, leaves, pattern))
-        targets |= found_names
-    if lora.layers and "squeeze_excite" in lora.layers:
-        _refuse_closed_gates(model, tower)
-    return [name for name in leaves if name in targets]
-
-
-def _unmatched(tower: _Tower, lora: TowerLora, layer: str, leaves: list[str], pattern: str) -> str:
-    message = f"Expected each entry of {tower.argument}.layers to name a layer of its tower, but got {layer!r}. "
-    if any(re.fullmatch(pattern, name) for name in leaves):
-        return message + f"None lies in the last {lora.last_blocks} blocks: raise last_blocks or set it to null."
-    return message + did_you_mean(layer, [*tower.kinds, *{name.rsplit(".", 1)[-1] for name in leaves}])
-
-
-def _refuse_closed_gates(model: AlignModel, tower: _Tower) -> None:
-    """Squeeze-excite that was set to the identity has exactly zero gradient, and DoRA's first forward is NaN."""
-    for name, module in model.named_modules():
-        if name.endswith("squeeze_excite.expand") and not module.weight.any():
-            raise ValueError(
-                f"Expected {tower.argument}.layers to name layers that can learn, but got 'squeeze_excite': "
-                f"{name}.weight of this checkpoint is zero throughout, as in align-mini, whose image tower has "
-                "no squeeze-excite and computes the identity there. Remove 'squeeze_excite' from the list."
-            )
+def _choose(model: AlignModel, tower: Tower, lora: TowerLora) -> _Choice:
+    """Resolves what `lora` names to layers, each of which is trained in one way."""
+    if lora.train_statistics and tower is TEXT:
+        raise ValueError(
+            "Expected text_lora.train_statistics to be false, but got true. The text tower has no BatchNorm: "
+            "remove it, or name `norm` in text_lora.whole to train scale and shift of its LayerNorm."
+        )
+    whole = whole_layers(model, tower, lora.whole or [], lora.last_blocks)
+    names = tower.default if lora.layers is None else lora.layers
+    low_rank = low_rank_layers(model, tower, names, lora.last_blocks)
+    both = [name for name in low_rank if name in whole]
+    if both and lora.layers is not None:
+        raise ValueError(
+            f"Expected {tower.argument}.layers and {tower.argument}.whole to name different layers, but got "
+            f"{both[0]} in both. A layer is trained whole or by a low-rank adapter: remove it from one of them."
+        )
+    following = whole_layers(model, tower, ["norm"], lora.last_blocks) if lora.train_statistics else []
+    return _Choice(tower, lora, [name for name in low_rank if name not in both], whole, following)
 
 
 def _set_dropout(model: AlignModel, names: Iterable[str], dropout: float) -> None:
@@ -189,60 +151,20 @@ def _set_dropout(model: AlignModel, names: Iterable[str], dropout: float) -> Non
         layer.lora_dropout["default"] = nn.Dropout(dropout) if dropout else nn.Identity()
 
 
-def save_adapter(adapted: PeftModel, folder: Path, checkpoint: str, fingerprint: str) -> None:
-    """Writes a standard PEFT folder and the temperature, which PEFT would lose, as a sidecar.
+def _open_whole_layers(model: AlignModel, choices: Iterable[_Choice]) -> None:
+    """PEFT trains every parameter of the copies it keeps; this leaves those of the layers trained whole.
 
-    Args:
-        adapted: The model returned by `attach_lora`.
-        folder: An existing, empty folder.
-        checkpoint: Name of the base that another machine understands: a hub id, `align-mini`, or a path.
-        fingerprint: SHA-256 of the base's weights, see `finetune.files.fingerprint_weights`.
+    A BatchNorm is among the copies for its statistics alone where only they are trained.
     """
-    adapted.save_pretrained(str(folder), save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)
-    path = folder / "adapter_config.json"
-    config: dict[str, Any] = read_json(path)
-    config["base_model_name_or_path"] = checkpoint
-    config["target_modules"] = sorted(config["target_modules"])
-    write_json(path, config)
-    temperature = float(adapted.get_base_model().temperature.detach())
-    write_json(
-        folder / TEMPERATURE_FILE,
-        {"temperature": temperature, "base_model": checkpoint, "base_model_sha256": fingerprint},
-    )
-
-
-def load_adapter(model: AlignModel, folder: Path, fingerprint: str) -> PeftModel:
-    """Puts a saved adapter and its temperature into the base it was trained on.
-
-    Args:
-        model: The base, float32; it is changed in place.
-        folder: A folder written by `save_adapter`.
-        fingerprint: SHA-256 of the weights `model` was loaded from.
-
-    Raises:
-        CheckpointError: If a file is missing, the base is another one, or the tensors on disk are not exactly
-            those the adapter's configuration asks for.
-    """
-    for name in ("adapter_config.json", "adapter_model.safetensors", TEMPERATURE_FILE):
-        if not (folder / name).is_file():
-            raise CheckpointError(f"Expected {folder} to be an adapter folder, but {name} is missing.")
-    sidecar = read_json(folder / TEMPERATURE_FILE)
-    if sidecar["base_model_sha256"] != fingerprint:
-        raise CheckpointError(
-            f"Expected the base of {folder} to be {sidecar['base_model']} with SHA-256 "
-            f"{sidecar['base_model_sha256']}, but got weights with SHA-256 {fingerprint}. "
-            "Use the checkpoint the adapter was trained on."
-        )
-    adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
-    expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
-    with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
-        found = set(file.keys())
-    for title, names in (("missing", expected - found), ("unexpected", found - expected)):
-        if names:
-            raise CheckpointError(
-                f"Expected {folder}/adapter_model.safetensors to hold the adapter's tensors, but "
-                f"{len(names)} are {title}, among them {min(names)}. Write the adapter again from its run."
-            )
-    model.temperature.data.fill_(sidecar["temperature"])
-    return adapted
+    whole = {name for choice in choices for name in choice.whole}
+    following = {name for choice in choices for name in choice.following}
+    wrappers = [(name, module) for name, module in model.named_modules() if isinstance(module, ModulesToSaveWrapper)]
+    for outer, wrapper in wrappers:
+        for inner, layer in list(wrapper.modules_to_save["default"].named_modules()):
+            name = f"{outer}.{inner}".rstrip(".")
+            if name in following:
+                layer = FollowingBatchNorm2d(layer)
+                model.set_submodule(f"{outer}.modules_to_save.default.{inner}".rstrip("."), layer)
+            if name not in whole:
+                for parameter in layer.parameters(recurse=False):
+                    parameter.requires_grad = False

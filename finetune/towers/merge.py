@@ -6,7 +6,7 @@ import torch
 from transformers import AlignModel
 
 from finetune.errors import CheckpointError
-from finetune.towers.lora import load_adapter
+from finetune.towers.adapter import load_adapter
 
 
 def merge_adapter(base: AlignModel, adapter: Path, fingerprint: str) -> AlignModel:
@@ -14,7 +14,7 @@ def merge_adapter(base: AlignModel, adapter: Path, fingerprint: str) -> AlignMod
 
     Args:
         base: The base, float32 and without adapters; it is used up.
-        adapter: A folder written by `finetune.towers.lora.save_adapter`.
+        adapter: A folder written by `finetune.towers.adapter.save_adapter`.
         fingerprint: SHA-256 of the weights `base` was loaded from.
 
     Returns:
@@ -31,7 +31,7 @@ def merge_adapter(base: AlignModel, adapter: Path, fingerprint: str) -> AlignMod
             "Load it with dtype=torch.float32."
         )
     adapted = load_adapter(base, adapter, fingerprint)
-    merged = adapted.merge_and_unload(safe_merge=True)
+    merged: AlignModel = adapted.merge_and_unload(safe_merge=True)
     merged.eval().requires_grad_(False)
     found = {name: (tensor.shape, tensor.dtype) for name, tensor in merged.state_dict().items()}
     changed = sorted(set(signature.items()) ^ set(found.items()))

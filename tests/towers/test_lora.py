@@ -11,8 +11,9 @@ from transformers import AlignModel
 
 from finetune.checkpoint import load_model
 from finetune.errors import CheckpointError
+from finetune.towers.adapter import load_adapter, save_adapter
 from finetune.towers.align import AlignTowers
-from finetune.towers.lora import TowerLora, attach_lora, load_adapter, save_adapter
+from finetune.towers.lora import TowerLora, attach_lora
 
 IMAGE_KINDS = ["pointwise", "squeeze_excite", "stem"]
 TEXT_KINDS = ["attention", "feed_forward", "projection", "embedding"]

@@ -5,8 +5,9 @@ import torch
 
 from finetune.checkpoint import load_model
 from finetune.errors import CheckpointError
+from finetune.towers.adapter import save_adapter
 from finetune.towers.align import AlignTowers
-from finetune.towers.lora import TowerLora, attach_lora, save_adapter
+from finetune.towers.lora import TowerLora, attach_lora
 from finetune.towers.merge import merge_adapter
 
 FINGERPRINT = "f" * 64

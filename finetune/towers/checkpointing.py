@@ -1,0 +1,55 @@
+"""Memory for time in the image tower: its blocks keep their input alone and compute the rest again in backward."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+from transformers.models.align.modeling_align import AlignVisionBlock, AlignVisionModel
+
+
+def checkpoint_blocks(vision_model: AlignVisionModel) -> None:
+    """Makes each block of the image tower keep its input alone for backward (Chen et al. 2016, arXiv 1604.06174).
+
+    Loss and gradients stay the same: dropout draws the same noise again, autocast is the same, and BatchNorm,
+    if it is in training mode at all, updates its statistics once. Blocks that need no graph, as those before the
+    first adapter, run as before. Modules and parameters keep their names, so that adapters may be attached,
+    saved and merged before or after.
+
+    Args:
+        vision_model: The image tower; the class of its blocks is changed in place.
+    """
+    for block in vision_model.encoder.blocks:
+        block.__class__ = _RecomputedBlock
+
+
+class _RecomputedBlock(AlignVisionBlock):
+    """A block whose hooks run once, as they are called around `forward`."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        trained = hidden_states.requires_grad or any(parameter.requires_grad for parameter in self.parameters())
+        if not (trained and torch.is_grad_enabled()):
+            return super().forward(hidden_states)
+
+        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+            return nullcontext(), _statistics_kept(self)
+
+        found = checkpoint(super().forward, hidden_states, use_reentrant=False, context_fn=contexts)
+        return cast(Tensor, found)
+
+
+@contextmanager
+def _statistics_kept(block: nn.Module) -> Iterator[None]:
+    """Holds BatchNorm's statistics still while a block in training mode is computed for the second time."""
+    norms = [norm for norm in block.modules() if isinstance(norm, _BatchNorm) and norm.training]
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (momentum, batches) in zip(norms, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, batches

@@ -1,0 +1,143 @@
+"""The package where it is not a checkout: from a wheel, beside a namesake, and without libraries of development."""
+
+import os
+import shutil
+import site
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(command: list[str | Path], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command to its end in a folder, without the caller's import path."""
+    inherited = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
+    return subprocess.run(
+        list(map(str, command)),
+        cwd=folder,
+        env=inherited | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def expect_success(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel built from a copy of what a source archive holds, so that the checkout stays as it is."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("finetune", "recipes", "datasets"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    expect_success(run([sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", folder, source], folder))
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="session")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The scripts folder of a new environment with the wheel, which finds dependencies in the running one.
+
+    The running environment's folders come after the new one's own, and the `.pth` files in them, as that of an
+    editable install, are not followed.
+    """
+    folder = tmp_path_factory.mktemp("installed") / "venv"
+    venv.create(folder, symlinks=True)
+    python = folder / "bin" / "python"
+    expect_success(run([sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", wheel], folder))
+    packages = next((folder / "lib").glob("python*/site-packages"))
+    (packages / "dependencies.pth").write_text("\n".join(site.getsitepackages()) + "\n")
+    where = expect_success(run([python, "-c", "import finetune; print(finetune.__file__)"], folder))
+    assert Path(where.strip()) == packages / "finetune" / "__init__.py"
+    return folder / "bin"
+
+
+@pytest.mark.slow
+def test_wheel_holds_recipes_and_scripts_and_one_package(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for folder, pattern in (("recipes", "*.yaml"), ("datasets", "*.py")):
+        shipped = {f"finetune/shipped/{folder}/{path.name}" for path in (ROOT / folder).glob(pattern)}
+        assert shipped
+        assert shipped <= names
+    packages = {name.split("/")[0] for name in names}
+    assert {name for name in packages if not name.endswith(".dist-info")} == {"finetune"}
+    assert not any("__pycache__" in name for name in names)
+
+
+@pytest.mark.slow
+def test_installed_commands_do_the_whole_run(installed, tmp_path):
+    listed = expect_success(run([installed / "finetune", "recipes", "list"], tmp_path))
+    assert {line.split()[0] for line in listed.splitlines()} == {
+        path.stem for path in (ROOT / "recipes").glob("*.yaml")
+    }
+    shown = expect_success(run([installed / "align-finetune", "recipes", "show", "quickstart"], tmp_path))
+    assert shown == (ROOT / "recipes" / "quickstart.yaml").read_text()
+    expect_success(run([installed / "finetune", "prepare", "digits"], tmp_path))
+    assert (tmp_path / "data" / "digits" / "digits.csv").is_file()
+    words = ["fit", "--config", "quickstart", "--trainer.max_steps", "2", "--run.floor", "false"]
+    expect_success(run([installed / "finetune", *words], tmp_path))
+    assert (tmp_path / "runs" / "quickstart" / "merged" / "merge_proof.json").is_file()
+    assert (tmp_path / "runs" / "quickstart" / "finished.json").is_file()
+
+
+def other_distribution(folder: Path) -> None:
+    """The records of another distribution whose package lies where this one's does."""
+    record = folder / "finetune-0.10.2.dist-info"
+    record.mkdir()
+    (record / "METADATA").write_text("Metadata-Version: 2.1\nName: finetune\nVersion: 0.10.2\n")
+    (record / "RECORD").write_text("finetune/__init__.py,,\nfinetune/errors.py,,\n")
+
+
+@pytest.mark.parametrize("overwritten", [False, True], ids=["beside", "overwritten"])
+def test_a_distribution_with_the_same_package_is_named(tmp_path, overwritten):
+    shutil.copytree(ROOT / "finetune", tmp_path / "finetune", ignore=shutil.ignore_patterns("__pycache__"))
+    words = [sys.executable, "-m", "finetune", "recipes", "list"]
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    expect_success(run(words, tmp_path, PYTHONPATH=str(tmp_path)))
+    other_distribution(tmp_path)
+    if overwritten:
+        (tmp_path / "finetune" / "errors.py").write_text("class FinetuneError(Exception):\n    pass\n")
+    done = run(words, tmp_path, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "to belong to align-finetune alone, but got the distribution finetune 0.10.2" in done.stderr
+    assert "pip uninstall finetune" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_distribution_with_the_same_name_elsewhere_is_no_fault(tmp_path):
+    other_distribution(tmp_path)
+    expect_success(run([sys.executable, "-m", "finetune", "recipes", "list"], ROOT, PYTHONPATH=str(tmp_path)))
+
+
+def test_the_checkout_works_without_the_datasets_library(tmp_path):
+    """With it absent and the root on the import path, transformers takes the folder `datasets` for it."""
+    for folder in map(Path, site.getsitepackages()):
+        for path in folder.iterdir():
+            if not path.name.startswith(("datasets", "__pycache__")) and path.suffix != ".pth":
+                (tmp_path / path.name).symlink_to(path)
+    program = """
+import importlib.util, sys
+assert importlib.util.find_spec("datasets").origin is None, "the library is there"
+import finetune.task
+from PIL import Image
+from finetune.checkpoint import load_processor
+pixels = load_processor("align-mini")(images=Image.new("RGB", (40, 30)), return_tensors="pt")["pixel_values"]
+assert pixels.shape == (1, 3, 224, 224)
+print(finetune.task.__file__)
+"""
+    # -S leaves the environment's own folder off the import path; the folder of links takes its place.
+    path = os.pathsep.join([str(ROOT), str(tmp_path)])
+    where = expect_success(run([sys.executable, "-S", "-c", program], ROOT, PYTHONPATH=path))
+    assert Path(where.strip()) == ROOT / "finetune" / "task.py"
