@@ -14,6 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from finetune.checkpoint import portable_name, resolve_checkpoint
 from finetune.data.datamodule import ImageTextDataModule
+from finetune.errors import RecipeError
 from finetune.evaluation import Evaluation, evaluate
 from finetune.export import export_merged, write_adapter
 from finetune.files import fingerprint_file, fingerprint_weights, read_json, write_json, write_text
@@ -58,6 +59,8 @@ def run_experiment(recipe: Recipe, overwrite: bool = False) -> RunFolder:
     data = recipe.build_data()
     data.rows.require("train", "test")  # every fault of the table is told before anything is written
     task = recipe.build_task()
+    if not any(parameter.requires_grad for parameter in task.parameters()):
+        raise RecipeError("Expected something to train, but got none. Measure with `finetune test --config RECIPE`.")
     run = RunFolder(Path(recipe.run.folder) / recipe.name)
     run.create(overwrite)
     write_text(run.recipe, recipe.resolved)

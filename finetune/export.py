@@ -18,6 +18,9 @@ from finetune.towers.align import AlignTowers
 from finetune.towers.merge import merge_adapter
 
 
+_TOWERS = {"image": ("vision_model.",), "text": ("text_model.", "text_projection.")}
+
+
 def export_run(run: str | Path, output: Path, overwrite: bool = False) -> dict[str, Any]:
     """Merges and proves the adapter of a finished run once more, into a folder of the user's choice.
 
@@ -74,19 +77,25 @@ def export_merged(
         overwrite: Whether an existing `output` is replaced.
 
     Returns:
-        The content of `merge_proof.json`.
+        The content of `merge_proof.json`; `identical_to_base` says of either tower whether all its tensors are the
+        base's byte for byte, so that an index built with the base stays valid.
 
     Raises:
         FileExistsError: If `output` exists and `overwrite` is false.
         CheckpointError: If the base, the adapter or the proof does not hold. No folder is left then.
     """
     with write_folder(output, overwrite) as staging:
-        fingerprint = fingerprint_weights(resolve_checkpoint(checkpoint))
+        base = resolve_checkpoint(checkpoint)
+        fingerprint = fingerprint_weights(base)
         model = merge_adapter(load_model(checkpoint), adapter, fingerprint)
         write_checkpoint(model, AlignProcessor.from_pretrained(adapter, backend="pil"), staging)
         shutil.copyfile(witness, staging / WITNESS_FILE)
         proof = prove(staging, staging / WITNESS_FILE)
         proof["base_model"] = checkpoint
+        proof["identical_to_base"] = {
+            tower: fingerprint_weights(staging, prefixes) == fingerprint_weights(base, prefixes)
+            for tower, prefixes in _TOWERS.items()
+        }
         proof["sha256"]["base_model"] = fingerprint
         proof["sha256"]["adapter"] = fingerprint_file(adapter / "adapter_model.safetensors")
         write_json(staging / PROOF_FILE, proof)

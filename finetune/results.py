@@ -63,6 +63,7 @@ def write_model_card(folder: Path, name: str, columns: Mapping[str, Metrics], pr
         proof: The content of `merge_proof.json`.
     """
     difference = max(proof["max_abs_difference"].values())
+    kept = [f"The {tower} tower is the base's, byte for byte." for tower, same in proof["identical_to_base"].items() if same]
     write_text(
         folder / "README.md",
         f"""---
@@ -81,7 +82,7 @@ tags: [align]
 R@K is a hit rate: the share of queries with a correct item among the K best.
 
 A fresh process with plain transformers {proof["versions"]["transformers"]} reproduced the adapted model's
-embeddings within {difference:.1e} (`merge_proof.json`); `finetune verify` repeats that on any machine.
+embeddings within {difference:.1e} (`merge_proof.json`); `finetune verify` repeats that on any machine. {" ".join(kept)}
 
 ```python
 from PIL import Image

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AlignModel, AlignProcessor, pipeline
+
+from finetune.mini import mini_folder
 
 LABELS = ["an image of a red square", "an image of a blue square"]
 
@@ -96,8 +99,6 @@ def test_zero_shot_classification_and_the_classify_command_agree(workplace, merg
 
 
 def test_classify_on_the_embedded_checkpoint_equals_the_model_card(workplace, colour_table):
-    from finetune.mini import mini_folder
-
     photo = colour_table.parent / "1.png"
     labels = ["an image of a cat", "an image of a dog"]
     model, processor = AlignModel.from_pretrained(mini_folder()), AlignProcessor.from_pretrained(mini_folder())
@@ -211,3 +212,23 @@ def test_subclass_runs_from_a_recipe_when_it_is_trusted(tmp_path, colour_table):
     assert "train/drift" in (tmp_path / "runs" / "warm" / "metrics.csv").read_text()
     proof = json.loads((tmp_path / "runs" / "warm" / "merged" / "merge_proof.json").read_text())
     assert max(proof["max_abs_difference"].values()) <= 1e-5
+
+
+def test_adapter_alone_as_documented_equals_the_merged_folder(workplace, merged, colour_table, tmp_path):
+    page = (Path(__file__).parent.parent / "docs" / "adapter-alone.md").read_text()
+    (tmp_path / "alone.py").write_text(page.split("```python\n")[1].split("```")[0])
+    photo = colour_table.parent / "3.png"
+    arguments = [workplace / "runs" / "colours" / "adapter", mini_folder(), photo]
+    done = subprocess.run(
+        [sys.executable, "alone.py", *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "finetune" not in (tmp_path / "alone.py").read_text()
+    found = torch.load(tmp_path / "outputs.pt", weights_only=True)
+    model, processor = AlignModel.from_pretrained(merged), AlignProcessor.from_pretrained(merged)
+    labels = ["an image of a cat", "an image of a dog"]
+    inputs = processor(images=Image.open(photo).convert("RGB"), text=labels, return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**inputs)
+    torch.testing.assert_close(found["image_embeds"], expected.image_embeds, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found["logits_per_image"], expected.logits_per_image, atol=1e-3, rtol=0)

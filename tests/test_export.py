@@ -90,6 +90,15 @@ def test_temperature_travels_with_the_merge(exported):
     assert torch.equal(temperature, torch.tensor(0.0321))
 
 
+def test_tower_that_was_not_adapted_is_said_to_be_the_base_byte_for_byte(tiny, batch, tmp_path):
+    adapter, witness = adapter_of(tiny, tmp_path, batch, None, TowerLora(rank=2))
+    proof = export_merged(tiny, adapter, witness, tmp_path / "merged")
+    assert proof["identical_to_base"] == {"image": True, "text": False}
+    base, merged = load_file(f"{tiny}/model.safetensors"), load_file(tmp_path / "merged" / "model.safetensors")
+    vision = [name for name in base if name.startswith("vision_model.")]
+    assert all(base[name].numpy().tobytes() == merged[name].numpy().tobytes() for name in vision)
+
+
 def test_verify_repeats_the_proof_and_notices_changes(exported, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(exported / "merged", folder)

@@ -24,6 +24,7 @@ def test_a_metric_that_one_column_lacks_is_a_dash():
 def test_model_card_has_metadata_table_and_proof(tmp_path):
     proof = {
         "base_model": "owner/name",
+        "identical_to_base": {"image": True, "text": False},
         "max_abs_difference": {"image": 2e-7, "text": 3e-7},
         "versions": {"transformers": "5.23.0"},
     }
@@ -33,6 +34,8 @@ def test_model_card_has_metadata_table_and_proof(tmp_path):
     assert metadata["base_model"] == "owner/name"
     assert format_table(COLUMNS) in text
     assert "3.0e-07" in text
+    assert "The image tower is the base's, byte for byte." in text
+    assert "The text tower" not in text
 
 
 def test_installed_versions_are_those_imported():
