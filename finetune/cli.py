@@ -83,7 +83,18 @@ def _add_recipe_commands(commands: "argparse._SubParsersAction[argparse.Argument
     test.add_argument("--config", metavar="RECIPE", help="a recipe whose checkpoint is evaluated as it is")
     test.set_defaults(command=_test)
 
-    for command in (fit, test):
+    check = commands.add_parser(
+        "check",
+        help="every fault of table and images, then the recipe, before any weight is loaded",
+        epilog="Every recipe key is an option too. Exit code 2 on any error, 0 with warnings.",
+        allow_abbrev=False,
+    )
+    check.add_argument("--config", metavar="RECIPE", required=True, help="a path, or the name of a shipped recipe")
+    check.add_argument("--full", action="store_true", help="decode every image")
+    check.add_argument("--output", metavar="JSON", type=Path, default=Path("check.json"), help="file of all findings")
+    check.set_defaults(command=_check)
+
+    for command in (fit, test, check):
         command.add_argument(
             "--trust",
             metavar="MODULE",
@@ -146,6 +157,31 @@ def _test(options: argparse.Namespace) -> None:
         print(measure_checkpoint(read_recipe(path, words, options.trust)))
 
 
+def _check(options: argparse.Namespace) -> int:
+    path = find_recipe(options.config)
+    from finetune.data.check import Report, check_table, read_settings
+    from finetune.files import write_json
+
+    settings = read_settings(path, options.overrides)
+    report = check_table(settings, options.full) if settings else Report()
+    print("\n".join(report.lines()), flush=True)
+    from finetune.recipe import read_recipe
+
+    told = len(report.concerns)
+    try:
+        data = read_recipe(path, options.overrides, options.trust).build_data()
+        if report.rows is not None:
+            report.concerns += data.find_limits(report.rows, report.sizes)
+    except (TableError, RecipeError, CheckpointError) as error:
+        report.recipe_error = str(error)
+        print(f"error: {error}")
+    for concern in report.concerns[told:]:
+        print(f"warning: {concern.message}")
+    write_json(options.output, report.as_json())
+    print(f"{report.total}; all in {options.output}")
+    return 2 if report.failed else 0
+
+
 def _export(options: argparse.Namespace) -> None:
     from finetune.export import export_run
 
@@ -181,7 +217,7 @@ def _classify(options: argparse.Namespace) -> None:
 
 def _prepare(options: argparse.Namespace) -> int:
     scripts = {path.stem: path for path in shipped_folder("datasets").glob("*.py")}
-    if options.name in ("-h", "--help"):
+    if options.name is None:
         print(f"usage: finetune prepare NAME [OPTIONS]\n\nNAME: {', '.join(sorted(scripts))}")
         return 0
     if options.name not in scripts:

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AlignModel, AlignProcessor, pipeline
 
+from finetune.cli import main
 from finetune.mini import mini_folder
 
 LABELS = ["an image of a red square", "an image of a blue square"]
@@ -156,23 +157,28 @@ def test_export_repeats_the_merge_bit_for_bit_and_verify_confirms_it(workplace, 
     assert "pass --overwrite" in finetune("export", "runs/colours", "--output", "handed_out", cwd=workplace, code=2)
 
 
-def test_existing_run_is_refused(workplace, colour_table):
-    arguments = ["--data.table.path", colour_table, "--run", "colours"]
-    assert "--overwrite" in finetune("fit", "--config", "quickstart", *arguments, cwd=workplace, code=2)
+def test_existing_run_is_refused(workplace, colour_table, monkeypatch, capsys):
+    monkeypatch.chdir(workplace)
+    arguments = ["--data.table.path", str(colour_table), "--run", "colours"]
+    assert main(["fit", "--config", "quickstart", *arguments]) == 2
+    assert "--overwrite" in capsys.readouterr().err
     assert (workplace / "runs" / "colours" / "finished.json").is_file()
 
 
-def test_export_of_an_unfinished_run_is_refused(workplace):
+def test_export_of_an_unfinished_run_is_refused(workplace, monkeypatch, capsys):
+    monkeypatch.chdir(workplace)
     shutil.copytree(workplace / "runs" / "colours", workplace / "runs" / "stopped")
     (workplace / "runs" / "stopped" / "finished.json").unlink()
-    assert "to be finished" in finetune("export", "runs/stopped", "--output", "never", cwd=workplace, code=2)
+    assert main(["export", "runs/stopped", "--output", "never"]) == 2
+    assert "to be finished" in capsys.readouterr().err
     assert not (workplace / "never").exists()
 
 
-def test_faulty_table_is_told_before_anything_is_written(workplace, tmp_path):
+def test_faulty_table_is_told_before_anything_is_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.csv").write_text("image,label,split\nnone.png,a,train\n")
-    message = finetune("fit", "--config", "quickstart", "--data.table.path", "bad.csv", cwd=tmp_path, code=2)
-    assert "bad.csv:2:image" in message
+    assert main(["fit", "--config", "quickstart", "--data.table.path", "bad.csv"]) == 2
+    assert "bad.csv:2:image" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
 
@@ -204,7 +210,7 @@ def test_subclass_runs_from_a_recipe_when_it_is_trusted(tmp_path, colour_table):
     (tmp_path / "warm.py").write_text(SUBCLASS)
     (tmp_path / "warm.yaml").write_text(
         "model:\n  class_path: warm.WarmTask\n  init_args:\n    pull: 0.2\n"
-        f"data:\n  table:\n    path: {colour_table}\n    label: label\n    split: split\n  image_size: 64\n"
+        f"data:\n  table:\n    path: {colour_table}\n    label: label\n    split: split\n  image_size: 64\n  batch_size: 3\n"
         "trainer:\n  max_epochs: 1\n  accelerator: cpu\n"
     )
     assert "pass --trust warm" in finetune("fit", "--config", "warm.yaml", cwd=tmp_path, code=2)
