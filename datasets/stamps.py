@@ -196,7 +196,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     output: Path = arguments.output
     try:
-        if output.exists() and (not output.is_dir() or {path.name for path in output.iterdir()} not in (set(), WRITTEN)):
+        if output.exists() and (
+            not output.is_dir() or {path.name for path in output.iterdir()} not in (set(), WRITTEN)
+        ):
             raise FileExistsError(
                 f"Expected {output} to be absent or written by this script, but it holds something else. "
                 f"Name another folder with --output."

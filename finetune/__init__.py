@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from finetune.errors import CheckpointError, RecipeError, TableError
     from finetune.experiment import run_experiment
     from finetune.export import export_run
-    from finetune.objectives import Contrastive, Objective, Sigmoid
+    from finetune.objectives import Classification, Contrastive, Objective, Sigmoid
     from finetune.proof import verify
     from finetune.recipe import read_recipe
     from finetune.schedules import WarmupCosine
@@ -24,6 +24,7 @@ _HOME = {
     "Batch": "batch",
     "CheckpointError": "errors",
     "ClassPrompts": "batch",
+    "Classification": "objectives",
     "Contrastive": "objectives",
     "Embeddings": "batch",
     "ImageTextDataModule": "data.datamodule",
@@ -49,6 +50,7 @@ __all__ = [
     "Batch",
     "CheckpointError",
     "ClassPrompts",
+    "Classification",
     "Contrastive",
     "Embeddings",
     "ImageTextDataModule",

@@ -184,23 +184,17 @@ def _check(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace) -> None:
     from finetune.export import export_run
+    from finetune.results import format_proof
 
     proof = export_run(options.run_folder, options.output, options.overwrite)
-    print(f"{options.output}: {_proof_line(proof)}")
+    print(f"{options.output}: {format_proof(proof)}")
 
 
 def _verify(options: argparse.Namespace) -> None:
     from finetune.proof import verify
+    from finetune.results import format_proof
 
-    print(f"{options.folder}: {_proof_line(verify(options.folder))}")
-
-
-def _proof_line(proof: dict[str, dict[str, float]]) -> str:
-    difference = proof["max_abs_difference"]
-    return (
-        f"embeds the witness within {difference['image']:.1e} (image) and {difference['text']:.1e} (text) "
-        f"of the adapted model, at most {proof['tolerance']} allowed"
-    )
+    print(f"{options.folder}: {format_proof(verify(options.folder))}")
 
 
 def _classify(options: argparse.Namespace) -> None:

@@ -10,7 +10,6 @@ from torch.nn.functional import normalize
 
 from finetune.data.datamodule import ImageTextDataModule
 from finetune.data.table import Rows
-from finetune.task import AlignTask
 
 
 class Evaluation(NamedTuple):
@@ -39,12 +38,12 @@ class _Collect(Callback):
         return torch.cat([part[name] for part in self.parts])
 
 
-def evaluate(accelerator: str, task: AlignTask, data: ImageTextDataModule) -> Evaluation:
+def evaluate(accelerator: str, task: LightningModule, data: ImageTextDataModule) -> Evaluation:
     """Measures a task's model on the test split, in float32 and on one device.
 
     Args:
         accelerator: As for Lightning's `Trainer`.
-        task: The model to measure.
+        task: The model to measure: an `AlignTask`, or what logs and returns the same in a test.
         data: The table.
     """
     collect = _Collect()

@@ -13,15 +13,18 @@ from lightning.pytorch.loggers import CSVLogger
 from transformers.utils.logging import disable_progress_bar
 
 from finetune.checkpoint import portable_name, resolve_checkpoint
+from finetune.classifier import export_classifier, write_classifier_card
+from finetune.classifier_task import ClassifierTask
 from finetune.data.datamodule import ImageTextDataModule
 from finetune.errors import RecipeError
 from finetune.evaluation import Evaluation, evaluate
 from finetune.export import export_merged, write_adapter
 from finetune.files import fingerprint_file, fingerprint_weights, read_json, write_json, write_text
 from finetune.floor import logistic_regression_floor
-from finetune.proof import write_witness
+from finetune.head import write_head
+from finetune.proof import PROOF_FILE, write_witness
 from finetune.recipe import Recipe, read_recipe
-from finetune.results import format_table, installed_versions, write_model_card
+from finetune.results import format_proof, format_table, installed_versions, write_model_card
 from finetune.run_folder import RunFolder, open_run
 from finetune.task import AlignTask
 
@@ -59,7 +62,7 @@ def run_experiment(recipe: Recipe, overwrite: bool = False) -> RunFolder:
     data = recipe.build_data()
     data.rows.require("train", "test")  # every fault of the table is told before anything is written
     task = recipe.build_task()
-    if not any(parameter.requires_grad for parameter in task.parameters()):
+    if not task.towers.has_adapters and task.head is None:
         raise RecipeError("Expected something to train, but got none. Measure with `finetune test --config RECIPE`.")
     run = RunFolder(Path(recipe.run.folder) / recipe.name)
     run.create(overwrite)
@@ -74,13 +77,9 @@ def run_experiment(recipe: Recipe, overwrite: bool = False) -> RunFolder:
     del base
 
     _fit(recipe, task, data, run)
-    write_witness(task.towers, data.held_back(WITNESS_ROWS), run.witness)
-    write_adapter(task.towers, data.processor, run.adapter, portable_name(recipe.checkpoint), fingerprint)
-    proof = export_merged(recipe.checkpoint, run.adapter, run.witness, run.merged)
-
-    after = evaluate(recipe.accelerator, AlignTask(str(run.merged), image_lora=None, text_lora=None), data)
-    columns["after"] = after.metrics
-    _write_results(run, recipe.name, columns, after, proof)
+    proofs = _export(recipe, task, data, run, fingerprint)
+    after = _measure_exports(recipe, data, run, columns)
+    _write_results(run, recipe, columns, after, proofs)
     return run
 
 
@@ -112,6 +111,37 @@ def _fit(recipe: Recipe, task: AlignTask, data: ImageTextDataModule, run: RunFol
     assert not unknown, unknown
 
 
+def _export(
+    recipe: Recipe, task: AlignTask, data: ImageTextDataModule, run: RunFolder, fingerprint: str
+) -> dict[Path, dict[str, Any]]:
+    """Writes what is handed out: the merged checkpoint of adapters, the classifier of a head. Proofs by folder."""
+    write_witness(task.towers, data.held_back(WITNESS_ROWS), run.witness, task.head)
+    proofs = {}
+    checkpoint = recipe.checkpoint
+    if task.towers.has_adapters:
+        write_adapter(task.towers, data.processor, run.adapter, portable_name(checkpoint), fingerprint)
+        proofs[run.merged] = export_merged(checkpoint, run.adapter, run.witness, run.merged)
+        checkpoint = str(run.merged)
+    if task.head is not None:
+        write_head(task.head, data.rows.classes, run.head)
+        processor = data.processor.image_processor
+        proofs[run.classifier] = export_classifier(checkpoint, processor, run.head, run.witness, run.classifier)
+    return proofs
+
+
+def _measure_exports(
+    recipe: Recipe, data: ImageTextDataModule, run: RunFolder, columns: dict[str, dict[str, float]]
+) -> Evaluation:
+    """Measures each folder that is handed out; beside a classifier the merged checkpoint is a column of its own."""
+    if run.merged.is_dir():
+        after = evaluate(recipe.accelerator, AlignTask(str(run.merged), image_lora=None, text_lora=None), data)
+        columns["zero-shot after" if run.classifier.is_dir() else "after"] = after.metrics
+    if run.classifier.is_dir():
+        after = evaluate(recipe.accelerator, ClassifierTask(run.classifier), data)
+        columns["after"] = after.metrics
+    return after
+
+
 def _environment(data: ImageTextDataModule, checkpoint: str, fingerprint: str) -> dict[str, Any]:
     return {
         "versions": {"python": platform.python_version(), **installed_versions()},
@@ -124,15 +154,20 @@ def _environment(data: ImageTextDataModule, checkpoint: str, fingerprint: str) -
 
 def _write_results(
     run: RunFolder,
-    name: str,
+    recipe: Recipe,
     columns: dict[str, dict[str, float]],
     after: Evaluation,
-    proof: dict[str, Any],
+    proofs: dict[Path, dict[str, Any]],
 ) -> None:
     write_json(run.metrics, columns)
     write_text(run.predictions, after.predictions.to_csv(index=False, lineterminator="\n"))
-    write_model_card(run.merged, name, columns, proof)
-    run.finish({"max_abs_difference": proof["max_abs_difference"], "versions": installed_versions()})
+    if run.merged in proofs:
+        write_model_card(run.merged, recipe.name, columns, proofs[run.merged])
+    if run.classifier in proofs:
+        base = portable_name(recipe.checkpoint)
+        write_classifier_card(run.classifier, recipe.name, base, columns, proofs[run.classifier])
+    found = {folder.name: format_proof(proof) for folder, proof in proofs.items()}
+    run.finish({"proofs": found, "versions": installed_versions()})
 
 
 def measure_run(run: str | Path, overrides: Sequence[str] = (), trust: Sequence[str] = ()) -> str:
@@ -149,6 +184,12 @@ def measure_run(run: str | Path, overrides: Sequence[str] = (), trust: Sequence[
     """
     folder = open_run(run)
     recipe = read_recipe(folder.recipe, overrides, trust)
+    if folder.classifier.is_dir():
+        _quieten()
+        data = recipe.build_data()
+        data.rows.require("test")
+        found = evaluate(recipe.accelerator, ClassifierTask(folder.classifier), data).metrics
+        return format_table({str(folder.classifier): found})
     return _measure(str(folder.merged), recipe)
 
 
@@ -175,13 +216,12 @@ def describe(run: RunFolder) -> str:
     Args:
         run: A finished run.
     """
-    proof = read_json(run.merged / "merge_proof.json")["max_abs_difference"]
+    folders = [folder for folder in (run.merged, run.classifier) if folder.is_dir()]
     return "\n".join(
         [
             format_table(read_json(run.metrics)),
             "",
-            f"proof       image {proof['image']:.1e}, text {proof['text']:.1e} (at most 1e-05)",
-            f"checkpoint  {run.merged}",
+            *(f"{folder.name:<11} {folder}: {format_proof(read_json(folder / PROOF_FILE))}" for folder in folders),
             f"run         {run.path}",
         ]
     )

@@ -17,7 +17,6 @@ from finetune.towers.adapter import TEMPERATURE_FILE, save_adapter
 from finetune.towers.align import AlignTowers
 from finetune.towers.merge import merge_adapter
 
-
 _TOWERS = {"image": ("vision_model.",), "text": ("text_model.", "text_projection.")}
 
 
@@ -40,6 +39,11 @@ def export_run(run: str | Path, output: Path, overwrite: bool = False) -> dict[s
     folder = open_run(run)
     if not folder.is_finished:
         raise CheckpointError(f"Expected {folder.path} to be finished, but it has no finished.json. Run it again.")
+    if not folder.adapter.is_dir():
+        raise CheckpointError(
+            f"Expected {folder.path} to have an adapter to merge, but it trained a head alone. Its classifier is "
+            f"whole as it lies in {folder.classifier}: copy that folder."
+        )
     checkpoint = read_json(folder.adapter / TEMPERATURE_FILE)["base_model"]
     proof = export_merged(checkpoint, folder.adapter, folder.witness, output, overwrite)
     write_model_card(output, folder.path.name, read_json(folder.metrics), proof)

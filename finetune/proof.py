@@ -1,4 +1,4 @@
-"""Proof that a merged folder is the adapted model: a witness, a check in a fresh process, later verification."""
+"""Proof that a folder is the trained model: a witness, a check in a fresh process, later verification."""
 
 import json
 import math
@@ -14,10 +14,11 @@ from safetensors.torch import save_file
 from finetune.batch import Batch
 from finetune.errors import CheckpointError
 from finetune.files import fingerprint_file, fingerprint_weights, read_json
+from finetune.objectives import Classification
 from finetune.towers.align import AlignTowers
 
 TOLERANCE = 1e-5
-"""Largest difference of a component of the normalised embeddings, in float32."""
+"""Largest difference in float32: of a component of the normalised embeddings, or of a logit relative to the largest."""
 
 PROOF_FILE = "merge_proof.json"
 WITNESS_FILE = "witness.safetensors"
@@ -25,13 +26,14 @@ _FRESH_PROCESS = Path(__file__).with_name("fresh_process.py")
 
 
 @torch.no_grad()
-def write_witness(towers: AlignTowers, batch: Batch, path: Path) -> None:
-    """Records held-back inputs and the adapted, unmerged model's float32 embeddings of them.
+def write_witness(towers: AlignTowers, batch: Batch, path: Path, head: Classification | None = None) -> None:
+    """Records held-back inputs and what the trained, unmerged model makes of them in float32.
 
     Args:
         towers: The adapted model.
         batch: Rows that were not trained on.
         path: Where to write; parent folders exist.
+        head: The trained head, whose logits are recorded beside the embeddings.
     """
     towers = towers.cpu().float().eval()
     batch = Batch(*(tensor.cpu() for tensor in batch))
@@ -44,6 +46,8 @@ def write_witness(towers: AlignTowers, batch: Batch, path: Path) -> None:
         "text_embeds": embeddings.text_embeds,
         "temperature": embeddings.temperature.detach(),
     }
+    if head is not None:
+        tensors["logits"] = head.cpu().logits(embeddings.image_features)
     staging = path.with_name(f".{path.name}")
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, staging)
     staging.replace(path)
@@ -53,16 +57,18 @@ def prove(folder: Path, witness: Path) -> dict[str, Any]:
     """Opens `folder` in a fresh process that knows only torch and transformers, and compares with the witness.
 
     Args:
-        folder: An `AlignModel` and `AlignProcessor` folder.
-        witness: A file written by `write_witness`.
+        folder: An `AlignModel` and `AlignProcessor` folder, or an `EfficientNetForImageClassification` folder
+            with its image processor.
+        witness: A file written by `write_witness`, with a head for a classifier's folder.
 
     Returns:
-        What `merge_proof.json` records: `max_abs_difference` of the normalised embeddings of either tower,
-        hashes of weights and witness, versions of the fresh process.
+        What `merge_proof.json` records: `max_abs_difference` of the normalised embeddings of either tower, or
+        `max_relative_difference` of the logits; hashes of weights, config and witness, versions of the fresh
+        process.
 
     Raises:
-        CheckpointError: If the folder does not open, a tensor is missing or left over, or an embedding deviates
-            by more than `TOLERANCE` or is not a number.
+        CheckpointError: If the folder does not open, a tensor is missing or left over, or a value deviates by
+            more than `TOLERANCE` or is not a number.
     """
     found = _run_fresh_process(folder, witness)
     if found["loading"]:
@@ -70,18 +76,29 @@ def prove(folder: Path, witness: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"Expected {folder} to load without {kind}, but got {names[0]} and {len(names) - 1} more."
         )
-    worst = max(found["max_abs_difference"].values(), key=lambda value: math.inf if math.isnan(value) else value)
-    if not (worst <= TOLERANCE and found["temperature_difference"] == 0):
+    measure, differences = found["measure"], found["differences"]
+    worst = max(differences.values(), key=lambda value: math.inf if math.isnan(value) else value)
+    temperature = found.get("temperature_difference", 0.0)
+    if not (worst <= TOLERANCE and temperature == 0):
         raise CheckpointError(
-            f"Expected {folder} to embed the witness within {TOLERANCE} of the adapted model, but got "
-            f"{found['max_abs_difference']} and a temperature {found['temperature_difference']} away. "
+            f"Expected {folder} to reproduce the witness within {TOLERANCE} of the adapted model, but got "
+            f"{measure} {differences} and a temperature {temperature} away. "
             "The folder is not the model that was trained; nothing was kept of it."
         )
     return {
-        "max_abs_difference": found["max_abs_difference"],
+        measure: differences,
         "tolerance": TOLERANCE,
-        "sha256": {"model": fingerprint_weights(folder), "witness": fingerprint_file(witness)},
+        "sha256": _fingerprints(folder, witness),
         "versions": found["versions"],
+    }
+
+
+def _fingerprints(folder: Path, witness: Path) -> dict[str, str]:
+    """Hashes of what a proof speaks of; labels of a classifier stand in its config."""
+    return {
+        "model": fingerprint_weights(folder),
+        "config": fingerprint_file(folder / "config.json"),
+        "witness": fingerprint_file(witness),
     }
 
 
@@ -102,7 +119,7 @@ def _run_fresh_process(folder: Path, witness: Path) -> dict[str, Any]:
 
 
 def verify(folder: Path) -> dict[str, Any]:
-    """Repeats the proof of a merged folder on this machine.
+    """Repeats the proof of a merged or classifier folder on this machine.
 
     Args:
         folder: A folder with `merge_proof.json`, the witness and the weights it speaks of.
@@ -120,8 +137,7 @@ def verify(folder: Path) -> dict[str, Any]:
                 "Export the run again."
             )
     recorded = read_json(folder / PROOF_FILE)["sha256"]
-    found = {"model": fingerprint_weights(folder), "witness": fingerprint_file(folder / WITNESS_FILE)}
-    for name, digest in found.items():
+    for name, digest in _fingerprints(folder, folder / WITNESS_FILE).items():
         if digest != recorded[name]:
             raise CheckpointError(
                 f"Expected the {name} of {folder} to have SHA-256 {recorded[name]}, but got {digest}. "

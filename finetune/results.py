@@ -38,6 +38,21 @@ def _format_value(key: str, metrics: Metrics) -> str:
     return f"{value:.1f}" if key.endswith("rank") else f"{100 * value:.1f} %"
 
 
+def format_proof(proof: Mapping[str, Any]) -> str:
+    """One line: how far a folder is from the trained model on the witness, and how far it may be.
+
+    Args:
+        proof: The content of `merge_proof.json`.
+
+    Example:
+        >>> format_proof({"max_relative_difference": {"logits": 2e-7}, "tolerance": 1e-5})
+        'logits within 2.0e-07 of the trained model, at most 1e-05 allowed'
+    """
+    differences = proof.get("max_abs_difference") or proof["max_relative_difference"]
+    found = ", ".join(f"{name} within {value:.1e}" for name, value in differences.items())
+    return f"{found} of the trained model, at most {proof['tolerance']:.0e} allowed"
+
+
 def installed_versions() -> dict[str, str]:
     """Versions of this package and of those that decide its numbers."""
     names = (
@@ -63,7 +78,9 @@ def write_model_card(folder: Path, name: str, columns: Mapping[str, Metrics], pr
         proof: The content of `merge_proof.json`.
     """
     difference = max(proof["max_abs_difference"].values())
-    kept = [f"The {tower} tower is the base's, byte for byte." for tower, same in proof["identical_to_base"].items() if same]
+    kept = [
+        f"The {tower} tower is the base's, byte for byte." for tower, same in proof["identical_to_base"].items() if same
+    ]
     write_text(
         folder / "README.md",
         f"""---

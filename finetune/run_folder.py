@@ -49,6 +49,16 @@ class RunFolder:
         return self.path / "merged"
 
     @property
+    def head(self) -> Path:
+        """The trained classification head, where there is one."""
+        return self.path / "head.safetensors"
+
+    @property
+    def classifier(self) -> Path:
+        """`EfficientNetForImageClassification` of image tower and head, with model card and proof."""
+        return self.path / "classifier"
+
+    @property
     def logged(self) -> Path:
         """Every logged value by step."""
         return self.path / "metrics.csv"

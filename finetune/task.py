@@ -15,12 +15,16 @@ from torchmetrics import Metric
 
 from finetune.batch import Batch, ClassPrompts, Embeddings
 from finetune.checkpoint import load_model
+from finetune.errors import RecipeError
 from finetune.metrics import ClassAccuracy, Retrieval, class_embeddings
-from finetune.objectives import Contrastive, Objective
+from finetune.objectives import Classification, Contrastive, Objective
 from finetune.schedules import WarmupCosine, parameter_groups
 from finetune.towers.align import AlignTowers
 from finetune.towers.checkpointing import checkpoint_blocks
 from finetune.towers.lora import TowerLora, attach_lora
+
+HEAD_START_ROWS = 256
+"""Training rows whose features tell the scale of a head at its start."""
 
 
 class AlignTask(LightningModule):
@@ -55,6 +59,11 @@ class AlignTask(LightningModule):
         lr_scheduler: Callable[[Optimizer, int], LRScheduler] = WarmupCosine,
     ) -> None:
         super().__init__()
+        if isinstance(objective, Classification) and text_lora is not None:
+            raise ValueError(
+                "Expected text_lora to be null with Classification, which reads no texts in training, but got "
+                f"{text_lora}. Set model.text_lora to null."
+            )
         adapted = attach_lora(load_model(checkpoint), image_lora, text_lora)
         self.towers = AlignTowers(adapted, train_temperature, min_temperature)
         if image_checkpointing:
@@ -67,9 +76,46 @@ class AlignTask(LightningModule):
         self._class_embeds: Tensor | None = None
         self._metric: Metric = Retrieval()
 
+    @property
+    def head(self) -> Classification | None:
+        """The head on the image features, where the objective has one; texts are not read then."""
+        return self.objective if isinstance(self.objective, Classification) else None
+
     def forward(self, batch: Batch) -> Embeddings:
-        """Embeds a batch with both towers."""
-        return cast(Embeddings, self.towers(batch))
+        """Embeds a batch with both towers, or with the image tower alone where the objective has a head."""
+        if self.head is None:
+            return cast(Embeddings, self.towers(batch))
+        features = self.towers.image_features(batch.pixel_values)
+        return Embeddings(features, features[:0], self.towers.temperature)
+
+    def setup(self, stage: str) -> None:
+        """Starts the objective's head from the class prompts, before a checkpoint is restored or weights are sorted.
+
+        Raises:
+            RecipeError: If there is a head and the table has no labels.
+        """
+        if stage != "fit" or self.head is None:
+            return
+        self.towers.temperature.requires_grad_(False)  # the head has taken it in
+        datamodule = getattr(self.trainer, "datamodule")  # noqa: B009
+        prompts: ClassPrompts | None = datamodule.class_prompts
+        if prompts is None:
+            raise RecipeError("Expected data.table.label to name a column with Classification, but got none.")
+        if not self.head.is_started:
+            self.to(self.trainer.strategy.root_device)
+            norm = self._mean_norm(datamodule.train_dataloader())
+            self.head.start(self.class_embeds(prompts), norm, self.towers.temperature)
+
+    @torch.no_grad()
+    def _mean_norm(self, batches: Iterable[Batch]) -> Tensor:
+        """Mean norm of the image features of the first `HEAD_START_ROWS` rows."""
+        norms = torch.empty(0, device=self.device)
+        for batch in batches:
+            features = self.towers.image_features(batch.pixel_values.to(self.device))
+            norms = torch.cat([norms, features.float().norm(dim=-1)])
+            if len(norms) >= HEAD_START_ROWS:
+                break
+        return norms.mean()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """The objective's loss, logged as `train/loss` beside the temperature."""
@@ -160,7 +206,13 @@ class AlignTask(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer over what is trained, and its schedule, stepped after each step."""
-        optimizer = self.optimizer(cast(Iterable[Parameter], parameter_groups(self.named_parameters())))
+        named = dict(self.named_parameters())
+        of_objective = {name: named.pop(name) for name in list(named) if name.startswith("objective.")}
+        groups = parameter_groups(named.items())
+        optimizer = self.optimizer(cast(Iterable[Parameter], groups + parameter_groups(of_objective.items())))
+        if self.head is not None:
+            for group in optimizer.param_groups[len(groups) :]:
+                group["lr"] *= self.head.lr_scale
         schedule = self.lr_scheduler(optimizer, total_steps(self.trainer))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

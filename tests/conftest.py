@@ -16,6 +16,18 @@ from finetune.checkpoint import load_processor
 from finetune.export import write_checkpoint
 
 NAMES = ("red", "green", "blue")
+COYO = {
+    "clip_similarity_vitb32": 0.35,
+    "clip_similarity_vitl14": 0.25,
+    "nsfw_score_opennsfw2": 0.01,
+    "nsfw_score_gantman": 0.02,
+    "watermark_score": 0.1,
+    "aesthetic_score_laion_v2": 5.5,
+    "num_faces": 0,
+    "width": 640,
+    "height": 480,
+    "text_length": 24,
+}
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -88,17 +100,18 @@ def batch() -> Batch:
 
 @pytest.fixture(scope="session")
 def colour_table(tmp_path_factory) -> Path:
-    """A CSV of 36 noisy red, green and blue squares with caption, label and split."""
+    """A CSV of 36 noisy red, green and blue squares with caption, label, split and COYO's columns."""
     folder = tmp_path_factory.mktemp("colours")
     generator = np.random.default_rng(0)
-    lines = ["image,caption,label,split"]
+    lines = [",".join(["image,caption,label,split,text", *COYO])]
     for index in range(36):
         pixels = generator.integers(0, 60, (24, 24, 3), dtype=np.uint8)
         pixels[:, :, index % 3] += 190
         Image.fromarray(pixels).save(folder / f"{index}.png")
         split = ("train", "train", "val", "test")[index // 3 % 4]
         name = NAMES[index % 3]
-        lines.append(f"{index}.png,a {name} square number {index},{name},{split}")
+        caption = f"a {name} square number {index}"
+        lines.append(",".join([f"{index}.png", caption, name, split, caption, *map(str, COYO.values())]))
     path = folder / "colours.csv"
     path.write_text("\n".join(lines) + "\n")
     return path

@@ -62,9 +62,7 @@ def test_copied_recipe_is_the_shipped_one_and_never_overwrites(tmp_path, capsys)
         (["classify", "algin-mini", "nowhere.png", "--label", "a cat"], "Did you mean 'align-mini'"),
     ],
 )
-def test_faults_of_the_input_are_told_in_one_message_with_exit_code_2(
-    words, message, tmp_path, monkeypatch, capsys
-):
+def test_faults_of_the_input_are_told_in_one_message_with_exit_code_2(words, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(words) == 2
     found = capsys.readouterr().err

@@ -78,7 +78,9 @@ def test_folder_opens_with_plain_transformers_and_its_own_processor(exported):
 def test_folder_has_what_transformers_4_reads(exported):
     legacy = json.loads((exported / "merged" / "preprocessor_config.json").read_text())
     nested = json.loads((exported / "merged" / "processor_config.json").read_text())["image_processor"]
-    assert {key: legacy[key] for key in nested if key in legacy} == {key: nested[key] for key in nested if key in legacy}
+    assert {key: legacy[key] for key in nested if key in legacy} == {
+        key: nested[key] for key in nested if key in legacy
+    }
     assert legacy["image_processor_type"] == "EfficientNetImageProcessor"
     assert legacy["crop_size"] == {"height": 64, "width": 64}
     tokenizer = json.loads((exported / "merged" / "tokenizer_config.json").read_text())

@@ -24,6 +24,8 @@ def test_recipe_runs_two_steps(path, colour_table, tmp_path):
         [
             *("--model.checkpoint", "align-mini"),
             *("--data.table.path", str(colour_table)),
+            *("--data.table.images", str(colour_table.parent)),
+            *("--data.table.split", "split"),
             *("--data.image_size", "64"),
             *("--data.num_workers", "0"),
             *("--data.batch_size", "8"),

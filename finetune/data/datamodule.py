@@ -2,6 +2,8 @@
 
 from typing import cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from albumentations import BasicTransform
 from lightning import LightningDataModule
@@ -9,8 +11,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from finetune.batch import Batch, ClassPrompts
 from finetune.checkpoint import load_processor
+from finetune.data.choices import RowChoices
+from finetune.data.concerns import MIRRORING, Concern, find_concerns, name_steps
+from finetune.data.copies import find_copies
 from finetune.data.dataset import ImageTextDataset
 from finetune.data.images import Augmentation, ImagePreparation
+from finetune.data.limits import find_long_texts, find_small_images
 from finetune.data.sampler import TrainBatches, TrainLoader
 from finetune.data.table import Rows, Table
 from finetune.data.texts import TextEncoder, write_prompts
@@ -49,6 +55,8 @@ class ImageTextDataModule(LightningDataModule):
         for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
             if value < least:
                 raise ValueError(f"Expected {name} to be at least {least}, but got {value}.")
+        if not templates:
+            raise ValueError("Expected templates to hold at least one sentence, but got none.")
         self.table = table
         self.templates = tuple(templates)
         write_prompts([], self.templates)
@@ -83,15 +91,22 @@ class ImageTextDataModule(LightningDataModule):
             label_ids=classes.repeat_interleave(len(self.templates)),
         )
 
-    def dataset(self, split: str, augmentation: Augmentation | None = None) -> ImageTextDataset:
-        """The rows of one split, `train`, `val` or `test`."""
+    def dataset(self, split: str, training: bool = False) -> ImageTextDataset:
+        """The rows of one split, `train`, `val` or `test`.
+
+        Args:
+            split: Its name.
+            training: Whether images are augmented, and one template, and one of an image's captions, drawn each epoch.
+        """
+        rows = self.rows.indices(split)
         return ImageTextDataset(
             rows=self.rows,
-            indices=self.rows.indices(split),
+            choices=RowChoices.of_items(rows, self.rows.items[rows]) if training else RowChoices.of_each(rows),
             images=self.images,
             texts=self.texts,
             templates=() if self.table.caption else self.templates,
-            augmentation=augmentation,
+            augmentation=self.augmentation if training else None,
+            training=training,
             seed=self.seed,
         )
 
@@ -110,7 +125,7 @@ class ImageTextDataModule(LightningDataModule):
 
     def train_dataloader(self) -> TrainLoader:
         """Training rows, augmented, in the order of seed and epoch."""
-        dataset = self.dataset("train", self.augmentation)
+        dataset = self.dataset("train", training=True)
         return TrainLoader(
             cast(Dataset[Batch], dataset),
             batch_sampler=TrainBatches(len(dataset), self.batch_size, self.seed),
@@ -131,6 +146,21 @@ class ImageTextDataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Batch]:
         """Test rows."""
         return self.loader("test")
+
+    def find_concerns(self) -> list[Concern]:
+        """What is seldom meant in the table; no image is decoded."""
+        mirrors = self.augmentation is not None and bool(MIRRORING & {*name_steps(self.augmentation.compose)})
+        return [*find_concerns(self.rows, mirrors), *find_copies(self.rows), *self.find_limits(self.rows)]
+
+    def find_limits(self, rows: Rows, sizes: npt.NDArray[np.int64] | None = None) -> list[Concern]:
+        """What the checkpoint's limits do to a table: texts cut off, and images enlarged where sizes are known.
+
+        Args:
+            rows: The table.
+            sizes: Int64 array of shape (N, 2): width and height of each row's image, 0 where it cannot be read.
+        """
+        long = find_long_texts(rows, () if self.table.caption else self.templates, self.texts)
+        return long if sizes is None else [*long, *find_small_images(rows, sizes, self.images)]
 
     def held_back(self, count: int) -> Batch:
         """The first rows of the validation split, or of the test split where there is none, as one batch.

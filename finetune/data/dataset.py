@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import Dataset
 
 from finetune.batch import Batch, Sample
+from finetune.data.choices import RowChoices
 from finetune.data.images import Augmentation, ImagePreparation, open_image
 from finetune.data.table import Rows
 from finetune.data.texts import TextEncoder
@@ -18,28 +19,30 @@ class ImageTextDataset(Dataset[Sample]):
 
     Args:
         rows: The whole table.
-        indices: Positions in the table of this split's rows.
+        choices: The rows of this split: each an item of its own, or one of an image's rows drawn in each epoch.
         images: Prepares pixels as the checkpoint's processor does.
         texts: Encodes captions as the checkpoint's tokenizer does.
         templates: Sentences that labels are written into, one of them per row and epoch; empty for captions.
         augmentation: Applied to the image before it is prepared; None for evaluation.
+        training: Whether templates are drawn; else it is the first.
         seed: Seed of augmentation and template choice.
     """
 
     rows: Rows
-    indices: np.ndarray
+    choices: RowChoices
     images: ImagePreparation
     texts: TextEncoder
     templates: tuple[str, ...]
     augmentation: Augmentation | None
+    training: bool
     seed: int
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self.choices)
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         position, epoch = key
-        row = int(self.indices[position])
+        row = self.choices.draw(position, epoch, self.seed)
         image = open_image(self.rows.images[row])
         if self.augmentation is None:
             pixels = self.images(image)
@@ -52,7 +55,7 @@ class ImageTextDataset(Dataset[Sample]):
             image_id=int(self.rows.image_ids[row]),
             caption_id=int(self.rows.caption_ids[row]),
             label_id=int(self.rows.label_ids[row]),
-            weight=1.0,
+            weight=float(self.rows.weights[row]),
         )
 
     def caption(self, row: int, epoch: int) -> str:
@@ -60,7 +63,7 @@ class ImageTextDataset(Dataset[Sample]):
         if not self.templates:
             return str(self.rows.captions[row])
         choice = 0
-        if self.augmentation is not None and len(self.templates) > 1:
+        if self.training and len(self.templates) > 1:
             choice = int(np.random.default_rng([self.seed, epoch, row]).integers(len(self.templates)))
         return self.templates[choice].replace("{}", self.rows.classes[int(self.rows.label_ids[row])])
 

@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from finetune.data.cells import Integers, Strings
 from finetune.data.faults import Fault, TableFaultsError
+from finetune.data.filters import Removed
 from finetune.data.splits import SPLITS, Codes
 
 
@@ -15,18 +17,26 @@ class Rows:
     """Columns of N rows, compact enough that worker processes share a million of them.
 
     Attributes:
-        source: The table's file.
+        source: The table as the user named it: a file, a pattern, or `DataFrame`.
+        files: The files it was read from.
         images: String array of shape (N,): absolute paths; each is a file.
         captions: String array of shape (N,): captions, or the names of the classes where there are none.
         label_ids: Int64 array of shape (N,): positions in `classes`, -1 in tables without labels.
         classes: Names of the classes in natural order ('9' before '10'), empty in tables without labels.
-        image_ids: Int64 array of shape (N,), equal for the same image path.
+        image_ids: Int64 array of shape (N,), equal for the same image path, or for the same cell of the table's
+            `image_id` column.
         caption_ids: Int64 array of shape (N,), equal for the same caption; the label in tables without captions.
         splits: Int8 array of shape (N,): positions in `SPLITS`.
-        numbers: Int64 array of shape (N,): each row's number as a spreadsheet shows it.
+        weights: Float32 array of shape (N,): how much each row counts in the loss.
+        items: Int64 array of shape (N,), equal for rows of which training sees one an epoch.
+        file_ids: Int32 array of shape (N,): the position in `files` of each row's file.
+        numbers: Int64 array of shape (N,): each row's number as a spreadsheet shows it (the header is row 1); in JSON
+            lines the line's; in Parquet files and DataFrames counted from 0.
+        removed: Each condition of the filter, and how many rows it removed.
     """
 
     source: Path
+    files: tuple[Path, ...]
     images: Strings
     captions: Strings
     label_ids: Integers
@@ -34,14 +44,22 @@ class Rows:
     image_ids: Integers
     caption_ids: Integers
     splits: Codes
+    weights: npt.NDArray[np.float32]
+    items: Integers
+    file_ids: npt.NDArray[np.int32]
     numbers: Integers
+    removed: tuple[Removed, ...] = ()
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def number(self, row: int) -> int:
-        """The number of a row as a spreadsheet shows it: the header is row 1."""
+        """The number of a row in its file, as a spreadsheet shows it: the header is row 1."""
         return int(self.numbers[row])
+
+    def place(self, row: int) -> str:
+        """Where a row stands, as `file:row`."""
+        return f"{self.files[self.file_ids[row]]}:{self.numbers[row]}"
 
     def indices(self, split: str) -> Integers:
         """The positions of a split's rows, ascending.

@@ -8,7 +8,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from finetune.data.cells import Integers, Strings
+from finetune.data.cells import Cells, Integers
+from finetune.data.faults import Fault
 from finetune.errors import RecipeError, did_you_mean
 
 SPLITS = ("train", "val", "test")
@@ -86,11 +87,19 @@ class RandomSplit:
         return codes
 
 
-def encode_splits(names: Strings) -> Codes:
-    """Turns the names of splits into positions in `SPLITS`, `UNKNOWN` for any other name."""
+def read_splits(cells: Cells, column: str, faults: list[Fault]) -> Codes:
+    """Reads the split of each row as a position in `SPLITS`; spaces around it do not count.
+
+    Args:
+        cells: With the column.
+        column: The column.
+        faults: Receives a fault for each cell that names no split; its code is `UNKNOWN`.
+    """
+    names = np.strings.strip(cells.columns[column])
     codes = np.full(len(names), UNKNOWN, dtype=np.int8)
     for code, split in enumerate(SPLITS):
         codes[names == split] = code
+    faults += cells.faults_where(codes == UNKNOWN, column, "train, val or test", nearest_split)
     return codes
 
 

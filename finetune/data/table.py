@@ -1,55 +1,92 @@
 """A table of images with captions or labels: where it lies, what its columns mean, and its rows."""
 
 import os
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from finetune.data.cells import Cells, Integers, Strings, as_strings, read_csv
+from finetune.data.captions import CaptionList, caption_columns, read_captions
+from finetune.data.cells import Cells, Integers, Strings, as_strings
 from finetune.data.faults import Fault, TableFaultsError
+from finetune.data.filters import Removed, parse_filter
 from finetune.data.image_files import ImageFiles, find_images
+from finetune.data.labels import name_classes, number_classes, read_labels
 from finetune.data.rows import Rows
-from finetune.data.splits import UNKNOWN, Codes, RandomSplit, encode_splits, nearest_split
+from finetune.data.sources import find_folder, read_cells
+from finetune.data.splits import Codes, RandomSplit, read_splits
+from finetune.data.weights import read_weights
 from finetune.errors import RecipeError, did_you_mean
 
-__all__ = ["RandomSplit", "Rows", "Table"]
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    Source = str | DataFrame
+else:
+    Source = str  # all that a recipe can say; the parser would take more for a file to read
+
+__all__ = ["CaptionList", "Inspection", "RandomSplit", "Rows", "Table"]
+
+
+class Inspection(NamedTuple):
+    """A table with whatever is wrong with it.
+
+    Attributes:
+        rows: The rows without fault, None where there are none.
+        faults: Everything that is wrong, by file and row.
+    """
+
+    rows: Rows | None
+    faults: tuple[Fault, ...]
 
 
 @dataclass(frozen=True)
 class Table:
-    """A CSV file with one row for each image and caption, or image and label.
+    """Images with captions, or images with labels, a row for each.
 
-    With `caption`, a row's text is its caption; with `label` alone, its label written into templates. With
-    `label`, what counts as a match and what is evaluated are the labels, also where there are captions.
-    Cells are strings: "None", "NA" and "007" stay what they are; spaces around captions, labels and splits do
-    not count.
+    CSV, TSV, JSON lines (`.jsonl`) and Parquet, also as `.gz` or `.zst`. With `caption`, a row's text is its
+    caption; with `label` alone, its label written into templates. With `label`, what counts as a match and what is
+    evaluated are the labels, also where there are captions. Cells are strings: "None", "NA" and "007" stay what
+    they are; spaces around captions, labels and splits do not count.
 
     Args:
-        path: CSV file, UTF-8, with a header.
+        path: File, or pattern such as `part-*.parquet`; in Python also a DataFrame.
         image: Column of image paths.
-        caption: Column of captions.
+        caption: Column of captions; or several columns, or `{json_list: COLUMN}` with a list in each cell, of which
+            training draws one for each image and epoch, and evaluation keeps all.
         label: Column of labels, one a row.
         split: Column that holds `train`, `val` or `test`, or fractions to draw them by.
         images: Folder that the image paths are relative to; null for the table's own folder.
+        image_id: Column that is equal for rows of the same image; training draws one of them each epoch. Null takes
+            equal paths for the same image, and each row in each epoch.
+        names: CSV file without header that gives labels the names they are shown with, as `n01440764,tench`.
+        weight: Column of the rows' weights in the loss, numbers from 0.
+        filter: Which rows to keep, as `clip_score > 0.3 and faces == 0`; no row with an empty cell there is kept.
+        limit_rows: Keeps at most so many rows, evenly spaced over the table, to try things out.
+        separator: Character between fields; null takes tabs in `.tsv` files, and commas in others.
 
     Raises:
-        RecipeError: If neither `caption` nor `label` is given.
+        RecipeError: If neither `caption` nor `label` is given, or another argument is not usable.
 
     Example:
         >>> Table("photos.csv", caption="text", split=RandomSplit(val=0.2, test=0.2)).image
         'image'
     """
 
-    path: str
+    path: Source
     image: str = "image"
-    caption: str | None = None
+    caption: str | tuple[str, ...] | CaptionList | None = None
     label: str | None = None
     split: str | RandomSplit = field(default_factory=RandomSplit)
     images: str | None = None
+    image_id: str | None = None
+    names: str | None = None
+    weight: str | None = None
+    filter: str | None = None
+    limit_rows: int | None = None
+    separator: str | None = None
 
     def __post_init__(self) -> None:
         if self.caption is None and self.label is None:
@@ -57,6 +94,21 @@ class Table:
                 "Expected data.table.caption or data.table.label to name a column, but got neither. "
                 "Pass --data.table.caption COLUMN, or --data.table.label COLUMN."
             )
+        caption_columns(self.caption)
+        if self.names is not None and self.label is None:
+            raise RecipeError(
+                "Expected data.table.names to go with data.table.label, but got no label. "
+                "Pass --data.table.label COLUMN."
+            )
+        if self.limit_rows is not None and self.limit_rows < 1:
+            raise RecipeError(f"Expected data.table.limit_rows to be at least 1, but got {self.limit_rows}.")
+        if self.separator is not None and (len(self.separator) != 1 or self.separator in '"\r\n'):
+            raise RecipeError(
+                f"Expected data.table.separator to be one character, but got {self.separator!r}. "
+                'For tabs let the file\'s name end in .tsv, or write "\\t" in double quotes in the recipe.'
+            )
+        if self.filter is not None:
+            parse_filter(self.filter)
 
     def read(self, required: Sequence[str] = ("train", "test")) -> Rows:
         """Reads and checks the table.
@@ -65,116 +117,132 @@ class Table:
             required: Splits that must have rows. Validation rows are optional for training.
 
         Raises:
-            TableFaultsError: With every fault of the file, its rows and its images; a `TableError`.
+            TableFaultsError: With every fault of the files, their rows and their images; a `TableError`.
         """
         faults: list[Fault] = []
-        names = (self.image, self.caption, self.label, self.split if isinstance(self.split, str) else None)
-        cells = read_csv(Path(self.path).expanduser(), [name for name in names if name is not None], faults)
+        cells, removed = self._read_cells(faults)
+        rows = self._build(cells, removed, faults)
+        if rows is None:
+            raise TableFaultsError(_in_order(faults, cells.files))
+        rows.require(*required)
+        return rows
+
+    def inspect(self) -> Inspection:
+        """Reads the table and goes on where it has faults, with the rows that have none."""
+        faults: list[Fault] = []
+        try:
+            cells, removed = self._read_cells(faults)
+            rows = self._build(cells, removed, faults)
+            if rows is None and len(whole := cells.without(faults)):
+                rows = self._build(whole, removed, [])
+        except TableFaultsError as error:
+            return Inspection(None, tuple(dict.fromkeys([*faults, *error.faults])))
+        return Inspection(rows, tuple(_in_order(faults, cells.files)))
+
+    @property
+    def source(self) -> Path:
+        """The table as the user named it."""
+        return Path(self.path).expanduser() if isinstance(self.path, str) else Path("DataFrame")
+
+    def _read_cells(self, faults: list[Fault]) -> tuple[Cells, tuple[Removed, ...]]:
+        split = self.split if isinstance(self.split, str) else None
+        names = (self.image, *caption_columns(self.caption), self.label, split, self.image_id, self.weight)
+        row_filter = None if self.filter is None else parse_filter(self.filter)
+        wanted = [name for name in names if name is not None]
+        cells, removed = read_cells(self.path, wanted, self.separator, row_filter, faults)
+        if row_filter is not None and not len(cells) and not faults:
+            counts = "; ".join(f"{condition}: {rows:,}" for condition, rows in removed)
+            rule, repair = "rows that pass data.table.filter", f"Rows removed by each condition: {counts}."
+            raise TableFaultsError([Fault(str(self.source), None, None, self.filter, rule, repair)])
+        if self.limit_rows is not None and self.limit_rows < len(cells):
+            cells = cells.take(np.arange(self.limit_rows) * len(cells) // self.limit_rows)
+        return cells, removed
+
+    def _build(self, cells: Cells, removed: tuple[Removed, ...], faults: list[Fault]) -> Rows | None:
+        """Interprets the cells; None if there are faults."""
         folder = self._find_folder()
         files = _check_images(cells, self.image, folder, faults)
-        captions = None if self.caption is None else _check_texts(cells, self.caption, "a caption", faults)
-        labels = None if self.label is None else _check_texts(cells, self.label, "a label", faults)
-        splits = _check_splits(cells, self.split, faults) if isinstance(self.split, str) else None
-        if faults:
-            raise TableFaultsError(sorted(faults, key=lambda fault: fault.row or 0))
-
+        captions, at = None, np.arange(len(cells))
+        if self.caption is not None:
+            captions, at = read_captions(cells, self.caption, faults)
+        labels = None if self.label is None else read_labels(cells, self.label, faults)
+        weights = read_weights(cells, self.weight, faults)
+        keys, image_ids = None, files.ids
+        if self.image_id is not None:
+            keys, image_ids = _check_image_ids(cells, self.image_id, faults)
+        splits = read_splits(cells, self.split, faults) if isinstance(self.split, str) else None
         classes: tuple[str, ...] = ()
         label_ids = np.full(len(cells), -1, dtype=np.int64)
         if labels is not None:
             classes, label_ids = number_classes(labels)
+            if self.names is not None and not (labels == "").any():
+                classes = name_classes(classes, Path(self.names).expanduser(), faults)
+        if faults:
+            return None
         if isinstance(self.split, RandomSplit):
-            splits = _draw_splits(self.split, files, label_ids, folder)
+            drawn_by = _relative_paths(files, folder) if keys is None else keys.tolist()
+            splits = _draw_splits(self.split, drawn_by, image_ids, label_ids)
         assert splits is not None
-        caption_ids = label_ids
-        if captions is not None:
-            caption_ids = np.unique(captions, return_inverse=True)[1].astype(np.int64)
-        rows = Rows(
-            source=Path(self.path).expanduser(),
-            images=files.paths[files.ids],
-            captions=as_strings(classes)[label_ids] if captions is None else captions,
-            label_ids=label_ids,
+        texts = as_strings(classes)[label_ids] if captions is None else captions
+        caption_ids = label_ids if captions is None else np.unique(captions, return_inverse=True)[1].astype(np.int64)
+        return Rows(
+            source=self.source,
+            files=tuple(Path(file) for file in cells.files),
+            images=files.paths[files.ids][at],
+            captions=texts,
+            label_ids=label_ids[at],
             classes=classes,
-            image_ids=files.ids,
+            image_ids=image_ids[at],
             caption_ids=caption_ids,
-            splits=splits,
-            numbers=cells.numbers,
+            splits=splits[at],
+            weights=weights[at],
+            items=(np.arange(len(cells)) if self.image_id is None else image_ids)[at],
+            file_ids=cells.file_ids[at],
+            numbers=cells.numbers[at],
+            removed=removed,
         )
-        rows.require(*required)
-        return rows
 
     def _find_folder(self) -> str:
         if self.images is None:
-            return str(Path(self.path).expanduser().absolute().parent)
+            return str(find_folder(self.path) if isinstance(self.path, str) else Path.cwd())
         folder = Path(self.images).expanduser().absolute()
         if not folder.is_dir():
             beside = [other.name for other in folder.parent.glob("*") if other.is_dir()]
             repair = did_you_mean(folder.name, beside) if beside else f"{folder.parent} holds no folder."
             rule = "data.table.images to be a folder"
-            raise TableFaultsError([Fault(self.path, None, None, self.images, rule, repair)])
+            raise TableFaultsError([Fault(str(self.source), None, None, self.images, rule, repair)])
         return str(folder)
 
 
-def number_classes(labels: Strings) -> tuple[tuple[str, ...], Integers]:
-    """Names the classes in natural order, and numbers each row's.
-
-    Args:
-        labels: String array of shape (N,).
-
-    Returns:
-        The names, and an int64 array of shape (N,) of positions in them.
-
-    Example:
-        >>> number_classes(as_strings(["10", "9", "10"]))
-        (('9', '10'), array([1, 0, 1]))
-    """
-    names, inverse = np.unique(labels, return_inverse=True)
-    order = sorted(range(len(names)), key=lambda position: _natural_key(str(names[position])))
-    positions = np.empty(len(order), dtype=np.int64)
-    positions[order] = np.arange(len(order))
-    return tuple(str(names[position]) for position in order), positions[inverse]
-
-
-def _natural_key(name: str) -> tuple[list[tuple[str, int]], str]:
-    """Text and numbers in turn: 'b10c' becomes [('b', 10), ('c', -1)]; the name itself decides between equals."""
-    parts = re.findall(r"([^0-9]*)([0-9]*)", name)
-    return [(text, int(digits) if digits else -1) for text, digits in parts], name
+def _in_order(faults: list[Fault], files: tuple[str, ...]) -> list[Fault]:
+    return sorted(faults, key=lambda fault: (files.index(fault.file) if fault.file in files else -1, fault.row or 0))
 
 
 def _check_images(cells: Cells, column: str, folder: str, faults: list[Fault]) -> ImageFiles:
     values = cells.columns[column]
     files, refused = find_images(values, folder)
     if refused:
-        for row, value in zip(cells.numbers.tolist(), values.tolist(), strict=True):
-            if reason := refused.get(value):
-                faults.append(Fault(cells.file, row, column, value, *reason))
+        wrong = np.isin(values, as_strings(list(refused)))
+        found = cells.faults_where(wrong, column, "", "")
+        faults += [fault._replace(**refused[str(fault.value)]._asdict()) for fault in found]
     return files
 
 
-def _check_texts(cells: Cells, column: str, rule: str, faults: list[Fault]) -> Strings:
-    texts = np.strings.strip(cells.columns[column])
-    repair = "Fill it in or remove the row."
-    faults += _faults_where(texts == "", cells, column, rule, lambda _: repair)
-    return texts
-
-
-def _check_splits(cells: Cells, column: str, faults: list[Fault]) -> Codes:
+def _check_image_ids(cells: Cells, column: str, faults: list[Fault]) -> tuple[Strings, Integers]:
+    """The distinct image ids, and the position in them of each row's."""
     names = np.strings.strip(cells.columns[column])
-    codes = encode_splits(names)
-    faults += _faults_where(codes == UNKNOWN, cells, column, "train, val or test", nearest_split)
-    return codes
+    faults += cells.faults_where(names == "", column, "the id of an image", "Fill it in or remove the row.")
+    keys, ids = np.unique(names, return_inverse=True)
+    return keys, ids.astype(np.int64)
 
 
-def _faults_where(
-    wrong: npt.NDArray[np.bool_], cells: Cells, column: str, rule: str, repair: Callable[[str], str]
-) -> list[Fault]:
-    found = zip(cells.numbers[wrong].tolist(), cells.columns[column][wrong].tolist(), strict=True)
-    return [Fault(cells.file, row, column, value, rule, repair(value)) for row, value in found]
-
-
-def _draw_splits(split: RandomSplit, files: ImageFiles, label_ids: Integers, folder: str) -> Codes:
-    """Draws by image; an image that several rows label differently counts for the first of its classes."""
-    image_labels = np.full(len(files.paths), np.iinfo(np.int64).max)
-    np.minimum.at(image_labels, files.ids, label_ids)
+def _relative_paths(files: ImageFiles, folder: str) -> list[str]:
     prefix = folder.rstrip(os.sep) + os.sep
-    paths = [path.removeprefix(prefix).replace(os.sep, "/") for path in files.paths.tolist()]
-    return split.draw(paths, image_labels)[files.ids]
+    return [path.removeprefix(prefix).replace(os.sep, "/") for path in files.paths.tolist()]
+
+
+def _draw_splits(split: RandomSplit, keys: Sequence[str], image_ids: Integers, label_ids: Integers) -> Codes:
+    """Draws by image; an image that several rows label differently counts for the first of its classes."""
+    image_labels = np.full(len(keys), np.iinfo(np.int64).max)
+    np.minimum.at(image_labels, image_ids, label_ids)
+    return split.draw(keys, image_labels)[image_ids]

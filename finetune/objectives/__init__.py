@@ -4,9 +4,10 @@ An objective receives the embeddings of a batch and the batch's ids, never a mod
 its own; what they share is the definition of a positive pair.
 """
 
+from finetune.objectives.classification import Classification
 from finetune.objectives.contrastive import Contrastive
 from finetune.objectives.objective import Objective
 from finetune.objectives.positives import positive_mask
 from finetune.objectives.sigmoid import Sigmoid
 
-__all__ = ["Contrastive", "Objective", "Sigmoid", "positive_mask"]
+__all__ = ["Classification", "Contrastive", "Objective", "Sigmoid", "positive_mask"]

@@ -48,6 +48,11 @@ class AlignTowers(nn.Module):
         return cast(AlignModel, unwrap() if unwrap else self.model)
 
     @property
+    def has_adapters(self) -> bool:
+        """Whether anything was attached that has to be merged."""
+        return self.model is not self.align
+
+    @property
     def temperature(self) -> Tensor:
         """Scalar parameter that divides the cosine similarities."""
         return cast(Tensor, self.align.temperature)

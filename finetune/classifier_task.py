@@ -1,0 +1,60 @@
+"""A classifier's folder under test: the model that is handed out, run as any user would run it."""
+
+from pathlib import Path
+
+from lightning import LightningModule
+from torch import Tensor
+from transformers import EfficientNetForImageClassification
+
+from finetune.batch import Batch, ClassPrompts
+from finetune.errors import TableError
+from finetune.metrics import ClassAccuracy
+
+
+class ClassifierTask(LightningModule):
+    """Tests an `EfficientNetForImageClassification` folder on a table with labels; it is not trained.
+
+    Args:
+        folder: A folder written by `finetune.classifier.export_classifier`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.model = EfficientNetForImageClassification.from_pretrained(
+            folder, dtype="float32", local_files_only=True, use_safetensors=True
+        ).eval()
+        self._metric = ClassAccuracy()
+
+    def on_test_start(self) -> None:
+        """Checks that the table's classes are the folder's, in the same order.
+
+        Raises:
+            TableError: If they are not.
+        """
+        prompts: ClassPrompts | None = getattr(self.trainer, "datamodule").class_prompts  # noqa: B009
+        expected = tuple(self.model.config.id2label[index] for index in range(self.model.config.num_labels))
+        found = () if prompts is None else prompts.names
+        if found != expected:
+            raise TableError(
+                f"Expected the table to have the classifier's {len(expected)} classes, {', '.join(expected[:5])}"
+                f"{', ...' if len(expected) > 5 else ''}, but got {len(found)}: {', '.join(found[:5])}. "
+                "Test on a table with the labels that it was trained on."
+            )
+
+    def on_test_epoch_start(self) -> None:
+        """Forgets what was counted before."""
+        self._metric = ClassAccuracy().to(self.device)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:  # noqa: ARG002
+        """Counts hits.
+
+        Returns:
+            `rows`, and the logits as `class_scores`.
+        """
+        scores: Tensor = self.model(batch.pixel_values).logits
+        self._metric.update(scores, batch.label_ids)
+        return {"rows": batch.rows, "class_scores": scores}
+
+    def on_test_epoch_end(self) -> None:
+        """Logs the keys that a test of `AlignTask` logs, such as `test/accuracy`."""
+        self.log_dict({f"test/{name}": value for name, value in self._metric.compute().items()})

@@ -1,0 +1,66 @@
+"""JSON lines as cells: one object a line, its keys the columns."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune.data.cells import Cells, check_columns
+from finetune.data.faults import Fault, TableFaultsError
+from finetune.data.text_files import read_text
+
+
+def read_json_lines(path: Path, names: Sequence[str], faults: list[Fault]) -> Cells:
+    """Reads columns of a file with a JSON object on each line. A row's number is its line's.
+
+    Numbers stay the characters they are written with, lists stay JSON, null and absent keys are empty cells.
+
+    Args:
+        path: The file; faults name it as it is given here.
+        names: The keys to keep; each must be in some line.
+        faults: Receives a fault for each line that is no JSON object.
+
+    Raises:
+        TableFaultsError: If the file cannot be read, has no line, or lacks a key.
+    """
+    file, text = str(path), read_text(path, lambda before: before.count("\n") + 1)
+    keys: dict[str, None] = {}
+    before = len(faults)
+    cells = Cells.gather(file, names, _read_records(text, names, keys, file, faults))
+    if not len(cells) and len(faults) == before:
+        rule, repair = "a JSON object on each line", "Write one for each image."
+        raise TableFaultsError([Fault(file, None, None, None, rule, repair)])
+    if keys and (missing := check_columns(file, None, list(keys), names)):
+        raise TableFaultsError([*faults, *missing])
+    return cells
+
+
+def _read_records(
+    text: str, names: Sequence[str], keys: dict[str, None], file: str, faults: list[Fault]
+) -> Iterator[tuple[int, list[str]]]:
+    """Yields number and cells of each line, and notes the keys it has."""
+    decoder = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str)
+    for number, line in enumerate(text.split("\n"), start=1):  # splitlines would also split within texts
+        if not line.strip():
+            continue
+        try:
+            record = decoder.decode(line)
+            if not isinstance(record, dict):
+                raise ValueError(f"a {type(record).__name__}")
+            cells = [_as_cell(record.get(name)) for name in names]
+        except (ValueError, RecursionError) as error:
+            repair = f"Write one object a line, in double quotes, all on one line ({error})."
+            faults.append(Fault(file, number, None, line.strip(), "a JSON object", repair))
+            continue
+        keys.update(dict.fromkeys(record))
+        yield number, cells
+
+
+def _as_cell(value: Any) -> str:
+    if value is None:
+        return ""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if "\0" in text:
+        raise ValueError("a NUL character in a text")
+    text.encode()  # halves of surrogate pairs are no text
+    return text

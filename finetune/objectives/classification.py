@@ -1,0 +1,113 @@
+"""Cross-entropy of a linear head on the image features, started from the class prompts."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from finetune.batch import Batch, Embeddings
+from finetune.errors import RecipeError
+from finetune.objectives.objective import Objective, weighted_mean
+
+
+class Classification(Objective):
+    """A linear head on the image features, which are not normalised. Texts are not read in training.
+
+    With the image features f, the class embeddings c, the temperature T and the mean norm r of the features:
+
+        logits = f @ weight.T + bias,  at the start  weight = c / (r T)  and  bias = 0
+        loss = weighted mean over rows of cross_entropy(logits, label)
+
+    At the start each image's classes are ranked as zero-shot ranks them, as its logits are the zero-shot ones
+    times |f| / r. Starting a head from the class prompts is Wortsman et al. 2022 (arXiv 2109.01903).
+    Features are left unnormalised since only then image tower and head together are a plain image classifier,
+    see ``finetune.classifier``.
+
+    Until ``start`` is called there is no head, and classes are scored zero-shot.
+
+    Args:
+        class_weights: How much the rows of each class count, one number for each class in the order of the
+            class names; null counts all rows alike.
+        label_smoothing: Share of the target that is spread evenly over the classes, in [0, 1).
+        lr_scale: Learning rate of the head as a multiple of the optimizer's.
+
+    Raises:
+        ValueError: If a class weight or `lr_scale` is not positive, or the label smoothing is out of its range.
+    """
+
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+    class_weights: Tensor | None
+
+    def __init__(
+        self, class_weights: list[float] | None = None, label_smoothing: float = 0.0, lr_scale: float = 5.0
+    ) -> None:
+        super().__init__()
+        if not 0.0 <= label_smoothing < 1.0:
+            raise ValueError(f"Expected label_smoothing to be in [0, 1), but got {label_smoothing}.")
+        if class_weights is not None and not all(0 < weight < float("inf") for weight in class_weights):
+            raise ValueError(f"Expected class_weights to be positive and finite, but got {class_weights}.")
+        if not 0 < lr_scale < float("inf"):
+            raise ValueError(f"Expected lr_scale to be positive and finite, but got {lr_scale}.")
+        self.label_smoothing = label_smoothing
+        self.lr_scale = lr_scale
+        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        self.register_buffer("class_weights", weights, persistent=False)
+        self.register_parameter("weight", None)
+        self.register_parameter("bias", None)
+
+    @property
+    def is_started(self) -> bool:
+        """Whether there is a head."""
+        return self.weight is not None
+
+    def start(self, class_embeds: Tensor, mean_norm: Tensor, temperature: Tensor) -> None:
+        """Makes the head from the class prompts; a head that is there already stays as it is.
+
+        Args:
+            class_embeds: Float tensor of shape (C, D), normalised, see ``metrics.class_embeddings``.
+            mean_norm: Scalar tensor, the mean norm of the image features. It scales the logits only.
+            temperature: Scalar tensor that divides the cosine similarities.
+
+        Raises:
+            RecipeError: If there are class weights, but not one for each class.
+        """
+        if self.is_started:
+            return
+        if self.class_weights is not None and len(self.class_weights) != len(class_embeds):
+            raise RecipeError(
+                f"Expected class_weights to hold one number for each of the {len(class_embeds)} classes, "
+                f"but got {len(self.class_weights)}. List one for each class, in the order of the class names."
+            )
+        weight = class_embeds.detach().float() / (mean_norm * temperature).detach().float()
+        self.weight = nn.Parameter(weight)
+        self.bias = nn.Parameter(weight.new_zeros(len(weight)))
+
+    def logits(self, image_features: Tensor) -> Tensor:
+        """Returns the head's logits, shape (B, C), computed in float32 whatever the precision of training.
+
+        Args:
+            image_features: Float tensor of shape (B, D), not normalised.
+
+        Raises:
+            RuntimeError: If the head was not started.
+        """
+        if self.weight is None or self.bias is None:
+            raise RuntimeError("Expected the head to be started, but got none. Call start() with the class embeddings.")
+        dtype = torch.promote_types(image_features.dtype, torch.float32)
+        with torch.autocast(image_features.device.type, enabled=False):
+            return image_features.to(dtype) @ self.weight.to(dtype).T + self.bias.to(dtype)
+
+    def forward(self, embeddings: Embeddings, batch: Batch) -> Tensor:
+        """Returns the scalar loss of one batch; see ``Objective.forward``. Text features are not read."""
+        logits = self.logits(embeddings.image_features)
+        row_losses = cross_entropy(logits, batch.label_ids, reduction="none", label_smoothing=self.label_smoothing)
+        weights = batch.weights
+        if self.class_weights is not None:
+            weights = weights * self.class_weights[batch.label_ids]
+        return weighted_mean(row_losses, weights)
+
+    def class_scores(self, image_features: Tensor, class_embeds: Tensor, temperature: Tensor) -> Tensor:
+        """Returns the head's logits, or those of zero-shot where it was not started; see ``Objective``."""
+        if self.is_started:
+            return self.logits(image_features)
+        return super().class_scores(image_features, class_embeds, temperature)

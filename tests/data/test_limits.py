@@ -1,0 +1,43 @@
+"""Texts that are cut off, against an encoding of each of them alone."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from finetune.checkpoint import load_processor
+from finetune.data.limits import find_long_texts
+from finetune.data.table import Table
+from finetune.data.texts import TextEncoder
+
+WORDS = [
+    "cat",
+    "Z\u00fcrich",
+    "na\u00efve",
+    "42",
+    "\U0001f408",
+    "\u65e5\u672c",
+    "\ud55c\uad6d\uc5b4",
+    "don't",
+    "\ufb03",
+    "\u338f",
+    "...",
+]
+
+
+def test_cut_off_tokens_against_one_text_at_a_time(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    generator = np.random.default_rng(0)
+    captions = [" ".join(generator.choice(WORDS, size)) for size in range(1, 70)]
+    captions += ["".join(generator.choice(WORDS, size)) for size in range(1, 70)]
+    pd.DataFrame({"image": "a.png", "caption": captions}).to_csv(tmp_path / "t.csv", index=False)
+    rows = Table(str(tmp_path / "t.csv"), caption="caption").read(required=())
+    texts = TextEncoder.from_processor(load_processor("align-mini"))
+    lost = {text: texts.count(text) - texts.max_length for text in captions}
+    cut = [tokens for tokens in lost.values() if tokens > 0]
+    assert 0 < len(cut) < len(lost)
+    (concern,) = find_long_texts(rows, (), texts)
+    message = f"{len(cut)} captions are longer than 64 tokens; {sum(cut):,} tokens are cut off: "
+    assert concern.message.startswith(message)
+    expected = [row + 2 for row, text in enumerate(captions) if lost[text] > 0]
+    assert [int(place.rpartition(":")[2]) for place in concern.places] == expected

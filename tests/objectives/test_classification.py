@@ -1,0 +1,145 @@
+import numpy as np
+import pytest
+import torch
+
+from finetune.batch import Batch, Embeddings
+from finetune.checkpoint import load_model
+from finetune.errors import RecipeError
+from finetune.metrics import class_embeddings
+from finetune.objectives import Classification
+from finetune.towers.align import AlignTowers
+
+LABELS = [0, 2, 1, 2, 0, 2, 1]
+
+
+def started(classes=3, **arguments) -> Classification:
+    objective = Classification(**arguments)
+    generator = torch.Generator().manual_seed(7)
+    class_embeds = torch.nn.functional.normalize(torch.randn(classes, 8, generator=generator), dim=-1)
+    objective.start(class_embeds, torch.tensor(20.0), torch.tensor(0.05))
+    return objective
+
+
+def reference_loss(objective, features, labels, weights, smoothing):
+    """Softmax cross-entropy in float64, one row at a time."""
+    weight, bias = (tensor.detach().double().numpy() for tensor in (objective.weight, objective.bias))
+    losses = np.zeros(len(labels))
+    for row, label in enumerate(labels):
+        logits = weight @ features[row] + bias
+        log_probabilities = logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
+        target = np.full(len(bias), smoothing / len(bias))
+        target[label] += 1 - smoothing
+        losses[row] = -(target * log_probabilities).sum()
+    return (losses * weights).sum() / weights.sum()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("class_weights", [None, [0.5, 3.0, 1.0]])
+@pytest.mark.parametrize("seed", range(3))
+def test_equals_the_reference(make_batch, make_embeddings, seed, class_weights, smoothing):
+    random = np.random.default_rng(seed)
+    batch = make_batch(7, labels=LABELS, weights=random.random(7).tolist())
+    embeddings = make_embeddings(7, seed)
+    objective = started(class_weights=class_weights, label_smoothing=smoothing)
+    with torch.no_grad():
+        objective.bias += torch.tensor([0.3, -0.2, 0.1])
+    weights = batch.weights.double().numpy() * np.asarray(class_weights or [1.0] * 3)[LABELS]
+    features = embeddings.image_features.detach().double().numpy()
+    expected = reference_loss(objective, features, LABELS, weights, smoothing)
+    assert objective(embeddings, batch).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_equals_cross_entropy_of_torch(make_batch, make_embeddings):
+    embeddings, weights = make_embeddings(7), [0.5, 3.0, 1.0]
+    objective = started(class_weights=weights)
+    expected = torch.nn.functional.cross_entropy(
+        embeddings.image_features @ objective.weight.T + objective.bias, torch.tensor(LABELS), torch.tensor(weights)
+    )
+    torch.testing.assert_close(objective(embeddings, make_batch(7, labels=LABELS)), expected)
+
+
+def test_starts_with_the_ranking_of_zero_shot(tiny):
+    """Real towers: every image ranks all classes as cosine similarities do, and only the scale differs."""
+    towers = AlignTowers(load_model(tiny), False, 0.01)
+    generator = torch.Generator().manual_seed(3)
+    pixels = torch.randn(32, 3, 64, 64, generator=generator)
+    input_ids = torch.randint(1000, 2000, (12, 6), generator=generator)
+    with torch.no_grad():
+        features = towers.image_features(pixels)
+        texts = towers.text_features(input_ids, torch.ones_like(input_ids))
+        class_embeds = class_embeddings(texts, torch.arange(12))
+        objective = Classification()
+        zero_shot = objective.class_scores(features, class_embeds, towers.temperature)
+        norm = features.norm(dim=-1)
+        objective.start(class_embeds, norm.mean(), towers.temperature)
+        scores = objective.class_scores(features, class_embeds, towers.temperature)
+    assert norm.max() > 1.01 * norm.min()
+    assert torch.equal(scores.argsort(dim=1), zero_shot.argsort(dim=1))
+    torch.testing.assert_close(scores, zero_shot * (norm / norm.mean())[:, None])
+
+
+def test_gradient_reaches_features_and_head_and_nothing_else(make_batch, make_embeddings):
+    embeddings, objective = make_embeddings(7), started()
+    objective(embeddings, make_batch(7, labels=LABELS)).backward()
+    assert objective.weight.grad.abs().sum() > 0
+    assert objective.bias.grad.abs().sum() > 0
+    assert embeddings.image_features.grad.abs().sum() > 0
+    assert embeddings.text_features.grad is None
+    assert embeddings.temperature.grad is None
+
+
+def test_texts_need_not_be_there(make_batch, make_embeddings):
+    embeddings, batch, objective = make_embeddings(7), make_batch(7, labels=LABELS), started()
+    without = Embeddings(embeddings.image_features, embeddings.image_features[:0], embeddings.temperature)
+    assert objective(without, batch).equal(objective(embeddings, batch))
+
+
+def test_start_keeps_a_head_that_is_there():
+    objective = started()
+    before = objective.weight.detach().clone()
+    objective.start(torch.ones(3, 8), torch.tensor(1.0), torch.tensor(1.0))
+    assert objective.weight.equal(before)
+
+
+def test_head_is_saved_and_class_weights_are_not():
+    assert list(Classification([1.0, 2.0]).state_dict()) == []
+    objective = started(class_weights=[1.0, 2.0, 3.0])
+    assert list(objective.state_dict()) == ["weight", "bias"]
+    other = started()
+    other.load_state_dict({name: tensor + 1 for name, tensor in objective.state_dict().items()})
+    assert other.bias.equal(torch.ones(3))
+
+
+def test_permuted_rows_give_the_same_loss(make_batch, make_embeddings):
+    batch = make_batch(7, labels=LABELS, weights=[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0])
+    embeddings, objective = make_embeddings(7), started()
+    order = torch.tensor([3, 0, 4, 2, 1, 6, 5])
+    shuffled = embeddings._replace(image_features=embeddings.image_features[order])
+    loss = objective(shuffled, Batch(*(field[order] for field in batch)))
+    torch.testing.assert_close(loss, objective(embeddings, batch))
+
+
+def test_half_precision_is_computed_in_float32(make_batch, make_embeddings):
+    embeddings, batch = make_embeddings(7, dtype=torch.bfloat16), make_batch(7, labels=LABELS)
+    exact = embeddings._replace(image_features=embeddings.image_features.float())
+    objective = started()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = objective(embeddings, batch)
+    assert loss.equal(objective(exact, batch))
+
+
+def test_refuses_class_weights_that_do_not_fit():
+    with pytest.raises(RecipeError, match=r"one number for each of the 3 classes, but got 2\. List one"):
+        started(class_weights=[1.0, 2.0])
+    for wrong in ([1.0, 0.0], [1.0, float("nan")], [float("inf")]):
+        with pytest.raises(ValueError, match="Expected class_weights to be positive and finite, but got"):
+            Classification(wrong)
+    with pytest.raises(ValueError, match=r"Expected label_smoothing to be in \[0, 1\), but got 1\.0"):
+        Classification(label_smoothing=1.0)
+    with pytest.raises(ValueError, match="Expected lr_scale to be positive and finite, but got 0"):
+        Classification(lr_scale=0)
+
+
+def test_refuses_a_loss_before_the_start(make_batch, make_embeddings):
+    with pytest.raises(RuntimeError, match=r"Expected the head to be started, but got none. Call start\(\)"):
+        Classification()(make_embeddings(2), make_batch(2, labels=[0, 1]))
