@@ -44,7 +44,7 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_checkpoint_commands(commands)
 
     prepare = commands.add_parser("prepare", help="run a shipped data set's script", add_help=False)
-    prepare.add_argument("name", metavar="NAME", help="coyo, digits, emoji, stamps")
+    prepare.add_argument("name", metavar="NAME", nargs="?", help="coyo, digits, emoji, stamps")
     prepare.set_defaults(command=_prepare, takes_recipe_keys=True)
 
     recipes = commands.add_parser("recipes", help="list, show or copy the shipped recipes")
@@ -151,10 +151,10 @@ def _test(options: argparse.Namespace) -> None:
     from finetune.experiment import measure_checkpoint, measure_run
     from finetune.recipe import read_recipe
 
-    if path is None:
-        print(measure_run(run, words, options.trust))
-    else:
+    if path is not None:
         print(measure_checkpoint(read_recipe(path, words, options.trust)))
+    elif run is not None:
+        print(measure_run(run, words, options.trust))
 
 
 def _check(options: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
 from transformers import AlignModel, AlignProcessor
 
 from finetune.checkpoint import load_model, resolve_checkpoint
@@ -63,6 +64,7 @@ def write_adapter(
         fingerprint: SHA-256 of the base's weights.
     """
     with write_folder(folder) as staging:
+        assert isinstance(towers.model, PeftModel)
         save_adapter(towers.model, staging, checkpoint, fingerprint)
         write_processor(processor, staging)
 

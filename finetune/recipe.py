@@ -165,7 +165,7 @@ def describe_keys() -> str:
     parser.add_class_arguments(ImageTextDataModule, "data", skip={"checkpoint", "seed"})
     parser.add_class_arguments(RunSettings, "run")
     parser.add_lightning_class_args(Trainer, "trainer")
-    return cast(str, parser.format_help())
+    return parser.format_help()
 
 
 def explain(message: str, parser: LightningArgumentParser) -> str:

@@ -210,7 +210,8 @@ def test_subclass_runs_from_a_recipe_when_it_is_trusted(tmp_path, colour_table):
     (tmp_path / "warm.py").write_text(SUBCLASS)
     (tmp_path / "warm.yaml").write_text(
         "model:\n  class_path: warm.WarmTask\n  init_args:\n    pull: 0.2\n"
-        f"data:\n  table:\n    path: {colour_table}\n    label: label\n    split: split\n  image_size: 64\n  batch_size: 3\n"
+        f"data:\n  table:\n    path: {colour_table}\n    label: label\n    split: split\n"
+        "  image_size: 64\n  batch_size: 3\n"
         "trainer:\n  max_epochs: 1\n  accelerator: cpu\n"
     )
     assert "pass --trust warm" in finetune("fit", "--config", "warm.yaml", cwd=tmp_path, code=2)

@@ -51,7 +51,8 @@ def test_resolved_recipe_repeats_itself_without_the_run_name(recipe_file, tmp_pa
 def test_flat_keys_and_class_path_are_both_accepted(recipe_file, tmp_path):
     nested = tmp_path / "nested.yaml"
     nested.write_text(
-        "model:\n  class_path: finetune.AlignTask\n  init_args:\n    checkpoint: align-mini\n    min_temperature: 0.02\n"
+        "model:\n  class_path: finetune.AlignTask\n  init_args:\n"
+        "    checkpoint: align-mini\n    min_temperature: 0.02\n"
         + recipe_file.read_text().split("checkpoint: align-mini\n")[1]
     )
     assert read_recipe(nested).build_task().towers.min_temperature == 0.02
