@@ -83,6 +83,18 @@ def _add_recipe_commands(commands: "argparse._SubParsersAction[argparse.Argument
     test.add_argument("--config", metavar="RECIPE", help="a recipe whose checkpoint is evaluated as it is")
     test.set_defaults(command=_test)
 
+    for command in (fit, test, _add_check(commands)):
+        command.add_argument(
+            "--trust",
+            metavar="MODULE",
+            action="append",
+            default=[],
+            help="let the recipe name this module's classes",
+        )
+        command.set_defaults(takes_recipe_keys=True)
+
+
+def _add_check(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> argparse.ArgumentParser:
     check = commands.add_parser(
         "check",
         help="every fault of table and images, then the recipe, before any weight is loaded",
@@ -93,16 +105,7 @@ def _add_recipe_commands(commands: "argparse._SubParsersAction[argparse.Argument
     check.add_argument("--full", action="store_true", help="decode every image")
     check.add_argument("--output", metavar="JSON", type=Path, default=Path("check.json"), help="file of all findings")
     check.set_defaults(command=_check)
-
-    for command in (fit, test, check):
-        command.add_argument(
-            "--trust",
-            metavar="MODULE",
-            action="append",
-            default=[],
-            help="let the recipe name this module's classes",
-        )
-        command.set_defaults(takes_recipe_keys=True)
+    return check
 
 
 def _add_checkpoint_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -14,17 +14,32 @@ from finetune.data.text_files import check_file, read_text
 from finetune.errors import did_you_mean
 
 
-def read_labels(cells: Cells, column: str, faults: list[Fault]) -> Strings:
+def read_classes(
+    cells: Cells, column: str | None, names: str | None, faults: list[Fault]
+) -> tuple[tuple[str, ...], Integers]:
     """Reads the label of each row; spaces around it do not count.
 
     Args:
         cells: With the column.
-        column: The column.
-        faults: Receives a fault for each row without a label.
+        column: The column, or None for a table without labels.
+        names: File of the names that labels are shown with, or None.
+        faults: Receives a fault for each row without a label, and the faults of the names.
+
+    Returns:
+        The names of the classes, and an int64 array of shape (N,) of positions in them, -1 without labels.
+
+    Raises:
+        TableFaultsError: If the file of names cannot be read.
     """
+    if column is None:
+        return (), np.full(len(cells), -1, dtype=np.int64)
     labels: Strings = np.strings.strip(cells.columns[column])
     faults += cells.faults_where(labels == "", column, "a label", "Fill it in or remove the row.")
-    return labels
+    classes, label_ids = number_classes(labels)
+    if names is not None:
+        given = [label for label in classes if label]  # an empty one is a fault already
+        classes = name_classes(given, Path(names).expanduser(), faults)
+    return classes, label_ids
 
 
 def number_classes(labels: Strings) -> tuple[tuple[str, ...], Integers]:

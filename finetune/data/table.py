@@ -13,7 +13,7 @@ from finetune.data.cells import Cells, Integers, Strings, as_strings
 from finetune.data.faults import Fault, TableFaultsError
 from finetune.data.filters import Removed, parse_filter
 from finetune.data.image_files import ImageFiles, find_images
-from finetune.data.labels import name_classes, number_classes, read_labels
+from finetune.data.labels import read_classes
 from finetune.data.rows import Rows
 from finetune.data.sources import find_folder, read_cells
 from finetune.data.splits import Codes, RandomSplit, read_splits
@@ -165,18 +165,12 @@ class Table:
         captions, at = None, np.arange(len(cells))
         if self.caption is not None:
             captions, at = read_captions(cells, self.caption, faults)
-        labels = None if self.label is None else read_labels(cells, self.label, faults)
+        classes, label_ids = read_classes(cells, self.label, self.names, faults)
         weights = read_weights(cells, self.weight, faults)
         keys, image_ids = None, files.ids
         if self.image_id is not None:
             keys, image_ids = _check_image_ids(cells, self.image_id, faults)
         splits = read_splits(cells, self.split, faults) if isinstance(self.split, str) else None
-        classes: tuple[str, ...] = ()
-        label_ids = np.full(len(cells), -1, dtype=np.int64)
-        if labels is not None:
-            classes, label_ids = number_classes(labels)
-            if self.names is not None and not (labels == "").any():
-                classes = name_classes(classes, Path(self.names).expanduser(), faults)
         if faults:
             return None
         if isinstance(self.split, RandomSplit):
