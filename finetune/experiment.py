@@ -15,6 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 from finetune.checkpoint import portable_name, resolve_checkpoint
 from finetune.classifier import export_classifier, write_classifier_card
 from finetune.classifier_task import ClassifierTask
+from finetune.data.check import tell
 from finetune.data.datamodule import ImageTextDataModule
 from finetune.errors import RecipeError
 from finetune.evaluation import Evaluation, evaluate
@@ -61,6 +62,7 @@ def run_experiment(recipe: Recipe, overwrite: bool = False) -> RunFolder:
     _quieten()
     data = recipe.build_data()
     data.rows.require("train", "test")  # every fault of the table is told before anything is written
+    tell(data.rows, data.find_concerns())
     task = recipe.build_task()
     if not task.towers.has_adapters and task.head is None:
         raise RecipeError("Expected something to train, but got none. Measure with `finetune test --config RECIPE`.")
@@ -147,7 +149,11 @@ def _environment(data: ImageTextDataModule, checkpoint: str, fingerprint: str) -
         "versions": {"python": platform.python_version(), **installed_versions()},
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "table": {"path": str(data.rows.source), "sha256": fingerprint_file(data.rows.source)},
+        "table": [
+            {"path": str(file), "sha256": fingerprint_file(file)}
+            for file in map(Path, data.rows.files)
+            if file.is_file()
+        ],
         "checkpoint": {"name": portable_name(checkpoint), "sha256": fingerprint},
     }
 
