@@ -27,7 +27,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from finetune.errors import TableError
-from finetune.files import write_folder
+from finetune.files import require_own, write_folder
 
 BATCH = 1_000_000  # rows of metadata in memory at a time
 WRITTEN = {"coyo.parquet"}
@@ -98,11 +98,6 @@ def join(metadata: list[str], images: Path, output: Path) -> tuple[int, int]:
     return seen, written
 
 
-def is_own(folder: Path) -> bool:
-    """Whether a folder is empty or what a former run wrote, so that it can be replaced."""
-    return folder.is_dir() and {path.name for path in folder.iterdir()} in (set(), WRITTEN)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Runs the script; returns 0, or 2 after a message on what was expected."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -112,11 +107,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     output: Path = options.output
     try:
-        if output.exists() and not is_own(output):
-            raise FileExistsError(
-                f"Expected {output} to be absent, empty or written by this script, but it holds something else. "
-                "Name another folder with --output."
-            )
+        require_own(output, WRITTEN)
         files = sorted(glob(options.metadata))  # noqa: PTH207
         if not files:
             raise TableError(f"Expected files of metadata, but nothing matches {options.metadata!r}.")

@@ -28,7 +28,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from finetune.data.splits import SPLITS, RandomSplit
-from finetune.files import write_folder, write_text
+from finetune.files import require_own, write_folder, write_text
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SPLIT = RandomSplit(val=0.1, test=0.3, seed=0)
@@ -67,22 +67,13 @@ def prepare(output: Path) -> dict[str, int]:
     return {split: splits.count(split) for split in SPLITS}
 
 
-def is_own(folder: Path) -> bool:
-    """Whether a folder is empty or what a former run wrote, so that it can be replaced."""
-    return folder.is_dir() and {path.name for path in folder.iterdir()} in (set(), WRITTEN)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Runs the script; returns 0, or 2 after a message on what was expected."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("data/digits"), help="folder to write (%(default)s)")
     output: Path = parser.parse_args(argv).output
     try:
-        if output.exists() and not is_own(output):
-            raise FileExistsError(
-                f"Expected {output} to be absent, empty or written by this script, but it holds something else. "
-                "Name another folder with --output."
-            )
+        require_own(output, WRITTEN)
         counts = prepare(output)
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)

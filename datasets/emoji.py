@@ -44,7 +44,7 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
-from finetune.files import fingerprint_file, write_folder
+from finetune.files import fingerprint_file, require_own, write_folder
 
 VERSION = "16.0.0"
 SHA256 = {
@@ -205,11 +205,7 @@ def write_vendor(package: Path, vendor: str, folder: Path) -> pd.DataFrame:
 
 def prepare(output: Path, given: dict[str, Path | None]) -> None:
     """Writes pictures and tables to `output`, replacing what a former run wrote there."""
-    if output.exists() and (not output.is_dir() or {path.name for path in output.iterdir()} not in (set(), WRITTEN)):
-        raise FileExistsError(
-            f"Expected {output} to be absent or written by this script, but it holds something else. "
-            f"Name another folder with --output."
-        )
+    require_own(output, WRITTEN)
     with tempfile.TemporaryDirectory() as download, write_folder(output, overwrite=True) as folder:
         tables = {
             vendor: write_vendor(get_package(vendor, path, Path(download)), vendor, folder)

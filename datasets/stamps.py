@@ -39,7 +39,7 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 from PIL import Image
 
-from finetune.files import write_folder
+from finetune.files import require_own, write_folder
 
 PACKAGE = "tuxpaint-stamps-default"
 INSTALLED = Path("/usr/share/tuxpaint/stamps")
@@ -196,13 +196,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     output: Path = arguments.output
     try:
-        if output.exists() and (
-            not output.is_dir() or {path.name for path in output.iterdir()} not in (set(), WRITTEN)
-        ):
-            raise FileExistsError(
-                f"Expected {output} to be absent or written by this script, but it holds something else. "
-                f"Name another folder with --output."
-            )
+        require_own(output, WRITTEN)
         prepare(output, find_files(arguments.stamps, arguments.deb))
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

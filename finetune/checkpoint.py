@@ -110,9 +110,23 @@ def load_processor(checkpoint: str, image_size: int | None = None) -> "AlignProc
     """
     if image_size is not None and image_size < SMALLEST_IMAGE:
         raise RecipeError(f"Expected image_size to be at least {SMALLEST_IMAGE} pixels, but got {image_size}.")
+    processor = open_processor(resolve_checkpoint(checkpoint))
+    if image_size is not None:
+        _rescale(processor.image_processor, image_size)
+    return processor
+
+
+def open_processor(folder: Path) -> "AlignProcessor":
+    """Opens the processor of a checkpoint's or adapter's folder, pinned to Pillow, as it is to be written again.
+
+    Args:
+        folder: A folder that a processor was saved into.
+
+    Raises:
+        CheckpointError: If there is none or it cannot be opened.
+    """
     from transformers import AlignProcessor
 
-    folder = resolve_checkpoint(checkpoint)
     try:
         with _quiet_transformers():
             processor: AlignProcessor = AlignProcessor.from_pretrained(
@@ -124,8 +138,6 @@ def load_processor(checkpoint: str, image_size: int | None = None) -> "AlignProc
         ) from error
     for key in ("backend", "is_local", "local_files_only"):  # how it was opened here, else saved with it
         processor.tokenizer.init_kwargs.pop(key, None)
-    if image_size is not None:
-        _rescale(processor.image_processor, image_size)
     return processor
 
 

@@ -3,11 +3,12 @@
 import logging
 import platform
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from transformers.utils.logging import disable_progress_bar
@@ -72,7 +73,7 @@ def run_experiment(recipe: Recipe, overwrite: bool = False) -> RunFolder:
     fingerprint = fingerprint_weights(resolve_checkpoint(recipe.checkpoint))
     write_json(run.environment, _environment(data, recipe.checkpoint, fingerprint))
 
-    base = AlignTask(recipe.checkpoint, image_lora=None, text_lora=None)
+    base = _untouched(recipe.checkpoint)
     columns = {"before": evaluate(recipe.accelerator, base, data).metrics}
     if recipe.run.floor and data.rows.classes:
         columns["floor"] = logistic_regression_floor(base, data)
@@ -136,7 +137,7 @@ def _measure_exports(
 ) -> Evaluation:
     """Measures each folder that is handed out; beside a classifier the merged checkpoint is a column of its own."""
     if run.merged.is_dir():
-        after = evaluate(recipe.accelerator, AlignTask(str(run.merged), image_lora=None, text_lora=None), data)
+        after = evaluate(recipe.accelerator, _untouched(str(run.merged)), data)
         columns["zero-shot after" if run.classifier.is_dir() else "after"] = after.metrics
     if run.classifier.is_dir():
         after = evaluate(recipe.accelerator, ClassifierTask(run.classifier), data)
@@ -191,12 +192,8 @@ def measure_run(run: str | Path, overrides: Sequence[str] = (), trust: Sequence[
     folder = open_run(run)
     recipe = read_recipe(folder.recipe, overrides, trust)
     if folder.classifier.is_dir():
-        _quieten()
-        data = recipe.build_data()
-        data.rows.require("test")
-        found = evaluate(recipe.accelerator, ClassifierTask(folder.classifier), data).metrics
-        return format_table({str(folder.classifier): found})
-    return _measure(str(folder.merged), recipe)
+        return _measure(str(folder.classifier), recipe, lambda: ClassifierTask(folder.classifier))
+    return _measure(str(folder.merged), recipe, lambda: _untouched(str(folder.merged)))
 
 
 def measure_checkpoint(recipe: Recipe) -> str:
@@ -205,15 +202,20 @@ def measure_checkpoint(recipe: Recipe) -> str:
     Args:
         recipe: Names the checkpoint and the table.
     """
-    return _measure(recipe.checkpoint, recipe)
+    return _measure(recipe.checkpoint, recipe, lambda: _untouched(recipe.checkpoint))
 
 
-def _measure(checkpoint: str, recipe: Recipe) -> str:
+def _measure(title: str, recipe: Recipe, build_task: Callable[[], LightningModule]) -> str:
+    """Measures a task, built once the table is known to be without fault."""
     _quieten()
     data = recipe.build_data()
     data.rows.require("test")
-    task = AlignTask(checkpoint, image_lora=None, text_lora=None)
-    return format_table({checkpoint: evaluate(recipe.accelerator, task, data).metrics})
+    return format_table({title: evaluate(recipe.accelerator, build_task(), data).metrics})
+
+
+def _untouched(checkpoint: str) -> AlignTask:
+    """A checkpoint as it is, nothing attached."""
+    return AlignTask(checkpoint, image_lora=None, text_lora=None)
 
 
 def describe(run: RunFolder) -> str:

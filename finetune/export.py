@@ -8,7 +8,7 @@ from typing import Any
 from peft import PeftModel
 from transformers import AlignModel, AlignProcessor
 
-from finetune.checkpoint import load_model, resolve_checkpoint
+from finetune.checkpoint import load_model, open_processor, resolve_checkpoint
 from finetune.errors import CheckpointError
 from finetune.files import fingerprint_file, fingerprint_weights, read_json, write_folder, write_json
 from finetune.proof import PROOF_FILE, WITNESS_FILE, prove
@@ -94,7 +94,7 @@ def export_merged(
         base = resolve_checkpoint(checkpoint)
         fingerprint = fingerprint_weights(base)
         model = merge_adapter(load_model(checkpoint), adapter, fingerprint)
-        write_checkpoint(model, AlignProcessor.from_pretrained(adapter, backend="pil"), staging)
+        write_checkpoint(model, open_processor(adapter), staging)
         shutil.copyfile(witness, staging / WITNESS_FILE)
         proof = prove(staging, staging / WITNESS_FILE)
         proof["base_model"] = checkpoint
@@ -130,8 +130,3 @@ def write_processor(processor: AlignProcessor, folder: Path) -> None:
     processor.save_pretrained(folder)
     legacy = json.loads(processor.image_processor.to_json_string())
     write_json(folder / "preprocessor_config.json", legacy)
-    path = folder / "tokenizer_config.json"
-    tokenizer = read_json(path)
-    for key in ("is_local", "local_files_only"):
-        tokenizer.pop(key, None)
-    write_json(path, tokenizer)

@@ -68,6 +68,23 @@ def write_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def require_own(folder: Path, written: set[str]) -> None:
+    """Refuses to let a script replace a folder that holds something else than what it writes.
+
+    Args:
+        folder: Where the script is about to write.
+        written: Names of all that it writes there.
+
+    Raises:
+        FileExistsError: If `folder` is neither absent, nor empty, nor exactly what a former run wrote.
+    """
+    if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} in (set(), written)):
+        raise FileExistsError(
+            f"Expected {folder} to be absent, empty or written by this script, but it holds something else. "
+            "Name another folder with --output."
+        )
+
+
 def write_text(target: Path, text: str) -> None:
     """Writes UTF-8 text so that `target` holds either its former content or all of `text`."""
     target.parent.mkdir(parents=True, exist_ok=True)

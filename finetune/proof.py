@@ -70,6 +70,11 @@ def prove(folder: Path, witness: Path) -> dict[str, Any]:
         CheckpointError: If the folder does not open, a tensor is missing or left over, or a value deviates by
             more than `TOLERANCE` or is not a number.
     """
+    return _compare(folder, witness, _fingerprints(folder, witness))
+
+
+def _compare(folder: Path, witness: Path, fingerprints: dict[str, str]) -> dict[str, Any]:
+    """The proof, or the error, of a folder whose fingerprints are known."""
     found = _run_fresh_process(folder, witness)
     if found["loading"]:
         kind, names = next(iter(found["loading"].items()))
@@ -88,7 +93,7 @@ def prove(folder: Path, witness: Path) -> dict[str, Any]:
     return {
         measure: differences,
         "tolerance": TOLERANCE,
-        "sha256": _fingerprints(folder, witness),
+        "sha256": fingerprints,
         "versions": found["versions"],
     }
 
@@ -137,10 +142,11 @@ def verify(folder: Path) -> dict[str, Any]:
                 "Export the run again."
             )
     recorded = read_json(folder / PROOF_FILE)["sha256"]
-    for name, digest in _fingerprints(folder, folder / WITNESS_FILE).items():
+    found = _fingerprints(folder, folder / WITNESS_FILE)
+    for name, digest in found.items():
         if digest != recorded[name]:
             raise CheckpointError(
                 f"Expected the {name} of {folder} to have SHA-256 {recorded[name]}, but got {digest}. "
                 "It was changed after it was proven: export the run again."
             )
-    return prove(folder, folder / WITNESS_FILE)
+    return _compare(folder, folder / WITNESS_FILE, found)

@@ -1,6 +1,8 @@
 """Real small models and tables that many tests share."""
 
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: waiting threads would take a busy machine's cores
@@ -8,11 +10,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: waiting thr
 import numpy as np
 import pytest
 import torch
+from lightning import Trainer
 from PIL import Image
 from transformers import AlignConfig, AlignModel, AlignTextConfig, AlignVisionConfig
 
 from finetune.batch import Batch
 from finetune.checkpoint import load_processor
+from finetune.data.datamodule import ImageTextDataModule
+from finetune.data.table import Table
 from finetune.export import write_checkpoint
 
 NAMES = ("red", "green", "blue")
@@ -115,3 +120,23 @@ def colour_table(tmp_path_factory) -> Path:
     path = folder / "colours.csv"
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+@pytest.fixture
+def labels(colour_table, tiny) -> ImageTextDataModule:
+    """The colours as a table with labels, in batches of 8."""
+    return ImageTextDataModule(Table(str(colour_table), label="label", split="split"), tiny, batch_size=8)
+
+
+@pytest.fixture
+def build_trainer(tmp_path) -> Callable[..., Trainer]:
+    """Makes a quiet trainer that writes nothing of itself; takes the options of Lightning's."""
+    return partial(
+        Trainer,
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )

@@ -84,7 +84,7 @@ def test_folder_has_what_transformers_4_reads(exported):
     assert legacy["image_processor_type"] == "EfficientNetImageProcessor"
     assert legacy["crop_size"] == {"height": 64, "width": 64}
     tokenizer = json.loads((exported / "merged" / "tokenizer_config.json").read_text())
-    assert not {"is_local", "local_files_only"} & set(tokenizer)
+    assert not {"is_local", "local_files_only", "backend"} & set(tokenizer)
 
 
 def test_temperature_travels_with_the_merge(exported):

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from lightning import Callback, Trainer, seed_everything
+from lightning import Callback, seed_everything
 from torch.optim import SGD
 
 from finetune.data.datamodule import ImageTextDataModule
@@ -14,24 +14,6 @@ from finetune.objectives import Classification
 from finetune.stages import HeadFirst
 from finetune.task import AlignTask
 from finetune.towers.lora import TowerLora
-
-
-def trainer_in(folder, *callbacks, **options) -> Trainer:
-    return Trainer(
-        default_root_dir=folder,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        callbacks=list(callbacks),
-        **options,
-    )
-
-
-@pytest.fixture
-def labels(colour_table, tiny) -> ImageTextDataModule:
-    return ImageTextDataModule(Table(str(colour_table), label="label", split="split"), tiny, batch_size=8)
 
 
 def build_task(tiny, image_lora=TowerLora(rank=2)) -> AlignTask:  # noqa: B008 (frozen)
@@ -61,31 +43,31 @@ def changed(before, after) -> set[str]:
 
 
 @torch.no_grad()
-def test_step_zero_ranks_as_the_base_does(tmp_path, tiny, labels):
+def test_step_zero_ranks_as_the_base_does(build_trainer, tiny, labels):
     task, base = build_task(tiny), AlignTask(tiny, None, None)
     task.optimizer = partial(SGD, lr=0.0)
     batch = next(iter(labels.test_dataloader()))
     class_embeds = base.class_embeds(labels.class_prompts)
     zero_shot = base.class_scores(base(batch).image_features, class_embeds)
     assert task.class_scores(task(batch).image_features, class_embeds).equal(zero_shot)
-    trainer_in(tmp_path, max_steps=1).fit(task, labels)
+    build_trainer(max_steps=1).fit(task, labels)
     assert task.head.is_started
     scores = task.class_scores(task(batch).image_features, class_embeds)
     assert scores.argsort(dim=1).equal(zero_shot.argsort(dim=1))
     assert scores.std().item() == pytest.approx(zero_shot.std().item(), rel=0.2)
 
 
-def test_texts_are_not_embedded_in_training(tmp_path, tiny, labels):
+def test_texts_are_not_embedded_in_training(build_trainer, tiny, labels):
     task = build_task(tiny)
-    trainer_in(tmp_path, max_steps=1).fit(task, labels)
+    build_trainer(max_steps=1).fit(task, labels)
     assert task(next(iter(labels.train_dataloader()))).text_features.shape == (0, 64)
     assert not task.towers.temperature.requires_grad
 
 
-def test_head_has_a_learning_rate_of_its_own(tmp_path, tiny, labels):
+def test_head_has_a_learning_rate_of_its_own(build_trainer, tiny, labels):
     task = build_task(tiny)
     task.optimizer = partial(SGD, lr=0.01)
-    trainer = trainer_in(tmp_path, max_steps=1)
+    trainer = build_trainer(max_steps=1)
     trainer.fit(task, labels)
     groups = trainer.optimizers[0].param_groups
     found = {id(parameter): group["initial_lr"] for group in groups for parameter in group["params"]}
@@ -93,29 +75,29 @@ def test_head_has_a_learning_rate_of_its_own(tmp_path, tiny, labels):
     assert {found[id(p)] for p in task.towers.parameters() if p.requires_grad} == {0.01}
 
 
-def test_linear_probe_changes_the_head_alone(tmp_path, tiny, labels):
+def test_linear_probe_changes_the_head_alone(tmp_path, build_trainer, tiny, labels):
     task = build_task(tiny, image_lora=None)
     before = {name: tensor.clone() for name, tensor in task.towers.state_dict().items()}
     snapshots = Snapshots(tmp_path)
-    trainer_in(tmp_path, snapshots, max_steps=2).fit(task, labels)
+    build_trainer(callbacks=[snapshots], max_steps=2).fit(task, labels)
     assert changed(*snapshots.weights) == {"head"}
     assert all(tensor.equal(before[name]) for name, tensor in task.towers.state_dict().items())
 
 
-def test_adapters_wait_for_the_head(tmp_path, tiny, labels):
+def test_adapters_wait_for_the_head(tmp_path, build_trainer, tiny, labels):
     """Three steps an epoch: two epochs of the head alone, then all."""
     task, snapshots = build_task(tiny), Snapshots(tmp_path)
-    trainer_in(tmp_path, HeadFirst(2), snapshots, max_epochs=3).fit(task, labels)
+    build_trainer(callbacks=[HeadFirst(2), snapshots], max_epochs=3).fit(task, labels)
     steps = snapshots.weights
     assert len(steps) == 9
     assert [changed(steps[i], steps[i + 1]) for i in range(5)] == [{"head"}] * 5
     assert [changed(steps[i], steps[i + 1]) for i in range(5, 8)] == [{"head", "adapter"}] * 3
 
 
-def test_checkpoint_of_the_heads_stage_takes_the_adapters_back(tmp_path, tiny, labels):
+def test_checkpoint_of_the_heads_stage_takes_the_adapters_back(tmp_path, build_trainer, tiny, labels):
     """The best weights may be those of the first stage; the adapters of the last must not stay with them."""
     task, snapshots = build_task(tiny), Snapshots(tmp_path, 3)
-    trainer_in(tmp_path, HeadFirst(1), snapshots, max_epochs=2).fit(task, labels)
+    build_trainer(callbacks=[HeadFirst(1), snapshots], max_epochs=2).fit(task, labels)
     assert changed(snapshots.weights[2], trained(task)) == {"head", "adapter"}
     weights = torch.load(tmp_path / "3.ckpt", weights_only=True)["state_dict"]
     assert not task.load_state_dict(weights, strict=False).unexpected_keys
@@ -123,28 +105,30 @@ def test_checkpoint_of_the_heads_stage_takes_the_adapters_back(tmp_path, tiny, l
 
 
 @pytest.mark.parametrize("step", [2, 3, 4])
-def test_resumed_run_ends_as_one_that_was_not_stopped(tmp_path, tiny, labels, step):
+def test_resumed_run_ends_as_one_that_was_not_stopped(tmp_path, build_trainer, tiny, labels, step):
     """Stopped in the head's stage, at its end, and after it."""
     straight, snapshots = build_task(tiny), Snapshots(tmp_path, step)
-    trainer_in(tmp_path, HeadFirst(1), snapshots, max_epochs=2).fit(straight, labels)
+    build_trainer(callbacks=[HeadFirst(1), snapshots], max_epochs=2).fit(straight, labels)
     resumed, later = build_task(tiny), Snapshots(tmp_path)
-    trainer_in(tmp_path, HeadFirst(1), later, max_epochs=2).fit(resumed, labels, ckpt_path=tmp_path / f"{step}.ckpt")
+    build_trainer(callbacks=[HeadFirst(1), later], max_epochs=2).fit(
+        resumed, labels, ckpt_path=tmp_path / f"{step}.ckpt"
+    )
     assert len(later.weights) == 6 - step
     for name, tensor in trained(straight).items():
         torch.testing.assert_close(trained(resumed)[name], tensor)
 
 
-def test_refuses_what_has_no_head(tmp_path, tiny, labels):
+def test_refuses_what_has_no_head(build_trainer, tiny, labels):
     with pytest.raises(ValueError, match=r"Expected epochs to be at least 1, but got 0\. Remove HeadFirst"):
         HeadFirst(0)
     task = AlignTask(tiny, TowerLora(rank=2), None)
     with pytest.raises(RecipeError, match="with the objective Classification, which has a head, but got one without"):
-        trainer_in(tmp_path, HeadFirst(), max_steps=1).fit(task, labels)
+        build_trainer(callbacks=[HeadFirst()], max_steps=1).fit(task, labels)
 
 
-def test_head_needs_labels_and_no_text_adapters(tmp_path, tiny, colour_table):
+def test_head_needs_labels_and_no_text_adapters(build_trainer, tiny, colour_table):
     with pytest.raises(ValueError, match="Expected text_lora to be null with Classification, which reads no texts"):
         AlignTask(tiny, None, TowerLora(rank=2), objective=Classification())
     captions = ImageTextDataModule(Table(str(colour_table), caption="caption", split="split"), tiny, batch_size=8)
     with pytest.raises(RecipeError, match=r"Expected data\.table\.label to name a column with Classification"):
-        trainer_in(tmp_path, max_steps=1).fit(build_task(tiny), captions)
+        build_trainer(max_steps=1).fit(build_task(tiny), captions)

@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from lightning import Trainer
 from torch.optim import SGD
 
 from finetune.batch import Batch
@@ -16,23 +15,6 @@ from finetune.task import AlignTask, total_steps
 from finetune.towers.lora import TowerLora
 
 SMALL = TowerLora(rank=2)
-
-
-def trainer_in(folder, **options) -> Trainer:
-    return Trainer(
-        default_root_dir=folder,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        **options,
-    )
-
-
-@pytest.fixture
-def labels(colour_table, tiny) -> ImageTextDataModule:
-    return ImageTextDataModule(Table(str(colour_table), label="label", split="split"), tiny, batch_size=8)
 
 
 @pytest.fixture
@@ -50,12 +32,12 @@ def base_tensors(task: AlignTask) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("kind", ["labels", "captions"])
-def test_training_changes_adapters_and_temperature_and_nothing_else(tmp_path, tiny, kind, request):
+def test_training_changes_adapters_and_temperature_and_nothing_else(build_trainer, tiny, kind, request):
     data = request.getfixturevalue(kind)
     task = AlignTask(tiny, SMALL, SMALL)
     base, before = base_tensors(task), copy.deepcopy(task.towers.state_dict())
     task.towers.train()
-    trainer = trainer_in(tmp_path, max_epochs=2)
+    trainer = build_trainer(max_epochs=2)
     trainer.fit(task, data)
     assert all(torch.equal(tensor, base[name]) for name, tensor in base_tensors(task).items())
     changed = {name for name, tensor in task.towers.state_dict().items() if not torch.equal(tensor, before[name])}
@@ -65,9 +47,9 @@ def test_training_changes_adapters_and_temperature_and_nothing_else(tmp_path, ti
     assert {"train/loss", "val/loss", "train/temperature"} <= set(trainer.callback_metrics)
 
 
-def test_label_metrics_equal_a_loop_over_rows(tmp_path, tiny, labels):
+def test_label_metrics_equal_a_loop_over_rows(build_trainer, tiny, labels):
     task = AlignTask(tiny, None, None)
-    found = trainer_in(tmp_path).test(task, labels, verbose=False)[0]
+    found = build_trainer().test(task, labels, verbose=False)[0]
     classes = task.class_embeds(labels.class_prompts)
     metric = ClassAccuracy()
     with torch.no_grad():
@@ -78,9 +60,9 @@ def test_label_metrics_equal_a_loop_over_rows(tmp_path, tiny, labels):
     )
 
 
-def test_caption_metrics_equal_one_update_with_all_rows(tmp_path, tiny, captions):
+def test_caption_metrics_equal_one_update_with_all_rows(build_trainer, tiny, captions):
     task = AlignTask(tiny, None, None)
-    found = trainer_in(tmp_path).test(task, captions, verbose=False)[0]
+    found = build_trainer().test(task, captions, verbose=False)[0]
     metric = Retrieval()
     with torch.no_grad():
         for batch in captions.test_dataloader():
@@ -107,19 +89,19 @@ def test_templates_are_averaged_on_the_sphere(tiny, colour_table):
         torch.testing.assert_close(embeds[index], mean / mean.norm(), atol=1e-5, rtol=0)
 
 
-def test_steps_are_counted_from_lengths(tmp_path, labels):
-    trainer = trainer_in(tmp_path, max_epochs=3, accumulate_grad_batches=2)
+def test_steps_are_counted_from_lengths(build_trainer, labels):
+    trainer = build_trainer(max_epochs=3, accumulate_grad_batches=2)
     trainer.datamodule = labels
     assert len(labels.rows.indices("train")) == 18
     assert total_steps(trainer) == 3 * 2
     trainer.limit_train_batches = 1
     assert total_steps(trainer) == 3
-    assert total_steps(trainer_in(tmp_path, max_steps=5)) == 5
+    assert total_steps(build_trainer(max_steps=5)) == 5
 
 
-def test_checkpoint_holds_trained_weights_only_and_restores_them(tmp_path, tiny, labels):
+def test_checkpoint_holds_trained_weights_only_and_restores_them(tmp_path, build_trainer, tiny, labels):
     task = AlignTask(tiny, SMALL, SMALL, objective=Sigmoid())
-    trainer = trainer_in(tmp_path, max_steps=2)
+    trainer = build_trainer(max_steps=2)
     trainer.fit(task, labels)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     weights = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
@@ -135,11 +117,11 @@ def test_objective_given_to_two_tasks_is_not_shared(tiny):
     assert first.objective is not second.objective
 
 
-def test_temperature_stays_above_its_bound_in_training(tmp_path, tiny, labels):
+def test_temperature_stays_above_its_bound_in_training(build_trainer, tiny, labels):
     task = AlignTask(
         tiny, None, None, min_temperature=0.04, optimizer=lambda groups: SGD(groups, lr=1e6), objective=Contrastive()
     )
-    trainer_in(tmp_path, max_steps=3).fit(task, labels)
+    build_trainer(max_steps=3).fit(task, labels)
     assert task.towers.temperature.item() >= torch.tensor(0.04).item()
 
 
@@ -154,7 +136,7 @@ class HardTask(AlignTask):
         return self.objective(embeddings, batch._replace(weights=batch.weights + is_hard))
 
 
-def test_subclass_of_ten_lines_trains_from_python(tmp_path, tiny, captions):
-    trainer = trainer_in(tmp_path, max_steps=2)
+def test_subclass_of_ten_lines_trains_from_python(build_trainer, tiny, captions):
+    trainer = build_trainer(max_steps=2)
     trainer.fit(HardTask(tiny, SMALL, SMALL), captions)
     assert 0 <= trainer.callback_metrics["train/hard"] <= 1
