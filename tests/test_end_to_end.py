@@ -28,6 +28,20 @@ def finetune(*words, cwd, code=0) -> str:
     return done.stdout if code == 0 else done.stderr
 
 
+@pytest.fixture
+def finetune_here(monkeypatch, capsys):
+    """Runs a command in this process, which spares the seconds that a new one takes to import torch."""
+
+    def run(*words, cwd, code=0) -> str:
+        monkeypatch.chdir(cwd)
+        capsys.readouterr()
+        assert main(list(map(str, words))) == code
+        screen = capsys.readouterr()
+        return screen.out if code == 0 else screen.err
+
+    return run
+
+
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory, colour_table):
     """A working directory with a finished run of the quickstart recipe on the colours."""
@@ -83,7 +97,7 @@ def test_predictions_are_those_of_plain_transformers_on_the_merged_folder(workpl
         assert float(line["score"]) == pytest.approx(float(probabilities.max()), abs=1e-4)
 
 
-def test_zero_shot_classification_and_the_classify_command_agree(workplace, merged, colour_table):
+def test_zero_shot_classification_and_the_classify_command_agree(workplace, merged, colour_table, finetune_here):
     photo = colour_table.parent / "0.png"
     model, processor = AlignModel.from_pretrained(merged), AlignProcessor.from_pretrained(merged)
     inputs = processor(images=Image.open(photo).convert("RGB"), text=LABELS, return_tensors="pt")
@@ -92,14 +106,14 @@ def test_zero_shot_classification_and_the_classify_command_agree(workplace, merg
     assert probabilities[0] > 0.5
     words = [word for label in LABELS for word in ("--label", label)]
     expected = "\n".join(f"  {value:.6f}  {label}" for value, label in zip(probabilities, LABELS, strict=True))
-    for model_name in (merged, "runs/colours"):
-        assert finetune("classify", model_name, photo, *words, cwd=workplace) == f"{photo}\n{expected}\n"
-    finetune("classify", merged, photo, *words, "--output", "found.csv", cwd=workplace)
+    assert finetune("classify", merged, photo, *words, cwd=workplace) == f"{photo}\n{expected}\n"
+    words += ["--output", "found.csv"]
+    assert finetune_here("classify", "runs/colours", photo, *words, cwd=workplace) == f"{photo}\n{expected}\n"
     with (workplace / "found.csv").open() as file:
         assert [float(line["probability"]) for line in csv.DictReader(file)] == pytest.approx(probabilities, abs=1e-7)
 
 
-def test_classify_on_the_embedded_checkpoint_equals_the_model_card(workplace, colour_table):
+def test_classify_on_the_embedded_checkpoint_equals_the_model_card(workplace, colour_table, finetune_here):
     photo = colour_table.parent / "1.png"
     labels = ["an image of a cat", "an image of a dog"]
     model, processor = AlignModel.from_pretrained(mini_folder()), AlignProcessor.from_pretrained(mini_folder())
@@ -107,7 +121,7 @@ def test_classify_on_the_embedded_checkpoint_equals_the_model_card(workplace, co
     with torch.no_grad():
         probabilities = model(**inputs).logits_per_image.softmax(dim=1)[0].tolist()
     words = [word for label in labels for word in ("--label", label)]
-    screen = finetune("classify", "align-mini", photo, *words, cwd=workplace)
+    screen = finetune_here("classify", "align-mini", photo, *words, cwd=workplace)
     for value, label in zip(probabilities, labels, strict=True):
         assert f"  {value:.6f}  {label}\n" in screen
 
@@ -135,26 +149,27 @@ def test_pipeline_opens_the_merged_folder(merged, colour_table):
     assert sum(answer["score"] for answer in found) == pytest.approx(1)
 
 
-def test_after_is_what_a_test_of_the_run_finds(workplace):
+def test_after_is_what_a_test_of_the_run_finds(workplace, finetune_here):
     metrics = json.loads((workplace / "runs" / "colours" / "metrics.json").read_text())
-    screen = finetune("test", "runs/colours", cwd=workplace)
+    screen = finetune_here("test", "runs/colours", cwd=workplace)
     assert f"{100 * metrics['after']['test/accuracy']:.1f} %" in screen
     assert f"{100 * metrics['after']['test/mean_per_class_recall']:.1f} %" in screen
 
 
-def test_before_is_what_a_test_of_the_recipe_finds(workplace, colour_table):
+def test_before_is_what_a_test_of_the_recipe_finds(workplace, colour_table, finetune_here):
     metrics = json.loads((workplace / "runs" / "colours" / "metrics.json").read_text())
-    screen = finetune("test", "--config", "quickstart", "--data.table.path", colour_table, cwd=workplace)
+    screen = finetune_here("test", "--config", "quickstart", "--data.table.path", colour_table, cwd=workplace)
     assert f"{100 * metrics['before']['test/accuracy']:.1f} %" in screen
 
 
-def test_export_repeats_the_merge_bit_for_bit_and_verify_confirms_it(workplace, merged):
+def test_export_repeats_the_merge_bit_for_bit_and_verify_confirms_it(workplace, merged, finetune_here):
     finetune("export", "runs/colours", "--output", "handed_out", cwd=workplace)
     first, second = (load_file(f"{folder}/model.safetensors") for folder in (merged, workplace / "handed_out"))
     assert first.keys() == second.keys()
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
-    assert "of the trained model, at most 1e-05 allowed" in finetune("verify", "handed_out", cwd=workplace)
-    assert "pass --overwrite" in finetune("export", "runs/colours", "--output", "handed_out", cwd=workplace, code=2)
+    assert "of the trained model, at most 1e-05 allowed" in finetune_here("verify", "handed_out", cwd=workplace)
+    again = finetune_here("export", "runs/colours", "--output", "handed_out", cwd=workplace, code=2)
+    assert "pass --overwrite" in again
 
 
 def test_existing_run_is_refused(workplace, colour_table, monkeypatch, capsys):
@@ -206,7 +221,7 @@ class WarmTask(AlignTask):
 '''
 
 
-def test_subclass_runs_from_a_recipe_when_it_is_trusted(tmp_path, colour_table):
+def test_subclass_runs_from_a_recipe_when_it_is_trusted(tmp_path, colour_table, finetune_here):
     (tmp_path / "warm.py").write_text(SUBCLASS)
     (tmp_path / "warm.yaml").write_text(
         "model:\n  class_path: warm.WarmTask\n  init_args:\n    pull: 0.2\n"
@@ -214,7 +229,7 @@ def test_subclass_runs_from_a_recipe_when_it_is_trusted(tmp_path, colour_table):
         "  image_size: 64\n  batch_size: 3\n"
         "trainer:\n  max_epochs: 1\n  accelerator: cpu\n"
     )
-    assert "pass --trust warm" in finetune("fit", "--config", "warm.yaml", cwd=tmp_path, code=2)
+    assert "pass --trust warm" in finetune_here("fit", "--config", "warm.yaml", cwd=tmp_path, code=2)
     finetune("fit", "--config", "warm.yaml", "--trust", "warm", cwd=tmp_path)
     assert "train/drift" in (tmp_path / "runs" / "warm" / "metrics.csv").read_text()
     proof = json.loads((tmp_path / "runs" / "warm" / "merged" / "merge_proof.json").read_text())

@@ -28,9 +28,9 @@ def case(name, image_lora, text_lora, slow=False):
 @pytest.mark.parametrize(
     ("image_lora", "text_lora"),
     [
-        case("depthwise", TowerLora(layers=[], whole=["depthwise"]), None),
-        case("norm", NORM, NORM),
-        case("statistics", TowerLora(layers=[], train_statistics=True), None),
+        case("depthwise", TowerLora(layers=[], whole=["depthwise"]), None, slow=True),
+        case("norm", NORM, NORM, slow=True),
+        case("statistics", TowerLora(layers=[], train_statistics=True), None, slow=True),
         case("all of the image tower beside DoRA", ALL_FOLLOWING, TowerLora(use_dora=True)),
         case("all of both", ALL, ALL),
         case("mixture", MIXTURE, TowerLora(rank=2, whole=["norm", "embedding"])),

@@ -1,0 +1,136 @@
+"""Every objective, adapter kind and shipped recipe trained for a few steps, merged, and proven in a fresh process.
+
+    finetune prepare digits && python benchmarks/proofs.py
+
+Prints a Markdown table of the largest difference between what was trained and what was handed out: of a component of
+the normalised embeddings for the merged checkpoint, and relative to the largest logit for a classifier.
+
+align-mini's squeeze-excite is the identity, so adapters there are refused. Where they are under test the base is
+align-mini with squeeze-excite weights drawn at random.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from finetune.checkpoint import load_model, load_processor
+from finetune.experiment import run_experiment
+from finetune.export import write_checkpoint
+from finetune.files import read_json
+from finetune.proof import PROOF_FILE
+from finetune.recipe import read_recipe
+from finetune.shipped import find_recipe, shipped_recipes
+
+COYO = {
+    "clip_similarity_vitb32": "0.35",
+    "clip_similarity_vitl14": "0.25",
+    "nsfw_score_opennsfw2": "0.01",
+    "nsfw_score_gantman": "0.02",
+    "watermark_score": "0.1",
+    "aesthetic_score_laion_v2": "5.5",
+    "num_faces": "0",
+    "width": "640",
+    "height": "480",
+    "text_length": "24",
+}
+OBJECTIVES = {
+    "Contrastive": [],
+    "Sigmoid": ["--model.objective", "finetune.objectives.Sigmoid"],
+    "Classification": ["--model.objective", "finetune.objectives.Classification", "--model.text_lora", "null"],
+}
+IMAGE_KINDS = ("pointwise", "squeeze_excite", "stem")
+TEXT_KINDS = ("attention", "feed_forward", "projection", "embedding")
+VARIANTS = {"LoRA": [], "rsLoRA": ["use_rslora"], "DoRA": ["use_dora"]}
+WHOLE = {
+    "depthwise kernels whole": ["--model.image_lora.whole", "[depthwise]"],
+    "norms whole, both towers": ["--model.image_lora.whole", "[norm]", "--model.text_lora.whole", "[norm]"],
+    "BatchNorm statistics": ["--model.image_lora.train_statistics", "true"],
+    "last 4 blocks of either": ["--model.image_lora.last_blocks", "4", "--model.text_lora.last_blocks", "4"],
+    "everything whole": ["--model.image_lora.whole", "[all]", "--model.text_lora.whole", "[all]"],
+}
+
+
+def write_gated_base(folder: Path) -> str:
+    """Writes align-mini with squeeze-excite layers that do something."""
+    model = load_model("align-mini")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "squeeze_excite" in name:
+                scale = parameter[0].numel() ** -0.5 if name.endswith("weight") else 0.5
+                parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
+    folder.mkdir()
+    write_checkpoint(model, load_processor("align-mini"), folder)
+    return str(folder)
+
+
+def write_table(digits: Path, path: Path) -> None:
+    """Writes every ninth digit with the columns of every recipe."""
+    table = pd.read_csv(digits, dtype=str, keep_default_na=False)[::9]
+    table["image"] = [str(digits.absolute().parent / image) for image in table["image"]]
+    table.assign(text=table["caption"], **COYO).to_csv(path, index=False)
+
+
+def list_cases(gated: str) -> dict[str, tuple[str, list[str]]]:
+    """The recipe and the overrides of each line of the table."""
+    cases = {f"objective {name}": ("quickstart", words) for name, words in OBJECTIVES.items()}
+    for variant, switches in VARIANTS.items():
+        words = ["--model.checkpoint", gated]
+        words += ["--model.image_lora.layers", str([*IMAGE_KINDS]), "--model.text_lora.layers", str([*TEXT_KINDS])]
+        words += [
+            word for key in switches for side in ("image", "text") for word in (f"--model.{side}_lora.{key}", "true")
+        ]
+        cases[f"{variant} on every kind of layer"] = ("quickstart", words)
+    cases |= {name: ("quickstart", words) for name, words in WHOLE.items()}
+    return cases | {f"recipe `{name}`": (name, []) for name in shipped_recipes() if name != "zero_shot"}
+
+
+def prove(recipe: str, words: list[str], table: Path, folder: Path) -> dict[str, float]:
+    """Runs a recipe for four steps and reads the proofs of what it handed out."""
+    settings = {
+        "--data.table.path": table,
+        "--data.table.split": "split",
+        "--data.image_size": 64,
+        "--data.num_workers": 0,
+        "--data.batch_size": 16,
+        "--trainer.accelerator": "cpu",
+        "--trainer.max_steps": 4,
+        "--trainer.enable_progress_bar": "false",
+        "--run.floor": "false",
+        "--run.folder": folder,
+    }
+    if "--model.checkpoint" not in words:
+        settings["--model.checkpoint"] = "align-mini"
+    options = [str(word) for pair in settings.items() for word in pair]
+    run = run_experiment(read_recipe(find_recipe(recipe), [*options, *words]), overwrite=True)
+    found: dict[str, float] = {}
+    for output in (run.merged, run.classifier):
+        if output.is_dir():
+            proof = read_json(output / PROOF_FILE)
+            found |= proof.get("max_abs_difference") or proof["max_relative_difference"]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--digits", type=Path, default=Path("data/digits/digits.csv"), help="made by `finetune prepare`"
+    )
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_table(options.digits, folder / "table.csv")
+        lines = []
+        for case, (recipe, words) in list_cases(write_gated_base(folder / "gated")).items():
+            found = prove(recipe, words, folder / "table.csv", folder / "runs")
+            cells = [f"{found[key]:.1e}" if key in found else "-" for key in ("image", "text", "logits")]
+            lines.append(f"| {case} | {' | '.join(cells)} |")
+    print("| trained | image embeddings | text embeddings | logits |\n| --- | ---: | ---: | ---: |")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
