@@ -70,7 +70,6 @@ def write_gated_base(folder: Path) -> str:
 def write_table(digits: Path, path: Path) -> None:
     """Writes every ninth digit with the columns of every recipe."""
     table = pd.read_csv(digits, dtype=str, keep_default_na=False)[::9]
-    table["image"] = [str(digits.absolute().parent / image) for image in table["image"]]
     table.assign(text=table["caption"], **COYO).to_csv(path, index=False)
 
 
@@ -88,10 +87,11 @@ def list_cases(gated: str) -> dict[str, tuple[str, list[str]]]:
     return cases | {f"recipe `{name}`": (name, []) for name in shipped_recipes() if name != "zero_shot"}
 
 
-def prove(recipe: str, words: list[str], table: Path, folder: Path) -> dict[str, float]:
+def prove(recipe: str, words: list[str], table: Path, images: Path, folder: Path) -> dict[str, float]:
     """Runs a recipe for four steps and reads the proofs of what it handed out."""
     settings = {
         "--data.table.path": table,
+        "--data.table.images": images,
         "--data.table.split": "split",
         "--data.image_size": 64,
         "--data.num_workers": 0,
@@ -125,7 +125,7 @@ def main() -> None:
         write_table(options.digits, folder / "table.csv")
         lines = []
         for case, (recipe, words) in list_cases(write_gated_base(folder / "gated")).items():
-            found = prove(recipe, words, folder / "table.csv", folder / "runs")
+            found = prove(recipe, words, folder / "table.csv", options.digits.parent, folder / "runs")
             cells = [f"{found[key]:.1e}" if key in found else "-" for key in ("image", "text", "logits")]
             lines.append(f"| {case} | {' | '.join(cells)} |")
     print("| trained | image embeddings | text embeddings | logits |\n| --- | ---: | ---: | ---: |")

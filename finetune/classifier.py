@@ -16,7 +16,7 @@ from finetune.errors import CheckpointError
 from finetune.files import fingerprint_file, fingerprint_weights, write_folder, write_json, write_text
 from finetune.head import Head, read_head
 from finetune.proof import PROOF_FILE, WITNESS_FILE, prove
-from finetune.results import format_table
+from finetune.results import format_results
 
 _SYMMETRIC = frozenset({"swish", "silu", "gelu", "relu"})
 """Activations with act(a) - act(-a) = a for every a."""
@@ -149,7 +149,7 @@ def feature_scale(tower: Any) -> float:
 
 
 def write_classifier_card(
-    folder: Path, name: str, base_model: str, columns: Mapping[str, Mapping[str, float]], proof: Mapping[str, Any]
+    folder: Path, name: str, base_model: str, metrics: Mapping[str, Any], proof: Mapping[str, Any]
 ) -> None:
     """Writes `README.md` of a classifier's folder: what it is, how it did, how to load it.
 
@@ -157,7 +157,7 @@ def write_classifier_card(
         folder: The classifier's folder.
         name: The run's name.
         base_model: Name of the checkpoint that was fine-tuned.
-        columns: The before/after table, see `finetune.results.format_table`.
+        metrics: The content of `metrics.json`.
         proof: The content of `merge_proof.json`.
     """
     write_text(
@@ -174,7 +174,7 @@ tags: [align, efficientnet]
 The image tower of `{base_model}` with a linear head, fine-tuned by align-finetune, as a plain
 `EfficientNetForImageClassification`; the classes are in `config.json`. Measured on this folder (`after`):
 
-{format_table(columns)}
+{format_results(metrics)}
 
 A fresh process with plain transformers {proof["versions"]["transformers"]} reproduced the trained model's
 logits within {proof["max_relative_difference"]["logits"]:.1e} of the largest (`merge_proof.json`);

@@ -23,7 +23,7 @@ class ClassifierTask(LightningModule):
         self.model = EfficientNetForImageClassification.from_pretrained(
             folder, dtype="float32", local_files_only=True, use_safetensors=True
         ).eval()
-        self._metric = ClassAccuracy()
+        self.metric = ClassAccuracy()
 
     def on_test_start(self) -> None:
         """Checks that the table's classes are the folder's, in the same order.
@@ -43,7 +43,7 @@ class ClassifierTask(LightningModule):
 
     def on_test_epoch_start(self) -> None:
         """Forgets what was counted before."""
-        self._metric = ClassAccuracy().to(self.device)
+        self.metric = ClassAccuracy().to(self.device)
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:  # noqa: ARG002
         """Counts hits.
@@ -52,9 +52,9 @@ class ClassifierTask(LightningModule):
             `rows`, and the logits as `class_scores`.
         """
         scores: Tensor = self.model(batch.pixel_values).logits
-        self._metric.update(scores, batch.label_ids)
+        self.metric.update(scores, batch.label_ids)
         return {"rows": batch.rows, "class_scores": scores}
 
     def on_test_epoch_end(self) -> None:
         """Logs the keys that a test of `AlignTask` logs, such as `test/accuracy`."""
-        self.log_dict({f"test/{name}": value for name, value in self._metric.compute().items()})
+        self.log_dict({f"test/{name}": value for name, value in self.metric.compute().items()})

@@ -2,14 +2,18 @@
 
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from finetune.classifier_task import ClassifierTask
 from finetune.data.datamodule import ImageTextDataModule
 from finetune.data.table import Rows
+from finetune.task import AlignTask
 
 
 class Evaluation(NamedTuple):
@@ -19,10 +23,12 @@ class Evaluation(NamedTuple):
         metrics: Values by key, such as `test/accuracy`.
         predictions: One line per test row: `row` as the table numbers it, `label` or `caption`, `prediction`,
             `score` (probability of the class, or cosine similarity of the caption).
+        hits: By metric that is a mean over queries, what each query adds to it, float64 of shape (Q,).
     """
 
     metrics: dict[str, float]
     predictions: pd.DataFrame
+    hits: dict[str, npt.NDArray[np.float64]]
 
 
 class _Collect(Callback):
@@ -38,31 +44,47 @@ class _Collect(Callback):
         return torch.cat([part[name] for part in self.parts])
 
 
-def evaluate(accelerator: str, task: LightningModule, data: ImageTextDataModule) -> Evaluation:
+def evaluate(accelerator: str, task: AlignTask | ClassifierTask, data: ImageTextDataModule) -> Evaluation:
     """Measures a task's model on the test split, in float32 and on one device.
 
     Args:
         accelerator: As for Lightning's `Trainer`.
-        task: The model to measure: an `AlignTask`, or what logs and returns the same in a test.
+        task: The model to measure.
         data: The table.
     """
     collect = _Collect()
-    trainer = Trainer(
-        accelerator=accelerator,
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        callbacks=[collect],
-    )
-    found = trainer.test(task, data, verbose=False)[0]
+    found = _build_trainer(accelerator, [collect]).test(task, data, verbose=False)[0]
     rows = collect.joined("rows").long().numpy()
     if data.rows.classes:
         columns = _classified(collect.joined("class_scores"), rows, data.rows)
     else:
         columns = _retrieved(collect, rows, data.rows)
     predictions = pd.DataFrame({"row": [data.rows.number(row) for row in rows], **columns})
-    return Evaluation({name: float(value) for name, value in found.items()}, predictions)
+    return Evaluation(
+        metrics={name: float(value) for name, value in found.items()},
+        predictions=predictions,
+        hits={f"test/{name}": values.double().cpu().numpy() for name, values in task.metric.hits().items()},
+    )
+
+
+def find_device(accelerator: str) -> torch.device:
+    """The device that `evaluate` measures on.
+
+    Args:
+        accelerator: As for Lightning's `Trainer`.
+    """
+    return _build_trainer(accelerator, []).strategy.root_device
+
+
+def _build_trainer(accelerator: str, callbacks: list[Callback]) -> Trainer:
+    return Trainer(
+        accelerator=accelerator,
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        callbacks=callbacks,
+    )
 
 
 def _classified(scores: Tensor, rows: Any, table: Rows) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from transformers.utils.logging import disable_progress_bar
@@ -24,9 +23,10 @@ from finetune.export import export_merged, write_adapter
 from finetune.files import fingerprint_file, fingerprint_weights, read_json, write_json, write_text
 from finetune.floor import logistic_regression_floor
 from finetune.head import write_head
+from finetune.measurement import Measurement, compare, compare_evaluations, measure
 from finetune.proof import PROOF_FILE, write_witness
 from finetune.recipe import Recipe, read_recipe
-from finetune.results import format_proof, format_table, installed_versions, write_model_card
+from finetune.results import format_proof, format_results, format_table, installed_versions, write_model_card
 from finetune.run_folder import RunFolder, open_run
 from finetune.task import AlignTask
 
@@ -62,7 +62,9 @@ def run_experiment(recipe: Recipe, overwrite: bool = False) -> RunFolder:
     """
     _quieten()
     data = recipe.build_data()
-    data.rows.require("train", "test")  # every fault of the table is told before anything is written
+    data.rows.require("train", "test")  # every fault of the tables is told before anything is written
+    for elsewhere in data.retention.values():
+        elsewhere.rows.require("test")
     tell(data.rows, data.find_concerns())
     task = recipe.build_task()
     if not task.towers.has_adapters and task.head is None:
@@ -74,15 +76,16 @@ def run_experiment(recipe: Recipe, overwrite: bool = False) -> RunFolder:
     write_json(run.environment, _environment(data, recipe.checkpoint, fingerprint))
 
     base = _untouched(recipe.checkpoint)
-    columns = {"before": evaluate(recipe.accelerator, base, data).metrics}
+    before = measure(recipe.accelerator, base, data)
+    metrics: dict[str, Any] = {"before": before.evaluation.metrics}
     if recipe.run.floor and data.rows.classes:
-        columns["floor"] = logistic_regression_floor(base, data)
+        metrics["floor"] = logistic_regression_floor(base, data)
     del base
 
     _fit(recipe, task, data, run)
     proofs = _export(recipe, task, data, run, fingerprint)
-    after = _measure_exports(recipe, data, run, columns)
-    _write_results(run, recipe, columns, after, proofs)
+    after = _measure_exports(recipe, data, run, before, metrics)
+    _write_results(run, recipe, metrics, after, proofs)
     return run
 
 
@@ -97,11 +100,10 @@ def _quieten() -> None:
 def _fit(recipe: Recipe, task: AlignTask, data: ImageTextDataModule, run: RunFolder) -> None:
     """Trains, and leaves the best weights by the validation metric in the task, or the last without one."""
     has_validation = len(data.rows.indices("val")) > 0
-    metric = "val/accuracy" if data.rows.classes else "val/mean_R@K"
     keep = ModelCheckpoint(
         dirpath=run.checkpoints,
         filename="best",
-        monitor=metric if has_validation else None,
+        monitor=f"val/{data.main_metric}" if has_validation else None,
         mode="max",
         save_last=True,
     )
@@ -133,15 +135,18 @@ def _export(
 
 
 def _measure_exports(
-    recipe: Recipe, data: ImageTextDataModule, run: RunFolder, columns: dict[str, dict[str, float]]
+    recipe: Recipe, data: ImageTextDataModule, run: RunFolder, before: Measurement, metrics: dict[str, Any]
 ) -> Evaluation:
     """Measures each folder that is handed out; beside a classifier the merged checkpoint is a column of its own."""
     if run.merged.is_dir():
-        after = evaluate(recipe.accelerator, _untouched(str(run.merged)), data)
-        columns["zero-shot after" if run.classifier.is_dir() else "after"] = after.metrics
+        merged = measure(recipe.accelerator, _untouched(str(run.merged)), data)
+        after = merged.evaluation
+        metrics["zero-shot after" if run.classifier.is_dir() else "after"] = after.metrics
+        metrics |= compare(before, merged)
     if run.classifier.is_dir():
         after = evaluate(recipe.accelerator, ClassifierTask(run.classifier), data)
-        columns["after"] = after.metrics
+        metrics["after"] = after.metrics
+    metrics["difference"] = compare_evaluations(before.evaluation, after)
     return after
 
 
@@ -162,17 +167,17 @@ def _environment(data: ImageTextDataModule, checkpoint: str, fingerprint: str) -
 def _write_results(
     run: RunFolder,
     recipe: Recipe,
-    columns: dict[str, dict[str, float]],
+    metrics: dict[str, Any],
     after: Evaluation,
     proofs: dict[Path, dict[str, Any]],
 ) -> None:
-    write_json(run.metrics, columns)
+    write_json(run.metrics, metrics)
     write_text(run.predictions, after.predictions.to_csv(index=False, lineterminator="\n"))
     if run.merged in proofs:
-        write_model_card(run.merged, recipe.name, columns, proofs[run.merged])
+        write_model_card(run.merged, recipe.name, metrics, proofs[run.merged])
     if run.classifier in proofs:
         base = portable_name(recipe.checkpoint)
-        write_classifier_card(run.classifier, recipe.name, base, columns, proofs[run.classifier])
+        write_classifier_card(run.classifier, recipe.name, base, metrics, proofs[run.classifier])
     found = {folder.name: format_proof(proof) for folder, proof in proofs.items()}
     run.finish({"proofs": found, "versions": installed_versions()})
 
@@ -205,7 +210,7 @@ def measure_checkpoint(recipe: Recipe) -> str:
     return _measure(recipe.checkpoint, recipe, lambda: _untouched(recipe.checkpoint))
 
 
-def _measure(title: str, recipe: Recipe, build_task: Callable[[], LightningModule]) -> str:
+def _measure(title: str, recipe: Recipe, build_task: Callable[[], AlignTask | ClassifierTask]) -> str:
     """Measures a task, built once the table is known to be without fault."""
     _quieten()
     data = recipe.build_data()
@@ -227,7 +232,7 @@ def describe(run: RunFolder) -> str:
     folders = [folder for folder in (run.merged, run.classifier) if folder.is_dir()]
     return "\n".join(
         [
-            format_table(read_json(run.metrics)),
+            format_results(read_json(run.metrics)),
             "",
             *(f"{folder.name:<11} {folder}: {format_proof(read_json(folder / PROOF_FILE))}" for folder in folders),
             f"run         {run.path}",

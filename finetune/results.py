@@ -8,13 +8,49 @@ from typing import Any
 from finetune.files import write_text
 
 Metrics = Mapping[str, float]
+MODELS = ("before", "floor", "zero-shot after", "after")
+"""The keys of `metrics.json` that hold a model's metrics, in the order of a table's columns."""
 
 
-def format_table(columns: Mapping[str, Metrics]) -> str:
+def format_results(metrics: Mapping[str, Any]) -> str:
+    """The content of `metrics.json` for a reader: each model's metrics, what changed, and what it cost elsewhere.
+
+    Args:
+        metrics: The content of `metrics.json`.
+    """
+    columns = {name: metrics[name] for name in MODELS if name in metrics}
+    parts = [format_table(columns, metrics.get("difference", {}))]
+    if "retention" in metrics:
+        parts.append(_format_retention(metrics["retention"]))
+    if "drift" in metrics:
+        parts.append(
+            f"Drift {metrics['drift']:.3f}: how far what the model says of your test images in a thousand other words "
+            "has moved from the base, 0 for not at all, 1 for completely."
+        )
+    return "\n\n".join(parts)
+
+
+def _format_retention(retention: Mapping[str, Any]) -> str:
+    lines = [["elsewhere", "metric", "before", "after", "lost"]]
+    for name, table in retention["tables"].items():
+        values = [f"{100 * table[key]:.1f} %" for key in ("before", "after")]
+        lines.append([name, table["metric"], *values, _format_loss(table["relative_loss"])])
+    if len(retention["tables"]) > 1:
+        overall = {title: retention[f"{title}_relative_loss"] for title in ("mean", "worst")}
+        lines += [[title, "", "", "", _format_loss(loss)] for title, loss in overall.items()]
+    return _format_lines(lines)
+
+
+def _format_loss(loss: float | None) -> str:
+    return "-" if loss is None else f"{100 * loss:.1f} %"
+
+
+def format_table(columns: Mapping[str, Metrics], differences: Mapping[str, Mapping[str, Any]] | None = None) -> str:
     """Aligned text: one line per metric, one column per model, in Markdown.
 
     Args:
         columns: Values by key, such as `test/accuracy`, by column title. Rates are shown in per cent.
+        differences: By key, last column less first with its interval, see `finetune.metrics.Difference`.
 
     Example:
         >>> print(format_table({"before": {"test/accuracy": 0.1}, "after": {"test/accuracy": 0.975}}))
@@ -25,10 +61,26 @@ def format_table(columns: Mapping[str, Metrics]) -> str:
     keys = list(dict.fromkeys(key for metrics in columns.values() for key in metrics))
     lines = [["metric", *columns]]
     lines += [[key, *(_format_value(key, metrics) for metrics in columns.values())] for key in keys]
+    if differences:
+        lines[0].append("difference, 95 % interval")
+        for line in lines[1:]:
+            line.append(_format_difference(differences.get(line[0])))
+    return _format_lines(lines)
+
+
+def _format_lines(lines: list[list[str]]) -> str:
     widths = [max(len(line[index]) for line in lines) for index in range(len(lines[0]))]
     lines.insert(1, ["-" * width for width in widths])
     cells = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def _format_difference(difference: Mapping[str, Any] | None) -> str:
+    if difference is None:
+        return "-"
+    value, low, high = (100 * difference[key] for key in ("value", "low", "high"))
+    unclear = difference["verdict"] if difference["verdict"] == "no clear difference" else ""
+    return f"{value:+.1f} ({low:+.1f} to {high:+.1f}) {unclear}".strip()
 
 
 def _format_value(key: str, metrics: Metrics) -> str:
@@ -68,13 +120,13 @@ def installed_versions() -> dict[str, str]:
     return {name: version(name) for name in names}
 
 
-def write_model_card(folder: Path, name: str, columns: Mapping[str, Metrics], proof: Mapping[str, Any]) -> None:
+def write_model_card(folder: Path, name: str, metrics: Mapping[str, Any], proof: Mapping[str, Any]) -> None:
     """Writes `README.md` of a merged folder: what it is, how it did, how to load it.
 
     Args:
         folder: The merged folder.
         name: The run's name.
-        columns: The before/after table, see `format_table`.
+        metrics: The content of `metrics.json`.
         proof: The content of `merge_proof.json`.
     """
     difference = max(proof["max_abs_difference"].values())
@@ -94,7 +146,7 @@ tags: [align]
 
 `{proof["base_model"]}`, fine-tuned with LoRA by align-finetune and merged. Measured on this folder:
 
-{format_table(columns)}
+{format_results(metrics)}
 
 R@K is a hit rate: the share of queries with a correct item among the K best.
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import Metric
 
 from finetune.batch import Batch, ClassPrompts, Embeddings
 from finetune.checkpoint import load_model
@@ -74,7 +73,7 @@ class AlignTask(LightningModule):
         self.lr_scheduler = lr_scheduler
         self.strict_loading = False
         self._class_embeds: Tensor | None = None
-        self._metric: Metric = Retrieval()
+        self.metric: ClassAccuracy | Retrieval = Retrieval()
 
     @property
     def head(self) -> Classification | None:
@@ -173,20 +172,21 @@ class AlignTask(LightningModule):
 
     def _update_accuracy(self, image_features: Tensor, class_embeds: Tensor, batch: Batch) -> Tensor:
         scores = self.class_scores(image_features, class_embeds)
-        self._metric.update(scores, batch.label_ids)
+        cast(ClassAccuracy, self.metric).update(scores, batch.label_ids)
         return scores
 
     def _update_retrieval(self, embeddings: Embeddings, batch: Batch) -> None:
-        self._metric.update(embeddings.image_embeds, embeddings.text_embeds, batch.image_ids, batch.caption_ids)
+        metric = cast(Retrieval, self.metric)
+        metric.update(embeddings.image_embeds, embeddings.text_embeds, batch.image_ids, batch.caption_ids)
 
     def _start_evaluation(self) -> None:
         prompts: ClassPrompts | None = getattr(self.trainer, "datamodule").class_prompts  # noqa: B009
         self._class_embeds = None if prompts is None else self.class_embeds(prompts)
-        self._metric = Retrieval() if prompts is None else ClassAccuracy()
-        self._metric.to(self.device)
+        self.metric = Retrieval() if prompts is None else ClassAccuracy()
+        self.metric.to(self.device)
 
     def _end_evaluation(self, stage: str) -> None:
-        self.log_dict({f"{stage}/{name}": value for name, value in self._metric.compute().items()})
+        self.log_dict({f"{stage}/{name}": value for name, value in self.metric.compute().items()})
 
     def on_validation_epoch_start(self) -> None:
         """Embeds the class prompts with the towers as they are now."""

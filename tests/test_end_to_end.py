@@ -71,7 +71,10 @@ def test_run_folder_is_whole(workplace):
 
 def test_screen_shows_the_table_of_the_metrics_file(workplace):
     metrics = json.loads((workplace / "runs" / "colours" / "metrics.json").read_text())
-    assert list(metrics) == ["before", "floor", "after"]
+    assert list(metrics) == ["before", "floor", "after", "drift", "difference"]
+    assert metrics["difference"]["test/accuracy"]["value"] == pytest.approx(
+        metrics["after"]["test/accuracy"] - metrics["before"]["test/accuracy"]
+    )
     assert metrics["after"]["test/accuracy"] >= metrics["before"]["test/accuracy"]
     screen = (workplace / "screen.txt").read_text()
     assert f"{100 * metrics['after']['test/accuracy']:.1f} %" in screen

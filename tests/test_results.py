@@ -2,7 +2,7 @@
 
 import yaml
 
-from finetune.results import format_table, installed_versions, write_model_card
+from finetune.results import format_results, format_table, installed_versions, write_model_card
 
 COLUMNS = {
     "before": {"test/image_to_text/R@1": 0.125, "test/image_to_text/median_rank": 7.0},
@@ -19,6 +19,45 @@ def test_rates_are_per_cent_and_ranks_are_ranks():
 
 def test_a_metric_that_one_column_lacks_is_a_dash():
     assert "| test/accuracy | -   | 50.0 % |" in format_table({"one": {}, "two": {"test/accuracy": 0.5}})
+
+
+def test_differences_stand_beside_the_models_and_say_what_is_unclear():
+    differences = {
+        "test/image_to_text/R@1": {"value": 0.375, "low": 0.25, "high": 0.5, "verdict": "higher"},
+        "test/accuracy": {"value": 0.01, "low": -0.02, "high": 0.04, "verdict": "no clear difference"},
+    }
+    columns = {
+        "before": COLUMNS["before"] | {"test/accuracy": 0.5},
+        "after": COLUMNS["after"] | {"test/accuracy": 0.51},
+    }
+    lines = format_table(columns, differences).splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert cells[0][-1] == "difference, 95 % interval"
+    assert [line[-1] for line in cells[2:]] == [
+        "+37.5 (+25.0 to +50.0)",
+        "-",
+        "+1.0 (-2.0 to +4.0) no clear difference",
+    ]
+
+
+def test_results_tell_what_was_lost_elsewhere():
+    metrics = COLUMNS | {
+        "drift": 0.0625,
+        "retention": {
+            "tables": {
+                "photos": {"metric": "test/accuracy", "before": 0.5, "after": 0.25, "relative_loss": 0.5},
+                "maps": {"metric": "test/accuracy", "before": 0.0, "after": 0.1, "relative_loss": None},
+            },
+            "mean_relative_loss": 0.5,
+            "worst_relative_loss": 0.5,
+        },
+    }
+    text = format_results(metrics)
+    assert text.startswith(format_table(COLUMNS))
+    assert "| photos    | test/accuracy | 50.0 % | 25.0 % | 50.0 % |" in text
+    assert "| maps      | test/accuracy | 0.0 %  | 10.0 % | -      |" in text
+    assert "| worst     |               |        |        | 50.0 % |" in text
+    assert "Drift 0.062" in text
 
 
 def test_model_card_has_metadata_table_and_proof(tmp_path):

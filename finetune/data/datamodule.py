@@ -1,5 +1,7 @@
 """A table as Lightning's loaders: training rows in a resumable order, evaluation rows as they stand."""
 
+from collections.abc import Sequence
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -28,6 +30,8 @@ class ImageTextDataModule(LightningDataModule):
     Args:
         table: File, columns and split.
         checkpoint: Hub id, local folder, or `align-mini`, whose processor prepares pixels and words.
+        retention: Tables that stand for elsewhere, in captions or labels: what the base can do on their test rows is
+            measured before and after. Their labels are written into the default template.
         templates: Sentences that class names are written into in place of `{}`; a class is embedded as the mean of all.
         augmentations: Albumentations transforms of the training images, applied in this order before the image is
             resized as the checkpoint's processor does; null for none.
@@ -44,6 +48,7 @@ class ImageTextDataModule(LightningDataModule):
         self,
         table: Table,
         checkpoint: str = "kakaobrain/align-base",
+        retention: list[Table] | None = None,
         templates: tuple[str, ...] = ("a photo of a {}.",),
         augmentations: list[BasicTransform] | None = None,
         image_size: int | None = None,
@@ -65,6 +70,14 @@ class ImageTextDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self.processor = load_processor(checkpoint, image_size)
+        elsewhere = partial(
+            ImageTextDataModule,
+            checkpoint=checkpoint,
+            image_size=image_size,
+            batch_size=batch_size,
+            num_workers=num_workers,
+        )
+        self.retention = {name: elsewhere(other) for name, other in name_tables(retention or []).items()}
         self.images = ImagePreparation.from_processor(self.processor.image_processor)
         self.texts = TextEncoder.from_processor(self.processor)
         self._rows: Rows | None = None
@@ -75,6 +88,11 @@ class ImageTextDataModule(LightningDataModule):
         if self._rows is None:
             self._rows = self.table.read(required=())
         return self._rows
+
+    @property
+    def main_metric(self) -> str:
+        """The metric by which weights are kept and models compared: `accuracy`, or `mean_R@K` without labels."""
+        return "accuracy" if self.table.label else "mean_R@K"
 
     @property
     def class_prompts(self) -> ClassPrompts | None:
@@ -170,3 +188,19 @@ class ImageTextDataModule(LightningDataModule):
         """
         dataset = self.dataset("val" if len(self.rows.indices("val")) else "test")
         return dataset.collate([dataset[position, 0] for position in range(min(count, len(dataset)))])
+
+
+def name_tables(tables: Sequence[Table]) -> dict[str, Table]:
+    """Tables by the names of their files, numbered where several have one name.
+
+    Example:
+        >>> paths = ("maps.csv", "a/photos.csv", "b/photos.csv")
+        >>> list(name_tables([Table(path, caption="text") for path in paths]))
+        ['maps', 'photos', 'photos 2']
+    """
+    named: dict[str, Table] = {}
+    for table in tables:
+        stem = table.source.name.split(".")[0]
+        names = (stem, *(f"{stem} {number}" for number in range(2, len(tables) + 1)))
+        named[next(name for name in names if name not in named)] = table
+    return named

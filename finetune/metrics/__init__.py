@@ -5,6 +5,7 @@ gets exactly the figures of guessing. R@K is a hit rate: the share of queries wi
 among the K best.
 """
 
+from finetune.metrics.bootstrap import Difference, paired_difference
 from finetune.metrics.classification import ClassAccuracy, class_embeddings
 from finetune.metrics.placement import Placement
 from finetune.metrics.retrieval import Retrieval, retrieval_placements, retrieval_ranks
@@ -13,7 +14,9 @@ __all__ = [
     "Placement",
     "Retrieval",
     "ClassAccuracy",
+    "Difference",
     "class_embeddings",
+    "paired_difference",
     "retrieval_placements",
     "retrieval_ranks",
 ]

@@ -91,11 +91,12 @@ class ClassAccuracy(Metric):
         ``accuracy_top5`` is there whatever C is, so that tables keep their columns; up to 5 classes it is 1.
         ``mean_per_class_recall`` is the mean over the classes that occur.
         """
+        rates = {name: hits.mean() for name, hits in self.hits().items()}
         top1, labels = dim_zero_cat(self.top1), dim_zero_cat(self.label_ids)
         counts = torch.bincount(labels)
-        hits = top1.new_zeros(len(counts)).index_add(0, labels, top1)
-        return {
-            "accuracy": top1.mean(),
-            "accuracy_top5": dim_zero_cat(self.top5).mean(),
-            "mean_per_class_recall": (hits / counts)[counts > 0].mean(),
-        }
+        of_class = top1.new_zeros(len(counts)).index_add(0, labels, top1)
+        return rates | {"mean_per_class_recall": (of_class / counts)[counts > 0].mean()}
+
+    def hits(self) -> dict[str, Tensor]:
+        """Returns what each row adds to ``accuracy`` and ``accuracy_top5``, float tensors of shape (N,)."""
+        return {"accuracy": dim_zero_cat(self.top1), "accuracy_top5": dim_zero_cat(self.top5)}

@@ -117,19 +117,32 @@ class Retrieval(Metric):
         Keys: ``image_to_text/R@1``, ``image_to_text/R@5``, ``image_to_text/R@10``,
         ``image_to_text/median_rank``, the same under ``text_to_image/``, and ``mean_R@K`` ("rsum" / 6).
         """
+        placements = self._placements()
+        rates = {name: hits.mean() for name, hits in _hits(placements).items()}
+        ranks = {f"{name}/median_rank": placement.ranks().quantile(0.5) for name, placement in placements.items()}
+        return rates | ranks | {"mean_R@K": torch.stack(list(rates.values())).mean()}
+
+    def hits(self) -> dict[str, Tensor]:
+        """Returns what each query adds to the hit rates, float tensors of shape (images,) or (captions,).
+
+        Queries are in the order of their ids.
+        """
+        return _hits(self._placements())
+
+    def _placements(self) -> dict[str, Placement]:
         images, image_index = _first_of_each(dim_zero_cat(self.image_ids))
         captions, caption_index = _first_of_each(dim_zero_cat(self.caption_ids))
         image_embeds = dim_zero_cat(self.image_embeds)[images]
         text_embeds = dim_zero_cat(self.text_embeds)[captions]
         pairs = torch.stack([image_index, caption_index], dim=1)
-        to_text = retrieval_placements(image_embeds, text_embeds, pairs, self.chunk_size)
-        to_image = retrieval_placements(text_embeds, image_embeds, pairs.flip(1), self.chunk_size)
-        rates: dict[str, Tensor] = {}
-        ranks: dict[str, Tensor] = {}
-        for direction, placement in (("image_to_text", to_text), ("text_to_image", to_image)):
-            rates |= {f"{direction}/R@{k}": placement.hits(k).mean() for k in (1, 5, 10)}
-            ranks[f"{direction}/median_rank"] = placement.ranks().quantile(0.5)
-        return rates | ranks | {"mean_R@K": torch.stack(list(rates.values())).mean()}
+        return {
+            "image_to_text": retrieval_placements(image_embeds, text_embeds, pairs, self.chunk_size),
+            "text_to_image": retrieval_placements(text_embeds, image_embeds, pairs.flip(1), self.chunk_size),
+        }
+
+
+def _hits(placements: dict[str, Placement]) -> dict[str, Tensor]:
+    return {f"{name}/R@{k}": placement.hits(k) for name, placement in placements.items() for k in (1, 5, 10)}
 
 
 def _first_of_each(ids: Tensor) -> tuple[Tensor, Tensor]:

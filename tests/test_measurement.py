@@ -1,0 +1,86 @@
+"""One model measured everywhere, and two measurements compared."""
+
+import numpy as np
+import pytest
+import torch
+
+from finetune.data.datamodule import ImageTextDataModule
+from finetune.data.table import Table
+from finetune.errors import TableError
+from finetune.evaluation import Evaluation, evaluate
+from finetune.measurement import compare, compare_elsewhere, compare_evaluations, measure
+from finetune.task import AlignTask
+
+
+@pytest.fixture
+def data(colour_table, tiny) -> ImageTextDataModule:
+    """Captions, with the same pictures as a table of labels for elsewhere."""
+    return ImageTextDataModule(
+        Table(str(colour_table), caption="caption", split="split"),
+        tiny,
+        retention=[Table(str(colour_table), label="label", split="split")],
+        batch_size=5,
+        templates=("never read for {}",),
+    )
+
+
+def test_elsewhere_is_measured_as_a_test_of_that_table_would(data, tiny, colour_table):
+    task = AlignTask(tiny, None, None)
+    found = measure("cpu", task, data)
+    alone = ImageTextDataModule(Table(str(colour_table), label="label", split="split"), tiny)
+    assert found.elsewhere == {
+        "colours": ("test/accuracy", pytest.approx(evaluate("cpu", task, alone).metrics["test/accuracy"]))
+    }
+    assert found.evaluation.metrics == pytest.approx(evaluate("cpu", task, data).metrics)
+    assert found.temperature == task.towers.temperature.item()
+
+
+def test_a_model_that_did_not_change_lost_nothing(data, tiny):
+    found = measure("cpu", AlignTask(tiny, None, None), data)
+    same = compare(found, found)
+    assert same["drift"] == 0
+    assert same["retention"]["worst_relative_loss"] == 0
+    differences = compare_evaluations(found.evaluation, found.evaluation)
+    assert {difference["verdict"] for difference in differences.values()} == {"no clear difference"}
+
+
+def test_a_model_that_was_broken_is_seen_to_be(data, tiny):
+    whole, broken = AlignTask(tiny, None, None), AlignTask(tiny, None, None)
+    with torch.no_grad():
+        broken.towers.align.text_projection.weight.mul_(-1)
+    before, after = (measure("cpu", task, data) for task in (whole, broken))
+    assert compare(before, after)["drift"] > 0.001
+
+
+def test_hits_average_to_the_metrics(data, tiny):
+    found = evaluate("cpu", AlignTask(tiny, None, None), data)
+    assert found.hits.keys() == {f"test/{way}/R@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)}
+    assert {name: values.mean() for name, values in found.hits.items()} == pytest.approx(
+        {name: found.metrics[name] for name in found.hits}, abs=1e-6
+    )
+
+
+def test_difference_is_of_the_same_queries():
+    before = Evaluation({}, None, {"test/accuracy": np.array([0.0, 1.0, 0.0, 1.0])})
+    after = Evaluation({}, None, {"test/accuracy": np.array([1.0, 1.0, 1.0, 1.0])})
+    found = compare_evaluations(before, after)["test/accuracy"]
+    assert found["value"] == 0.5
+    assert found["low"] == 0.0
+
+
+def test_losses_elsewhere():
+    before = {"a": ("test/accuracy", 0.5), "b": ("test/mean_R@K", 0.2), "c": ("test/accuracy", 0.0)}
+    after = {"a": ("test/accuracy", 0.25), "b": ("test/mean_R@K", 0.3), "c": ("test/accuracy", 0.1)}
+    found = compare_elsewhere(before, after)
+    assert [table["relative_loss"] for table in found["tables"].values()] == [0.5, pytest.approx(-0.5), None]
+    assert found["mean_relative_loss"] == pytest.approx(0)
+    assert found["worst_relative_loss"] == 0.5
+
+
+def test_a_fault_of_an_elsewhere_table_is_told(tiny, colour_table, tmp_path):
+    (tmp_path / "other.csv").write_text("image,label\nnone.png,a\n")
+    data = ImageTextDataModule(
+        Table(str(colour_table), label="label"), tiny, retention=[Table(str(tmp_path / "other.csv"), label="label")]
+    )
+    with pytest.raises(TableError, match="other.csv:2:image: Expected an image file"):
+        data.retention["other"].rows.require("test")
