@@ -90,13 +90,18 @@ class RunFolder:
             overwrite: Whether a run that is already there is removed.
 
         Raises:
-            RecipeError: If a run of that name exists and `overwrite` is false.
+            RecipeError: If a run of that name exists and `overwrite` is false, or a folder that is no run.
         """
         if self.path.exists():
+            if any(self.path.iterdir()) and not self.recipe.is_file():
+                raise RecipeError(
+                    f"Expected {self.path} to be a run or absent, but it holds other files and no recipe.yaml. "
+                    "Choose another name with --run NAME."
+                )
             if not overwrite:
                 raise RecipeError(
-                    f"Expected no run at {self.path}, but there is one. Continue it with `finetune resume "
-                    f"{self.path}`, replace it with --overwrite, or choose another name with --run NAME."
+                    f"Expected no run at {self.path}, but there is one. Replace it with --overwrite, or choose another "
+                    "name with --run NAME."
                 )
             shutil.rmtree(self.path)
         self.path.mkdir(parents=True)

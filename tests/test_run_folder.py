@@ -17,6 +17,13 @@ def test_existing_run_is_refused_naming_the_ways_out(tmp_path):
     assert not list(run.path.iterdir())
 
 
+def test_a_folder_that_is_no_run_is_not_replaced(tmp_path):
+    (tmp_path / "thesis.tex").write_text("all of it")
+    with pytest.raises(RecipeError, match="to be a run or absent, but it holds other files"):
+        RunFolder(tmp_path).create(overwrite=True)
+    assert (tmp_path / "thesis.tex").read_text() == "all of it"
+
+
 def test_a_run_is_finished_once_it_says_so(tmp_path):
     run = RunFolder(tmp_path)
     assert not run.is_finished
