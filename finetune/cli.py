@@ -104,6 +104,7 @@ def _add_check(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     check.add_argument("--config", metavar="RECIPE", required=True, help="a path, or the name of a shipped recipe")
     check.add_argument("--full", action="store_true", help="decode every image")
     check.add_argument("--output", metavar="JSON", type=Path, default=Path("check.json"), help="file of all findings")
+    check.add_argument("--preview", metavar="FILE", type=Path, help="show training rows in FILE.png or FILE.html")
     check.set_defaults(command=_check)
     return check
 
@@ -163,23 +164,32 @@ def _test(options: argparse.Namespace) -> None:
 def _check(options: argparse.Namespace) -> int:
     path = find_recipe(options.config)
     from finetune.data.check import Report, check_table, read_settings
+    from finetune.data.preview import check_preview_name, write_preview
     from finetune.files import write_json
 
+    if options.preview:
+        check_preview_name(options.preview)
     settings = read_settings(path, options.overrides)
     report = check_table(settings, options.full) if settings else Report()
     print("\n".join(report.lines()), flush=True)
     from finetune.recipe import read_recipe
 
     told = len(report.concerns)
+    preview = "preview: not written, as the errors leave nothing to show"
     try:
         data = read_recipe(path, options.overrides, options.trust).build_data()
         if report.rows is not None:
             report.concerns += data.find_limits(report.rows, report.sizes)
+            if options.preview and len(report.rows.indices("train")):
+                data.rows = report.rows
+                preview = write_preview(options.preview, data.dataset("train", training=True))
     except (TableError, RecipeError, CheckpointError) as error:
         report.recipe_error = str(error)
         print(f"error: {error}")
     for concern in report.concerns[told:]:
         print(f"warning: {concern.message}")
+    if options.preview:
+        print(preview)
     write_json(options.output, report.as_json())
     print(f"{report.total}; all in {options.output}")
     return 2 if report.failed else 0

@@ -1,5 +1,7 @@
 """How far an adapted model has moved from its base: a meter of forgetting that needs no second table."""
 
+from itertools import islice
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -38,9 +40,10 @@ def vocabulary_scores(task: AlignTask, data: ImageTextDataModule) -> Tensor:
     text_embeds = task.class_embeds(ClassPrompts(words, input_ids, attention_mask, torch.arange(len(words))))
     dataset = data.dataset("test")
     positions = np.unique(np.linspace(0, len(dataset) - 1, min(IMAGES, len(dataset))).astype(int)).tolist()
+    samples = data.samples(dataset, positions)
     parts = []
-    for start in range(0, len(positions), _CHUNK):
-        batch = dataset.collate([dataset[position, 0] for position in positions[start : start + _CHUNK]])
+    while chunk := list(islice(samples, _CHUNK)):
+        batch = dataset.collate(chunk)
         features = task.towers.image_features(batch.pixel_values.to(task.device))
         parts.append((normalize(features.float(), dim=-1) @ text_embeds.T).cpu())
     return torch.cat(parts)

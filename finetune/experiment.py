@@ -17,6 +17,7 @@ from finetune.classifier import export_classifier, write_classifier_card
 from finetune.classifier_task import ClassifierTask
 from finetune.data.check import tell
 from finetune.data.datamodule import ImageTextDataModule
+from finetune.data.unreadable import describe_skipped, read_skipped, write_skipped
 from finetune.errors import RecipeError
 from finetune.evaluation import Evaluation, evaluate
 from finetune.export import export_merged, write_adapter
@@ -85,6 +86,7 @@ def run_experiment(recipe: Recipe, overwrite: bool = False) -> RunFolder:
     _fit(recipe, task, data, run)
     proofs = _export(recipe, task, data, run, fingerprint)
     after = _measure_exports(recipe, data, run, before, metrics)
+    write_skipped(run.skipped, data.skipped)
     _write_results(run, recipe, metrics, after, proofs)
     return run
 
@@ -215,7 +217,8 @@ def _measure(title: str, recipe: Recipe, build_task: Callable[[], AlignTask | Cl
     _quieten()
     data = recipe.build_data()
     data.rows.require("test")
-    return format_table({title: evaluate(recipe.accelerator, build_task(), data).metrics})
+    found = format_table({title: evaluate(recipe.accelerator, build_task(), data).metrics})
+    return "\n".join([found, *describe_skipped(data.skipped)])
 
 
 def _untouched(checkpoint: str) -> AlignTask:
@@ -224,7 +227,7 @@ def _untouched(checkpoint: str) -> AlignTask:
 
 
 def describe(run: RunFolder) -> str:
-    """The before/after table of a finished run and where its files lie.
+    """The before/after table of a finished run, where its files lie, and which rows were left out.
 
     Args:
         run: A finished run.
@@ -236,5 +239,6 @@ def describe(run: RunFolder) -> str:
             "",
             *(f"{folder.name:<11} {folder}: {format_proof(read_json(folder / PROOF_FILE))}" for folder in folders),
             f"run         {run.path}",
+            *describe_skipped(read_skipped(run.skipped), run.skipped),
         ]
     )

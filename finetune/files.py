@@ -87,12 +87,17 @@ def require_own(folder: Path, written: set[str]) -> None:
 
 def write_text(target: Path, text: str) -> None:
     """Writes UTF-8 text so that `target` holds either its former content or all of `text`."""
+    write_bytes(target, text.encode())
+
+
+def write_bytes(target: Path, content: bytes) -> None:
+    """Writes bytes so that `target` holds either its former content or all of `content`."""
     target.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     staging = Path(name)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         _apply_umask(staging)

@@ -74,6 +74,11 @@ class RunFolder:
         return self.path / "predictions.csv"
 
     @property
+    def skipped(self) -> Path:
+        """Rows that were left out as their images cannot be read; absent where there are none."""
+        return self.path / "skipped.csv"
+
+    @property
     def finished(self) -> Path:
         """Written last: only then is the run complete."""
         return self.path / "finished.json"

@@ -1,8 +1,9 @@
 """A table as Lightning's loaders: training rows in a resumable order, evaluation rows as they stand."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import cast
+from itertools import islice
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -11,17 +12,21 @@ from albumentations import BasicTransform
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
-from finetune.batch import Batch, ClassPrompts
+from finetune.batch import Batch, ClassPrompts, Sample
 from finetune.checkpoint import load_processor
 from finetune.data.choices import RowChoices
 from finetune.data.concerns import MIRRORING, Concern, find_concerns, name_steps
 from finetune.data.copies import find_copies
 from finetune.data.dataset import ImageTextDataset
+from finetune.data.faults import TableFaultsError
 from finetune.data.images import Augmentation, ImagePreparation
 from finetune.data.limits import find_long_texts, find_small_images
-from finetune.data.sampler import TrainBatches, TrainLoader
+from finetune.data.loader import BatchLoader, TrainBatchLoader
+from finetune.data.sampler import TrainBatches
 from finetune.data.table import Rows, Table
 from finetune.data.texts import TextEncoder, write_prompts
+from finetune.data.unreadable import SkippedRow, Unreadable, image_fault, list_skipped
+from finetune.errors import TableError
 
 
 class ImageTextDataModule(LightningDataModule):
@@ -39,9 +44,10 @@ class ImageTextDataModule(LightningDataModule):
         batch_size: Largest number of rows in a batch.
         num_workers: Processes that read images; 0 reads in the main process.
         seed: Seed of the training order, of augmentations and of the template choice.
+        on_bad_image: What an image that cannot be read does: `error` stops, `skip` leaves its row out and lists it.
 
     Raises:
-        ValueError: If a number is out of its range or a template has no `{}`.
+        ValueError: If a number is out of its range, a template has no `{}`, or `on_bad_image` is another word.
     """
 
     def __init__(
@@ -55,6 +61,7 @@ class ImageTextDataModule(LightningDataModule):
         batch_size: int = 64,
         num_workers: int = 0,
         seed: int = 0,
+        on_bad_image: Literal["error", "skip"] = "error",
     ) -> None:
         super().__init__()
         for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
@@ -62,6 +69,8 @@ class ImageTextDataModule(LightningDataModule):
                 raise ValueError(f"Expected {name} to be at least {least}, but got {value}.")
         if not templates:
             raise ValueError("Expected templates to hold at least one sentence, but got none.")
+        if on_bad_image not in ("error", "skip"):
+            raise ValueError(f"Expected on_bad_image to be error or skip, but got {on_bad_image!r}.")
         self.table = table
         self.templates = tuple(templates)
         write_prompts([], self.templates)
@@ -69,6 +78,7 @@ class ImageTextDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
+        self.on_bad_image = on_bad_image
         self.processor = load_processor(checkpoint, image_size)
         elsewhere = partial(
             ImageTextDataModule,
@@ -76,11 +86,13 @@ class ImageTextDataModule(LightningDataModule):
             image_size=image_size,
             batch_size=batch_size,
             num_workers=num_workers,
+            on_bad_image=on_bad_image,
         )
         self.retention = {name: elsewhere(other) for name, other in name_tables(retention or []).items()}
         self.images = ImagePreparation.from_processor(self.processor.image_processor)
         self.texts = TextEncoder.from_processor(self.processor)
         self._rows: Rows | None = None
+        self._unreadable: dict[int, str] = {}
 
     @property
     def rows(self) -> Rows:
@@ -88,6 +100,17 @@ class ImageTextDataModule(LightningDataModule):
         if self._rows is None:
             self._rows = self.table.read(required=())
         return self._rows
+
+    @rows.setter
+    def rows(self, rows: Rows) -> None:
+        """Takes rows that were read before, those of a table with faults too."""
+        self._rows = rows
+
+    @property
+    def skipped(self) -> tuple[SkippedRow, ...]:
+        """The rows that were left out so far, here and elsewhere, as their images cannot be read."""
+        own = list_skipped(self.rows, self._unreadable)
+        return (*own, *(row for other in self.retention.values() for row in other.skipped))
 
     @property
     def main_metric(self) -> str:
@@ -128,27 +151,29 @@ class ImageTextDataModule(LightningDataModule):
             seed=self.seed,
         )
 
-    def loader(self, split: str) -> DataLoader[Batch]:
+    def loader(self, split: str) -> BatchLoader:
         """The rows of one split in the table's order, without augmentation."""
         dataset = self.dataset(split)
         keys = [(position, 0) for position in range(len(dataset))]
-        return DataLoader(
+        return BatchLoader(
             cast(Dataset[Batch], dataset),  # what it yields, once collated
+            self._report,
             batch_size=self.batch_size,
             sampler=keys,
             num_workers=self.num_workers,
-            collate_fn=dataset.collate,
+            collate_fn=dataset.collate_readable,
             pin_memory=torch.cuda.is_available(),
         )
 
-    def train_dataloader(self) -> TrainLoader:
+    def train_dataloader(self) -> TrainBatchLoader:
         """Training rows, augmented, in the order of seed and epoch."""
         dataset = self.dataset("train", training=True)
-        return TrainLoader(
+        return TrainBatchLoader(
             cast(Dataset[Batch], dataset),
+            self._report,
             batch_sampler=TrainBatches(len(dataset), self.batch_size, self.seed),
             num_workers=self.num_workers,
-            collate_fn=dataset.collate,
+            collate_fn=dataset.collate_readable,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
@@ -187,7 +212,36 @@ class ImageTextDataModule(LightningDataModule):
             count: Largest number of rows.
         """
         dataset = self.dataset("val" if len(self.rows.indices("val")) else "test")
-        return dataset.collate([dataset[position, 0] for position in range(min(count, len(dataset)))])
+        return dataset.collate(list(islice(self.samples(dataset, range(len(dataset))), count)))
+
+    def samples(self, dataset: ImageTextDataset, positions: Iterable[int]) -> Iterator[Sample]:
+        """Yields the rows at some positions whose images can be read; others stop it or are left out and listed.
+
+        Args:
+            dataset: The rows of a split.
+            positions: Positions in it.
+        """
+        for position in positions:
+            item = dataset[position, 0]
+            if isinstance(item, Unreadable):
+                self._report([item])
+            else:
+                yield item
+
+    def _report(self, unreadable: Sequence[Unreadable]) -> None:
+        """Stops at images that cannot be read, or notes down that their rows are left out."""
+        if self.on_bad_image == "error":
+            faults = dict.fromkeys(image_fault(self.rows, found, self.table.image) for found in unreadable)
+            raise TableError(f"{TableFaultsError([*faults])}\n`finetune check --full` finds all such images.")
+        self._unreadable.update(unreadable)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the rows left out so far, as a run that goes on may not meet them again."""
+        return {"unreadable": self._unreadable}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remembers the rows that were left out before the run was stopped."""
+        self._unreadable.update(state_dict["unreadable"])
 
 
 def name_tables(tables: Sequence[Table]) -> dict[str, Table]:

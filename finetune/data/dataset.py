@@ -1,5 +1,6 @@
 """Rows of a table as samples, and samples stacked into a batch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,14 +9,18 @@ from torch.utils.data import Dataset
 
 from finetune.batch import Batch, Sample
 from finetune.data.choices import RowChoices
-from finetune.data.images import Augmentation, ImagePreparation, open_image
+from finetune.data.images import Augmentation, ImagePreparation, try_image
+from finetune.data.loader import Collated
 from finetune.data.table import Rows
 from finetune.data.texts import TextEncoder
+from finetune.data.unreadable import Unreadable
 
 
 @dataclass(frozen=True)
-class ImageTextDataset(Dataset[Sample]):
+class ImageTextDataset(Dataset[Sample | Unreadable]):
     """The rows of one split. Items are asked for by (position, epoch), as augmentation depends on the epoch.
+
+    A row whose image cannot be read is told as `Unreadable`: raised in a worker, it would arrive as a traceback.
 
     Args:
         rows: The whole table.
@@ -40,10 +45,12 @@ class ImageTextDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.choices)
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
+    def __getitem__(self, key: tuple[int, int]) -> Sample | Unreadable:
         position, epoch = key
         row = self.choices.draw(position, epoch, self.seed)
-        image = open_image(self.rows.images[row])
+        image = try_image(self.rows.images[row])
+        if isinstance(image, str):
+            return Unreadable(row, image)
         if self.augmentation is None:
             pixels = self.images(image)
         else:
@@ -66,6 +73,12 @@ class ImageTextDataset(Dataset[Sample]):
         if self.training and len(self.templates) > 1:
             choice = int(np.random.default_rng([self.seed, epoch, row]).integers(len(self.templates)))
         return self.templates[choice].replace("{}", self.rows.classes[int(self.rows.label_ids[row])])
+
+    def collate_readable(self, items: Sequence[Sample | Unreadable]) -> Collated:
+        """Stacks the rows whose images can be read, and puts the others beside them."""
+        samples = [item for item in items if isinstance(item, Sample)]
+        unreadable = [item for item in items if isinstance(item, Unreadable)]
+        return Collated(self.collate(samples) if samples else None, unreadable)
 
     def collate(self, samples: list[Sample]) -> Batch:
         """Stacks samples; texts are padded to the longest of them."""

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.data.faults import Fault
-from finetune.data.images import FORMATS, open_image
+from finetune.data.images import try_image
 from finetune.data.rows import Rows
-from finetune.errors import TableError
+from finetune.data.unreadable import Unreadable, image_fault
 
 CHUNK = 16  # images handed to a process at a time
 
@@ -59,21 +59,14 @@ def decode_images(rows: Rows, column: str, processes: int | None = None) -> Deco
 
 def _decode(paths: list[str]) -> list[tuple[tuple[int, int], str]]:
     """Width, height, and why it cannot be read, of each image."""
-    answers = []
-    for path in paths:
-        try:
-            answers.append((open_image(path).size, ""))
-        except TableError as error:
-            answers.append(((0, 0), str(error.__cause__ or "no file")))
-    return answers
+    found = map(try_image, paths)
+    return [((0, 0), image) if isinstance(image, str) else (image.size, "") for image in found]
 
 
 def _faults(rows: Rows, column: str, ids: npt.NDArray[np.int64], reasons: dict[int, str]) -> Iterator[Fault]:
     told = set()
     for row in np.flatnonzero(np.isin(ids, list(reasons))).tolist():
-        file, number = str(rows.files[rows.file_ids[row]]), rows.number(row)
-        if (file, number) not in told:
-            told.add((file, number))
-            rule = f"a whole image ({', '.join(FORMATS)})"
-            repair = f"It cannot be read: {reasons[int(ids[row])]}. Save it again, or remove its rows."
-            yield Fault(file, number, column, str(rows.images[row]), rule, repair)
+        fault = image_fault(rows, Unreadable(row, reasons[int(ids[row])]), column)
+        if (fault.file, fault.row) not in told:
+            told.add((fault.file, fault.row))
+            yield fault

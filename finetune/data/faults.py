@@ -33,7 +33,7 @@ class Fault(NamedTuple):
         where = ":".join(str(part) for part in (self.file, self.row, self.column) if part is not None)
         value = self.value
         if value is not None and len(value) > LONGEST_VALUE:
-            value = f"{value[: LONGEST_VALUE - 1]}…"
+            value = f"{value[: LONGEST_VALUE // 2 - 1]}…{value[-LONGEST_VALUE // 2 :]}"  # the end of a path says most
         return f"{where}: Expected {self.rule}, but got {'none' if value is None else repr(value)}. {self.repair}"
 
 

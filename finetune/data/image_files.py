@@ -47,7 +47,7 @@ class _Folder:
         try:
             with os.scandir(self.path) as entries:
                 return frozenset(entry.name for entry in entries if _is_file(entry))
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a name that holds NUL
             return None
 
     @cached_property

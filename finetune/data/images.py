@@ -1,5 +1,6 @@
 """From an image file to the pixels a checkpoint's processor would make of it, and augmentation on the way."""
 
+import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from finetune.errors import CheckpointError, TableError
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # of the 43 that Pillow would open
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 MOST_PIXELS = 89_478_485  # 256 MiB as RGB; more in a small file is how a decompression bomb looks
+BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # tags of TIFF
 
 Pixels = npt.NDArray[np.uint8]
 PixelValues = npt.NDArray[np.float32]
@@ -26,18 +28,20 @@ PixelValues = npt.NDArray[np.float32]
 def open_image(path: str | Path) -> Image.Image:
     """Opens an image file as RGB, upright, as its author saw it.
 
-    The EXIF orientation is applied, transparent pixels lie on white, 16-bit grey is scaled to 8 bits, of an
-    animation the first frame is taken. The file is decoded whole, so that half a file is found out here.
+    The EXIF orientation is applied, transparent pixels lie on white, 12- and 16-bit grey is scaled to 8 bits, of
+    an animation the first frame is taken. The file is decoded whole, so that half a file is found out here.
 
     Args:
-        path: A file in one of `FORMATS`.
+        path: A file in one of `FORMATS`, whatever its extension.
 
     Raises:
         TableError: If the file is none, in another format, damaged, or of more than `MOST_PIXELS` pixels.
     """
-    if not Path(path).is_file():  # opening a pipe or a device would wait
+    if not os.path.isfile(path):  # noqa: PTH113 (no name makes it raise); opening a pipe or a device would wait
         raise TableError(f"Expected {path} to be an image file, but got none. Correct the path or remove its rows.")
     try:
+        if not os.path.getsize(path):  # noqa: PTH202
+            raise ValueError("an empty file")
         with Image.open(path, formats=FORMATS) as image:
             width, height = image.size
             if width * height > MOST_PIXELS:
@@ -47,21 +51,47 @@ def open_image(path: str | Path) -> Image.Image:
             return _convert_to_rgb(image)
     except Exception as error:  # decoders raise whatever they meet: OSError, SyntaxError, struct.error, ...
         raise TableError(
-            f"Expected {path} to be a whole image ({', '.join(FORMATS)}), but got: {error}. "
+            f"Expected {path} to be a whole image ({', '.join(FORMATS)}), but got: {_explain(error)}. "
             "Save it again as a PNG or JPEG of ordinary size, or remove its rows."
         ) from error
 
 
+def try_image(path: str | Path) -> Image.Image | str:
+    """The image as `open_image` opens it, or why it cannot be read, in a few words."""
+    try:
+        return open_image(path)
+    except TableError as error:
+        return "no file" if error.__cause__ is None else _explain(error.__cause__)
+
+
+def _explain(error: BaseException) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "its content is of none of these formats"
+    return str(error) or type(error).__name__
+
+
 def _convert_to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
-        grey = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(_scale_grey(image)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise ValueError("32-bit grey levels, whose range the file does not tell")
+        raise ValueError("32-bit grey levels, or signed ones, whose range the file does not tell")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
+
+
+def _scale_grey(image: Image.Image) -> Pixels:
+    """12- or 16-bit grey as 8 bits. TIFF may count from white, and Pillow leaves that to us; PNG may hide one level."""
+    tags = getattr(image, "tag_v2", {})
+    highest = 4_095 if tags.get(BITS_PER_SAMPLE) == (12,) else 65_535
+    grey = np.asarray(image).astype(np.uint32)
+    scaled = ((grey * 255 + highest // 2) // highest).astype(np.uint8)
+    if tags.get(PHOTOMETRIC) == 0:
+        scaled = 255 - scaled
+    if "transparency" in image.info:
+        scaled[grey == image.info["transparency"]] = 255
+    return scaled
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +162,18 @@ class ImagePreparation:
             Float32 array of shape (3, H, W).
         """
         return self(Image.fromarray(pixels))
+
+    def invert(self, values: PixelValues) -> Pixels:
+        """The levels that prepared pixels were made of: what the towers see, as a picture.
+
+        Args:
+            values: Float32 array of shape (3, H, W), as `__call__` returns it.
+
+        Returns:
+            Uint8 array of shape (H, W, 3), RGB.
+        """
+        found = [np.searchsorted(self.levels[channel], values[channel]) for channel in range(3)]
+        return np.stack(found, axis=-1).astype(np.uint8)
 
 
 def _read_sides(size: Any) -> tuple[int, int]:

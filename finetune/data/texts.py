@@ -44,6 +44,17 @@ class TextEncoder:
         """The number of tokens of a text, had it not been truncated; compare with `max_length`."""
         return len(self.tokenizer(text, truncation=False, verbose=False)["input_ids"])
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text that token ids stand for, as the model reads it: what it has no token for is `[UNK]`."""
+        frame = (self.tokenizer.cls_token_id, self.tokenizer.sep_token_id, self.tokenizer.pad_token_id)
+        text: str = self.tokenizer.decode([token for token in ids if token not in frame])
+        return text
+
+    def cut_off(self, text: str) -> str:
+        """What `encode` cuts off the end of a text; of most texts nothing."""
+        ids = self.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+        return self.decode(ids[self.max_length - self.tokenizer.num_special_tokens_to_add() :])
+
     def pad(self, texts: Sequence[list[int]]) -> tuple[TokenIds, TokenIds]:
         """Stacks token ids, padded to the longest, on the tokenizer's side.
 

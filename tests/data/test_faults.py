@@ -20,6 +20,7 @@ def test_long_values_and_line_ends_stay_on_one_line() -> None:
     assert "\n" not in shown
     assert len(shown) < 200
     assert "…" in shown
+    assert "/photos/last.png'" in str(FAULT._replace(value="deep/" * 100 + "/photos/last.png"))
 
 
 def test_ten_are_shown_and_all_are_kept() -> None:

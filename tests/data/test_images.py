@@ -1,5 +1,6 @@
 import io
 import os
+import socket
 import struct
 import subprocess
 import sys
@@ -13,11 +14,19 @@ from typing import Any
 import albumentations
 import numpy as np
 import pytest
-from PIL import Image, features
+from PIL import Image, ImageCms, features
 from torch.utils.data import DataLoader, Dataset
 from transformers.models.efficientnet.image_processing_pil_efficientnet import EfficientNetImageProcessorPil
 
-from finetune.data.images import EXTENSIONS, FORMATS, MOST_PIXELS, Augmentation, ImagePreparation, open_image
+from finetune.data.images import (
+    EXTENSIONS,
+    FORMATS,
+    MOST_PIXELS,
+    Augmentation,
+    ImagePreparation,
+    open_image,
+    try_image,
+)
 from finetune.errors import CheckpointError, TableError
 
 SIZES = [(1, 1), (1, 500), (500, 1), (3, 3), (289, 289), (346, 346), (640, 480), (97, 1013)]
@@ -113,6 +122,17 @@ def test_pixels_equal_the_processor_bit_for_bit(name: str, tmp_path: Path) -> No
         assert np.array_equal(found, expected), told
         compared += 1
     assert compared > 50
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_inverted_pixels_are_those_before_the_levels(name: str) -> None:
+    processor, image = PROCESSORS[name], Image.fromarray(noise(640, 480, 3))
+    unscaled = {"do_rescale": False, "do_normalize": False, "include_top": False}
+    plain = processor(image, **unscaled, return_tensors="np")["pixel_values"][0]
+    preparation = ImagePreparation.from_processor(processor)
+    found = preparation.invert(preparation(image))
+    assert found.dtype == np.uint8
+    assert np.array_equal(found, plain.transpose(1, 2, 0).astype(np.uint8))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -234,6 +254,70 @@ def test_big_endian_16_bit_grey(tmp_path: Path) -> None:
     assert np.asarray(open_image(path))[0, :, 0].tolist() == [0, 1, 255]
 
 
+def tiff(path: Path, bits: int, photometric: int, data: bytes) -> None:
+    """Two grey pixels as an uncompressed little-endian TIFF, in a layout that Pillow reads and does not write."""
+    tags = {
+        256: 2,
+        257: 1,
+        258: bits,
+        259: 1,
+        262: photometric,
+        273: 8 + 2 + 12 * 9 + 4,
+        277: 1,
+        278: 1,
+        279: len(data),
+    }
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    path.write_bytes(b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + data)
+
+
+def test_12_bit_grey_and_grey_counted_from_white(tmp_path: Path) -> None:
+    path = tmp_path / "image.tif"
+    tiff(path, 12, 1, bytes([0xFF, 0xF8, 0x00]))  # 4095 and 2048, packed
+    assert np.asarray(open_image(path))[0, :, 1].tolist() == [255, 128]
+    tiff(path, 16, 0, struct.pack("<HH", 0, 65_535))
+    assert np.asarray(open_image(path))[0, :, 1].tolist() == [255, 0]
+    tiff(path, 8, 0, bytes([0, 255]))
+    assert np.asarray(open_image(path))[0, :, 1].tolist() == [255, 0]
+
+
+def png(path: Path, levels: np.ndarray, colour_type: int, hidden: bytes = b"") -> None:
+    """A PNG of one row of 16-bit levels, with a transparent level if one is given."""
+    header = struct.pack(">IIBBBBB", levels.shape[1], 1, 16, colour_type, 0, 0, 0)
+    parts = [chunk(b"IHDR", header), chunk(b"tRNS", hidden) if hidden else b""]
+    parts += [chunk(b"IDAT", zlib.compress(b"\0" + levels.tobytes())), chunk(b"IEND", b"")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def test_16_bit_colours(tmp_path: Path) -> None:
+    path, levels = tmp_path / "image.png", np.array([[[0, 257, 65_535], [32_768, 33_000, 1_000]]], dtype=">u2")
+    png(path, levels, colour_type=2)
+    found = np.asarray(open_image(path)).astype(float)
+    assert np.abs(found - levels / 257).max() < 1
+    png(path, np.dstack([levels, [[0, 65_535]]]).astype(">u2"), colour_type=6)
+    assert np.asarray(open_image(path))[0, 0].tolist() == [255, 255, 255]
+    assert np.array_equal(np.asarray(open_image(path))[0, 1], found[0, 1])
+
+
+def test_a_transparent_level_of_16_bit_grey_is_white(tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    png(path, np.array([[1_000, 1_001, 65_535]], dtype=">u2"), colour_type=0, hidden=struct.pack(">H", 1_000))
+    assert np.asarray(open_image(path))[0, :, 0].tolist() == [255, 4, 255]
+
+
+@pytest.mark.parametrize("written_as", ["JPEG", "TIFF"])
+def test_cmyk_has_the_colours_of_its_inks(written_as: str, tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    for inks, colour in (((255, 0, 0, 0), (0, 255, 255)), ((0, 0, 0, 255), (0, 0, 0)), ((0, 0, 0, 0), (255,) * 3)):
+        Image.new("CMYK", (16, 16), inks).save(path, written_as)
+        assert Image.open(path).mode == "CMYK"
+        assert np.abs(np.array(open_image(path).getpixel((8, 8))) - colour).max() <= 1
+
+
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])
 def test_32_bit_grey_is_refused(dtype: type, tmp_path: Path) -> None:
     path = tmp_path / "image.tiff"
@@ -253,6 +337,35 @@ def test_first_frame_of_an_animation(written_as: str, tmp_path: Path) -> None:
     assert open_image(path).getpixel((5, 5)) == (255, 0, 0)
 
 
+@pytest.mark.parametrize("mode", ["YCbCr", "LAB"])
+def test_colours_in_other_spaces(mode: str, tmp_path: Path) -> None:
+    path, red = tmp_path / "image.tif", {"YCbCr": (76, 85, 255), "LAB": (138, 209, 198)}[mode]
+    Image.new(mode, (4, 4), red).save(path)
+    assert Image.open(path).mode == mode
+    assert np.abs(np.array(open_image(path).getpixel((2, 2))) - (255, 0, 0)).max() <= 5
+
+
+def test_first_picture_of_a_phones_jpeg(tmp_path: Path) -> None:
+    path = tmp_path / "image.jpg"
+    red, blue = Image.new("RGB", (20, 20), "red"), Image.new("RGB", (20, 20), "blue")
+    red.save(path, "MPO", save_all=True, append_images=[blue])
+    assert Image.open(path).format == "MPO"
+    assert np.abs(np.array(open_image(path).getpixel((5, 5))) - (255, 0, 0)).max() <= 1
+
+
+@pytest.mark.parametrize(("written_as", "name"), [("JPEG", "image.png"), ("PNG", "image.jpg"), ("WEBP", "image.txt")])
+def test_the_extension_does_not_matter(written_as: str, name: str, tmp_path: Path) -> None:
+    Image.new("RGB", (20, 10), "red").save(tmp_path / name, written_as)
+    assert open_image(tmp_path / name).size == (20, 10)
+
+
+def test_colour_profiles_are_ignored(tmp_path: Path) -> None:
+    path, pixels = tmp_path / "image.png", noise(20, 10, 3)
+    Image.fromarray(pixels).save(path, icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes())
+    assert "icc_profile" in Image.open(path).info
+    assert np.array_equal(np.asarray(open_image(path)), pixels)
+
+
 @pytest.mark.parametrize("written_as", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
 def test_half_a_file(written_as: str, tmp_path: Path) -> None:
     path, whole = tmp_path / "image", io.BytesIO()
@@ -262,7 +375,17 @@ def test_half_a_file(written_as: str, tmp_path: Path) -> None:
         open_image(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"not an image",
+        b"\x89PNG\r\n\x1a\n",
+        b"\xff\xd8\xff",
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+    ],
+)
 def test_no_image(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "image.png"
     path.write_bytes(content)
@@ -270,11 +393,19 @@ def test_no_image(content: bytes, tmp_path: Path) -> None:
         open_image(path)
 
 
-@pytest.mark.parametrize("written_as", ["PPM", "TGA", "EPS", "PDF", "ICO"])
+def test_an_empty_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "image.png").touch()
+    assert try_image(tmp_path / "image.png") == "an empty file"
+    with pytest.raises(TableError, match=r"image\.png to be a whole image .*, but got: an empty file\. Save it again"):
+        open_image(tmp_path / "image.png")
+
+
+@pytest.mark.parametrize("written_as", ["PPM", "TGA", "EPS", "PDF", "ICO", "AVIF"])
 def test_other_formats_are_not_opened(written_as: str, tmp_path: Path) -> None:
     path = tmp_path / "image.png"
     Image.fromarray(noise(16, 16, 3)).save(path, written_as)
-    with pytest.raises(TableError, match="to be a whole image"):
+    assert try_image(path) == "its content is of none of these formats"
+    with pytest.raises(TableError, match="to be a whole image .* but got: its content is of none of these formats"):
         open_image(path)
 
 
@@ -289,13 +420,7 @@ def test_decompression_bomb(tmp_path: Path) -> None:
     path, side = tmp_path / "bomb.png", 10_000
     rows = zlib.compress(bytes(side * (side // 8 + 1)))
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)), (b"IDAT", rows), (b"IEND", b"")]
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n"
-        + b"".join(
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-            for kind, data in chunks
-        )
-    )
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in chunks))
     assert path.stat().st_size < 20_000
     limit = Image.MAX_IMAGE_PIXELS
     started = time.perf_counter()
@@ -309,9 +434,23 @@ def test_decompression_bomb(tmp_path: Path) -> None:
 
 def test_what_is_no_regular_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
-    for path in (tmp_path / "nothing.png", tmp_path, tmp_path / "pipe.png", Path("/dev/zero")):
-        with pytest.raises(TableError, match=f"Expected {path} to be an image file, but got none"):
-            open_image(path)
+    (tmp_path / "link.png").symlink_to(tmp_path / "pipe.png")
+    (tmp_path / "broken.png").symlink_to(tmp_path / "nothing.png")
+    (tmp_path / "circle.png").symlink_to(tmp_path / "circle.png")
+    names = ("nothing.png", "", "pipe.png", "link.png", "broken.png", "circle.png", "a\0b.png", "x" * 300 + ".png")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(os.path.relpath(tmp_path / "socket.png"))  # a socket's path may have 107 letters
+        for path in (*(tmp_path / name for name in names), tmp_path / "socket.png", Path("/dev/zero")):
+            with pytest.raises(TableError, match=f"Expected {path} to be an image file, but got none"):
+                open_image(path)
+            assert try_image(path) == "no file"
+
+
+def test_links_are_followed(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    Image.new("RGB", (20, 10), "red").save(tmp_path / "folder" / "image.png")
+    (tmp_path / "link.jpg").symlink_to("folder/image.png")
+    assert open_image(tmp_path / "link.jpg").size == (20, 10)
 
 
 def test_damaged_exif_does_not_matter(tmp_path: Path) -> None:

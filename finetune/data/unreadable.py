@@ -1,0 +1,110 @@
+"""Rows whose images cannot be read: what a worker says of them, and the list of those that were left out."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from finetune.data.concerns import count
+from finetune.data.faults import SHOWN, Fault
+from finetune.data.images import FORMATS
+from finetune.data.rows import Rows
+from finetune.files import write_text
+
+
+class Unreadable(NamedTuple):
+    """What a worker says of a row whose image it cannot read.
+
+    Attributes:
+        row: Position of the row in the table.
+        reason: Why, in a few words.
+    """
+
+    row: int
+    reason: str
+
+
+class SkippedRow(NamedTuple):
+    """A row that was left out.
+
+    Attributes:
+        file: The table's file.
+        row: The row's number in it.
+        image: Path of the image.
+        reason: Why it cannot be read.
+    """
+
+    file: str
+    row: int
+    image: str
+    reason: str
+
+
+def image_fault(rows: Rows, unreadable: Unreadable, column: str) -> Fault:
+    """An unreadable image as a fault of the table.
+
+    Args:
+        rows: The table.
+        unreadable: The row and the reason.
+        column: The column of the image paths.
+    """
+    row, reason = unreadable
+    file, image = str(rows.files[rows.file_ids[row]]), str(rows.images[row])
+    rule = f"a whole image ({', '.join(FORMATS)})"
+    repair = (
+        f"It cannot be read: {reason}. Save it again, remove its rows, or leave them out with data.on_bad_image: skip."
+    )
+    return Fault(file, rows.number(row), column, image, rule, repair)
+
+
+def list_skipped(rows: Rows, reasons: Mapping[int, str]) -> tuple[SkippedRow, ...]:
+    """The rows that were left out, in the table's order, each place once however many captions stand there.
+
+    Args:
+        rows: The table.
+        reasons: Why the image cannot be read, by position of the row.
+    """
+    found = (
+        SkippedRow(str(rows.files[rows.file_ids[row]]), rows.number(row), str(rows.images[row]), reasons[row])
+        for row in sorted(reasons)
+    )
+    return tuple({skipped[:2]: skipped for skipped in found}.values())
+
+
+def describe_skipped(skipped: Sequence[SkippedRow], file: Path | None = None) -> list[str]:
+    """The count of the rows that were left out and what is wrong with each, for a screen; nothing for none.
+
+    Args:
+        skipped: The rows.
+        file: Where all of them are written down, so that the screen need not show more than ten; None shows all.
+    """
+    if not skipped:
+        return []
+    rows = count(len(skipped), "row", "rows")
+    shown = skipped if file is None else skipped[:SHOWN]
+    place = "" if file is None else f"; all in {file}"
+    lines = [f"skipped     {rows}, neither trained on nor measured, as the images cannot be read{place}"]
+    lines += [f"  {row.file}:{row.row}: {row.image}: {row.reason}" for row in shown]
+    return [*lines, f"  … and {len(skipped) - len(shown):,} more"] if len(shown) < len(skipped) else lines
+
+
+def write_skipped(path: Path, skipped: Sequence[SkippedRow]) -> None:
+    """Writes the rows that were left out as a CSV file; none where there are none.
+
+    Args:
+        path: The file.
+        skipped: The rows.
+    """
+    if skipped:
+        text = io.StringIO(newline="")
+        csv.writer(text, lineterminator="\n").writerows([SkippedRow._fields, *skipped])
+        write_text(path, text.getvalue())
+
+
+def read_skipped(path: Path) -> tuple[SkippedRow, ...]:
+    """Reads what `write_skipped` wrote; nothing where there is no file."""
+    if not path.is_file():
+        return ()
+    lines = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline=""))
+    return tuple(SkippedRow(line["file"], int(line["row"]), line["image"], line["reason"]) for line in lines)
