@@ -1,5 +1,8 @@
 """A table as Lightning's loaders: training rows in a resumable order, evaluation rows as they stand."""
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -11,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from finetune.batch import Batch, ClassPrompts
 from finetune.checkpoint import load_processor
+from finetune.data.cells import Integers
 from finetune.data.choices import RowChoices
 from finetune.data.concerns import MIRRORING, Concern, find_concerns, name_steps
 from finetune.data.copies import find_copies
@@ -18,6 +22,7 @@ from finetune.data.dataset import ImageTextDataset
 from finetune.data.images import Augmentation, ImagePreparation
 from finetune.data.limits import find_long_texts, find_small_images
 from finetune.data.sampler import TrainBatches, TrainLoader
+from finetune.data.sampling import Sampling
 from finetune.data.table import Rows, Table
 from finetune.data.texts import TextEncoder, write_prompts
 
@@ -35,9 +40,10 @@ class ImageTextDataModule(LightningDataModule):
         batch_size: Largest number of rows in a batch.
         num_workers: Processes that read images; 0 reads in the main process.
         seed: Seed of the training order, of augmentations and of the template choice.
+        sampling: Draws the training rows of an epoch, as `ClassBalanced`; null takes each row once.
 
     Raises:
-        ValueError: If a number is out of its range or a template has no `{}`.
+        ValueError: If a number is out of its range, a template has no `{}`, or the table lacks what `sampling` needs.
     """
 
     def __init__(
@@ -50,6 +56,7 @@ class ImageTextDataModule(LightningDataModule):
         batch_size: int = 64,
         num_workers: int = 0,
         seed: int = 0,
+        sampling: Sampling | None = None,
     ) -> None:
         super().__init__()
         for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
@@ -64,6 +71,9 @@ class ImageTextDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
+        self.sampling = sampling
+        if sampling is not None:
+            sampling.check(table.label, table.weight)
         self.processor = load_processor(checkpoint, image_size)
         self.images = ImagePreparation.from_processor(self.processor.image_processor)
         self.texts = TextEncoder.from_processor(self.processor)
@@ -99,8 +109,9 @@ class ImageTextDataModule(LightningDataModule):
             training: Whether images are augmented, and one template, and one of an image's captions, drawn each epoch.
         """
         rows = self.rows.indices(split)
+        is_drawn_by_weight = training and self.sampling is not None and self.sampling.replaces_weights
         return ImageTextDataset(
-            rows=self.rows,
+            rows=replace(self.rows, weights=np.ones_like(self.rows.weights)) if is_drawn_by_weight else self.rows,
             choices=RowChoices.of_items(rows, self.rows.items[rows]) if training else RowChoices.of_each(rows),
             images=self.images,
             texts=self.texts,
@@ -128,12 +139,17 @@ class ImageTextDataModule(LightningDataModule):
         dataset = self.dataset("train", training=True)
         return TrainLoader(
             cast(Dataset[Batch], dataset),
-            batch_sampler=TrainBatches(len(dataset), self.batch_size, self.seed),
+            batch_sampler=TrainBatches(len(dataset), self.batch_size, self.seed, self._draw(dataset.choices)),
             num_workers=self.num_workers,
             collate_fn=dataset.collate,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
+
+    def _draw(self, choices: RowChoices) -> Callable[[int, int], Integers] | None:
+        if self.sampling is None:
+            return None
+        return partial(self.sampling.order, choices.labels(self.rows.label_ids), choices.weights(self.rows.weights))
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """Validation rows; none where the table has no such split."""
