@@ -137,8 +137,11 @@ def _apportion(total: int, shares: Floats) -> Integers:
 
 
 def _deal(rows: Integers, draw: int, seed: int, epoch: int, label: int) -> Integers:
-    """The cards that an epoch gets of a class, of a deck that is shuffled anew each time it is used up."""
-    first = epoch * draw
-    decks = range(first // len(rows), -(-(first + draw) // len(rows)))
-    dealt = np.concatenate([np.random.default_rng([seed, deck, label, 2]).permutation(rows) for deck in decks])
-    return dealt[first % len(rows) :][:draw]
+    """The cards that an epoch gets of a class, of decks that are each shuffled and used up in turn."""
+    decks = -(-draw // len(rows))  # shuffled at a time: a generator for each of them would take seconds
+    cards, first = decks * len(rows), epoch * draw
+    dealt = [
+        np.random.default_rng([seed, part, label, 2]).permuted(np.tile(rows, (decks, 1)), axis=1).ravel()
+        for part in range(first // cards, -(-(first + draw) // cards))
+    ]
+    return np.concatenate(dealt)[first % cards :][:draw]
