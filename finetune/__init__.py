@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from finetune.checkpoint import load_model, load_processor
     from finetune.data.datamodule import ImageTextDataModule
     from finetune.data.sampling import ClassBalanced, Sampling, WeightedRows
+    from finetune.data.sharded import ShardedImageText
     from finetune.data.table import RandomSplit, Table
     from finetune.errors import CheckpointError, RecipeError, TableError
     from finetune.experiment import run_experiment
@@ -34,6 +35,7 @@ _HOME = {
     "RandomSplit": "data.table",
     "RecipeError": "errors",
     "Sampling": "data.sampling",
+    "ShardedImageText": "data.sharded",
     "Sigmoid": "objectives",
     "Table": "data.table",
     "TableError": "errors",
@@ -63,6 +65,7 @@ __all__ = [
     "RandomSplit",
     "RecipeError",
     "Sampling",
+    "ShardedImageText",
     "Sigmoid",
     "Table",
     "TableError",

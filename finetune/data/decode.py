@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from finetune.data.faults import Fault
 from finetune.data.images import FORMATS, open_image
+from finetune.data.members import place_of
 from finetune.data.rows import Rows
 from finetune.errors import TableError
 
@@ -76,4 +77,4 @@ def _faults(rows: Rows, column: str, ids: npt.NDArray[np.int64], reasons: dict[i
             told.add((file, number))
             rule = f"a whole image ({', '.join(FORMATS)})"
             repair = f"It cannot be read: {reasons[int(ids[row])]}. Save it again, or remove its rows."
-            yield Fault(file, number, column, str(rows.images[row]), rule, repair)
+            yield Fault(file, number, column, place_of(str(rows.images[row])), rule, repair)
