@@ -13,8 +13,8 @@ class ShardedImageText(ImageTextDataModule):
     resuming and augmentation are those of `ImageTextDataModule`.
 
     Args:
-        table: Its `path` is `shards/*.tar`. A row is a sample, the column `image` its picture, the column `txt` its text,
-            and other columns are fields of its JSON.
+        table: Its `path` is `shards/*.tar`. A row is a sample, the column `image` its picture, the column `txt` its
+            text, and other columns are fields of its JSON.
         checkpoint: Hub id, local folder, or `align-mini`, whose processor prepares pixels and words.
         templates: Sentences that class names are written into in place of `{}`.
         augmentations: Albumentations transforms of the training images; null for none.
