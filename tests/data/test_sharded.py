@@ -116,6 +116,23 @@ def test_pictures_are_the_members_bytes(shards: Path) -> None:
         assert member.name.startswith(str(rows.number(row)))
 
 
+@pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("names", ["{}", "folder/{}", "long" * 30 + "/{}", "日本/{}"])
+def test_members_are_found_where_tarfile_finds_them(tmp_path: Path, kind: int, names: str) -> None:
+    with tarfile.open(tmp_path / "one.tar", "w", format=kind) as tar:
+        for name, content in sample(1).items():
+            header = tarfile.TarInfo(names.format(name))
+            header.size, header.mtime, header.uname = len(content), 0.5, "größe"
+            tar.addfile(header, io.BytesIO(content))
+    rows = Table(str(tmp_path / "one.tar"), caption="txt", label="species", split="split").read(required=())
+    member = Member.parse(rows.images[0])
+    assert member is not None
+    with tarfile.open(tmp_path / "one.tar") as tar:
+        found = tar.getmember(names.format("000000001.jpg"))
+    assert (member.name, member.offset, member.size) == (found.name, found.offset_data, found.size)
+    assert (rows.captions[0], rows.classes) == ("a dog number 1", ("dog",))
+
+
 def test_captions_come_from_the_text_or_a_field(shards: Path, tmp_path: Path) -> None:
     assert table(shards, caption="caption").read().captions.tolist() == table(shards).read().captions.tolist()
     write_tar(tmp_path / "lists.tar", *(sample(number, texts=["one", f"two {number}"]) for number in range(15)))
