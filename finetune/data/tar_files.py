@@ -57,7 +57,7 @@ class _Header(tarfile.TarInfo):
         if int(checksum, 8) != sum(buf[:148]) + sum(buf[156:]) + 8 * ord(" "):
             return super().frombuf(buf, encoding, errors)
         header = cls(buf[:100].partition(b"\0")[0].decode(encoding, errors))
-        header.type, header.size = kind, int(size, 8)
+        header.type, header.size = bytes(kind), int(size, 8)
         return header
 
 
