@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from finetune.batch import Batch, ClassPrompts, Embeddings
     from finetune.checkpoint import load_model, load_processor
     from finetune.data.datamodule import ImageTextDataModule
+    from finetune.data.sampling import ClassBalanced, Sampling, WeightedRows
+    from finetune.data.sharded import ShardedImageText
     from finetune.data.table import RandomSplit, Table
     from finetune.errors import CheckpointError, RecipeError, TableError
     from finetune.experiment import run_experiment
@@ -23,6 +25,7 @@ _HOME = {
     "AlignTask": "task",
     "Batch": "batch",
     "CheckpointError": "errors",
+    "ClassBalanced": "data.sampling",
     "ClassPrompts": "batch",
     "Classification": "objectives",
     "Contrastive": "objectives",
@@ -31,11 +34,14 @@ _HOME = {
     "Objective": "objectives",
     "RandomSplit": "data.table",
     "RecipeError": "errors",
+    "Sampling": "data.sampling",
+    "ShardedImageText": "data.sharded",
     "Sigmoid": "objectives",
     "Table": "data.table",
     "TableError": "errors",
     "TowerLora": "towers.lora",
     "WarmupCosine": "schedules",
+    "WeightedRows": "data.sampling",
     "export_run": "export",
     "load_model": "checkpoint",
     "load_processor": "checkpoint",
@@ -49,6 +55,7 @@ __all__ = [
     "AlignTask",
     "Batch",
     "CheckpointError",
+    "ClassBalanced",
     "ClassPrompts",
     "Classification",
     "Contrastive",
@@ -57,11 +64,14 @@ __all__ = [
     "Objective",
     "RandomSplit",
     "RecipeError",
+    "Sampling",
+    "ShardedImageText",
     "Sigmoid",
     "Table",
     "TableError",
     "TowerLora",
     "WarmupCosine",
+    "WeightedRows",
     "export_run",
     "load_model",
     "load_processor",

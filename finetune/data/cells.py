@@ -27,20 +27,20 @@ class Cells:
     Attributes:
         files: The table's files, as the user named them.
         file_ids: Int32 array of shape (N,): the position in `files` of each row's file.
-        numbers: Int64 array of shape (N,): each row's number in its file.
+        numbers: Array of shape (N,): each row's number in its file (int64), or its key in a tar (strings).
         columns: A string array of shape (N,) for each column asked for.
     """
 
     files: tuple[str, ...]
     file_ids: npt.NDArray[np.int32]
-    numbers: Integers
+    numbers: Integers | Strings
     columns: dict[str, Strings]
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     @classmethod
-    def of_file(cls, file: str, numbers: Integers, columns: dict[str, Strings]) -> Self:
+    def of_file(cls, file: str, numbers: Integers | Strings, columns: dict[str, Strings]) -> Self:
         """The cells of a single file."""
         return cls((file,), np.zeros(len(numbers), np.int32), numbers, columns)
 

@@ -20,7 +20,7 @@ from finetune.data.rows import Rows
 from finetune.data.splits import SPLITS
 from finetune.data.table import Table
 
-DATA_MODULE = "ImageTextDataModule"
+DATA_MODULES = ("ImageTextDataModule", "ShardedImageText")
 
 
 class TableSettings(NamedTuple):
@@ -123,7 +123,7 @@ def read_settings(recipe: Path, overrides: Sequence[str] = ()) -> TableSettings 
     """
     try:
         data = (yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}).get("data") or {}
-        if str(data.get("class_path", DATA_MODULE)).rpartition(".")[2] != DATA_MODULE:
+        if str(data.get("class_path", DATA_MODULES[0])).rpartition(".")[2] not in DATA_MODULES:
             return None
         values = data.get("init_args", data)
         parser = ArgumentParser(exit_on_error=False)

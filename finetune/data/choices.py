@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 
 from finetune.data.cells import Integers
 
@@ -44,6 +45,22 @@ class RowChoices:
 
     def __len__(self) -> int:
         return len(self.starts) - 1
+
+    def labels(self, label_ids: Integers) -> Integers:
+        """The label of each item: of its first row.
+
+        Args:
+            label_ids: Int64 array: the label of each row of the table.
+        """
+        return label_ids[self.rows[self.starts[:-1]]]
+
+    def weights(self, weights: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+        """The weight of each item: the mean of its rows'.
+
+        Args:
+            weights: Float32 array: the weight of each row of the table.
+        """
+        return np.add.reduceat(weights[self.rows], self.starts[:-1], dtype=np.float64) / np.diff(self.starts)
 
     def draw(self, position: int, epoch: int, seed: int) -> int:
         """The row that is seen of an item in an epoch.

@@ -8,6 +8,7 @@ import numpy as np
 
 from finetune.data.cells import Integers
 from finetune.data.concerns import Concern, count, places_where, show_some
+from finetune.data.members import place_of, read_bytes, size_of
 from finetune.data.rows import Rows
 from finetune.data.splits import SPLITS
 
@@ -24,7 +25,7 @@ def find_copies(rows: Rows) -> list[Concern]:
     shared = _in_several_splits(rows.image_ids, rows)
     if len(shared):
         chosen = np.isin(rows.image_ids, shared)
-        names = dict.fromkeys(Path(path).name for path in rows.images[chosen].tolist())
+        names = dict.fromkeys(Path(place_of(path)).name for path in rows.images[chosen].tolist())
         message = f"{count(len(shared), 'image stands', 'images stand')} in more than one split: {show_some(names)}."
         found.append(Concern("image_in_several_splits", message, places_where(rows, chosen)))
     paths, ids = np.unique(rows.images, return_inverse=True)
@@ -33,7 +34,7 @@ def find_copies(rows: Rows) -> list[Concern]:
     copied = np.array([content for content in copied if len(set(ids[contents[ids] == content])) > 1])
     if len(copied):
         chosen = np.isin(contents[ids], copied)
-        names = dict.fromkeys(Path(path).name for path in rows.images[chosen].tolist())
+        names = dict.fromkeys(Path(place_of(path)).name for path in rows.images[chosen].tolist())
         pictures = count(len(copied), "picture lies", "pictures lie")
         message = f"{pictures} in files of more than one split, byte for byte: {show_some(names)}."
         found.append(Concern("copy_in_several_splits", message, places_where(rows, chosen)))
@@ -51,7 +52,7 @@ def _group_by_content(paths: list[str], ids: Integers, rows: Rows) -> Integers:
     sizes = np.array([_size(path) for path in paths], dtype=np.int64)
     contents = np.arange(len(paths))
     doubtful = np.isin(sizes, _in_several_splits(sizes[ids], rows))
-    for limit in (BEGINNING, -1):
+    for limit in (BEGINNING, None):
         groups: dict[tuple[int, bytes], list[int]] = defaultdict(list)
         for at in np.flatnonzero(doubtful).tolist():
             groups[int(sizes[at]), _digest(paths[at], limit)].append(at)
@@ -64,14 +65,13 @@ def _group_by_content(paths: list[str], ids: Integers, rows: Rows) -> Integers:
 
 def _size(path: str) -> int:
     try:
-        return Path(path).stat().st_size
+        return size_of(path)
     except OSError:
         return -1
 
 
-def _digest(path: str, limit: int) -> bytes:
+def _digest(path: str, limit: int | None) -> bytes:
     try:
-        with Path(path).open("rb") as file:
-            return blake2b(file.read(limit), digest_size=16).digest()
+        return blake2b(read_bytes(path, limit), digest_size=16).digest()
     except OSError:
         return path.encode()  # equal to no other; opening the image will tell

@@ -1,6 +1,7 @@
 """A table as Lightning's loaders: training rows in a resumable order, evaluation rows as they stand."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any, Literal, cast
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from finetune.batch import Batch, ClassPrompts, Sample
 from finetune.checkpoint import load_processor
+from finetune.data.cells import Integers
 from finetune.data.choices import RowChoices
 from finetune.data.concerns import MIRRORING, Concern, find_concerns, name_steps
 from finetune.data.copies import find_copies
@@ -23,6 +25,7 @@ from finetune.data.images import Augmentation, ImagePreparation
 from finetune.data.limits import find_long_texts, find_small_images
 from finetune.data.loader import BatchLoader, TrainBatchLoader
 from finetune.data.sampler import TrainBatches
+from finetune.data.sampling import Sampling
 from finetune.data.table import Rows, Table
 from finetune.data.texts import TextEncoder, write_prompts
 from finetune.data.unreadable import SkippedRow, Unreadable, image_fault, list_skipped
@@ -45,9 +48,11 @@ class ImageTextDataModule(LightningDataModule):
         num_workers: Processes that read images; 0 reads in the main process.
         seed: Seed of the training order, of augmentations and of the template choice.
         on_bad_image: What an image that cannot be read does: `error` stops, `skip` leaves its row out and lists it.
+        sampling: Draws the training rows of an epoch, as `ClassBalanced`; null takes each row once.
 
     Raises:
-        ValueError: If a number is out of its range, a template has no `{}`, or `on_bad_image` is another word.
+        ValueError: If a number is out of its range, a template has no `{}`, `on_bad_image` is another word, or the
+            table lacks what `sampling` needs.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class ImageTextDataModule(LightningDataModule):
         num_workers: int = 0,
         seed: int = 0,
         on_bad_image: Literal["error", "skip"] = "error",
+        sampling: Sampling | None = None,
     ) -> None:
         super().__init__()
         for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
@@ -79,6 +85,9 @@ class ImageTextDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self.on_bad_image = on_bad_image
+        self.sampling = sampling
+        if sampling is not None:
+            sampling.check(table.label, table.weight)
         self.processor = load_processor(checkpoint, image_size)
         elsewhere = partial(
             ImageTextDataModule,
@@ -98,13 +107,17 @@ class ImageTextDataModule(LightningDataModule):
     def rows(self) -> Rows:
         """The table's rows, read and checked at the first use; which splits must have some, `require` says."""
         if self._rows is None:
-            self._rows = self.table.read(required=())
+            self._rows = self.read_rows()
         return self._rows
 
     @rows.setter
     def rows(self, rows: Rows) -> None:
         """Takes rows that were read before, those of a table with faults too."""
         self._rows = rows
+
+    def read_rows(self) -> Rows:
+        """Reads and checks the table."""
+        return self.table.read(required=())
 
     @property
     def skipped(self) -> tuple[SkippedRow, ...]:
@@ -140,8 +153,9 @@ class ImageTextDataModule(LightningDataModule):
             training: Whether images are augmented, and one template, and one of an image's captions, drawn each epoch.
         """
         rows = self.rows.indices(split)
+        is_drawn_by_weight = training and self.sampling is not None and self.sampling.replaces_weights
         return ImageTextDataset(
-            rows=self.rows,
+            rows=replace(self.rows, weights=np.ones_like(self.rows.weights)) if is_drawn_by_weight else self.rows,
             choices=RowChoices.of_items(rows, self.rows.items[rows]) if training else RowChoices.of_each(rows),
             images=self.images,
             texts=self.texts,
@@ -171,12 +185,17 @@ class ImageTextDataModule(LightningDataModule):
         return TrainBatchLoader(
             cast(Dataset[Batch], dataset),
             self._report,
-            batch_sampler=TrainBatches(len(dataset), self.batch_size, self.seed),
+            batch_sampler=TrainBatches(len(dataset), self.batch_size, self.seed, self._draw(dataset.choices)),
             num_workers=self.num_workers,
             collate_fn=dataset.collate_readable,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
+
+    def _draw(self, choices: RowChoices) -> Callable[[int, int], Integers] | None:
+        if self.sampling is None:
+            return None
+        return partial(self.sampling.order, choices.labels(self.rows.label_ids), choices.weights(self.rows.weights))
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """Validation rows; none where the table has no such split."""

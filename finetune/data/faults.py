@@ -14,7 +14,8 @@ class Fault(NamedTuple):
 
     Attributes:
         file: The table, as the user named it.
-        row: Row as a spreadsheet shows it (the header is row 1), or None for the file as a whole.
+        row: Row as a spreadsheet shows it (the header is row 1), the key of a sample in a tar, or None for the file
+            as a whole.
         column: Name of the column, or None for the row as a whole.
         value: What was found, or None where nothing was.
         rule: What was expected, a noun phrase.
@@ -22,7 +23,7 @@ class Fault(NamedTuple):
     """
 
     file: str
-    row: int | None
+    row: int | str | None
     column: str | None
     value: str | None
     rule: str

@@ -13,6 +13,7 @@ from unicodedata import normalize
 import numpy as np
 
 from finetune.data.cells import Integers, Strings, as_strings
+from finetune.data.members import Member
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
@@ -72,7 +73,7 @@ def find_images(values: Strings, folder: str) -> tuple[ImageFiles, dict[str, Ref
     """Finds the file of each row's image.
 
     Args:
-        values: String array of shape (N,): absolute paths, or paths relative to `folder`.
+        values: String array of shape (N,): absolute paths, or paths relative to `folder`; or addresses in tars.
         folder: Absolute path.
 
     Returns:
@@ -83,7 +84,8 @@ def find_images(values: Strings, folder: str) -> tuple[ImageFiles, dict[str, Ref
     folders: dict[str, _Folder] = {}
     refused: dict[str, Refusal] = {}
     for name, path in zip(names.tolist(), paths, strict=True):
-        parent, base = os.path.split(path)
+        member = Member.parse(path)
+        parent, base = os.path.split(path if member is None else member.tar)
         listed = folders.get(parent)
         if listed is None:
             listed = folders[parent] = _Folder(parent)

@@ -4,6 +4,7 @@ import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from finetune.data.members import Member, place_of, size_of
 from finetune.errors import CheckpointError, TableError
 
 if TYPE_CHECKING:
@@ -32,17 +34,18 @@ def open_image(path: str | Path) -> Image.Image:
     an animation the first frame is taken. The file is decoded whole, so that half a file is found out here.
 
     Args:
-        path: A file in one of `FORMATS`, whatever its extension.
+        path: A file in one of `FORMATS`, whatever its extension, or the address of one in a tar (see `Member`).
 
     Raises:
         TableError: If the file is none, in another format, damaged, or of more than `MOST_PIXELS` pixels.
     """
-    if not os.path.isfile(path):  # noqa: PTH113 (no name makes it raise); opening a pipe or a device would wait
+    member = Member.parse(str(path))
+    if member is None and not os.path.isfile(path):  # noqa: PTH113 (no name makes it raise); a pipe would wait
         raise TableError(f"Expected {path} to be an image file, but got none. Correct the path or remove its rows.")
     try:
-        if not os.path.getsize(path):  # noqa: PTH202
+        if not size_of(str(path)):
             raise ValueError("an empty file")
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(path if member is None else BytesIO(member.read()), formats=FORMATS) as image:
             width, height = image.size
             if width * height > MOST_PIXELS:
                 raise Image.DecompressionBombError(f"{width} x {height} pixels, more than {MOST_PIXELS:,}")
@@ -51,7 +54,7 @@ def open_image(path: str | Path) -> Image.Image:
             return _convert_to_rgb(image)
     except Exception as error:  # decoders raise whatever they meet: OSError, SyntaxError, struct.error, ...
         raise TableError(
-            f"Expected {path} to be a whole image ({', '.join(FORMATS)}), but got: {_explain(error)}. "
+            f"Expected {place_of(str(path))} to be a whole image ({', '.join(FORMATS)}), but got: {_explain(error)}. "
             "Save it again as a PNG or JPEG of ordinary size, or remove its rows."
         ) from error
 

@@ -9,6 +9,8 @@ from finetune.data.cells import Cells, check_columns
 from finetune.data.faults import Fault, TableFaultsError
 from finetune.data.text_files import read_text
 
+_DECODER = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str)
+
 
 def read_json_lines(path: Path, names: Sequence[str], faults: list[Fault]) -> Cells:
     """Reads columns of a file with a JSON object on each line. A row's number is its line's.
@@ -39,15 +41,12 @@ def _read_records(
     text: str, names: Sequence[str], keys: dict[str, None], file: str, faults: list[Fault]
 ) -> Iterator[tuple[int, list[str]]]:
     """Yields number and cells of each line, and notes the keys it has."""
-    decoder = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str)
     for number, line in enumerate(text.split("\n"), start=1):  # splitlines would also split within texts
         if not line.strip():
             continue
         try:
-            record = decoder.decode(line)
-            if not isinstance(record, dict):
-                raise ValueError(f"a {type(record).__name__}")
-            cells = [_as_cell(record.get(name)) for name in names]
+            record = read_record(line)
+            cells = [as_cell(record.get(name)) for name in names]
         except (ValueError, RecursionError) as error:
             repair = f"Write one object a line, in double quotes, all on one line ({error})."
             faults.append(Fault(file, number, None, line.strip(), "a JSON object", repair))
@@ -56,11 +55,45 @@ def _read_records(
         yield number, cells
 
 
-def _as_cell(value: Any) -> str:
-    if value is None:
-        return ""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def read_record(text: str) -> dict[str, Any]:
+    """Reads a JSON object, numbers as the characters they are written with.
+
+    Args:
+        text: The JSON.
+
+    Raises:
+        ValueError: If it is no JSON, or no object.
+    """
+    record = _DECODER.decode(text)
+    if not isinstance(record, dict):
+        raise ValueError(f"a {type(record).__name__}")
+    return record
+
+
+def as_cell(value: Any) -> str:
+    """A value of a JSON object as a cell: lists and objects as JSON, null as an empty one.
+
+    Args:
+        value: As `read_record` gives it.
+
+    Raises:
+        ValueError: If it holds what is no text.
+    """
+    return check_text(
+        "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    )
+
+
+def check_text(text: str) -> str:
+    """Returns a text that can be a cell.
+
+    Args:
+        text: From a file.
+
+    Raises:
+        ValueError: If it holds NUL characters or halves of surrogate pairs.
+    """
     if "\0" in text:
         raise ValueError("a NUL character in a text")
-    text.encode()  # halves of surrogate pairs are no text
+    text.encode()
     return text

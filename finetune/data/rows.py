@@ -19,7 +19,7 @@ class Rows:
     Attributes:
         source: The table as the user named it: a file, a pattern, or `DataFrame`.
         files: The files it was read from.
-        images: String array of shape (N,): absolute paths; each is a file.
+        images: String array of shape (N,): absolute paths; each is a file, or a member of a tar (see `Member`).
         captions: String array of shape (N,): captions, or the names of the classes where there are none.
         label_ids: Int64 array of shape (N,): positions in `classes`, -1 in tables without labels.
         classes: Names of the classes in natural order ('9' before '10'), empty in tables without labels.
@@ -31,7 +31,7 @@ class Rows:
         items: Int64 array of shape (N,), equal for rows of which training sees one an epoch.
         file_ids: Int32 array of shape (N,): the position in `files` of each row's file.
         numbers: Int64 array of shape (N,): each row's number as a spreadsheet shows it (the header is row 1); in JSON
-            lines the line's; in Parquet files and DataFrames counted from 0.
+            lines the line's; in Parquet files and DataFrames counted from 0. In tars a string array: the samples' keys.
         removed: Each condition of the filter, and how many rows it removed.
     """
 
@@ -47,15 +47,16 @@ class Rows:
     weights: npt.NDArray[np.float32]
     items: Integers
     file_ids: npt.NDArray[np.int32]
-    numbers: Integers
+    numbers: Integers | Strings
     removed: tuple[Removed, ...] = ()
 
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def number(self, row: int) -> int:
-        """The number of a row in its file, as a spreadsheet shows it: the header is row 1."""
-        return int(self.numbers[row])
+    def number(self, row: int) -> int | str:
+        """The number of a row in its file, as a spreadsheet shows it: the header is row 1. In a tar its key."""
+        number: int | str = self.numbers[[row]].tolist()[0]
+        return number
 
     def place(self, row: int) -> str:
         """Where a row stands, as `file:row`."""

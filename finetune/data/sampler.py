@@ -1,24 +1,31 @@
 """The training order as a function of seed and epoch, and a loader that knows how much of it was delivered."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from torch.utils.data import DataLoader, Sampler
 
 from finetune.batch import Batch
+from finetune.data.cells import Integers
+
+REPEAT = 1 << 32
+"""What a row's key adds to the epoch each time the row comes again: it is then augmented in another way."""
 
 
 class TrainBatches(Sampler[list[tuple[int, int]]]):
     """Batches of (position, epoch) pairs in an order that seed and epoch alone decide.
 
-    Every row comes once an epoch: rows are spread over ceil(rows / batch_size) batches whose sizes differ by at
-    most one, so that no remainder is dropped and no batch is too small to hold negatives.
+    A row that comes again in an epoch does so with the epoch + `REPEAT`, the next time with the epoch + 2 `REPEAT`.
+
+    Rows are spread over ceil(rows / batch_size) batches whose sizes differ by at most one, so that no remainder is
+    dropped and no batch is too small to hold negatives.
 
     Args:
         length: Number of rows.
         batch_size: Largest number of rows in a batch.
         seed: Seed of the order.
+        draw: Gives the rows of an epoch in their order, from seed and epoch; None takes every row once.
 
     Example:
         >>> batches = TrainBatches(length=5, batch_size=3, seed=0)
@@ -26,10 +33,13 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         ([0, 1, 2, 3, 4], [3, 2])
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, length: int, batch_size: int, seed: int, draw: Callable[[int, int], Integers] | None = None
+    ) -> None:
         self.length = length
         self.batch_size = batch_size
         self.seed = seed
+        self.draw = draw or self._every_row_once
         self.epoch = 0
         self.delivered = 0
 
@@ -48,9 +58,22 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         """Yields the epoch's batches that were not delivered yet."""
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
-        for rows in np.array_split(order, len(self))[self.delivered :]:
-            yield [(int(row), self.epoch) for row in rows]
+        order = self.draw(self.seed, self.epoch)
+        keys = np.stack([order, self.epoch + REPEAT * _count_earlier(order)], axis=1)
+        for batch in np.array_split(keys, len(self))[self.delivered :]:
+            yield [(row, epoch) for row, epoch in batch.tolist()]
+
+    def _every_row_once(self, seed: int, epoch: int) -> Integers:
+        return np.random.default_rng([seed, epoch]).permutation(self.length)
+
+
+def _count_earlier(order: Integers) -> Integers:
+    """How often each row came before in the order."""
+    by_row = np.argsort(order, kind="stable")
+    rows = order[by_row]
+    earlier = np.empty(len(order), dtype=np.int64)
+    earlier[by_row] = np.arange(len(order)) - np.searchsorted(rows, rows)
+    return earlier
 
 
 class TrainLoader(DataLoader[Batch]):

@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 PARQUET = (".parquet", ".pq")
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 TABS = (".tsv", ".tab")
+TAR = ".tar"
 WILDCARD = re.compile(r"[*?\[]")
 
 Read: TypeAlias = tuple[Cells, tuple[Removed, ...]]
 
 
 def read_cells(
-    source: "str | DataFrame",
+    source: "tuple[str, ...] | DataFrame",
     names: Sequence[str],
     separator: str | None,
     row_filter: RowFilter | None,
@@ -34,7 +35,7 @@ def read_cells(
     """Reads columns of all files of a table, filtered.
 
     Args:
-        source: A path, a pattern such as `part-*.parquet`, or a DataFrame.
+        source: Paths, or patterns such as `part-*.parquet`; or a DataFrame.
         names: The columns to keep.
         separator: Of text files; None goes by the file's extension.
         row_filter: Which rows to keep.
@@ -92,19 +93,24 @@ def find_folder(pattern: str) -> Path:
 
 
 def _readers(
-    source: "str | DataFrame",
+    source: "tuple[str, ...] | DataFrame",
     names: list[str],
     separator: str | None,
     row_filter: RowFilter | None,
     faults: list[Fault],
 ) -> list[Callable[[], tuple[Cells, list[int]]]]:
-    if not isinstance(source, str):
+    if not isinstance(source, tuple):
         from finetune.data.arrow_files import read_frame  # Arrow takes a second, which CSV need not wait for
 
         return [lambda: read_frame(source, names, row_filter)]
+    paths = [path for pattern in source for path in find_files(pattern)]
+    tars = [path for path in paths if kind_of(path) == TAR]
+    if 0 < len(tars) < len(paths):
+        other, repair = next(path for path in paths if path not in tars), "Let the pattern end in .tar."
+        raise TableFaultsError([Fault(str(other), None, None, None, f"tars alone beside {tars[0]}", repair)])
     return [
         lambda path=path: _read_file(path, names, separator, row_filter, faults)  # type: ignore[misc]
-        for path in find_files(source)
+        for path in paths
     ]
 
 
@@ -117,7 +123,11 @@ def _read_file(
 
         return read_parquet(path, names, row_filter)
     wanted = list(dict.fromkeys([*names, *(row_filter.columns if row_filter else ())]))
-    if kind in JSON_LINES:
+    if kind == TAR:
+        from finetune.data.tar_files import read_tar  # Pillow's formats, which other tables need not wait for
+
+        cells = read_tar(path, wanted, faults)
+    elif kind in JSON_LINES:
         cells = read_json_lines(path, wanted, faults)
     else:
         cells = read_csv(path, wanted, separator or ("\t" if kind in TABS else ","), faults)
@@ -127,6 +137,15 @@ def _read_file(
 
     cells, counts = filter_cells(cells, row_filter, faults)
     return cells.select(names), counts
+
+
+def is_tar(source: "str | DataFrame") -> bool:
+    """Whether a table is one of tar shards.
+
+    Args:
+        source: A path, a pattern, or a DataFrame.
+    """
+    return isinstance(source, str) and kind_of(Path(source)) == TAR
 
 
 def kind_of(path: Path) -> str:

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.data.cells import Cells, Integers
-from finetune.data.faults import Fault
+from finetune.data.faults import Fault, TableFaultsError
+from finetune.data.sources import find_files
 from finetune.errors import RecipeError, did_you_mean
 
 SPLITS = ("train", "val", "test")
@@ -31,7 +32,7 @@ Codes: TypeAlias = npt.NDArray[np.int8]
 
 @dataclass(frozen=True)
 class RandomSplit:
-    """Draws the splits, the same ones on every machine and for every order of the rows.
+    """Draws the splits, the same ones on every machine and for every order of the rows; or names files of their own.
 
     The draw goes by image: all rows of an image fall into one split. Images are ordered by the BLAKE2b hash of
     seed and path (relative to the images' folder), label by label, and evenly spaced ones of that order are
@@ -39,27 +40,39 @@ class RandomSplit:
     for training.
 
     Args:
-        val: Fraction of the images for validation, 0 for none.
-        test: Fraction of the images for the test.
+        val: Fraction of the images for validation, 0 for none; or the file or pattern that holds its rows, which are
+            then read beside those of `data.table.path`.
+        test: The same for the test.
         seed: Another number draws other images.
 
     Raises:
         RecipeError: If a fraction is negative or nothing is left for training.
     """
 
-    val: float = 0.1
-    test: float = 0.1
+    val: float | str = 0.1
+    test: float | str = 0.1
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, fraction in (("val", self.val), ("test", self.test)):
+        for name, fraction in zip(("val", "test"), self.fractions, strict=True):
             if not 0 <= fraction < 1:
                 raise RecipeError(f"Expected split.{name} to be a fraction from 0 to below 1, but got {fraction}.")
-        if self.val + self.test >= 1:
+        if sum(self.fractions) >= 1:
             raise RecipeError(
                 f"Expected split.val + split.test to be below 1, but got {self.val} + {self.test}. "
                 "Leave a fraction for training."
             )
+
+    @property
+    def fractions(self) -> tuple[float, float]:
+        """What is drawn for validation and test."""
+        val, test = (0.0 if isinstance(part, str) else part for part in (self.val, self.test))
+        return val, test
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The files or patterns of the splits that have some of their own."""
+        return {split: part for split, part in (("val", self.val), ("test", self.test)) if isinstance(part, str)}
 
     def draw(self, paths: Sequence[str], label_ids: Integers) -> Codes:
         """Assigns images to splits.
@@ -76,7 +89,7 @@ class RandomSplit:
         ordered_labels = label_ids[order]
         is_first = np.append(True, ordered_labels[1:] != ordered_labels[:-1])
         candidates = order[~is_first]
-        val, test = (max(1, int(part * len(paths) + 0.5)) if part else 0 for part in (self.val, self.test))
+        val, test = (max(1, int(part * len(paths) + 0.5)) if part else 0 for part in self.fractions)
         held = min(val + test, len(candidates))
         codes = np.zeros(len(paths), dtype=np.int8)
         if held:
@@ -85,6 +98,36 @@ class RandomSplit:
             is_test = (count + 1) * test // (val + test) > count * test // (val + test)
             codes[chosen] = np.where(is_test, SPLITS.index("test"), SPLITS.index("val"))
         return codes
+
+
+def draw_splits(split: RandomSplit, cells: Cells, keys: Sequence[str], ids: Integers, label_ids: Integers) -> Codes:
+    """The split of each row: that of its file, or as drawn for its image.
+
+    Args:
+        split: How.
+        cells: The rows.
+        keys: What the draw of an image goes by, such as its path.
+        ids: Int64 array of shape (N,): the position in `keys` of each row's image.
+        label_ids: Int64 array of shape (N,). An image that several rows label differently counts for the first class.
+
+    Raises:
+        TableFaultsError: If a file is in two splits.
+    """
+    of_file = np.full(len(cells.files), UNKNOWN, dtype=np.int8)
+    for name, pattern in split.files.items():
+        own = {str(file) for file in find_files(pattern)}
+        of_file[[file in own for file in cells.files]] = SPLITS.index(name)
+    if len(set(cells.files)) < len(cells.files):
+        twice = dict.fromkeys(file for file in cells.files if cells.files.count(file) > 1)
+        repair = "Name it in one of data.table.path, split.val and split.test alone."
+        raise TableFaultsError([Fault(file, None, None, None, "a file of one split", repair) for file in twice])
+    codes = of_file[cells.file_ids]
+    is_drawn = codes == UNKNOWN
+    images, positions = np.unique(ids[is_drawn], return_inverse=True)
+    labels = np.full(len(images), np.iinfo(np.int64).max)
+    np.minimum.at(labels, positions, label_ids[is_drawn])
+    codes[is_drawn] = split.draw([keys[image] for image in images.tolist()], labels)[positions]
+    return codes
 
 
 def read_splits(cells: Cells, column: str, faults: list[Fault]) -> Codes:

@@ -14,9 +14,10 @@ from finetune.data.faults import Fault, TableFaultsError
 from finetune.data.filters import Removed, parse_filter
 from finetune.data.image_files import ImageFiles, find_images
 from finetune.data.labels import read_classes
+from finetune.data.members import place_of
 from finetune.data.rows import Rows
 from finetune.data.sources import find_folder, read_cells
-from finetune.data.splits import Codes, RandomSplit, read_splits
+from finetune.data.splits import RandomSplit, draw_splits, read_splits
 from finetune.data.weights import read_weights
 from finetune.errors import RecipeError, did_you_mean
 
@@ -57,7 +58,7 @@ class Table:
         caption: Column of captions; or several columns, or `{json_list: COLUMN}` with a list in each cell, of which
             training draws one for each image and epoch, and evaluation keeps all.
         label: Column of labels, one a row.
-        split: Column that holds `train`, `val` or `test`, or fractions to draw them by.
+        split: Column that holds `train`, `val` or `test`, or fractions to draw them by, or files for val and test.
         images: Folder that the image paths are relative to; null for the table's own folder.
         image_id: Column that is equal for rows of the same image; training draws one of them each epoch. Null takes
             equal paths for the same image, and each row in each epoch.
@@ -107,6 +108,8 @@ class Table:
                 f"Expected data.table.separator to be one character, but got {self.separator!r}. "
                 'For tabs let the file\'s name end in .tsv, or write "\\t" in double quotes in the recipe.'
             )
+        if isinstance(self.split, RandomSplit) and self.split.files and not isinstance(self.path, str):
+            raise RecipeError("Expected fractions for data.table.split of a DataFrame, but got files. Join the frames.")
         if self.filter is not None:
             parse_filter(self.filter)
 
@@ -149,7 +152,9 @@ class Table:
         names = (self.image, *caption_columns(self.caption), self.label, split, self.image_id, self.weight)
         row_filter = None if self.filter is None else parse_filter(self.filter)
         wanted = [name for name in names if name is not None]
-        cells, removed = read_cells(self.path, wanted, self.separator, row_filter, faults)
+        beside = self.split.files.values() if isinstance(self.split, RandomSplit) else ()
+        source = (self.path, *beside) if isinstance(self.path, str) else self.path
+        cells, removed = read_cells(source, wanted, self.separator, row_filter, faults)
         if row_filter is not None and not len(cells) and not faults:
             counts = "; ".join(f"{condition}: {rows:,}" for condition, rows in removed)
             rule, repair = "rows that pass data.table.filter", f"Rows removed by each condition: {counts}."
@@ -175,7 +180,7 @@ class Table:
             return None
         if isinstance(self.split, RandomSplit):
             drawn_by = _relative_paths(files, folder) if keys is None else keys.tolist()
-            splits = _draw_splits(self.split, drawn_by, image_ids, label_ids)
+            splits = draw_splits(self.split, cells, drawn_by, image_ids, label_ids)
         assert splits is not None
         texts = as_strings(classes)[label_ids] if captions is None else captions
         caption_ids = label_ids if captions is None else np.unique(captions, return_inverse=True)[1].astype(np.int64)
@@ -209,7 +214,8 @@ class Table:
 
 
 def _in_order(faults: list[Fault], files: tuple[str, ...]) -> list[Fault]:
-    return sorted(faults, key=lambda fault: (files.index(fault.file) if fault.file in files else -1, fault.row or 0))
+    place = {file: at for at, file in enumerate(files)}
+    return sorted(faults, key=lambda fault: (place.get(fault.file, -1), fault.row is not None, fault.row or 0))
 
 
 def _check_images(cells: Cells, column: str, folder: str, faults: list[Fault]) -> ImageFiles:
@@ -232,11 +238,4 @@ def _check_image_ids(cells: Cells, column: str, faults: list[Fault]) -> tuple[St
 
 def _relative_paths(files: ImageFiles, folder: str) -> list[str]:
     prefix = folder.rstrip(os.sep) + os.sep
-    return [path.removeprefix(prefix).replace(os.sep, "/") for path in files.paths.tolist()]
-
-
-def _draw_splits(split: RandomSplit, keys: Sequence[str], image_ids: Integers, label_ids: Integers) -> Codes:
-    """Draws by image; an image that several rows label differently counts for the first of its classes."""
-    image_labels = np.full(len(keys), np.iinfo(np.int64).max)
-    np.minimum.at(image_labels, image_ids, label_ids)
-    return split.draw(keys, image_labels)[image_ids]
+    return [place_of(path).removeprefix(prefix).replace(os.sep, "/") for path in files.paths.tolist()]

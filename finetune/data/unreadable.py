@@ -9,6 +9,7 @@ from typing import NamedTuple
 from finetune.data.concerns import count
 from finetune.data.faults import SHOWN, Fault
 from finetune.data.images import FORMATS
+from finetune.data.members import place_of
 from finetune.data.rows import Rows
 from finetune.files import write_text
 
@@ -36,7 +37,7 @@ class SkippedRow(NamedTuple):
     """
 
     file: str
-    row: int
+    row: int | str
     image: str
     reason: str
 
@@ -50,7 +51,7 @@ def image_fault(rows: Rows, unreadable: Unreadable, column: str) -> Fault:
         column: The column of the image paths.
     """
     row, reason = unreadable
-    file, image = str(rows.files[rows.file_ids[row]]), str(rows.images[row])
+    file, image = str(rows.files[rows.file_ids[row]]), place_of(str(rows.images[row]))
     rule = f"a whole image ({', '.join(FORMATS)})"
     repair = (
         f"It cannot be read: {reason}. Save it again, remove its rows, or leave them out with data.on_bad_image: skip."
@@ -66,7 +67,7 @@ def list_skipped(rows: Rows, reasons: Mapping[int, str]) -> tuple[SkippedRow, ..
         reasons: Why the image cannot be read, by position of the row.
     """
     found = (
-        SkippedRow(str(rows.files[rows.file_ids[row]]), rows.number(row), str(rows.images[row]), reasons[row])
+        SkippedRow(str(rows.files[rows.file_ids[row]]), rows.number(row), place_of(str(rows.images[row])), reasons[row])
         for row in sorted(reasons)
     )
     return tuple({skipped[:2]: skipped for skipped in found}.values())

@@ -18,7 +18,8 @@ EXAMPLES = re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL)
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_recipe_keys(example: str) -> None:
     values = yaml.safe_load(example)
-    values = values.get("data", {}).get("table", values)
+    data = values.get("data", {})
+    values = data.get("init_args", data).get("table", values)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Table, "table")
     table = parser.instantiate(parser.parse_object({"table": {"path": "t.csv", "label": "label"} | values})).table

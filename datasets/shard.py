@@ -1,0 +1,140 @@
+"""Writes tar shards in img2dataset's layout from a table and its image files.
+
+    python datasets/shard.py --table photos.csv --caption caption --output data/shards
+
+Writes 00000.tar, 00001.tar, ... with three members for each row, in the table's order:
+
+- KEY.jpg (.png, .webp, ...): the bytes of the image file, as they are;
+- KEY.json: key, sha256 of the image, and the cells of the columns named here, as texts under their own names;
+- KEY.txt: the caption, where a column of captions is named.
+
+KEY is the shard's number and the row's in it: 000000000 to 000009999 in the first. Where no column of splits is named,
+they are drawn as `data.table` draws them, and written as `split`. Every run on the same files writes the same bytes.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import sys
+import tarfile
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from finetune.data.faults import Fault
+from finetune.data.members import place_of, read_bytes
+from finetune.data.sources import read_cells
+from finetune.data.splits import SPLITS
+from finetune.data.table import Table
+from finetune.errors import RecipeError, TableError
+from finetune.files import require_own, write_folder
+
+
+class Sample(NamedTuple):
+    """One row.
+
+    Attributes:
+        image: Path of the image file.
+        caption: The caption, or None.
+        fields: What the JSON holds beside key and sha256.
+    """
+
+    image: str
+    caption: str | None
+    fields: dict[str, str]
+
+
+def read_samples(table: Table, columns: Sequence[str]) -> Iterator[Sample]:
+    """Yields the rows of a table, once it is known to be without fault.
+
+    Args:
+        table: Without filter or limit, with one column of captions or none.
+        columns: Columns to write beside those that the table names.
+
+    Raises:
+        TableError: If the table has a fault.
+    """
+    rows, faults = table.read(required=()), list[Fault]()
+    named = [name for name in (table.caption, table.label, table.split) if isinstance(name, str)]
+    cells, _ = read_cells((str(table.path),), [*named, *columns], table.separator, None, faults)
+    assert not faults, faults
+    assert len(cells) == len(rows), (len(cells), len(rows))
+    drawn = {} if isinstance(table.split, str) else {"split": [SPLITS[code] for code in rows.splits]}
+    fields = drawn | {name: column.tolist() for name, column in cells.columns.items()}
+    for row, (image, caption) in enumerate(zip(rows.images.tolist(), rows.captions.tolist(), strict=True)):
+        yield Sample(image, caption if table.caption else None, {name: values[row] for name, values in fields.items()})
+
+
+def write_shard(path: Path, number: int, samples: Sequence[Sample]) -> None:
+    """Writes one tar.
+
+    Args:
+        path: The tar.
+        number: Its number.
+        samples: Its rows.
+    """
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for at, sample in enumerate(samples):
+            key, picture = f"{number:05d}{at:04d}", read_bytes(sample.image)
+            record = {"key": key, "sha256": hashlib.sha256(picture).hexdigest(), **sample.fields}
+            members = {
+                PurePosixPath(place_of(sample.image)).suffix.lower(): picture,
+                ".json": json.dumps(record, ensure_ascii=False).encode(),
+            }
+            if sample.caption is not None:
+                members[".txt"] = sample.caption.encode()
+            for ending, content in members.items():
+                header = tarfile.TarInfo(key + ending)  # dated 1970, owned by nobody
+                header.size = len(content)
+                tar.addfile(header, io.BytesIO(content))
+
+
+def write_shards(table: Table, columns: Sequence[str], size: int, output: Path) -> tuple[int, int]:
+    """Writes all shards or none, and returns the number of rows and of shards.
+
+    Args:
+        table: As in `read_samples`.
+        columns: As in `read_samples`.
+        size: Number of rows in each shard but the last.
+        output: The folder, which is replaced if it is there.
+    """
+    samples, rows, shards = read_samples(table, columns), 0, 0
+    with write_folder(output, overwrite=True) as folder:
+        while chunk := list(islice(samples, size)):
+            write_shard(folder / f"{shards:05d}.tar", shards, chunk)
+            rows, shards = rows + len(chunk), shards + 1
+    return rows, shards
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the script; returns 0, or 2 after a message on what was expected."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", required=True, help="the table, as data.table.path: CSV, Parquet, JSON lines, tars")
+    parser.add_argument("--image", default=Table.image, help="column of image paths (%(default)s)")
+    parser.add_argument("--images", help="folder that the paths are relative to (the table's)")
+    parser.add_argument("--caption", help="column of captions")
+    parser.add_argument("--label", help="column of labels")
+    parser.add_argument("--split", help="column of splits (drawn: 10 %% val, 10 %% test)")
+    parser.add_argument("--columns", nargs="*", default=[], help="further columns to keep, such as scores to filter by")
+    parser.add_argument("--samples", type=int, default=10_000, help="rows in a shard, at most 10000 (%(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("data/shards"), help="folder to write (%(default)s)")
+    options = parser.parse_args(argv)
+    output: Path = options.output
+    try:
+        if not 1 <= options.samples <= 10_000:
+            raise RecipeError(f"Expected --samples to be from 1 to 10000, but got {options.samples}.")
+        names = {"image": options.image, "caption": options.caption, "label": options.label, "images": options.images}
+        split = {} if options.split is None else {"split": options.split}
+        require_own(output, {path.name for path in output.glob("[0-9]*.tar")})
+        rows, shards = write_shards(Table(options.table, **names, **split), options.columns, options.samples, output)
+    except (OSError, RecipeError, TableError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{output}: {rows:,} rows in {shards:,} shards")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""Pictures inside tars: an address such as `00000.tar:0007.jpg@1536+20480` stands where a path would."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple, Self
+
+_ADDRESS = re.compile(r"(.+?\.tar):(.+)@(\d+)\+(\d+)", re.IGNORECASE | re.DOTALL)
+
+
+class Member(NamedTuple):
+    """A file inside a tar that is not compressed, where it can be read without the files before it.
+
+    Attributes:
+        tar: Path of the tar.
+        name: Name of the member, for messages.
+        offset: Where its bytes begin in the tar.
+        size: Number of its bytes.
+    """
+
+    tar: str
+    name: str
+    offset: int
+    size: int
+
+    @classmethod
+    def parse(cls, path: str) -> Self | None:
+        """Reads an address.
+
+        Args:
+            path: What a table's rows have as image.
+
+        Returns:
+            None for an ordinary path.
+
+        Example:
+            >>> Member.parse("00000.tar:0007.jpg@1536+20480")
+            Member(tar='00000.tar', name='0007.jpg', offset=1536, size=20480)
+            >>> Member.parse("0007.jpg") is None
+            True
+        """
+        found = _ADDRESS.fullmatch(path)
+        return None if found is None else cls(found[1], found[2], int(found[3]), int(found[4]))
+
+    @property
+    def address(self) -> str:
+        """What `parse` reads."""
+        return f"{self.place}@{self.offset}+{self.size}"
+
+    @property
+    def place(self) -> str:
+        """`tar:name`, for messages."""
+        return f"{self.tar}:{self.name}"
+
+    def read(self, limit: int | None = None) -> bytes:
+        """Its bytes, or the first of them.
+
+        Args:
+            limit: Largest number of bytes; None reads all.
+
+        Raises:
+            OSError: If the tar cannot be read, or has become shorter.
+        """
+        length = self.size if limit is None else min(limit, self.size)
+        with Path(self.tar).open("rb") as file:
+            file.seek(self.offset)
+            content = file.read(length)
+        if len(content) < length:
+            raise OSError(f"the tar ends before {self.name} does")
+        return content
+
+
+def place_of(path: str) -> str:
+    """A path, or of an address the part that names the member.
+
+    Args:
+        path: A path or an address.
+    """
+    member = Member.parse(path)
+    return path if member is None else member.place
+
+
+def size_of(path: str) -> int:
+    """Number of bytes of a file or member.
+
+    Args:
+        path: A path or an address.
+
+    Raises:
+        OSError: If there is no such file.
+    """
+    member = Member.parse(path)
+    return Path(path).stat().st_size if member is None else member.size
+
+
+def read_bytes(path: str, limit: int | None = None) -> bytes:
+    """Reads a file or member, or its beginning.
+
+    Args:
+        path: A path or an address.
+        limit: Largest number of bytes; None reads all.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    member = Member.parse(path)
+    if member is not None:
+        return member.read(limit)
+    with Path(path).open("rb") as file:
+        return file.read(limit)
