@@ -22,7 +22,6 @@ from finetune.errors import RecipeError
 from finetune.evaluation import Evaluation, evaluate
 from finetune.export import export_merged, write_adapter
 from finetune.files import fingerprint_file, fingerprint_weights, read_json, write_json, write_text
-from finetune.floor import logistic_regression_floor
 from finetune.head import write_head
 from finetune.proof import PROOF_FILE, write_witness
 from finetune.recipe import Recipe, read_recipe
@@ -74,9 +73,8 @@ def run_experiment(recipe: Recipe, overwrite: bool = False) -> RunFolder:
     write_json(run.environment, _environment(data, recipe.checkpoint, fingerprint))
 
     base = _untouched(recipe.checkpoint)
-    columns = {"before": evaluate(recipe.accelerator, base, data).metrics}
-    if recipe.run.floor and data.rows.classes:
-        columns["floor"] = logistic_regression_floor(base, data)
+    before = evaluate(recipe.accelerator, base, data, recipe.run.neighbours, recipe.run.floor)
+    columns = {"before": before.metrics} | ({"floor": before.floor} if before.floor else {})
     del base
 
     _fit(recipe, task, data, run)
@@ -137,7 +135,7 @@ def _measure_exports(
 ) -> Evaluation:
     """Measures each folder that is handed out; beside a classifier the merged checkpoint is a column of its own."""
     if run.merged.is_dir():
-        after = evaluate(recipe.accelerator, _untouched(str(run.merged)), data)
+        after = evaluate(recipe.accelerator, _untouched(str(run.merged)), data, recipe.run.neighbours)
         columns["zero-shot after" if run.classifier.is_dir() else "after"] = after.metrics
     if run.classifier.is_dir():
         after = evaluate(recipe.accelerator, ClassifierTask(run.classifier), data)
@@ -209,8 +207,8 @@ def _measure(title: str, recipe: Recipe, build_task: Callable[[], LightningModul
     """Measures a task, built once the table is known to be without fault."""
     _quieten()
     data = recipe.build_data()
-    data.rows.require("test")
-    return format_table({title: evaluate(recipe.accelerator, build_task(), data).metrics})
+    data.rows.require(*(["train"] if recipe.run.neighbours else []), "test")
+    return format_table({title: evaluate(recipe.accelerator, build_task(), data, recipe.run.neighbours).metrics})
 
 
 def _untouched(checkpoint: str) -> AlignTask:

@@ -57,9 +57,13 @@ class Rows:
         """The number of a row in its file, as a spreadsheet shows it: the header is row 1."""
         return int(self.numbers[row])
 
+    def file(self, row: int) -> Path:
+        """The file that a row stands in."""
+        return self.files[int(self.file_ids[row])]
+
     def place(self, row: int) -> str:
         """Where a row stands, as `file:row`."""
-        return f"{self.files[self.file_ids[row]]}:{self.numbers[row]}"
+        return f"{self.file(row)}:{self.numbers[row]}"
 
     def indices(self, split: str) -> Integers:
         """The positions of a split's rows, ascending.

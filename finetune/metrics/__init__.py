@@ -6,6 +6,7 @@ among the K best.
 """
 
 from finetune.metrics.classification import ClassAccuracy, class_embeddings
+from finetune.metrics.neighbours import neighbour_votes
 from finetune.metrics.placement import Placement
 from finetune.metrics.retrieval import Retrieval, retrieval_placements, retrieval_ranks
 
@@ -14,6 +15,7 @@ __all__ = [
     "Retrieval",
     "ClassAccuracy",
     "class_embeddings",
+    "neighbour_votes",
     "retrieval_placements",
     "retrieval_ranks",
 ]
