@@ -1,5 +1,6 @@
 """A table as Lightning's loaders: training rows in a resumable order, evaluation rows as they stand."""
 
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -35,6 +36,8 @@ class ImageTextDataModule(LightningDataModule):
         batch_size: Largest number of rows in a batch.
         num_workers: Processes that read images; 0 reads in the main process.
         seed: Seed of the training order, of augmentations and of the template choice.
+        merge_equal_captions: Whether evaluation takes equal captions of several images for one, a match for each of
+            them; false takes each row's caption for itself, a match for its own image alone, as published tables do.
 
     Raises:
         ValueError: If a number is out of its range or a template has no `{}`.
@@ -50,6 +53,7 @@ class ImageTextDataModule(LightningDataModule):
         batch_size: int = 64,
         num_workers: int = 0,
         seed: int = 0,
+        merge_equal_captions: bool = True,
     ) -> None:
         super().__init__()
         for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
@@ -64,6 +68,7 @@ class ImageTextDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
+        self.merge_equal_captions = merge_equal_captions
         self.processor = load_processor(checkpoint, image_size)
         self.images = ImagePreparation.from_processor(self.processor.image_processor)
         self.texts = TextEncoder.from_processor(self.processor)
@@ -98,9 +103,11 @@ class ImageTextDataModule(LightningDataModule):
             split: Its name.
             training: Whether images are augmented, and one template, and one of an image's captions, drawn each epoch.
         """
-        rows = self.rows.indices(split)
+        rows, table = self.rows.indices(split), self.rows
+        if not (training or self.merge_equal_captions):
+            table = replace(table, caption_ids=np.arange(len(table)))
         return ImageTextDataset(
-            rows=self.rows,
+            rows=table,
             choices=RowChoices.of_items(rows, self.rows.items[rows]) if training else RowChoices.of_each(rows),
             images=self.images,
             texts=self.texts,
