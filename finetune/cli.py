@@ -44,7 +44,7 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_checkpoint_commands(commands)
 
     prepare = commands.add_parser("prepare", help="run a shipped data set's script", add_help=False)
-    prepare.add_argument("name", metavar="NAME", nargs="?", help="coyo, digits, emoji, stamps")
+    prepare.add_argument("name", metavar="NAME", nargs="?", help="coyo, digits, emoji, from_hub, karpathy, stamps")
     prepare.set_defaults(command=_prepare, takes_recipe_keys=True)
 
     recipes = commands.add_parser("recipes", help="list, show or copy the shipped recipes")
