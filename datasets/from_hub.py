@@ -1,6 +1,6 @@
 """Turns a data set of the hub, images with captions or with labels, into image files and a table.
 
-    python datasets/from_hub.py nlphuji/flickr30k --output data/flickr30k
+    python datasets/from_hub.py AI-Lab-Makerere/beans --output data/beans
     python datasets/from_hub.py ILSVRC/imagenet-1k --split train=train --split validation=test --output data/imagenet
 
 Source: whatever Hugging Face's library `datasets` loads (pip install 'datasets>=5'): a name of the hub, a local folder
@@ -77,10 +77,11 @@ def load_splits(library: Any, options: argparse.Namespace) -> dict[str, Any]:
         else:
             streams = options.limit is not None
             found = library.load_dataset(source, options.config, revision=options.revision, streaming=streams)
-    except (OSError, ValueError, library.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, library.exceptions.DatasetsError) as error:
         raise TableError(
             f"Expected {source!r} to be a data set of the hub or a local one, but got: {error}\nCheck the name; "
-            "a configuration is named with --config; where the owner has to let you in, run `hf auth login`."
+            "--config names a configuration; --revision refs/convert/parquet is what the hub made of one that needs a "
+            "script; where its owner has to let you in, run `hf auth login`."
         ) from error
     return dict(found) if isinstance(found, Mapping) else {str(found.split or "train"): found}
 

@@ -33,7 +33,7 @@ class RunSettings:
         seed: Seed of adapters, dropout, training order and augmentations.
         floor: Whether a logistic regression on the frozen embeddings is measured too (tables with labels).
         neighbours: Of how many nearest training images the vote is measured too, as `test/knn_accuracy` (tables with
-            labels): 20 as is usual, 1 as in ALIGN's papers; null for none. Embeds every training image once.
+            labels): 20 as is usual, 1 as COYO-ALIGN's table; null for none. Embeds every training image.
     """
 
     name: str | None = None

@@ -207,6 +207,10 @@ def test_what_is_wrong_is_told_and_nothing_is_written(
 def test_sources_that_are_not_there_and_foreign_folders(made: str, tmp_path: Path, capsys) -> None:
     assert main([str(tmp_path / "nowhere"), "--output", str(tmp_path / "out")]) == 2
     assert "to be a data set of the hub or a local one, but got: Couldn't find any data file" in capsys.readouterr().err
+    (tmp_path / "old" / "old.py").parent.mkdir()
+    (tmp_path / "old" / "old.py").touch()
+    assert main([str(tmp_path / "old"), "--output", str(tmp_path / "out")]) == 2
+    assert "--revision refs/convert/parquet" in capsys.readouterr().err
     (tmp_path / "mine.txt").touch()
     assert main([made, "--output", str(tmp_path)]) == 2
     assert "it holds something else" in capsys.readouterr().err

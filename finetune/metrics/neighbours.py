@@ -17,10 +17,10 @@ def neighbour_votes(
 ) -> Tensor:
     """Scores the classes of each query by a weighted vote of its nearest neighbours.
 
-    The weighted k-NN classifier of Wu et al. 2018 (arXiv 1805.01978, section 3.4), with the figures that DINO
-    (Caron et al. 2021, arXiv 2104.14294) found best: each of the k nearest training embeddings votes for its
+    The weighted k-NN classifier of Wu et al. 2018 (arXiv 1805.01978, section 3.4), with the 20 neighbours that
+    DINO (Caron et al. 2021, arXiv 2104.14294) found best: each of the nearest training embeddings votes for its
     class with exp(cosine / temperature). With one neighbour it is the nearest one's class, which is what
-    ALIGN's and COYO-ALIGN's tables call ImageNet KNN.
+    COYO-ALIGN's table calls ImageNet KNN.
 
     Embeddings that tie for the last of the k places share what is left of them, so that the order of the rows
     decides nothing, and a collapsed model votes for the most frequent class. Memory is of the order of
