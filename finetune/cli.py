@@ -44,7 +44,8 @@ def _build_parser() -> argparse.ArgumentParser:
     _add_checkpoint_commands(commands)
 
     prepare = commands.add_parser("prepare", help="run a shipped script that prepares data", add_help=False)
-    prepare.add_argument("name", metavar="NAME", nargs="?", help="coyo, digits, emoji, shard, stamps")
+    names = "coyo, digits, emoji, from_hub, karpathy, shard, stamps"
+    prepare.add_argument("name", metavar="NAME", nargs="?", help=names)
     prepare.set_defaults(command=_prepare, takes_recipe_keys=True)
 
     recipes = commands.add_parser("recipes", help="list, show or copy the shipped recipes")

@@ -13,6 +13,8 @@ from torch.nn.functional import normalize
 from finetune.classifier_task import ClassifierTask
 from finetune.data.datamodule import ImageTextDataModule
 from finetune.data.table import Rows
+from finetune.floor import logistic_regression_floor
+from finetune.frozen import embed_images, neighbour_accuracy
 from finetune.task import AlignTask
 
 
@@ -22,13 +24,16 @@ class Evaluation(NamedTuple):
     Attributes:
         metrics: Values by key, such as `test/accuracy`.
         predictions: One line per test row: `row` as the table numbers it, `label` or `caption`, `prediction`,
-            `score` (probability of the class, or cosine similarity of the caption).
+            `score` (probability of the class, or cosine similarity of the caption); and `file` where the table has
+            several, as each of them numbers its own rows.
         hits: By metric that is a mean over queries, what each query adds to it, float64 of shape (Q,).
+        floor: What a logistic regression makes of the image embeddings, by the same keys; None if it was not asked for.
     """
 
     metrics: dict[str, float]
     predictions: pd.DataFrame
     hits: dict[str, npt.NDArray[np.float64]]
+    floor: dict[str, float] | None = None
 
 
 class _Collect(Callback):
@@ -44,13 +49,21 @@ class _Collect(Callback):
         return torch.cat([part[name] for part in self.parts])
 
 
-def evaluate(accelerator: str, task: AlignTask | ClassifierTask, data: ImageTextDataModule) -> Evaluation:
+def evaluate(
+    accelerator: str,
+    task: AlignTask | ClassifierTask,
+    data: ImageTextDataModule,
+    neighbours: int | None = None,
+    floor: bool = False,
+) -> Evaluation:
     """Measures a task's model on the test split, in float32 and on one device.
 
     Args:
         accelerator: As for Lightning's `Trainer`.
         task: The model to measure.
         data: The table.
+        neighbours: Of how many nearest training images the vote is measured too (an `AlignTask`, a table with labels).
+        floor: Whether a logistic regression on the image embeddings is measured too (likewise).
     """
     collect = _Collect()
     found = _build_trainer(accelerator, [collect]).test(task, data, verbose=False)[0]
@@ -60,11 +73,19 @@ def evaluate(accelerator: str, task: AlignTask | ClassifierTask, data: ImageText
     else:
         columns = _retrieved(collect, rows, data.rows)
     predictions = pd.DataFrame({"row": [data.rows.number(row) for row in rows], **columns})
-    return Evaluation(
+    if len(data.rows.files) > 1:
+        predictions["file"] = [str(data.rows.file(row)) for row in rows]
+    result = Evaluation(
         metrics={name: float(value) for name, value in found.items()},
         predictions=predictions,
         hits={f"test/{name}": values.double().cpu().numpy() for name, values in task.metric.hits().items()},
     )
+    if not ((neighbours or floor) and data.rows.classes and isinstance(task, AlignTask)):
+        return result
+    images = embed_images(find_device(accelerator), task, data, rows, collect.joined("image_features"))
+    if neighbours:
+        result.metrics.update(neighbour_accuracy(images, neighbours))
+    return result._replace(floor=logistic_regression_floor(images)) if floor else result
 
 
 def find_device(accelerator: str) -> torch.device:

@@ -22,7 +22,6 @@ from finetune.errors import RecipeError
 from finetune.evaluation import Evaluation, evaluate
 from finetune.export import export_merged, write_adapter
 from finetune.files import fingerprint_file, fingerprint_weights, read_json, write_json, write_text
-from finetune.floor import logistic_regression_floor
 from finetune.head import write_head
 from finetune.measurement import Measurement, compare, compare_evaluations, measure
 from finetune.proof import PROOF_FILE, write_witness
@@ -77,10 +76,10 @@ def run_experiment(recipe: Recipe, overwrite: bool = False) -> RunFolder:
     write_json(run.environment, _environment(data, recipe.checkpoint, fingerprint))
 
     base = _untouched(recipe.checkpoint)
-    before = measure(recipe.accelerator, base, data)
+    before = measure(recipe.accelerator, base, data, recipe.run.neighbours, recipe.run.floor)
     metrics: dict[str, Any] = {"before": before.evaluation.metrics}
-    if recipe.run.floor and data.rows.classes:
-        metrics["floor"] = logistic_regression_floor(base, data)
+    if before.evaluation.floor:
+        metrics["floor"] = before.evaluation.floor
     del base
 
     _fit(recipe, task, data, run)
@@ -141,7 +140,7 @@ def _measure_exports(
 ) -> Evaluation:
     """Measures each folder that is handed out; beside a classifier the merged checkpoint is a column of its own."""
     if run.merged.is_dir():
-        merged = measure(recipe.accelerator, _untouched(str(run.merged)), data)
+        merged = measure(recipe.accelerator, _untouched(str(run.merged)), data, recipe.run.neighbours)
         after = merged.evaluation
         metrics["zero-shot after" if run.classifier.is_dir() else "after"] = after.metrics
         metrics |= compare(before, merged)
@@ -216,8 +215,8 @@ def _measure(title: str, recipe: Recipe, build_task: Callable[[], AlignTask | Cl
     """Measures a task, built once the table is known to be without fault."""
     _quieten()
     data = recipe.build_data()
-    data.rows.require("test")
-    found = format_table({title: evaluate(recipe.accelerator, build_task(), data).metrics})
+    data.rows.require(*(["train"] if recipe.run.neighbours else []), "test")
+    found = format_table({title: evaluate(recipe.accelerator, build_task(), data, recipe.run.neighbours).metrics})
     return "\n".join([found, *describe_skipped(data.skipped)])
 
 

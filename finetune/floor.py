@@ -3,41 +3,24 @@
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
-from torch.utils.data import DataLoader
 
-from finetune.batch import Batch
-from finetune.data.datamodule import ImageTextDataModule
+from finetune.frozen import FrozenImages
 from finetune.metrics import ClassAccuracy
-from finetune.task import AlignTask
 
 
-def logistic_regression_floor(task: AlignTask, data: ImageTextDataModule) -> dict[str, float]:
-    """What the embeddings give without any fine-tuning: a linear classifier fitted on the training rows.
+def logistic_regression_floor(images: FrozenImages) -> dict[str, float]:
+    """What the embeddings give without any fine-tuning: a linear classifier fitted on the training images.
 
     Args:
-        task: The untouched checkpoint; its image tower is used.
-        data: A table with labels.
+        images: The untouched checkpoint's embeddings.
 
     Returns:
         The keys that a test of the checkpoint has, such as `test/accuracy`.
     """
-    train_embeds, train_labels = _image_embeds(task, data.loader("train"))
-    test_embeds, test_labels = _image_embeds(task, data.loader("test"))
-    classifier = LogisticRegression(C=100.0, max_iter=2000).fit(train_embeds, train_labels)
-    scores = np.full((len(test_labels), len(data.rows.classes)), -1e9)
-    scores[:, classifier.classes_] = classifier.predict_log_proba(test_embeds)
+    classifier = LogisticRegression(C=100.0, max_iter=2000)
+    classifier.fit(images.train_embeds.numpy(), images.train_labels.numpy())
+    scores = np.full((len(images.test_labels), images.classes), -1e9)
+    scores[:, classifier.classes_] = classifier.predict_log_proba(images.test_embeds.numpy())
     metric = ClassAccuracy()
-    metric.update(torch.from_numpy(scores), torch.from_numpy(test_labels))
+    metric.update(torch.from_numpy(scores), images.test_labels)
     return {f"test/{name}": float(value) for name, value in metric.compute().items()}
-
-
-@torch.inference_mode()
-def _image_embeds(task: AlignTask, loader: DataLoader[Batch]) -> tuple[np.ndarray, np.ndarray]:
-    """Normalised image embeddings of shape (N, D), and label ids of shape (N,)."""
-    embeds, labels = [], []
-    task.eval()
-    for batch in loader:
-        features = task.towers.image_features(batch.pixel_values.to(task.device))
-        embeds.append(torch.nn.functional.normalize(features.float(), dim=-1).cpu().numpy())
-        labels.append(batch.label_ids.numpy())
-    return np.concatenate(embeds), np.concatenate(labels)

@@ -28,15 +28,19 @@ class Measurement(NamedTuple):
     temperature: float
 
 
-def measure(accelerator: str, task: AlignTask, data: ImageTextDataModule) -> Measurement:
+def measure(
+    accelerator: str, task: AlignTask, data: ImageTextDataModule, neighbours: int | None = None, floor: bool = False
+) -> Measurement:
     """Measures a model everywhere.
 
     Args:
         accelerator: As for Lightning's `Trainer`.
         task: The model.
         data: The table, and those that stand for elsewhere.
+        neighbours: As for `evaluate`.
+        floor: As for `evaluate`.
     """
-    evaluation = evaluate(accelerator, task, data)
+    evaluation = evaluate(accelerator, task, data, neighbours, floor)
     elsewhere = {name: _main_value(accelerator, task, other) for name, other in data.retention.items()}
     vocabulary = vocabulary_scores(task.to(find_device(accelerator)), data)
     return Measurement(evaluation, elsewhere, vocabulary, task.towers.temperature.item())

@@ -32,12 +32,19 @@ class RunSettings:
         folder: Folder in which the run's folder is made.
         seed: Seed of adapters, dropout, training order and augmentations.
         floor: Whether a logistic regression on the frozen embeddings is measured too (tables with labels).
+        neighbours: Of how many nearest training images the vote is measured too, as `test/knn_accuracy` (tables with
+            labels): 20 as is usual, 1 as COYO-ALIGN's table; null for none. Embeds every training image.
     """
 
     name: str | None = None
     folder: str = "runs"
     seed: int = 0
     floor: bool = True
+    neighbours: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.neighbours is not None and self.neighbours < 1:
+            raise RecipeError(f"Expected run.neighbours to be at least 1 or null, but got {self.neighbours}.")
 
 
 class Recipe:
@@ -118,7 +125,8 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = (), trust: Sequence
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*TRUSTED, *trust])
     parser = build_parser()
     try:
-        config = parser.parse_args([*_default_classes(Path(path), overrides), "--config", str(path), *overrides])
+        settings = ["--config", str(path), *_write_out_nulls(overrides)]
+        config = parser.parse_args([*_default_classes(Path(path), overrides), *settings])
     except ArgumentError as error:
         raise RecipeError(f"{path}: {explain(str(error), parser)}") from error
     return Recipe(config, parser, Path(path).stem)
@@ -154,6 +162,17 @@ def _default_classes(path: Path, overrides: Sequence[str]) -> list[str]:
         if not is_named and not any(re.match(rf"--{key}(=|\.class_path|$)", word) for word in overrides):
             options += [f"--{key}", name]
     return options
+
+
+def _write_out_nulls(words: Sequence[str]) -> list[str]:
+    """Writes `--a.b.c null` as a piece of YAML: jsonargparse hands a null that lies deep on as the text "None"."""
+
+    def write(option: re.Match[str]) -> str:
+        keys = option[1].split(".")
+        return "--config\0{" + ": {".join(keys) + ": null" + "}" * len(keys)
+
+    joined = re.sub(r"(?<![^\0])--(\w+(?:\.\w+){2,})[\0=]null(?![^\0])", write, "\0".join(words))
+    return joined.split("\0") if words else []
 
 
 def describe_keys() -> str:

@@ -47,6 +47,7 @@ def workplace(tmp_path_factory, colour_table):
     """A working directory with a finished run of the quickstart recipe on the colours."""
     folder = tmp_path_factory.mktemp("workplace")
     arguments = ["--data.table.path", colour_table, "--trainer.max_epochs", 3, "--run", "colours"]
+    arguments += ["--run.neighbours", 3]
     screen = finetune("fit", "--config", "quickstart", *arguments, cwd=folder)
     (folder / "screen.txt").write_text(screen)
     return folder
@@ -157,6 +158,9 @@ def test_after_is_what_a_test_of_the_run_finds(workplace, finetune_here):
     screen = finetune_here("test", "runs/colours", cwd=workplace)
     assert f"{100 * metrics['after']['test/accuracy']:.1f} %" in screen
     assert f"{100 * metrics['after']['test/mean_per_class_recall']:.1f} %" in screen
+    assert ["test/knn_accuracy" in column for column in metrics.values()] == [True, False, True]
+    row = next(line.split("|") for line in screen.splitlines() if "test/knn_accuracy" in line)
+    assert row[2].strip() == f"{100 * metrics['after']['test/knn_accuracy']:.1f} %"
 
 
 def test_before_is_what_a_test_of_the_recipe_finds(workplace, colour_table, finetune_here):

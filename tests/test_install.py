@@ -121,12 +121,20 @@ def test_a_distribution_with_the_same_name_elsewhere_is_no_fault(tmp_path):
     expect_success(run([sys.executable, "-m", "finetune", "recipes", "list"], ROOT, PYTHONPATH=str(tmp_path)))
 
 
-def test_the_checkout_works_without_the_datasets_library(tmp_path):
-    """With it absent and the root on the import path, transformers takes the folder `datasets` for it."""
-    for folder in map(Path, site.getsitepackages()):
+@pytest.fixture(scope="module")
+def without_datasets(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An import path with the checkout and everything that is installed but the library `datasets`."""
+    links = tmp_path_factory.mktemp("links")
+    for folder in (Path(entry) for entry in sys.path if Path(entry).name == "site-packages"):
         for path in folder.iterdir():
-            if not path.name.startswith(("datasets", "__pycache__")) and path.suffix != ".pth":
-                (tmp_path / path.name).symlink_to(path)
+            other = not path.name.startswith(("datasets", "__pycache__")) and path.suffix != ".pth"
+            if other and not (links / path.name).is_symlink():  # of two the first is the one that is imported
+                (links / path.name).symlink_to(path)
+    return os.pathsep.join([str(ROOT), str(links)])
+
+
+def test_the_checkout_works_without_the_datasets_library(without_datasets):
+    """With it absent and the root on the import path, transformers takes the folder `datasets` for it."""
     program = """
 import importlib.util, sys
 assert importlib.util.find_spec("datasets").origin is None, "the library is there"
@@ -138,6 +146,15 @@ assert pixels.shape == (1, 3, 224, 224)
 print(finetune.task.__file__)
 """
     # -S leaves the environment's own folder off the import path; the folder of links takes its place.
-    path = os.pathsep.join([str(ROOT), str(tmp_path)])
-    where = expect_success(run([sys.executable, "-S", "-c", program], ROOT, PYTHONPATH=path))
+    where = expect_success(run([sys.executable, "-S", "-c", program], ROOT, PYTHONPATH=without_datasets))
     assert Path(where.strip()) == ROOT / "finetune" / "task.py"
+
+
+def test_reading_the_hub_asks_for_the_datasets_library(without_datasets, tmp_path):
+    for words in (["-m", "finetune", "prepare", "from_hub"], [ROOT / "datasets" / "from_hub.py"]):
+        command = [sys.executable, "-S", *words, "owner/name", "--output", tmp_path / "out"]
+        done = run(command, ROOT, PYTHONPATH=without_datasets)
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert "library datasets to be installed, but got: it is not. Run: pip install 'datasets>=5'" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()

@@ -48,6 +48,25 @@ def test_resolved_recipe_repeats_itself_without_the_run_name(recipe_file, tmp_pa
     assert "text_lora: null" in recipe.resolved
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--data.table.label", "null", "--data.table.caption", "caption"],
+        ["--data.table.label=null", "--data.table.caption=caption"],
+        ["--data.init_args.table.label", "null", "--data.table.caption", "caption"],
+    ],
+)
+def test_a_null_replaces_a_value_that_lies_deep(recipe_file, words):
+    table = read_recipe(recipe_file, [*words, "--model.image_lora.last_blocks", "null"]).build_data().table
+    assert (table.label, table.caption) == (None, "caption")
+
+
+def test_a_text_that_is_null_stays_a_text(recipe_file):
+    recipe = read_recipe(recipe_file, ["--data.table.filter", "source == 'null'", "--run.name", "null"])
+    assert recipe.build_data().table.filter == "source == 'null'"
+    assert recipe.name == "colours"
+
+
 def test_flat_keys_and_class_path_are_both_accepted(recipe_file, tmp_path):
     nested = tmp_path / "nested.yaml"
     nested.write_text(

@@ -49,6 +49,8 @@ class ImageTextDataModule(LightningDataModule):
         seed: Seed of the training order, of augmentations and of the template choice.
         on_bad_image: What an image that cannot be read does: `error` stops, `skip` leaves its row out and lists it.
         sampling: Draws the training rows of an epoch, as `ClassBalanced`; null takes each row once.
+        merge_equal_captions: Whether evaluation takes equal captions of several images for one, a match for each of
+            them; false takes each row's caption for itself, a match for its own image alone, as published tables do.
 
     Raises:
         ValueError: If a number is out of its range, a template has no `{}`, `on_bad_image` is another word, or the
@@ -68,6 +70,7 @@ class ImageTextDataModule(LightningDataModule):
         seed: int = 0,
         on_bad_image: Literal["error", "skip"] = "error",
         sampling: Sampling | None = None,
+        merge_equal_captions: bool = True,
     ) -> None:
         super().__init__()
         for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
@@ -88,6 +91,7 @@ class ImageTextDataModule(LightningDataModule):
         self.sampling = sampling
         if sampling is not None:
             sampling.check(table.label, table.weight)
+        self.merge_equal_captions = merge_equal_captions
         self.processor = load_processor(checkpoint, image_size)
         elsewhere = partial(
             ImageTextDataModule,
@@ -152,10 +156,13 @@ class ImageTextDataModule(LightningDataModule):
             split: Its name.
             training: Whether images are augmented, and one template, and one of an image's captions, drawn each epoch.
         """
-        rows = self.rows.indices(split)
-        is_drawn_by_weight = training and self.sampling is not None and self.sampling.replaces_weights
+        rows, table = self.rows.indices(split), self.rows
+        if training and self.sampling is not None and self.sampling.replaces_weights:
+            table = replace(table, weights=np.ones_like(table.weights))
+        if not (training or self.merge_equal_captions):
+            table = replace(table, caption_ids=np.arange(len(table)))
         return ImageTextDataset(
-            rows=replace(self.rows, weights=np.ones_like(self.rows.weights)) if is_drawn_by_weight else self.rows,
+            rows=table,
             choices=RowChoices.of_items(rows, self.rows.items[rows]) if training else RowChoices.of_each(rows),
             images=self.images,
             texts=self.texts,

@@ -58,9 +58,13 @@ class Rows:
         number: int | str = self.numbers[[row]].tolist()[0]
         return number
 
+    def file(self, row: int) -> Path:
+        """The file that a row stands in."""
+        return self.files[int(self.file_ids[row])]
+
     def place(self, row: int) -> str:
         """Where a row stands, as `file:row`."""
-        return f"{self.files[self.file_ids[row]]}:{self.numbers[row]}"
+        return f"{self.file(row)}:{self.numbers[row]}"
 
     def indices(self, split: str) -> Integers:
         """The positions of a split's rows, ascending.

@@ -7,6 +7,7 @@ among the K best.
 
 from finetune.metrics.bootstrap import Difference, paired_difference
 from finetune.metrics.classification import ClassAccuracy, class_embeddings
+from finetune.metrics.neighbours import neighbour_votes
 from finetune.metrics.placement import Placement
 from finetune.metrics.retrieval import Retrieval, retrieval_placements, retrieval_ranks
 
@@ -16,6 +17,7 @@ __all__ = [
     "ClassAccuracy",
     "Difference",
     "class_embeddings",
+    "neighbour_votes",
     "paired_difference",
     "retrieval_placements",
     "retrieval_ranks",

@@ -66,8 +66,9 @@ class Retrieval(Metric):
     distinct captions; an image and a caption are correct for each other when they share a row. So the several
     captions of an image are several queries, and any of them is a hit for the image. A caption that stands on
     several rows is one query and one item: its text has but one embedding and one ranking, so counting it
-    again would only weigh it by its frequency. Where no caption repeats this is the field's figure exactly.
-    Rows that a distributed sampler repeats to fill a batch change nothing.
+    again would only weigh it by its frequency. Where no caption repeats, or where each row has a caption id of
+    its own (`merge_equal_captions: false` in the data module), this is the field's figure exactly. Rows that a
+    distributed sampler repeats to fill a batch change nothing.
 
     Args:
         chunk_size: Queries compared with the whole gallery at a time.

@@ -73,12 +73,22 @@ class AlignTowers(nn.Module):
     def image_features(self, pixel_values: Tensor) -> Tensor:
         """Unnormalised image features.
 
+        Without gradients an image that is equal to the one before it, as a row for each caption makes it, is
+        computed once.
+
         Args:
             pixel_values: Float tensor of shape (B, 3, H, W).
 
         Returns:
             Tensor of shape (B, D).
         """
+        if torch.is_grad_enabled():
+            return self._image_features(pixel_values)
+        is_new = torch.ones(len(pixel_values), dtype=torch.bool, device=pixel_values.device)
+        is_new[1:] = (pixel_values[1:] != pixel_values[:-1]).flatten(1).any(dim=1)
+        return self._image_features(pixel_values[is_new])[is_new.cumsum(0) - 1]
+
+    def _image_features(self, pixel_values: Tensor) -> Tensor:
         return cast(Tensor, self.align.get_image_features(pixel_values=pixel_values).pooler_output)
 
     def text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

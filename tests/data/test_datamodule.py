@@ -100,3 +100,15 @@ def test_held_back_rows_are_not_training_rows(colour_table):
 def test_arguments_out_of_range_are_refused(colour_table, options, message):
     with pytest.raises((ValueError, RecipeError), match=message):
         module(colour_table, **options)
+
+
+def test_equal_captions_are_one_in_evaluation_unless_each_row_counts_for_itself(colour_table):
+    merged, apart = (
+        module(colour_table, label=None, caption="label", merge_equal_captions=merge) for merge in (True, False)
+    )
+    for batch in merged.test_dataloader():
+        assert batch.caption_ids.tolist() == merged.rows.caption_ids[batch.rows].tolist()
+    for batch in apart.test_dataloader():
+        assert batch.caption_ids.tolist() == batch.rows.tolist()
+    for batch in apart.train_dataloader():  # equal captions stay positives of each other
+        assert batch.caption_ids.tolist() == apart.rows.caption_ids[batch.rows].tolist()

@@ -26,6 +26,18 @@ def test_features_and_logits_equal_plain_transformers(tiny, batch):
     torch.testing.assert_close(logits, expected.logits_per_image)
 
 
+def test_an_image_of_several_rows_is_computed_once_without_gradients_alone(tiny, batch):
+    towers = AlignTowers(load_model(tiny), False, 0.01)
+    pixels = batch.pixel_values[[0, 0, 0, 1, 2, 2, 0]]
+    seen = []
+    towers.align.vision_model.register_forward_hook(lambda *of: seen.append(len(of[2][0])))
+    with torch.no_grad():
+        found = towers.image_features(pixels)
+    expected = towers.image_features(pixels)
+    assert seen == [4, 7]
+    torch.testing.assert_close(found, expected.detach())
+
+
 def test_plain_transformers_overwrites_the_statistics_in_train_mode(tiny, batch):
     """The trap itself: should this fail one day, transformers has corrected the momentum."""
     plain = AlignModel.from_pretrained(tiny).train()

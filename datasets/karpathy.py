@@ -1,0 +1,188 @@
+r"""Turns Karpathy's split of COCO, Flickr30k or Flickr8k into a table with a row for each caption.
+
+    python datasets/karpathy.py --splits dataset_flickr30k.json --images flickr30k-images --output data/flickr30k
+    python datasets/karpathy.py --splits dataset_coco.json --images coco --output data/coco
+
+Source: `dataset_coco.json`, `dataset_flickr30k.json` and `dataset_flickr8k.json` of *Deep Visual-Semantic Alignments
+for Generating Image Descriptions* (A. Karpathy and L. Fei-Fei, 2015, arXiv 1412.2306), the splits that published tables
+of image-text retrieval use; and the data set's images, for COCO the folder that holds `train2014` and `val2014`.
+
+Writes `captions.csv` with the columns
+
+- image: path relative to the folder of images;
+- caption: the sentence as it is, all of an image's, five or more;
+- split: train, val or test; `restval` of COCO (30,504 images) is train, or left out with `--without-restval`;
+- image_id: the file's `imgid`, equal for the captions of an image;
+- caption_id: the file's `sentid`.
+
+Nothing is written where an image, a sentence or a split is missing: all that is wrong is told at once. `--only test`
+takes the test images alone, and needs no others. Every run writes the same bytes.
+"""
+
+import argparse
+import csv
+import io
+import json
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune.data.cells import as_strings
+from finetune.data.faults import SHOWN, Fault, TableFaultsError
+from finetune.data.image_files import find_images
+from finetune.data.splits import SPLITS
+from finetune.errors import TableError, did_you_mean
+from finetune.files import require_own, write_folder, write_text
+
+WRITTEN = {"captions.csv"}
+COLUMNS = ["image", "caption", "split", "image_id", "caption_id"]
+RESTVAL = "restval"  # images of COCO's val2014 that Karpathy put neither in val nor in test
+
+
+def read_images(path: Path) -> list[dict[str, Any]]:
+    """The list `images` of a split file.
+
+    Args:
+        path: The file.
+
+    Raises:
+        TableError: If it is no such file.
+    """
+    try:
+        images = json.loads(path.read_text(encoding="utf-8"))["images"]
+        if not (isinstance(images, list) and images and all(isinstance(image, dict) for image in images)):
+            raise ValueError("no list of images")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise TableError(
+            f"Expected {path} to be one of Karpathy's split files, a JSON object with a list 'images', but got: "
+            f"{error!r}. Name dataset_coco.json, dataset_flickr30k.json or dataset_flickr8k.json."
+        ) from error
+    return images
+
+
+def build_rows(
+    file: str, images: Sequence[dict[str, Any]], only: Sequence[str], without_restval: bool, faults: list[Fault]
+) -> Iterator[dict[str, Any]]:
+    """Yields a row for each sentence of the images that are asked for, in the file's order.
+
+    Args:
+        file: Where the images stand, for the faults.
+        images: The split file's images.
+        only: Splits to keep.
+        without_restval: Whether images of `restval` are left out.
+        faults: Receives a fault for each image that lacks something; its row is the position in the list, from 0.
+    """
+    for position, image in enumerate(images):
+        found = image.get("split")
+        split = "train" if found == RESTVAL else found
+        if split not in SPLITS:
+            repair = did_you_mean(str(found), (*SPLITS, RESTVAL))
+            faults.append(Fault(file, position, "split", str(found), "train, restval, val or test", repair))
+        elif split not in only or (without_restval and found == RESTVAL):
+            continue
+        name, folder, sentences = image.get("filename"), image.get("filepath", ""), image.get("sentences")
+        if not (isinstance(name, str) and name and isinstance(folder, str)):
+            repair = "Get the file again."
+            faults.append(Fault(file, position, "filename", str(name), "the name of an image file", repair))
+            continue
+        if not (isinstance(sentences, list) and sentences and all(_has_text(sentence) for sentence in sentences)):
+            rule, repair = "sentences with a text 'raw' each", "Write them, or remove the image from the file."
+            faults.append(Fault(file, position, "sentences", str(sentences), rule, repair))
+            continue
+        for sentence in sentences:
+            yield {
+                "image": f"{folder}/{name}" if folder else name,
+                "caption": sentence["raw"].strip(),
+                "split": split,
+                "image_id": image.get("imgid", position),
+                "caption_id": sentence.get("sentid", ""),
+            }
+
+
+def _has_text(sentence: Any) -> bool:
+    return isinstance(sentence, dict) and isinstance(sentence.get("raw"), str) and bool(sentence["raw"].strip())
+
+
+def find_missing(file: str, rows: Sequence[dict[str, Any]], folder: Path) -> Iterator[Fault]:
+    """Yields a fault for each image that is not there.
+
+    Args:
+        file: The split file, for the faults.
+        rows: The rows.
+        folder: The folder of images.
+    """
+    images = list(dict.fromkeys(row["image"] for row in rows))
+    _, refused = find_images(as_strings(images), str(folder.absolute()))
+    for image, reason in refused.items():
+        yield Fault(file, None, "filename", image, reason.rule, reason.repair)
+
+
+def prepare(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Writes the table, all or nothing, and returns its rows.
+
+    Args:
+        options: The script's options.
+
+    Raises:
+        TableError: If the file is none of Karpathy's, or with all that is wrong with it.
+    """
+    faults: list[Fault] = []
+    file, images = str(options.splits), read_images(options.splits)
+    rows = list(build_rows(file, images, options.only, options.without_restval, faults))
+    faults += find_missing(file, rows, options.images)
+    if not (rows or faults):
+        rule, repair = f"images of {', '.join(options.only)}", "Name other splits with --only."
+        faults.append(Fault(file, None, None, None, rule, repair))
+    if faults:
+        raise TableFaultsError(faults)
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    with write_folder(options.output, overwrite=True) as folder:
+        write_text(folder / "captions.csv", table.getvalue())
+    return rows
+
+
+def describe(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> str:
+    """What was written, and how a recipe reads it."""
+    images = Counter({row["image_id"]: row["split"] for row in rows}.values())
+    counts = Counter(row["split"] for row in rows)
+    told = ", ".join(f"{images[split]:,} {split} images with {counts[split]:,}" for split in SPLITS if counts[split])
+    table = options.output / "captions.csv"
+    words = ["--data.table.path", str(table), "--data.table.images", str(options.images)]
+    return (
+        f"{table}: {len(rows):,} captions ({told})\n{shlex.join(['finetune', 'test', '--config', 'karpathy', *words])}"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the script; returns 0, or 2 after a message on what was expected."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--splits", type=Path, required=True, metavar="JSON", help="Karpathy's split file")
+    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="the data set's images")
+    parser.add_argument("--output", type=Path, default=Path("data/karpathy"), help="folder to write (%(default)s)")
+    parser.add_argument("--only", nargs="+", choices=SPLITS, default=SPLITS, help="splits to keep (all)")
+    parser.add_argument("--without-restval", action="store_true", help="leave COCO's restval out of train")
+    options = parser.parse_args(argv)
+    try:
+        require_own(options.output, WRITTEN)
+        rows = prepare(options)
+    except TableFaultsError as error:
+        for fault in error.faults[:SHOWN]:
+            print(f"error: {fault}", file=sys.stderr)
+        if len(error.faults) > SHOWN:
+            print(f"… and {len(error.faults) - SHOWN:,} more", file=sys.stderr)
+        return 2
+    except (OSError, TableError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(describe(rows, options))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
