@@ -89,6 +89,7 @@ class ImageTextDataModule(LightningDataModule):
             input_ids=torch.as_tensor(input_ids),
             attention_mask=torch.as_tensor(attention_mask),
             label_ids=classes.repeat_interleave(len(self.templates)),
+            is_multilabel=self.rows.label_sets is not None,
         )
 
     def dataset(self, split: str, training: bool = False) -> ImageTextDataset:
