@@ -11,6 +11,9 @@ from torch.nn.functional import normalize
 from finetune.data.datamodule import ImageTextDataModule
 from finetune.data.table import Rows
 
+MOST_LABELS = 5
+"""Labels that are listed of a prediction where an image may have several."""
+
 
 class Evaluation(NamedTuple):
     """What `evaluate` found.
@@ -18,7 +21,8 @@ class Evaluation(NamedTuple):
     Attributes:
         metrics: Values by key, such as `test/accuracy`.
         predictions: One line per test row: `row` as the table numbers it, `label` or `caption`, `prediction`,
-            `score` (probability of the class, or cosine similarity of the caption).
+            `score` (probability of the class, or cosine similarity of the caption). Where an image may have several
+            labels, the `MOST_LABELS` best, best first, and their logits, separated as the table's labels are.
     """
 
     metrics: dict[str, float]
@@ -57,7 +61,9 @@ def evaluate(accelerator: str, task: LightningModule, data: ImageTextDataModule)
     )
     found = trainer.test(task, data, verbose=False)[0]
     rows = collect.joined("rows").long().numpy()
-    if data.rows.classes:
+    if data.rows.label_sets is not None:
+        columns = _ranked(collect.joined("class_scores"), rows, data.rows, data.rows.label_sets.separator)
+    elif data.rows.classes:
         columns = _classified(collect.joined("class_scores"), rows, data.rows)
     else:
         columns = _retrieved(collect, rows, data.rows)
@@ -71,6 +77,15 @@ def _classified(scores: Tensor, rows: Any, table: Rows) -> dict[str, Any]:
         "label": [table.classes[table.label_ids[row]] for row in rows],
         "prediction": [table.classes[index] for index in best.indices.tolist()],
         "score": best.values.tolist(),
+    }
+
+
+def _ranked(scores: Tensor, rows: Any, table: Rows, separator: str) -> dict[str, Any]:
+    best = scores.topk(min(MOST_LABELS, scores.shape[1]))
+    return {
+        "label": [table.captions[row] for row in rows],
+        "prediction": [separator.join(table.classes[index] for index in line) for line in best.indices.tolist()],
+        "score": [separator.join(f"{value:.6g}" for value in line) for line in best.values.tolist()],
     }
 
 

@@ -14,7 +14,8 @@ def format_table(columns: Mapping[str, Metrics]) -> str:
     """Aligned text: one line per metric, one column per model, in Markdown.
 
     Args:
-        columns: Values by key, such as `test/accuracy`, by column title. Rates are shown in per cent.
+        columns: Values by key, such as `test/accuracy`, by column title. Rates are shown in per cent; those of single
+            classes (`test/average_precision/NAME`), of which there may be thousands, are not.
 
     Example:
         >>> print(format_table({"before": {"test/accuracy": 0.1}, "after": {"test/accuracy": 0.975}}))
@@ -22,7 +23,9 @@ def format_table(columns: Mapping[str, Metrics]) -> str:
         | ------------- | ------ | ------ |
         | test/accuracy | 10.0 % | 97.5 % |
     """
-    keys = list(dict.fromkeys(key for metrics in columns.values() for key in metrics))
+    keys = list(
+        dict.fromkeys(key for metrics in columns.values() for key in metrics if "/average_precision/" not in key)
+    )
     lines = [["metric", *columns]]
     lines += [[key, *(_format_value(key, metrics) for metrics in columns.values())] for key in keys]
     widths = [max(len(line[index]) for line in lines) for index in range(len(lines[0]))]

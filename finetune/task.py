@@ -16,7 +16,7 @@ from torchmetrics import Metric
 from finetune.batch import Batch, ClassPrompts, Embeddings
 from finetune.checkpoint import load_model
 from finetune.errors import RecipeError
-from finetune.metrics import ClassAccuracy, Retrieval, class_embeddings
+from finetune.metrics import choose_metric, class_embeddings
 from finetune.objectives import Classification, Contrastive, Objective
 from finetune.schedules import WarmupCosine, parameter_groups
 from finetune.towers.align import AlignTowers
@@ -74,7 +74,7 @@ class AlignTask(LightningModule):
         self.lr_scheduler = lr_scheduler
         self.strict_loading = False
         self._class_embeds: Tensor | None = None
-        self._metric: Metric = Retrieval()
+        self._metric: Metric = choose_metric(None)
 
     @property
     def head(self) -> Classification | None:
@@ -173,7 +173,7 @@ class AlignTask(LightningModule):
 
     def _update_accuracy(self, image_features: Tensor, class_embeds: Tensor, batch: Batch) -> Tensor:
         scores = self.class_scores(image_features, class_embeds)
-        self._metric.update(scores, batch.label_ids)
+        self._metric.update(scores, batch.truth)
         return scores
 
     def _update_retrieval(self, embeddings: Embeddings, batch: Batch) -> None:
@@ -182,8 +182,7 @@ class AlignTask(LightningModule):
     def _start_evaluation(self) -> None:
         prompts: ClassPrompts | None = getattr(self.trainer, "datamodule").class_prompts  # noqa: B009
         self._class_embeds = None if prompts is None else self.class_embeds(prompts)
-        self._metric = Retrieval() if prompts is None else ClassAccuracy()
-        self._metric.to(self.device)
+        self._metric = choose_metric(prompts).to(self.device)
 
     def _end_evaluation(self, stage: str) -> None:
         self.log_dict({f"{stage}/{name}": value for name, value in self._metric.compute().items()})

@@ -21,6 +21,12 @@ def test_a_metric_that_one_column_lacks_is_a_dash():
     assert "| test/accuracy | -   | 50.0 % |" in format_table({"one": {}, "two": {"test/accuracy": 0.5}})
 
 
+def test_figures_of_single_classes_are_left_to_the_file():
+    table = format_table({"after": {"test/mean_average_precision": 0.5, "test/average_precision/cat": 0.25}})
+    assert "mean_average_precision" in table
+    assert "cat" not in table
+
+
 def test_model_card_has_metadata_table_and_proof(tmp_path):
     proof = {
         "base_model": "owner/name",
