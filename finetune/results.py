@@ -23,9 +23,8 @@ def format_table(columns: Mapping[str, Metrics]) -> str:
         | ------------- | ------ | ------ |
         | test/accuracy | 10.0 % | 97.5 % |
     """
-    keys = list(
-        dict.fromkeys(key for metrics in columns.values() for key in metrics if "/average_precision/" not in key)
-    )
+    found = dict.fromkeys(key for metrics in columns.values() for key in metrics)
+    keys = [key for key in found if "/average_precision/" not in key]
     lines = [["metric", *columns]]
     lines += [[key, *(_format_value(key, metrics) for metrics in columns.values())] for key in keys]
     widths = [max(len(line[index]) for line in lines) for index in range(len(lines[0]))]

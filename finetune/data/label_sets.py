@@ -56,10 +56,9 @@ class LabelSets:
             (array([0, 1, 1, 3, 3]), array([1, 0, 2, 0, 2]))
         """
         lengths = np.diff(self.starts)[set_ids]
-        firsts = self.starts[set_ids] - (lengths.cumsum() - lengths)
-        return np.repeat(np.arange(len(set_ids)), lengths), self.label_ids[
-            np.repeat(firsts, lengths) + np.arange(lengths.sum())
-        ]
+        before = lengths.cumsum() - lengths
+        at = np.repeat(self.starts[set_ids] - before, lengths) + np.arange(lengths.sum())
+        return np.repeat(np.arange(len(set_ids)), lengths), self.label_ids[at]
 
     def rarest(self, set_ids: Integers) -> Integers:
         """The label of each row that the fewest rows have, the first of equals; -1 without any.

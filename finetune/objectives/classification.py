@@ -115,8 +115,9 @@ class Classification(Objective):
         """Returns the mean binary cross-entropy of each row's classes, shape (B,)."""
         smooth = targets.to(logits.dtype) * (1 - self.label_smoothing) + self.label_smoothing / 2
         losses = binary_cross_entropy_with_logits(logits, smooth, reduction="none")
-        weights = logits.new_ones(logits.shape[1]) if self.class_weights is None else self.class_weights
-        return losses @ (weights / weights.sum()).to(losses.dtype)
+        if self.class_weights is None:
+            return losses.mean(1)
+        return (losses * self.class_weights).sum(1) / self.class_weights.sum()
 
     def class_scores(self, image_features: Tensor, class_embeds: Tensor, temperature: Tensor) -> Tensor:
         """Returns the head's logits, or those of zero-shot where it was not started; see ``Objective``."""

@@ -157,10 +157,11 @@ def test_permuted_rows_give_the_same_loss(make_batch, make_embeddings):
     torch.testing.assert_close(loss, objective(embeddings, batch))
 
 
-def test_half_precision_is_computed_in_float32(make_batch, make_embeddings):
-    embeddings, batch = make_embeddings(7, dtype=torch.bfloat16), make_batch(7, labels=LABELS)
+@pytest.mark.parametrize("targets", [None, TARGETS])
+def test_half_precision_is_computed_in_float32(make_batch, make_embeddings, targets):
+    embeddings, batch = make_embeddings(7, dtype=torch.bfloat16), make_batch(7, labels=LABELS, targets=targets)
     exact = embeddings._replace(image_features=embeddings.image_features.float())
-    objective = started()
+    objective = started(class_weights=[0.5, 3.0, 1.0])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = objective(embeddings, batch)
     assert loss.equal(objective(exact, batch))
