@@ -78,11 +78,11 @@ def _unlabelled(rows: Rows) -> list[Concern]:
     if rows.label_sets is None:
         return []
     found = []
-    if len(none := np.flatnonzero(rows.label_ids < 0)):
-        message = (
-            f"{count(len(none), 'row has', 'rows have')} no label: taken for images that show none of the classes."
-        )
-        found.append(Concern("no_label", message, places_where(rows, rows.label_ids < 0)))
+    without = rows.label_ids < 0
+    if without.any():
+        told = count(int(without.sum()), "row has", "rows have")
+        message = f"{told} no label: taken for images that show none of the classes."
+        found.append(Concern("no_label", message, places_where(rows, without)))
     if np.diff(rows.label_sets.starts).max() < 2:
         message = "No row has more than one label: data.table.label_separator may not be the one that the cells have."
         found.append(Concern("no_label_separator", message))
