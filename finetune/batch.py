@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -15,7 +16,7 @@ class Sample(NamedTuple):
         row: Position of the row in the table, from 0.
         image_id: Equal for rows that show the same image.
         caption_id: Equal for rows that carry the same caption.
-        label_id: Class of the row, -1 in tables without labels.
+        label_id: Class of the row, -1 in tables without labels; of several the one that its text names.
         weight: Weight of the row in the loss.
     """
 
@@ -40,8 +41,10 @@ class Batch(NamedTuple):
         rows: Int64 tensor of shape (B,), positions in the table.
         image_ids: Int64 tensor of shape (B,), equal for equal images.
         caption_ids: Int64 tensor of shape (B,), equal for equal captions.
-        label_ids: Int64 tensor of shape (B,), -1 without labels.
+        label_ids: Int64 tensor of shape (B,), -1 without labels; of several the one that the row's text names.
         weights: Float32 tensor of shape (B,).
+        targets: Bool tensor of shape (B, C), true where an image has a label; of no columns where the table gives an
+            image one label or none.
     """
 
     pixel_values: Tensor
@@ -52,6 +55,17 @@ class Batch(NamedTuple):
     caption_ids: Tensor
     label_ids: Tensor
     weights: Tensor
+    targets: Tensor = torch.empty(0, 0, dtype=torch.bool)
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether the table may give an image several labels."""
+        return self.targets.shape[1] > 0
+
+    @property
+    def truth(self) -> Tensor:
+        """What class scores are measured against: `targets` where there are some, else `label_ids`."""
+        return self.targets if self.has_targets else self.label_ids
 
 
 class ClassPrompts(NamedTuple):
@@ -62,12 +76,14 @@ class ClassPrompts(NamedTuple):
         input_ids: Int64 tensor of shape (P, T), P = classes x templates.
         attention_mask: Int64 tensor of shape (P, T).
         label_ids: Int64 tensor of shape (P,), the class of each prompt.
+        is_multilabel: Whether an image may have several of the classes, or none.
     """
 
     names: tuple[str, ...]
     input_ids: Tensor
     attention_mask: Tensor
     label_ids: Tensor
+    is_multilabel: bool = False
 
 
 class Embeddings(NamedTuple):

@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def build_classifier(align: AlignModel, head: Head) -> EfficientNetForImageClass
     """
     tower = align.vision_model
     width = head.weight.shape[1]
-    config = _classifier_config(tower.config, head.classes)
+    config = _classifier_config(tower.config, head)
     if width != align.config.projection_dim or 2 * width > config.hidden_dim:
         raise CheckpointError(
             f"Expected the head to read {align.config.projection_dim} features, at most {config.hidden_dim // 2}, "
@@ -100,15 +100,16 @@ def build_classifier(align: AlignModel, head: Head) -> EfficientNetForImageClass
     return classifier
 
 
-def _classifier_config(vision: Any, classes: Sequence[str]) -> EfficientNetConfig:
-    """The tower's own settings, with the width of EfficientNet's last convolution and the class names."""
+def _classifier_config(vision: Any, head: Head) -> EfficientNetConfig:
+    """The tower's own settings, with the width of EfficientNet's last convolution, the class names and their kind."""
     general = {"model_type", *PretrainedConfig().to_dict()}
     settings = {name: value for name, value in vision.to_dict().items() if name not in general}
     settings["hidden_dim"] = round_filters(vision, 1280)  # pooling window, too: larger than any feature map
     return EfficientNetConfig(
         **settings,
-        id2label=dict(enumerate(classes)),
-        label2id={name: index for index, name in enumerate(classes)},
+        id2label=dict(enumerate(head.classes)),
+        label2id={name: index for index, name in enumerate(head.classes)},
+        problem_type="multi_label_classification" if head.is_multilabel else None,
     )
 
 

@@ -1,14 +1,16 @@
 """A classifier's folder under test: the model that is handed out, run as any user would run it."""
 
 from pathlib import Path
+from typing import cast
 
 from lightning import LightningModule
 from torch import Tensor
+from torchmetrics import Metric
 from transformers import EfficientNetForImageClassification
 
 from finetune.batch import Batch, ClassPrompts
 from finetune.errors import TableError
-from finetune.metrics import ClassAccuracy
+from finetune.metrics import choose_metric
 
 
 class ClassifierTask(LightningModule):
@@ -23,7 +25,6 @@ class ClassifierTask(LightningModule):
         self.model = EfficientNetForImageClassification.from_pretrained(
             folder, dtype="float32", local_files_only=True, use_safetensors=True
         ).eval()
-        self.metric = ClassAccuracy()
 
     def on_test_start(self) -> None:
         """Checks that the table's classes are the folder's, in the same order.
@@ -43,7 +44,8 @@ class ClassifierTask(LightningModule):
 
     def on_test_epoch_start(self) -> None:
         """Forgets what was counted before."""
-        self.metric = ClassAccuracy().to(self.device)
+        prompts: ClassPrompts | None = getattr(self.trainer, "datamodule").class_prompts  # noqa: B009
+        self.metric = choose_metric(prompts).to(self.device)
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:  # noqa: ARG002
         """Counts hits.
@@ -52,7 +54,7 @@ class ClassifierTask(LightningModule):
             `rows`, and the logits as `class_scores`.
         """
         scores: Tensor = self.model(batch.pixel_values).logits
-        self.metric.update(scores, batch.label_ids)
+        cast(Metric, self.metric).update(scores, batch.truth)
         return {"rows": batch.rows, "class_scores": scores}
 
     def on_test_epoch_end(self) -> None:

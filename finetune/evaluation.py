@@ -15,7 +15,11 @@ from finetune.data.datamodule import ImageTextDataModule
 from finetune.data.table import Rows
 from finetune.floor import logistic_regression_floor
 from finetune.frozen import embed_images, neighbour_accuracy
+from finetune.metrics import choose_metric
 from finetune.task import AlignTask
+
+MOST_LABELS = 5
+"""Labels that are listed of a prediction where an image may have several."""
 
 
 class Evaluation(NamedTuple):
@@ -24,15 +28,18 @@ class Evaluation(NamedTuple):
     Attributes:
         metrics: Values by key, such as `test/accuracy`.
         predictions: One line per test row: `row` as the table numbers it, `label` or `caption`, `prediction`,
-            `score` (probability of the class, or cosine similarity of the caption); and `file` where the table has
-            several, as each of them numbers its own rows.
+            `score` (probability of the class, or cosine similarity of the caption). Where an image may have several
+            labels, the `MOST_LABELS` best, best first, and their logits, separated as the table's labels are. And
+            `file` where the table has several, as each of them numbers its own rows.
         hits: By metric that is a mean over queries, what each query adds to it, float64 of shape (Q,).
+        headline: Key of the metric by which models are compared, such as `test/accuracy`.
         floor: What a logistic regression makes of the image embeddings, by the same keys; None if it was not asked for.
     """
 
     metrics: dict[str, float]
     predictions: pd.DataFrame
     hits: dict[str, npt.NDArray[np.float64]]
+    headline: str
     floor: dict[str, float] | None = None
 
 
@@ -62,13 +69,16 @@ def evaluate(
         accelerator: As for Lightning's `Trainer`.
         task: The model to measure.
         data: The table.
-        neighbours: Of how many nearest training images the vote is measured too (an `AlignTask`, a table with labels).
-        floor: Whether a logistic regression on the image embeddings is measured too (likewise).
+        neighbours: Of how many nearest training images the vote is measured too (an `AlignTask`, a table with a label
+            a row).
+        floor: Whether a logistic regression on the image embeddings is measured too (a table with labels).
     """
     collect = _Collect()
     found = _build_trainer(accelerator, [collect]).test(task, data, verbose=False)[0]
     rows = collect.joined("rows").long().numpy()
-    if data.rows.classes:
+    if data.rows.label_sets is not None:
+        columns = _ranked(collect.joined("class_scores"), rows, data.rows, data.rows.label_sets.separator)
+    elif data.rows.classes:
         columns = _classified(collect.joined("class_scores"), rows, data.rows)
     else:
         columns = _retrieved(collect, rows, data.rows)
@@ -79,13 +89,16 @@ def evaluate(
         metrics={name: float(value) for name, value in found.items()},
         predictions=predictions,
         hits={f"test/{name}": values.double().cpu().numpy() for name, values in task.metric.hits().items()},
+        headline=f"test/{task.metric.headline}",
     )
     if not ((neighbours or floor) and data.rows.classes and isinstance(task, AlignTask)):
         return result
     images = embed_images(find_device(accelerator), task, data, rows, collect.joined("image_features"))
-    if neighbours:
+    if neighbours and data.rows.label_sets is None:
         result.metrics.update(neighbour_accuracy(images, neighbours))
-    return result._replace(floor=logistic_regression_floor(images)) if floor else result
+    return (
+        result._replace(floor=logistic_regression_floor(images, choose_metric(data.class_prompts))) if floor else result
+    )
 
 
 def find_device(accelerator: str) -> torch.device:
@@ -114,6 +127,15 @@ def _classified(scores: Tensor, rows: Any, table: Rows) -> dict[str, Any]:
         "label": [table.classes[table.label_ids[row]] for row in rows],
         "prediction": [table.classes[index] for index in best.indices.tolist()],
         "score": best.values.tolist(),
+    }
+
+
+def _ranked(scores: Tensor, rows: Any, table: Rows, separator: str) -> dict[str, Any]:
+    best = scores.topk(min(MOST_LABELS, scores.shape[1]))
+    return {
+        "label": [table.captions[row] for row in rows],
+        "prediction": [separator.join(table.classes[index] for index in line) for line in best.indices.tolist()],
+        "score": [separator.join(f"{value:.6g}" for value in line) for line in best.values.tolist()],
     }
 
 

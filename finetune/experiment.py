@@ -24,6 +24,7 @@ from finetune.export import export_merged, write_adapter
 from finetune.files import fingerprint_file, fingerprint_weights, read_json, write_json, write_text
 from finetune.head import write_head
 from finetune.measurement import Measurement, compare, compare_evaluations, measure
+from finetune.metrics import choose_metric
 from finetune.proof import PROOF_FILE, write_witness
 from finetune.recipe import Recipe, read_recipe
 from finetune.results import format_proof, format_results, format_table, installed_versions, write_model_card
@@ -35,6 +36,7 @@ WITNESS_ROWS = 8
 
 _EXPECTED_WARNINGS = (
     r".*module\(s\) in eval mode at the start of training",  # BatchNorm and the base's dropout, on purpose
+    r"Label .* is present in all training examples",  # scikit-learn, of a class that all training rows have, or none
     r".*does not have many workers",  # the recipe says how many
     r".*Experiment logs directory .* exists",  # the run's folder was made for this log
     r".*Checkpoint directory .* exists",
@@ -101,10 +103,11 @@ def _quieten() -> None:
 def _fit(recipe: Recipe, task: AlignTask, data: ImageTextDataModule, run: RunFolder) -> None:
     """Trains, and leaves the best weights by the validation metric in the task, or the last without one."""
     has_validation = len(data.rows.indices("val")) > 0
+    metric = f"val/{choose_metric(data.class_prompts).headline}"
     keep = ModelCheckpoint(
         dirpath=run.checkpoints,
         filename="best",
-        monitor=f"val/{data.main_metric}" if has_validation else None,
+        monitor=metric if has_validation else None,
         mode="max",
         save_last=True,
     )
@@ -129,7 +132,7 @@ def _export(
         proofs[run.merged] = export_merged(checkpoint, run.adapter, run.witness, run.merged)
         checkpoint = str(run.merged)
     if task.head is not None:
-        write_head(task.head, data.rows.classes, run.head)
+        write_head(task.head, data.rows.classes, run.head, is_multilabel=data.rows.label_sets is not None)
         processor = data.processor.image_processor
         proofs[run.classifier] = export_classifier(checkpoint, processor, run.head, run.witness, run.classifier)
     return proofs

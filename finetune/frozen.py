@@ -9,6 +9,7 @@ from torch.nn.functional import normalize
 
 from finetune.data.cells import Integers
 from finetune.data.datamodule import ImageTextDataModule
+from finetune.data.rows import Rows
 from finetune.metrics import ClassAccuracy, neighbour_votes
 from finetune.task import AlignTask
 
@@ -18,16 +19,16 @@ class FrozenImages(NamedTuple):
 
     Attributes:
         train_embeds: Float32 tensor of shape (N, D), unit vectors; an image that stands on several rows comes once.
-        train_labels: Int64 tensor of shape (N,).
+        train_truth: Int64 tensor of shape (N,), the label of each, or bool of shape (N, C) where it may have several.
         test_embeds: Float32 tensor of shape (M, D), unit vectors, one for each test row.
-        test_labels: Int64 tensor of shape (M,).
+        test_truth: Likewise.
         classes: Number of classes.
     """
 
     train_embeds: Tensor
-    train_labels: Tensor
+    train_truth: Tensor
     test_embeds: Tensor
-    test_labels: Tensor
+    test_truth: Tensor
     classes: int
 
 
@@ -51,15 +52,20 @@ def embed_images(
         seen.append(batch.rows.numpy())
     task.cpu()
     rows, train = data.rows, np.concatenate(seen)
-    pairs = np.stack([rows.image_ids[train], rows.label_ids[train]], axis=1)
+    truth_ids = rows.label_ids if rows.label_sets is None else rows.caption_ids
+    pairs = np.stack([rows.image_ids[train], truth_ids[train]], axis=1)
     once = np.sort(np.unique(pairs, axis=0, return_index=True)[1])
     return FrozenImages(
         train_embeds=normalize(torch.cat(features)[once], dim=-1),
-        train_labels=torch.from_numpy(rows.label_ids[train[once]]),
+        train_truth=_truth(rows, train[once]),
         test_embeds=normalize(test_features, dim=-1),
-        test_labels=torch.from_numpy(rows.label_ids[test_rows]),
+        test_truth=_truth(rows, test_rows),
         classes=len(rows.classes),
     )
+
+
+def _truth(rows: Rows, chosen: Integers) -> Tensor:
+    return torch.from_numpy(rows.label_ids[chosen] if rows.label_sets is None else rows.targets(chosen))
 
 
 def neighbour_accuracy(images: FrozenImages, neighbours: int) -> dict[str, float]:
@@ -73,6 +79,6 @@ def neighbour_accuracy(images: FrozenImages, neighbours: int) -> dict[str, float
         `test/knn_accuracy`.
     """
     metric = ClassAccuracy()
-    votes = neighbour_votes(images.test_embeds, images.train_embeds, images.train_labels, images.classes, neighbours)
-    metric.update(votes, images.test_labels)
+    votes = neighbour_votes(images.test_embeds, images.train_embeds, images.train_truth, images.classes, neighbours)
+    metric.update(votes, images.test_truth)
     return {"test/knn_accuracy": float(metric.compute()["accuracy"])}

@@ -41,14 +41,13 @@ def measure(
         floor: As for `evaluate`.
     """
     evaluation = evaluate(accelerator, task, data, neighbours, floor)
-    elsewhere = {name: _main_value(accelerator, task, other) for name, other in data.retention.items()}
+    elsewhere = {name: _headline(evaluate(accelerator, task, other)) for name, other in data.retention.items()}
     vocabulary = vocabulary_scores(task.to(find_device(accelerator)), data)
     return Measurement(evaluation, elsewhere, vocabulary, task.towers.temperature.item())
 
 
-def _main_value(accelerator: str, task: AlignTask, data: ImageTextDataModule) -> tuple[str, float]:
-    key = f"test/{data.main_metric}"
-    return key, evaluate(accelerator, task, data).metrics[key]
+def _headline(evaluation: Evaluation) -> tuple[str, float]:
+    return evaluation.headline, evaluation.metrics[evaluation.headline]
 
 
 def compare_evaluations(before: Evaluation, after: Evaluation) -> dict[str, dict[str, Any]]:

@@ -49,7 +49,8 @@ def format_table(columns: Mapping[str, Metrics], differences: Mapping[str, Mappi
     """Aligned text: one line per metric, one column per model, in Markdown.
 
     Args:
-        columns: Values by key, such as `test/accuracy`, by column title. Rates are shown in per cent.
+        columns: Values by key, such as `test/accuracy`, by column title. Rates are shown in per cent; those of single
+            classes (`test/average_precision/NAME`), of which there may be thousands, are not.
         differences: By key, last column less first with its interval, see `finetune.metrics.Difference`.
 
     Example:
@@ -58,7 +59,8 @@ def format_table(columns: Mapping[str, Metrics], differences: Mapping[str, Mappi
         | ------------- | ------ | ------ |
         | test/accuracy | 10.0 % | 97.5 % |
     """
-    keys = list(dict.fromkeys(key for metrics in columns.values() for key in metrics))
+    found = dict.fromkeys(key for metrics in columns.values() for key in metrics)
+    keys = [key for key in found if "/average_precision/" not in key]
     lines = [["metric", *columns]]
     lines += [[key, *(_format_value(key, metrics) for metrics in columns.values())] for key in keys]
     if differences:

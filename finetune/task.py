@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import Metric
 
 from finetune.batch import Batch, ClassPrompts, Embeddings
 from finetune.checkpoint import load_model
 from finetune.errors import RecipeError
-from finetune.metrics import ClassAccuracy, Retrieval, class_embeddings
+from finetune.metrics import choose_metric, class_embeddings
 from finetune.objectives import Classification, Contrastive, Objective
 from finetune.schedules import WarmupCosine, parameter_groups
 from finetune.towers.align import AlignTowers
@@ -73,7 +74,7 @@ class AlignTask(LightningModule):
         self.lr_scheduler = lr_scheduler
         self.strict_loading = False
         self._class_embeds: Tensor | None = None
-        self.metric: ClassAccuracy | Retrieval = Retrieval()
+        self.metric = choose_metric(None)
 
     @property
     def head(self) -> Classification | None:
@@ -172,18 +173,17 @@ class AlignTask(LightningModule):
 
     def _update_accuracy(self, image_features: Tensor, class_embeds: Tensor, batch: Batch) -> Tensor:
         scores = self.class_scores(image_features, class_embeds)
-        cast(ClassAccuracy, self.metric).update(scores, batch.label_ids)
+        cast(Metric, self.metric).update(scores, batch.truth)
         return scores
 
     def _update_retrieval(self, embeddings: Embeddings, batch: Batch) -> None:
-        metric = cast(Retrieval, self.metric)
+        metric = cast(Metric, self.metric)
         metric.update(embeddings.image_embeds, embeddings.text_embeds, batch.image_ids, batch.caption_ids)
 
     def _start_evaluation(self) -> None:
         prompts: ClassPrompts | None = getattr(self.trainer, "datamodule").class_prompts  # noqa: B009
         self._class_embeds = None if prompts is None else self.class_embeds(prompts)
-        self.metric = Retrieval() if prompts is None else ClassAccuracy()
-        self.metric.to(self.device)
+        self.metric = choose_metric(prompts).to(self.device)
 
     def _end_evaluation(self, stage: str) -> None:
         self.log_dict({f"{stage}/{name}": value for name, value in self.metric.compute().items()})

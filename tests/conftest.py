@@ -95,6 +95,7 @@ def random_batch(rows: int = 6, side: int = 64, seed: int = 1) -> Batch:
         caption_ids=torch.arange(rows),
         label_ids=torch.full((rows,), -1),
         weights=torch.ones(rows),
+        targets=torch.zeros(rows, 0, dtype=torch.bool),
     )
 
 

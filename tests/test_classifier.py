@@ -207,6 +207,20 @@ def test_refuses_a_tower_or_head_that_does_not_fit(tiny):
         build_classifier(load_model(tiny), Head(torch.zeros(2, 63), torch.zeros(2), ("a", "b")))
 
 
+@pytest.mark.parametrize("trained", ["tiny"], indirect=True)
+def test_a_head_of_several_labels_says_so(trained, tiny, tmp_path):
+    """The pipeline itself is asked in test_several_labels.py."""
+    assert not read_head(trained.head).is_multilabel
+    assert "problem_type" not in json.loads((trained.folder / "config.json").read_text())
+    objective = Classification()
+    objective.start(torch.eye(5, 64), torch.tensor(1.0), torch.tensor(1.0))
+    write_head(objective, CLASSES, tmp_path / "head.safetensors", is_multilabel=True)
+    head = read_head(tmp_path / "head.safetensors")
+    assert head.is_multilabel
+    assert head.classes == CLASSES
+    assert build_classifier(load_model(tiny), head).config.problem_type == "multi_label_classification"
+
+
 def test_refuses_a_head_that_is_missing_or_none(tmp_path):
     with pytest.raises(CheckpointError, match="hold a trained head, but got"):
         read_head(tmp_path / "head.safetensors")

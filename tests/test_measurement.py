@@ -61,8 +61,8 @@ def test_hits_average_to_the_metrics(data, tiny):
 
 
 def test_difference_is_of_the_same_queries():
-    before = Evaluation({}, None, {"test/accuracy": np.array([0.0, 1.0, 0.0, 1.0])})
-    after = Evaluation({}, None, {"test/accuracy": np.array([1.0, 1.0, 1.0, 1.0])})
+    before = Evaluation({}, None, {"test/accuracy": np.array([0.0, 1.0, 0.0, 1.0])}, "test/accuracy")
+    after = Evaluation({}, None, {"test/accuracy": np.array([1.0, 1.0, 1.0, 1.0])}, "test/accuracy")
     found = compare_evaluations(before, after)["test/accuracy"]
     assert found["value"] == 0.5
     assert found["low"] == 0.0

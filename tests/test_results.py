@@ -60,6 +60,12 @@ def test_results_tell_what_was_lost_elsewhere():
     assert "Drift 0.062" in text
 
 
+def test_figures_of_single_classes_are_left_to_the_file():
+    table = format_table({"after": {"test/mean_average_precision": 0.5, "test/average_precision/cat": 0.25}})
+    assert "mean_average_precision" in table
+    assert "cat" not in table
+
+
 def test_model_card_has_metadata_table_and_proof(tmp_path):
     proof = {
         "base_model": "owner/name",

@@ -9,6 +9,7 @@ import numpy as np
 
 from finetune.data.cells import Mask
 from finetune.data.rows import Rows
+from finetune.data.splits import SPLITS
 
 IMBALANCE = 20
 """How many times as many training rows the largest class may have as the smallest."""
@@ -41,7 +42,7 @@ def find_concerns(rows: Rows, mirrors: bool) -> list[Concern]:
         rows: The table.
         mirrors: Whether training images may be mirrored.
     """
-    found = [*_single_rows(rows), *_imbalance(rows), *_near_labels(rows), *_shared_captions(rows)]
+    found = [*_unlabelled(rows), *_single_rows(rows), *_imbalance(rows), *_near_labels(rows), *_shared_captions(rows)]
     return [*found, *_sides(rows)] if mirrors else found
 
 
@@ -72,21 +73,40 @@ def places_where(rows: Rows, chosen: Mask) -> tuple[str, ...]:
     return tuple(dict.fromkeys(rows.place(row) for row in np.flatnonzero(chosen).tolist()))
 
 
+def _unlabelled(rows: Rows) -> list[Concern]:
+    """What a table with several labels a row would hide: labels that were forgotten, a separator that is another."""
+    if rows.label_sets is None:
+        return []
+    found = []
+    without = rows.label_ids < 0
+    if without.any():
+        told = count(int(without.sum()), "row has", "rows have")
+        message = f"{told} no label: taken for images that show none of the classes."
+        found.append(Concern("no_label", message, places_where(rows, without)))
+    if np.diff(rows.label_sets.starts).max() < 2:
+        message = "No row has more than one label: data.table.label_separator may not be the one that the cells have."
+        found.append(Concern("no_label_separator", message))
+    return found
+
+
 def _single_rows(rows: Rows) -> list[Concern]:
     if not rows.classes:
         return []
-    counts = np.bincount(rows.label_ids, minlength=len(rows.classes))
+    at, labels = rows.labelled()
+    counts = np.bincount(labels, minlength=len(rows.classes))
     single = np.flatnonzero(counts == 1)
     if not len(single):
         return []
     names = show_some(rows.classes[label] for label in single)
     message = f"{count(len(single), 'class has', 'classes have')} one row only: {names}."
-    return [Concern("single_rows", message, places_where(rows, np.isin(rows.label_ids, single)))]
+    chosen = np.zeros(len(rows), dtype=bool)
+    chosen[at[np.isin(labels, single)]] = True
+    return [Concern("single_rows", message, places_where(rows, chosen))]
 
 
 def _imbalance(rows: Rows) -> list[Concern]:
-    labels = rows.label_ids[rows.indices("train")]
-    counts = np.bincount(labels[labels >= 0], minlength=len(rows.classes))
+    at, labels = rows.labelled()
+    counts = np.bincount(labels[rows.splits[at] == SPLITS.index("train")], minlength=len(rows.classes))
     present = np.flatnonzero(counts)
     if not len(present):
         return []

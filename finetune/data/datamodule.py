@@ -130,11 +130,6 @@ class ImageTextDataModule(LightningDataModule):
         return (*own, *(row for other in self.retention.values() for row in other.skipped))
 
     @property
-    def main_metric(self) -> str:
-        """The metric by which weights are kept and models compared: `accuracy`, or `mean_R@K` without labels."""
-        return "accuracy" if self.table.label else "mean_R@K"
-
-    @property
     def class_prompts(self) -> ClassPrompts | None:
         """Every class name in every template, or None where the table has no labels."""
         if not self.rows.classes:
@@ -147,6 +142,7 @@ class ImageTextDataModule(LightningDataModule):
             input_ids=torch.as_tensor(input_ids),
             attention_mask=torch.as_tensor(attention_mask),
             label_ids=classes.repeat_interleave(len(self.templates)),
+            is_multilabel=self.rows.label_sets is not None,
         )
 
     def dataset(self, split: str, training: bool = False) -> ImageTextDataset:
@@ -159,7 +155,7 @@ class ImageTextDataModule(LightningDataModule):
         rows, table = self.rows.indices(split), self.rows
         if training and self.sampling is not None and self.sampling.replaces_weights:
             table = replace(table, weights=np.ones_like(table.weights))
-        if not (training or self.merge_equal_captions):
+        if not (training or self.merge_equal_captions or self.table.label):
             table = replace(table, caption_ids=np.arange(len(table)))
         return ImageTextDataset(
             rows=table,

@@ -61,9 +61,21 @@ class ImageTextDataset(Dataset[Sample | Unreadable]):
             row=row,
             image_id=int(self.rows.image_ids[row]),
             caption_id=int(self.rows.caption_ids[row]),
-            label_id=int(self.rows.label_ids[row]),
+            label_id=self.label_id(row, epoch),
             weight=float(self.rows.weights[row]),
         )
+
+    def label_id(self, row: int, epoch: int) -> int:
+        """The class that a row's text names: its label; one drawn of several; without any, one drawn of all classes.
+
+        A text that names none of an image's labels is a negative of that image, and so tells what it is not.
+        """
+        labels = self.rows.labels_of(row)
+        if not len(labels):
+            labels = np.arange(len(self.rows.classes))
+        if len(labels) == 1:
+            return int(labels[0])
+        return int(np.random.default_rng([self.seed, epoch, row, 2]).choice(labels))
 
     def caption(self, row: int, epoch: int) -> str:
         """The text of a row as the model reads it: its caption, or its label in a template."""
@@ -72,7 +84,7 @@ class ImageTextDataset(Dataset[Sample | Unreadable]):
         choice = 0
         if self.training and len(self.templates) > 1:
             choice = int(np.random.default_rng([self.seed, epoch, row]).integers(len(self.templates)))
-        return self.templates[choice].replace("{}", self.rows.classes[int(self.rows.label_ids[row])])
+        return self.templates[choice].replace("{}", self.rows.classes[self.label_id(row, epoch)])
 
     def collate_readable(self, items: Sequence[Sample | Unreadable]) -> Collated:
         """Stacks the rows whose images can be read, and puts the others beside them."""
@@ -92,4 +104,5 @@ class ImageTextDataset(Dataset[Sample | Unreadable]):
             caption_ids=torch.tensor([sample.caption_id for sample in samples]),
             label_ids=torch.tensor([sample.label_id for sample in samples]),
             weights=torch.tensor([sample.weight for sample in samples]),
+            targets=torch.from_numpy(self.rows.targets(np.array([sample.row for sample in samples]))),
         )

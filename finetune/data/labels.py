@@ -4,42 +4,85 @@ import csv
 import io
 import re
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from finetune.data.cells import Cells, Integers, Strings
+from finetune.data.cells import Cells, Integers, Strings, as_strings
 from finetune.data.faults import Fault
+from finetune.data.label_sets import LabelSets, split_labels
 from finetune.data.text_files import check_file, read_text
 from finetune.errors import did_you_mean
 
 
-def read_classes(
-    cells: Cells, column: str | None, names: str | None, faults: list[Fault]
-) -> tuple[tuple[str, ...], Integers]:
-    """Reads the label of each row; spaces around it do not count.
+class Labels(NamedTuple):
+    """The labels of N rows.
+
+    Attributes:
+        classes: Names of the classes.
+        label_ids: Int64 array of shape (N,): positions in `classes`, -1 without a label; of several the rarest.
+        text_ids: Int64 array of shape (N,), equal for rows whose labels are written alike: `label_ids`, or positions
+            in `sets`.
+        sets: The distinct sets of labels, where rows may have several; else None.
+    """
+
+    classes: tuple[str, ...]
+    label_ids: Integers
+    text_ids: Integers
+    sets: LabelSets | None = None
+
+    def texts(self) -> Strings:
+        """The names of each row's labels, a string array of shape (N,)."""
+        return as_strings(self.classes if self.sets is None else self.sets.join(self.classes))[self.text_ids]
+
+
+def read_labels(
+    cells: Cells, column: str | None, separator: str | None, names: str | None, faults: list[Fault]
+) -> Labels:
+    """Reads the labels of each row; spaces around them do not count.
 
     Args:
         cells: With the column.
         column: The column, or None for a table without labels.
+        separator: What separates the labels in a cell, which may be empty then; None for one label a row.
         names: File of the names that labels are shown with, or None.
-        faults: Receives a fault for each row without a label, and the faults of the names.
-
-    Returns:
-        The names of the classes, and an int64 array of shape (N,) of positions in them, -1 without labels.
+        faults: Receives a fault for each row without its label, and the faults of the names.
 
     Raises:
         TableFaultsError: If the file of names cannot be read.
     """
     if column is None:
-        return (), np.full(len(cells), -1, dtype=np.int64)
-    labels: Strings = np.strings.strip(cells.columns[column])
-    faults += cells.faults_where(labels == "", column, "a label", "Fill it in or remove the row.")
-    classes, label_ids = number_classes(labels)
-    if names is not None:
-        given = [label for label in classes if label]  # an empty one is a fault already
-        classes = name_classes(given, Path(names).expanduser(), faults)
-    return classes, label_ids
+        nothing = np.full(len(cells), -1, dtype=np.int64)
+        return Labels((), nothing, nothing)
+    if separator is not None:
+        labels = _read_several(cells, column, separator, faults)
+    else:
+        values: Strings = np.strings.strip(cells.columns[column])
+        faults += cells.faults_where(values == "", column, "a label", "Fill it in or remove the row.")
+        classes, label_ids = number_classes(values)
+        labels = Labels(classes, label_ids, label_ids)
+    if names is None:
+        return labels
+    given = [label for label in labels.classes if label]  # an empty one is a fault already
+    return labels._replace(classes=name_classes(given, Path(names).expanduser(), faults))
+
+
+def _read_several(cells: Cells, column: str, separator: str, faults: list[Fault]) -> Labels:
+    """Reads several labels a row; an empty cell is a row with none."""
+    distinct, cell_ids = np.unique(cells.columns[column], return_inverse=True)
+    parts = split_labels(distinct.tolist(), separator)
+    classes, label_ids = number_classes(as_strings([label for labels in parts for label in labels]))
+    if len(cells) and not classes:
+        repair = "Fill in the labels that each image has."
+        faults.append(Fault(cells.files[0], None, column, None, "a label in some row", repair))
+    ids = iter(label_ids.tolist())
+    found = [tuple(sorted(islice(ids, len(labels)))) for labels in parts]
+    numbers = {labels: number for number, labels in enumerate(dict.fromkeys(found))}
+    sets = LabelSets.of(list(numbers), separator)
+    set_ids = np.array([numbers[labels] for labels in found], dtype=np.int64)[cell_ids]
+    return Labels(classes, sets.rarest(set_ids), set_ids, sets)
 
 
 def number_classes(labels: Strings) -> tuple[tuple[str, ...], Integers]:

@@ -37,7 +37,7 @@ class RandomSplit:
     The draw goes by image: all rows of an image fall into one split. Images are ordered by the BLAKE2b hash of
     seed and path (relative to the images' folder), label by label, and evenly spaced ones of that order are
     held out. So each label gives its share to each split, to within one image, and keeps at least one image
-    for training.
+    for training. Of several labels an image counts for the one that the fewest rows have.
 
     Args:
         val: Fraction of the images for validation, 0 for none; or the file or pattern that holds its rows, which are

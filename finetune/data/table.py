@@ -13,7 +13,8 @@ from finetune.data.cells import Cells, Integers, Strings, as_strings
 from finetune.data.faults import Fault, TableFaultsError
 from finetune.data.filters import Removed, parse_filter
 from finetune.data.image_files import ImageFiles, find_images
-from finetune.data.labels import read_classes
+from finetune.data.label_sets import check_label_separator
+from finetune.data.labels import read_labels
 from finetune.data.members import place_of
 from finetune.data.rows import Rows
 from finetune.data.sources import find_folder, read_cells
@@ -58,6 +59,8 @@ class Table:
         caption: Column of captions; or several columns, or `{json_list: COLUMN}` with a list in each cell, of which
             training draws one for each image and epoch, and evaluation keeps all.
         label: Column of labels, one a row.
+        label_separator: What separates the labels in a cell, for several labels a row; an empty cell is an image with
+            none of them. Null takes the cell for one label.
         split: Column that holds `train`, `val` or `test`, or fractions to draw them by, or files for val and test.
         images: Folder that the image paths are relative to; null for the table's own folder.
         image_id: Column that is equal for rows of the same image; training draws one of them each epoch. Null takes
@@ -80,6 +83,7 @@ class Table:
     image: str = "image"
     caption: str | tuple[str, ...] | CaptionList | None = None
     label: str | None = None
+    label_separator: str | None = None
     split: str | RandomSplit = field(default_factory=RandomSplit)
     images: str | None = None
     image_id: str | None = None
@@ -96,6 +100,7 @@ class Table:
                 "Pass --data.table.caption COLUMN, or --data.table.label COLUMN."
             )
         caption_columns(self.caption)
+        check_label_separator(self.label_separator, self.label, self.caption is not None)
         if self.names is not None and self.label is None:
             raise RecipeError(
                 "Expected data.table.names to go with data.table.label, but got no label. "
@@ -170,7 +175,7 @@ class Table:
         captions, at = None, np.arange(len(cells))
         if self.caption is not None:
             captions, at = read_captions(cells, self.caption, faults)
-        classes, label_ids = read_classes(cells, self.label, self.names, faults)
+        labels = read_labels(cells, self.label, self.label_separator, self.names, faults)
         weights = read_weights(cells, self.weight, faults)
         keys, image_ids = None, files.ids
         if self.image_id is not None:
@@ -180,17 +185,19 @@ class Table:
             return None
         if isinstance(self.split, RandomSplit):
             drawn_by = _relative_paths(files, folder) if keys is None else keys.tolist()
-            splits = draw_splits(self.split, cells, drawn_by, image_ids, label_ids)
+            splits = draw_splits(self.split, cells, drawn_by, image_ids, labels.label_ids)
         assert splits is not None
-        texts = as_strings(classes)[label_ids] if captions is None else captions
-        caption_ids = label_ids if captions is None else np.unique(captions, return_inverse=True)[1].astype(np.int64)
+        texts = labels.texts() if captions is None else captions
+        caption_ids = (
+            labels.text_ids if captions is None else np.unique(captions, return_inverse=True)[1].astype(np.int64)
+        )
         return Rows(
             source=self.source,
             files=tuple(Path(file) for file in cells.files),
             images=files.paths[files.ids][at],
             captions=texts,
-            label_ids=label_ids[at],
-            classes=classes,
+            label_ids=labels.label_ids[at],
+            classes=labels.classes,
             image_ids=image_ids[at],
             caption_ids=caption_ids,
             splits=splits[at],
@@ -199,6 +206,7 @@ class Table:
             file_ids=cells.file_ids[at],
             numbers=cells.numbers[at],
             removed=removed,
+            label_sets=labels.sets,
         )
 
     def _find_folder(self) -> str:

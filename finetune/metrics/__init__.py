@@ -1,21 +1,25 @@
 """Retrieval and classification figures from embeddings, scores and ids.
 
-All of them treat ties in one way (see ``placement``): a collapsed model, which scores everything the same,
-gets exactly the figures of guessing. R@K is a hit rate: the share of queries with at least one correct item
+All but average precision treat ties in one way (see ``placement``): a collapsed model, which scores everything the
+same, gets exactly the figures of guessing. R@K is a hit rate: the share of queries with at least one correct item
 among the K best.
 """
 
+from finetune.metrics.average_precision import AveragePrecision
 from finetune.metrics.bootstrap import Difference, paired_difference
+from finetune.metrics.choice import choose_metric
 from finetune.metrics.classification import ClassAccuracy, class_embeddings
 from finetune.metrics.neighbours import neighbour_votes
 from finetune.metrics.placement import Placement
 from finetune.metrics.retrieval import Retrieval, retrieval_placements, retrieval_ranks
 
 __all__ = [
+    "AveragePrecision",
     "Placement",
     "Retrieval",
     "ClassAccuracy",
     "Difference",
+    "choose_metric",
     "class_embeddings",
     "neighbour_votes",
     "paired_difference",

@@ -52,6 +52,7 @@ class ClassAccuracy(Metric):
         0.5
     """
 
+    headline = "accuracy"
     full_state_update = False
     top1: list[Tensor]
     top5: list[Tensor]

@@ -84,6 +84,7 @@ class Retrieval(Metric):
         0.5
     """
 
+    headline = "mean_R@K"
     full_state_update = False
     image_embeds: list[Tensor]
     text_embeds: list[Tensor]

@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from finetune.batch import Batch, Embeddings
 from finetune.errors import RecipeError
@@ -17,6 +17,9 @@ class Classification(Objective):
         logits = f @ weight.T + bias,  at the start  weight = c / (r T)  and  bias = 0
         loss = weighted mean over rows of cross_entropy(logits, label)
 
+    Where an image may have several labels, each class is a yes-or-no question of its own instead: the row's loss is
+    the mean over classes of binary_cross_entropy(sigmoid(logits), target).
+
     At the start each image's classes are ranked as zero-shot ranks them, as its logits are the zero-shot ones
     times |f| / r. Starting a head from the class prompts is Wortsman et al. 2022 (arXiv 2109.01903).
     Features are left unnormalised since only then image tower and head together are a plain image classifier,
@@ -25,9 +28,9 @@ class Classification(Objective):
     Until ``start`` is called there is no head, and classes are scored zero-shot.
 
     Args:
-        class_weights: How much the rows of each class count, one number for each class in the order of the
-            class names; null counts all rows alike.
-        label_smoothing: Share of the target that is spread evenly over the classes, in [0, 1).
+        class_weights: How much the rows of each class count, or the question of each class where an image may have
+            several labels; one number for each class in the order of the class names. Null counts all alike.
+        label_smoothing: Share of the target that is spread evenly over the classes, or over yes and no, in [0, 1).
         lr_scale: Learning rate of the head as a multiple of the optimizer's.
 
     Raises:
@@ -100,11 +103,21 @@ class Classification(Objective):
     def forward(self, embeddings: Embeddings, batch: Batch) -> Tensor:
         """Returns the scalar loss of one batch; see ``Objective.forward``. Text features are not read."""
         logits = self.logits(embeddings.image_features)
+        if batch.has_targets:
+            return weighted_mean(self._binary_losses(logits, batch.targets), batch.weights)
         row_losses = cross_entropy(logits, batch.label_ids, reduction="none", label_smoothing=self.label_smoothing)
         weights = batch.weights
         if self.class_weights is not None:
             weights = weights * self.class_weights[batch.label_ids]
         return weighted_mean(row_losses, weights)
+
+    def _binary_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Returns the mean binary cross-entropy of each row's classes, shape (B,)."""
+        smooth = targets.to(logits.dtype) * (1 - self.label_smoothing) + self.label_smoothing / 2
+        losses = binary_cross_entropy_with_logits(logits, smooth, reduction="none")
+        if self.class_weights is None:
+            return losses.mean(1)
+        return (losses * self.class_weights).sum(1) / self.class_weights.sum()
 
     def class_scores(self, image_features: Tensor, class_embeds: Tensor, temperature: Tensor) -> Tensor:
         """Returns the head's logits, or those of zero-shot where it was not started; see ``Objective``."""

@@ -19,7 +19,8 @@ class Contrastive(Objective):
 
     for images against texts and for texts against images; the two are averaged. It is InfoNCE with copies of
     p in the place of the other positives. Where each row is unique it is plain InfoNCE. Every positive is
-    pulled and none pushed, so a batch of equal captions gives a loss and a gradient of exactly 0.
+    pulled and none pushed, so a batch of equal captions gives a loss and a gradient of exactly 0. The loss of an
+    anchor without positives, such as an image without labels, is 0 too; it is a negative of others.
 
     Leaving the other positives out of the denominator is SINCERE's idea (Feeney and Hughes 2023, arXiv
     2309.14277). The factor |P| keeps a class as heavy among the positives as it is among the negatives, as in
@@ -58,7 +59,7 @@ def anchor_losses(logits: Tensor, is_positive: Tensor, label_smoothing: float) -
 
     Args:
         logits: Float tensor of shape (A, B), anchors in rows.
-        is_positive: Bool tensor of shape (A, B), at least one true in each row.
+        is_positive: Bool tensor of shape (A, B); an anchor without any has the loss 0.
         label_smoothing: Share of the target that is spread evenly over the candidates, in [0, 1).
 
     Returns:
@@ -73,7 +74,7 @@ def anchor_losses(logits: Tensor, is_positive: Tensor, label_smoothing: float) -
     """
     positives = is_positive.to(logits.dtype)
     negatives = 1 - positives
-    count = positives.sum(1, keepdim=True)
+    count = positives.sum(1, keepdim=True).clamp_min(1)
     # Not -inf: without any negative the gradient of logsumexp would be NaN.
     hidden = torch.finfo(logits.dtype).min
     negative_mass = logits.masked_fill(is_positive, hidden).logsumexp(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Which image of a batch belongs to which text: the pairs that must not be pushed apart."""
+"""Which text of a batch is true of which image: the pairs that must not be pushed apart."""
 
 from torch import Tensor
 
@@ -6,19 +6,25 @@ from finetune.batch import Batch
 
 
 def positive_mask(batch: Batch) -> Tensor:
-    """Returns which pairs of rows are positives of each other.
+    """Returns which texts of a batch are true of which images.
 
-    Two rows that both have a label are positives exactly when the labels are equal. Otherwise they are
-    positives when they carry the same caption or show the same image. The mask is symmetric and its diagonal
-    is true. It need not be transitive: one image may share its caption with a second, and that one its
-    picture with a third row.
+    Where images may have several labels, a text names one of them (``batch.label_ids``), and is a positive of
+    every image that has that label (``batch.targets``). An image without labels is a positive of no text, also
+    not of its own row's.
+
+    Elsewhere two rows that both have a label are positives exactly when the labels are equal. Otherwise they
+    are positives when they carry the same caption or show the same image. The mask is symmetric then and its
+    diagonal is true. It need not be transitive: one image may share its caption with a second, and that one
+    its picture with a third row.
 
     Args:
-        batch: B rows, of which only the ids are read.
+        batch: B rows, of which only ids and targets are read.
 
     Returns:
-        Bool tensor of shape (B, B).
+        Bool tensor of shape (B, B), images in rows, texts in columns.
     """
+    if batch.has_targets:
+        return batch.targets[:, batch.label_ids]
     is_labelled = batch.label_ids >= 0
     same_content = _equal_pairs(batch.caption_ids) | _equal_pairs(batch.image_ids)
     return _equal_pairs(batch.label_ids).where(is_labelled[:, None] & is_labelled, same_content)

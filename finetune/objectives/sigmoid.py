@@ -26,7 +26,8 @@ class Sigmoid(Objective):
     wrong by several logits, which a small learning rate never makes up. Here the bias is counted from the log
     odds of the batch at hand (as in logit adjustment: Menon et al. 2021, arXiv 2007.07314), so 0 starts
     calibrated for unrelated pairs at any batch size. SigLIP's bias is ``bias + log(P / N)``, which for B
-    unique rows is ``bias - log(B - 1)``. A batch without negatives teaches nothing: loss and gradient are 0.
+    unique rows is ``bias - log(B - 1)``. A batch without negatives, or without positives, teaches nothing: loss
+    and gradient are 0.
 
     The bias belongs to training: it moves all similarities alike, so it changes no ranking, and ALIGN's
     checkpoints have no place for it. It is left out on export.

@@ -110,6 +110,53 @@ def test_mirrored_sides(folder: Path, caption: str, concerned: bool) -> None:
     assert find_concerns(rows, mirrors=False) == []
 
 
+# ---- several labels a row
+
+
+def several(folder: Path, labels: list[str], split: str = "train") -> Rows:
+    path = write(folder, image=["a.png"] * len(labels), label=labels, split=[split] * len(labels))
+    return Table(path, label="label", label_separator="|", split="split").read(required=())
+
+
+def test_a_sound_table_of_several_labels_has_no_concern(folder: Path) -> None:
+    assert find_concerns(several(folder, ["cat|dog", "dog | cat", "cat", "dog|emu", "emu"]), mirrors=True) == []
+
+
+def test_rows_without_labels(folder: Path) -> None:
+    (concern,) = find_concerns(several(folder, ["cat|dog", "", "dog|cat", " "]), mirrors=False)
+    assert concern.about == "no_label"
+    assert concern.message == "2 rows have no label: taken for images that show none of the classes."
+    assert [place.rpartition(":")[2] for place in concern.places] == ["3", "5"]
+
+
+def test_another_separator_than_the_cells(folder: Path) -> None:
+    (concern,) = find_concerns(several(folder, ["cat,dog", "cat,dog", "emu", "emu"]), mirrors=False)
+    assert concern.about == "no_label_separator"
+    assert concern.message.startswith("No row has more than one label: data.table.label_separator may not be")
+
+
+def test_classes_with_one_row_of_several_labels(folder: Path) -> None:
+    (concern,) = find_concerns(several(folder, ["cat|dog|fox", "dog|cat", "dog|emu"]), mirrors=False)
+    assert concern.message == "2 classes have one row only: 'emu', 'fox'."
+    assert [place.rpartition(":")[2] for place in concern.places] == ["2", "4"]
+
+
+@pytest.mark.parametrize(("most", "concerned"), [(40, False), (41, True)])
+def test_imbalance_of_several_labels(folder: Path, most: int, concerned: bool) -> None:
+    labels = ["cat|dog"] * 2 + ["cat|emu"] * (most - 2) + ["emu"]
+    concerns = find_concerns(several(folder, labels), mirrors=False)
+    assert about(concerns) == ["imbalance"] * concerned
+    if concerned:
+        message = "The class 'cat' has 41 training rows, 'dog' 2: more than 20 times as many."
+        assert concerns[0].message == message
+    assert find_concerns(several(folder, labels, split="test"), mirrors=False) == []
+
+
+def test_sides_among_several_labels(folder: Path) -> None:
+    concerns = find_concerns(several(folder, ["left hand|ring", "ring|left hand", "ring"]), mirrors=True)
+    assert about(concerns) == ["mirrored_sides"]
+
+
 # ---- the same picture in two splits
 
 

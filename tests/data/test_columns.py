@@ -284,6 +284,7 @@ def test_limit_below_one() -> None:
         Table("t.csv", caption=("a", "b"), image_id="id", separator="\t"),
         Table("t.csv", caption=CaptionList("texts"), filter="a > 0.5 and b in ('x', 'y')", limit_rows=7),
         Table("t.csv", label="label", names="names.csv", weight="w", split=RandomSplit(0.0, 0.3, 4)),
+        Table("t.csv", label="label", label_separator="|"),
     ],
 )
 def test_recipe_keys_are_dumped_and_read_again(table: Table) -> None:
@@ -308,3 +309,11 @@ def test_captions_on_the_command_line(words: str, caption: object) -> None:
     parser.add_class_arguments(Table, "table")
     config = parser.parse_args(["--table.path", "t.csv", "--table.caption", words])
     assert parser.instantiate(config).table.caption == caption
+
+
+@pytest.mark.parametrize("separator", ["|", ",", ";", " ", "/"])
+def test_label_separators_on_the_command_line(separator: str) -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Table, "table")
+    words = ["--table.path", "t.csv", "--table.label", "label", "--table.label_separator", separator]
+    assert parser.instantiate(parser.parse_args(words)).table.label_separator == separator

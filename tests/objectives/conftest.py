@@ -17,6 +17,7 @@ def make_batch() -> Callable[..., Batch]:
         captions: list[int] | None = None,
         labels: list[int] | None = None,
         weights: list[float] | None = None,
+        targets: list[list[bool]] | None = None,
     ) -> Batch:
         tokens = torch.zeros(size, 2, dtype=torch.int64)
         return Batch(
@@ -28,6 +29,7 @@ def make_batch() -> Callable[..., Batch]:
             caption_ids=torch.tensor(captions if captions is not None else range(size)),
             label_ids=torch.tensor(labels if labels is not None else [-1] * size),
             weights=torch.tensor(weights if weights is not None else [1.0] * size),
+            targets=torch.tensor(targets if targets is not None else [[]] * size, dtype=torch.bool),
         )
 
     return make

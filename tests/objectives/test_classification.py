@@ -58,6 +58,44 @@ def test_equals_cross_entropy_of_torch(make_batch, make_embeddings):
     torch.testing.assert_close(objective(embeddings, make_batch(7, labels=LABELS)), expected)
 
 
+TARGETS = [
+    [True, True, False],
+    [False, False, False],
+    [False, False, True],
+    [True, True, True],
+    *[[False, True, True]] * 3,
+]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("class_weights", [None, [0.5, 3.0, 1.0]])
+def test_several_labels_equal_the_reference(make_batch, make_embeddings, class_weights, smoothing):
+    """A yes-or-no question for each class: binary cross-entropy in float64, one at a time."""
+    weights, shares = np.random.default_rng(0).random(7), class_weights or [1.0] * 3
+    batch = make_batch(7, labels=LABELS, targets=TARGETS, weights=weights.tolist())
+    embeddings, objective = make_embeddings(7), started(class_weights=class_weights, label_smoothing=smoothing)
+    with torch.no_grad():
+        objective.bias += torch.tensor([0.3, -0.2, 0.1])
+    weight, bias = (tensor.detach().double().numpy() for tensor in (objective.weight, objective.bias))
+    losses = np.zeros(7)
+    for row, features in enumerate(embeddings.image_features.detach().double().numpy()):
+        for label in range(3):
+            logit = weight[label] @ features + bias[label]
+            yes = TARGETS[row][label] * (1 - smoothing) + smoothing / 2
+            loss = yes * np.log1p(np.exp(-logit)) + (1 - yes) * np.log1p(np.exp(logit))
+            losses[row] += shares[label] * loss / sum(shares)
+    expected = (losses * weights).sum() / weights.sum()
+    assert objective(embeddings, batch).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_several_labels_equal_the_loss_of_transformers(make_batch, make_embeddings):
+    """`problem_type: multi_label_classification` is trained with BCEWithLogitsLoss there."""
+    embeddings, objective = make_embeddings(7), started()
+    logits = embeddings.image_features @ objective.weight.T + objective.bias
+    expected = torch.nn.BCEWithLogitsLoss()(logits, torch.tensor(TARGETS, dtype=torch.float32))
+    torch.testing.assert_close(objective(embeddings, make_batch(7, labels=LABELS, targets=TARGETS)), expected)
+
+
 def test_starts_with_the_ranking_of_zero_shot(tiny):
     """Real towers: every image ranks all classes as cosine similarities do, and only the scale differs."""
     towers = AlignTowers(load_model(tiny), False, 0.01)
@@ -119,10 +157,11 @@ def test_permuted_rows_give_the_same_loss(make_batch, make_embeddings):
     torch.testing.assert_close(loss, objective(embeddings, batch))
 
 
-def test_half_precision_is_computed_in_float32(make_batch, make_embeddings):
-    embeddings, batch = make_embeddings(7, dtype=torch.bfloat16), make_batch(7, labels=LABELS)
+@pytest.mark.parametrize("targets", [None, TARGETS])
+def test_half_precision_is_computed_in_float32(make_batch, make_embeddings, targets):
+    embeddings, batch = make_embeddings(7, dtype=torch.bfloat16), make_batch(7, labels=LABELS, targets=targets)
     exact = embeddings._replace(image_features=embeddings.image_features.float())
-    objective = started()
+    objective = started(class_weights=[0.5, 3.0, 1.0])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = objective(embeddings, batch)
     assert loss.equal(objective(exact, batch))

@@ -29,7 +29,7 @@ def reference_loss(logits, mask, smoothing, weights):
                 target[:copies] += (1 - smoothing) / copies
                 log_probabilities = candidates - np.log(np.exp(candidates).sum())
                 terms.append(-(target * log_probabilities).sum() - np.log(copies))
-            rows[i] += np.mean(terms) / 2
+            rows[i] += np.mean(terms) / 2 if terms else 0.0
     return (rows * weights).sum() / weights.sum()
 
 
@@ -79,6 +79,31 @@ def test_repeated_rows_equal_the_reference(make_batch, make_embeddings, seed, sm
     )
     expected = reference_loss(reference_logits(embeddings), mask, smoothing, batch.weights.double().numpy())
     assert float(Contrastive(smoothing)(embeddings, batch).detach()) == pytest.approx(expected, rel=1e-5, abs=2e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+@pytest.mark.parametrize("seed", range(6))
+def test_several_labels_equal_the_reference(make_batch, make_embeddings, seed, smoothing):
+    """Images without labels, and texts that are true of no image, are negatives of others and no anchors."""
+    random = np.random.default_rng(seed)
+    targets, named = random.random((9, 5)) < 0.3, random.integers(0, 5, 9)
+    targets[:2], targets[2, named[2]] = False, True
+    batch = make_batch(9, labels=named.tolist(), targets=targets.tolist(), weights=random.random(9).tolist())
+    embeddings = make_embeddings(9, seed)
+    weights = batch.weights.double().numpy()
+    expected = reference_loss(reference_logits(embeddings), targets[:, named], smoothing, weights)
+    loss = Contrastive(smoothing)(embeddings, batch)
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-5, abs=2e-5)
+    gradients = torch.autograd.grad(loss, embeddings)
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert gradients[0][:2].any()
+
+
+def test_images_without_labels_alone_teach_nothing(make_batch, make_embeddings):
+    embeddings = make_embeddings(4)
+    loss = Contrastive(0.1)(embeddings, make_batch(4, labels=[0, 1, 2, 0], targets=[[False] * 3] * 4))
+    assert loss.item() == 0.0
+    assert not any(gradient.any() for gradient in torch.autograd.grad(loss, embeddings))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

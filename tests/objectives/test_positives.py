@@ -41,3 +41,16 @@ def test_shared_captions_and_images_are_positives_but_not_through_a_third_row(ma
 
 def test_unique_rows_are_positives_of_themselves_only(make_batch):
     assert positive_mask(make_batch(5)).equal(torch.eye(5, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_of_several_labels_a_text_is_true_of_the_images_that_have_its_label(make_batch, seed):
+    random = torch.Generator().manual_seed(seed)
+    targets = (torch.rand(9, 4, generator=random) < 0.4).tolist()
+    targets[3] = [False] * 4
+    named = torch.randint(0, 4, (9,), generator=random).tolist()
+    mask = positive_mask(make_batch(9, images=[0] * 9, captions=[0] * 9, labels=named, targets=targets))
+    for i in range(9):
+        for j in range(9):
+            assert mask[i, j] == targets[i][named[j]]
+    assert not mask[3].any()

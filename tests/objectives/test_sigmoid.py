@@ -32,6 +32,17 @@ def test_equals_the_reference(make_batch, make_embeddings, seed, bias):
     assert Sigmoid(bias)(embeddings, batch).item() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_several_labels_equal_the_reference(make_batch, make_embeddings, seed):
+    random = np.random.default_rng(seed)
+    targets, named = random.random((7, 4)) < 0.4, random.integers(0, 4, 7)
+    targets[0], targets[1, named[1]] = False, True
+    batch = make_batch(7, labels=named.tolist(), targets=targets.tolist(), weights=random.random(7).tolist())
+    embeddings = make_embeddings(7, seed)
+    expected = reference_loss(embeddings, targets[:, named], -1.0, batch.weights.double().numpy())
+    assert Sigmoid(-1.0)(embeddings, batch).item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_unique_rows_give_the_papers_loss(make_batch, make_embeddings):
     """-sum log sigmoid(z (t x.y + b)) / B, with t = 1 / 0.05 and b = bias - log(B - 1)."""
     embeddings = make_embeddings(6)
@@ -54,6 +65,14 @@ def test_starts_calibrated_where_similarities_are_zero(make_batch, make_embeddin
 def test_a_batch_without_negatives_teaches_nothing(make_batch, make_embeddings, size):
     embeddings, objective = make_embeddings(size), Sigmoid()
     loss = objective(embeddings, make_batch(size, captions=[0] * size))
+    assert loss.item() == 0.0
+    for gradient in torch.autograd.grad(loss, [*embeddings, objective.bias]):
+        assert not gradient.any()
+
+
+def test_a_batch_without_positives_teaches_nothing(make_batch, make_embeddings):
+    embeddings, objective = make_embeddings(5), Sigmoid()
+    loss = objective(embeddings, make_batch(5, labels=[0, 1, 2, 0, 1], targets=[[False] * 3] * 5))
     assert loss.item() == 0.0
     for gradient in torch.autograd.grad(loss, [*embeddings, objective.bias]):
         assert not gradient.any()

@@ -1,0 +1,110 @@
+"""Several labels an image: how well each class finds its images, and each image its labels."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.functional.classification import multilabel_average_precision
+from torchmetrics.utilities import dim_zero_cat
+
+
+class AveragePrecision(Metric):
+    """Average precision of class scores where an image may have several labels, or none.
+
+    The figures are torchmetrics' and scikit-learn's: a precision is taken at each distinct score, so images
+    with equal scores come in together, and a class that scores all images alike gets the share of its images.
+
+    Args:
+        names: Names of the classes, in the order of the scores' columns.
+
+    Example:
+        >>> metric = AveragePrecision(["cat", "dog"])
+        >>> targets = torch.tensor([[True, False], [True, True], [False, False]])
+        >>> metric.update(torch.tensor([[0.9, 0.3], [0.1, 0.2], [0.4, 0.1]]), targets)
+        >>> {name: round(float(value), 3) for name, value in metric.compute().items() if "/" in name}
+        {'average_precision/cat': 0.833, 'average_precision/dog': 0.5}
+    """
+
+    headline = "mean_average_precision"
+    full_state_update = False
+    scores: list[Tensor]
+    targets: list[Tensor]
+    ranking: list[Tensor]
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__()
+        self.names = tuple(names)
+        for name in ("scores", "targets", "ranking"):
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def update(self, scores: Tensor, targets: Tensor) -> None:
+        """Takes in a batch of rows.
+
+        Args:
+            scores: Float tensor of shape (B, C), higher is better; any scale.
+            targets: Bool tensor of shape (B, C), true where an image has a label.
+
+        Raises:
+            ValueError: If a score is not finite, or the shapes differ from each other or from the names.
+        """
+        if not scores.isfinite().all():
+            raise ValueError("Expected scores to be finite, but got NaN or infinity.")
+        if not scores.shape == targets.shape == (len(scores), len(self.names)):
+            raise ValueError(
+                f"Expected scores and targets to have {len(self.names)} columns, but got shapes {tuple(scores.shape)} "
+                f"and {tuple(targets.shape)}."
+            )
+        scores = scores.detach().float()
+        self.scores.append(scores)
+        self.targets.append(targets)
+        self.ranking.append(label_ranking_precision(scores, targets))
+
+    def compute(self) -> dict[str, Tensor]:
+        """Returns the figures; those of the mean are NaN where no row has a label.
+
+        ``mean_average_precision`` is the mean over the classes that occur, each of which has its own
+        ``average_precision/NAME``. ``label_ranking_average_precision`` is the mean over the images that have a
+        label: the labels' precision in the image's own order of the classes.
+        """
+        scores, targets = dim_zero_cat(self.scores).cpu().double(), dim_zero_cat(self.targets).cpu().long()
+        occurs, by_image = targets.any(0), dim_zero_cat(self.ranking).nanmean()
+        if not occurs.any():
+            return {self.headline: by_image, "label_ranking_average_precision": by_image}
+        # torchmetrics takes the sigmoid of what is not within 0 and 1, and large logits would become equal.
+        low, high = scores.aminmax()
+        unit = (scores - low) / (high - low).clamp_min(torch.finfo(scores.dtype).tiny)
+        count = int(occurs.sum())
+        by_class = multilabel_average_precision(
+            unit[:, occurs], targets[:, occurs], count, average="none", validate_args=False
+        ).float()
+        occurring = [name for name, there in zip(self.names, occurs.tolist(), strict=True) if there]
+        return {
+            self.headline: by_class.mean(),
+            "label_ranking_average_precision": by_image,
+            **{f"average_precision/{name}": value for name, value in zip(occurring, by_class, strict=True)},
+        }
+
+    def hits(self) -> dict[str, Tensor]:
+        """Returns what each image that has a label adds to ``label_ranking_average_precision``, shape (images,)."""
+        ranking = dim_zero_cat(self.ranking)
+        return {"label_ranking_average_precision": ranking[~ranking.isnan()]}
+
+
+def label_ranking_precision(scores: Tensor, targets: Tensor) -> Tensor:
+    """Returns how well each image ranks its labels, float shape (B,), NaN for images without any.
+
+    It is the mean over the image's labels of the share of labels among the classes that score as high as it.
+
+    Args:
+        scores: Float tensor of shape (B, C), higher is better.
+        targets: Bool tensor of shape (B, C), true where an image has a label.
+
+    Example:
+        >>> label_ranking_precision(torch.tensor([[0.9, 0.5, 0.1]]), torch.tensor([[True, False, True]]))
+        tensor([0.8333])
+    """
+    rows, labels = targets.nonzero(as_tuple=True)
+    reached = scores[rows] >= scores[rows, labels][:, None]
+    precisions = (reached & targets[rows]).sum(1) / reached.sum(1)
+    return torch.zeros_like(scores[:, 0]).index_add(0, rows, precisions) / targets.sum(1)
