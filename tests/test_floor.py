@@ -10,7 +10,7 @@ from transformers import AlignModel
 
 from finetune.data.datamodule import ImageTextDataModule
 from finetune.data.table import Table
-from finetune.floor import logistic_regression_floor
+from finetune.evaluation import evaluate
 from finetune.task import AlignTask
 
 
@@ -26,7 +26,7 @@ def test_each_label_has_a_classifier_of_its_own(tiny, colour_table, tmp_path, cl
     images = str(colour_table.parent)
     table = Table(str(tmp_path / "t.csv"), label="labels", label_separator=" ", split="split", images=images)
     data = ImageTextDataModule(table, tiny)
-    found = logistic_regression_floor(AlignTask(tiny, None, None), data)
+    found = evaluate("cpu", AlignTask(tiny, None, None), data, floor=True).floor
 
     model = AlignModel.from_pretrained(tiny)
     embeds = {}

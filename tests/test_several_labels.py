@@ -89,7 +89,7 @@ def classifier_logits(run: RunFolder, table: Path) -> np.ndarray:
 
 def test_after_is_what_scikit_learn_makes_of_the_classifiers_logits(run, table):
     metrics = json.loads(run.metrics.read_text())
-    assert list(metrics) == ["before", "floor", "after"]
+    assert list(metrics) == ["before", "floor", "after", "difference"]
     expected = figures(classifier_logits(run, table), images_and_targets(table, "test")[1])
     assert metrics["after"] == pytest.approx(expected, abs=1e-6)
 
