@@ -24,11 +24,15 @@ class Evaluation(NamedTuple):
         predictions: One line per test row: `row` as the table numbers it, `label` or `caption`, `prediction`,
             `score` (probability of the class, or cosine similarity of the caption).
         hits: By metric that is a mean over queries, what each query adds to it, float64 of shape (Q,).
+        class_scores: Logits of every class for every row, float32 of shape (N, C), in tables with labels.
+        label_ids: The rows' own classes, int64 of shape (N,), in tables with labels.
     """
 
     metrics: dict[str, float]
     predictions: pd.DataFrame
     hits: dict[str, npt.NDArray[np.float64]]
+    class_scores: Tensor | None = None
+    label_ids: Tensor | None = None
 
 
 class _Collect(Callback):
@@ -55,8 +59,10 @@ def evaluate(accelerator: str, task: AlignTask | ClassifierTask, data: ImageText
     collect = _Collect()
     found = _build_trainer(accelerator, [collect]).test(task, data, verbose=False)[0]
     rows = collect.joined("rows").long().numpy()
+    class_scores = label_ids = None
     if data.rows.classes:
-        columns = _classified(collect.joined("class_scores"), rows, data.rows)
+        class_scores, label_ids = collect.joined("class_scores"), torch.from_numpy(data.rows.label_ids[rows])
+        columns = _classified(class_scores, rows, data.rows)
     else:
         columns = _retrieved(collect, rows, data.rows)
     predictions = pd.DataFrame({"row": [data.rows.number(row) for row in rows], **columns})
@@ -64,6 +70,8 @@ def evaluate(accelerator: str, task: AlignTask | ClassifierTask, data: ImageText
         metrics={name: float(value) for name, value in found.items()},
         predictions=predictions,
         hits={f"test/{name}": values.double().cpu().numpy() for name, values in task.metric.hits().items()},
+        class_scores=class_scores,
+        label_ids=label_ids,
     )
 
 

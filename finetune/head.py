@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -20,11 +21,38 @@ class Head(NamedTuple):
         weight: Float32 tensor of shape (C, D), for image features that are not normalised.
         bias: Float32 tensor of shape (C,).
         classes: Class names; the position is the label id.
+        start_weight: What `weight` was before training, when `bias` was 0: the class prompts.
     """
 
     weight: Tensor
     bias: Tensor
     classes: tuple[str, ...]
+    start_weight: Tensor
+
+    @property
+    def trained(self) -> dict[str, Tensor]:
+        """`weight` and `bias`."""
+        return {"weight": self.weight, "bias": self.bias}
+
+    @property
+    def start(self) -> dict[str, Tensor]:
+        """What they were before training; ranks classes as zero-shot does."""
+        return {"weight": self.start_weight, "bias": torch.zeros_like(self.bias)}
+
+    def logits(self, image_features: Tensor) -> Tensor:
+        """The head on unnormalised image features of shape (B, D); shape (B, C)."""
+        return image_features @ self.weight.T + self.bias
+
+
+def build_head(objective: Classification, classes: Sequence[str]) -> Head:
+    """The head that an objective holds, as tensors of its own.
+
+    Args:
+        objective: A head that was started.
+        classes: Class names; the position is the label id.
+    """
+    tensors = {name: tensor.float().cpu().clone() for name, tensor in objective.state_dict().items()}
+    return Head(tensors["weight"], tensors["bias"], tuple(classes), tensors["start_weight"])
 
 
 def write_head(objective: Classification, classes: Sequence[str], path: Path) -> None:
@@ -35,9 +63,10 @@ def write_head(objective: Classification, classes: Sequence[str], path: Path) ->
         classes: Class names; the position is the label id.
         path: Where to write; parent folders exist.
     """
-    tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in objective.named_parameters()}
+    head = build_head(objective, classes)
+    tensors = {**head.trained, "start_weight": head.start_weight}
     staging = path.with_name(f".{path.name}")
-    staging.write_bytes(save(tensors, metadata={"classes": json.dumps(list(classes), ensure_ascii=False)}))
+    staging.write_bytes(save(tensors, metadata={"classes": json.dumps(head.classes, ensure_ascii=False)}))
     staging.replace(path)
 
 
@@ -53,6 +82,7 @@ def read_head(path: Path) -> Head:
     try:
         with safe_open(path, framework="pt") as file:
             classes = tuple(json.loads(file.metadata()["classes"]))
-            return Head(file.get_tensor("weight"), file.get_tensor("bias"), classes)
+            weight, bias, start = map(file.get_tensor, ("weight", "bias", "start_weight"))
+            return Head(weight, bias, classes, start)
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"Expected {path} to hold a trained head, but got: {error}. Run it again.") from error

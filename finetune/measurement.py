@@ -37,12 +37,19 @@ def measure(accelerator: str, task: AlignTask, data: ImageTextDataModule) -> Mea
         data: The table, and those that stand for elsewhere.
     """
     evaluation = evaluate(accelerator, task, data)
-    elsewhere = {name: _main_value(accelerator, task, other) for name, other in data.retention.items()}
+    elsewhere = {name: main_value(accelerator, task, other) for name, other in data.retention.items()}
     vocabulary = vocabulary_scores(task.to(find_device(accelerator)), data)
     return Measurement(evaluation, elsewhere, vocabulary, task.towers.temperature.item())
 
 
-def _main_value(accelerator: str, task: AlignTask, data: ImageTextDataModule) -> tuple[str, float]:
+def main_value(accelerator: str, task: AlignTask, data: ImageTextDataModule) -> tuple[str, float]:
+    """Key and value of a table's main metric on its test rows.
+
+    Args:
+        accelerator: As for Lightning's `Trainer`.
+        task: The model.
+        data: The table.
+    """
     key = f"test/{data.main_metric}"
     return key, evaluate(accelerator, task, data).metrics[key]
 

@@ -6,7 +6,6 @@ import inspect
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args, get_type_hints
 
@@ -18,26 +17,10 @@ from lightning.pytorch.loggers import Logger
 
 from finetune.data.datamodule import ImageTextDataModule
 from finetune.errors import CheckpointError, RecipeError, TableError, did_you_mean
+from finetune.run_settings import RunSettings
 from finetune.task import AlignTask
 
 TRUSTED = ("finetune", "torch", "lightning", "torchmetrics", "albumentations", "transformers", "peft")
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """What is done around the training.
-
-    Args:
-        name: Name of the run's folder; null takes the recipe's file name.
-        folder: Folder in which the run's folder is made.
-        seed: Seed of adapters, dropout, training order and augmentations.
-        floor: Whether a logistic regression on the frozen embeddings is measured too (tables with labels).
-    """
-
-    name: str | None = None
-    folder: str = "runs"
-    seed: int = 0
-    floor: bool = True
 
 
 class Recipe:

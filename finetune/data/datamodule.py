@@ -1,6 +1,8 @@
 """A table as Lightning's loaders: training rows in a resumable order, evaluation rows as they stand."""
 
+import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import cast
 
@@ -20,6 +22,7 @@ from finetune.data.dataset import ImageTextDataset
 from finetune.data.images import Augmentation, ImagePreparation
 from finetune.data.limits import find_long_texts, find_small_images
 from finetune.data.sampler import TrainBatches, TrainLoader
+from finetune.data.splits import SPLITS, UNKNOWN
 from finetune.data.table import Rows, Table
 from finetune.data.texts import TextEncoder, write_prompts
 
@@ -164,6 +167,18 @@ class ImageTextDataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Batch]:
         """Test rows."""
         return self.loader("test")
+
+    def tested_on(self, split: str) -> "ImageTextDataModule":
+        """The same table with the rows of a split as its test rows and no others, for measuring on them.
+
+        Args:
+            split: `train`, `val` or `test`.
+        """
+        chosen = self.rows.splits == SPLITS.index(split)
+        codes = np.where(chosen, SPLITS.index("test"), UNKNOWN).astype(self.rows.splits.dtype)
+        other = copy.copy(self)
+        other._rows = replace(self.rows, splits=codes)
+        return other
 
     def find_concerns(self) -> list[Concern]:
         """What is seldom meant in the table; no image is decoded."""

@@ -6,6 +6,7 @@ among the K best.
 """
 
 from finetune.metrics.bootstrap import Difference, paired_difference
+from finetune.metrics.calibration import calibration_error, fit_temperature, reliability
 from finetune.metrics.classification import ClassAccuracy, class_embeddings
 from finetune.metrics.placement import Placement
 from finetune.metrics.retrieval import Retrieval, retrieval_placements, retrieval_ranks
@@ -15,8 +16,11 @@ __all__ = [
     "Retrieval",
     "ClassAccuracy",
     "Difference",
+    "calibration_error",
     "class_embeddings",
+    "fit_temperature",
     "paired_difference",
+    "reliability",
     "retrieval_placements",
     "retrieval_ranks",
 ]
