@@ -15,7 +15,7 @@ from finetune.classifier import export_classifier, write_classifier_card
 from finetune.data.datamodule import ImageTextDataModule
 from finetune.errors import CheckpointError, RecipeError
 from finetune.export import export_merged, write_adapter
-from finetune.files import fingerprint_weights, read_json
+from finetune.files import fingerprint_weights, read_json, refuse_existing
 from finetune.head import build_head, read_head, write_head
 from finetune.interpolate import check_alpha
 from finetune.proof import write_witness
@@ -132,6 +132,7 @@ def export_run(
     """
     folder = open_run(run)
     _check_run(folder, classifier)
+    refuse_existing(output, overwrite)
     if overrides and alpha != "auto":
         raise RecipeError(f"Expected recipe keys with --alpha auto only, but got {overrides[0]}. Remove it.")
     checkpoint = read_json(folder.environment)["checkpoint"]["name"]

@@ -194,7 +194,11 @@ def _innermost(message: str, where: str) -> str:
         if line and not re.match(r"Parser key|Problem with|Does not validate|Subtypes|Errors:|Given value", line)
     ]
     wanted = [line for line in complaints if "NoneType" not in line] or complaints or lines
-    return f"{where}: {wanted[0]}" if where else wanted[0]
+    found = wanted[0]
+    given = re.search(r"Given value: (.+)", message)
+    if given and all(line.startswith("Expected a ") for line in wanted):  # one for each type of a union
+        found = f"{' or '.join(wanted).replace(' or Expected', ' or')}. Got value: {given[1]}"
+    return f"{where}: {found}" if where else found
 
 
 def _parser_keys(parser: LightningArgumentParser, outer: Sequence[str]) -> set[str]:

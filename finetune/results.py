@@ -155,7 +155,7 @@ def format_measured(metrics: Mapping[str, Any]) -> str:
     """
     if any(name in metrics for name in MODELS):
         return f"Measured on this folder:\n\n{format_results(metrics)}"
-    return f"Not measured: its run handed out another alpha.\n\n{format_results(metrics)}".strip()
+    return f"Not measured: this is not what its run handed out.\n\n{format_results(metrics)}".strip()
 
 
 def write_model_card(folder: Path, name: str, metrics: Mapping[str, Any], proof: Mapping[str, Any]) -> None:

@@ -72,7 +72,11 @@ def test_weights_that_are_not_finite_are_refused(tiny, tmp_path):
 
 @pytest.mark.parametrize(
     "image_lora",
-    [TowerLora(rank=2), TowerLora(whole=["depthwise", "norm"], train_statistics=True), TowerLora(rank=2, use_dora=True)],
+    [
+        TowerLora(rank=2),
+        TowerLora(whole=["depthwise", "norm"], train_statistics=True),
+        TowerLora(rank=2, use_dora=True),
+    ],
     ids=["lora", "whole", "dora"],
 )
 def test_copy_in_memory_is_the_merge_of_the_saved_adapter(tiny, tmp_path, image_lora):
