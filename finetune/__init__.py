@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from finetune.data.table import RandomSplit, Table
     from finetune.errors import CheckpointError, RecipeError, TableError
     from finetune.experiment import run_experiment
-    from finetune.export import export_run
+    from finetune.handover import export_run
     from finetune.objectives import Classification, Contrastive, Objective, Sigmoid
     from finetune.proof import verify
     from finetune.recipe import read_recipe
@@ -42,7 +42,7 @@ _HOME = {
     "TowerLora": "towers.lora",
     "WarmupCosine": "schedules",
     "WeightedRows": "data.sampling",
-    "export_run": "export",
+    "export_run": "handover",
     "load_model": "checkpoint",
     "load_processor": "checkpoint",
     "read_recipe": "recipe",

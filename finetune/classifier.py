@@ -15,27 +15,40 @@ from finetune.checkpoint import load_model, resolve_checkpoint
 from finetune.errors import CheckpointError
 from finetune.files import fingerprint_file, fingerprint_weights, write_folder, write_json, write_text
 from finetune.head import Head, read_head
-from finetune.proof import PROOF_FILE, WITNESS_FILE, prove
-from finetune.results import format_results
+from finetune.interpolate import interpolate
+from finetune.proof import PROOF_FILE, WITNESS_FILE, check_head, prove, record
+from finetune.results import format_measured
 
 _SYMMETRIC = frozenset({"swish", "silu", "gelu", "relu"})
 """Activations with act(a) - act(-a) = a for every a."""
 
 
 def export_classifier(
-    checkpoint: str, image_processor: Any, head: Path, witness: Path, output: Path, overwrite: bool = False
+    checkpoint: str,
+    image_processor: Any,
+    head: Path,
+    witness: Path,
+    output: Path,
+    overwrite: bool = False,
+    alpha: float = 1.0,
+    scale: float = 1.0,
 ) -> dict[str, Any]:
     """Joins a merged image tower and its head and writes the classifier, once it is proven.
 
+    Away from alpha 1 and scale 1 the head first has to reproduce the witness in this process; the answers of the
+    point between its start and itself to the same inputs then are the folder's witness.
+
     Args:
-        checkpoint: The `AlignModel` that the head was trained on, adapters merged: hub id, local folder, or
-            `align-mini`.
+        checkpoint: The `AlignModel` that the head was trained on, adapters merged, at the same `alpha`: hub id, local
+            folder, or `align-mini`.
         image_processor: The image processor it was trained with.
         head: A file written by `write_head`.
         witness: Held-back inputs with the trained model's logits.
         output: The folder to write: `model.safetensors`, `config.json` with the class names,
             `preprocessor_config.json`, `merge_proof.json` and the witness.
         overwrite: Whether an existing `output` is replaced.
+        alpha: See `interpolate_head`.
+        scale: See `interpolate_head`.
 
     Returns:
         The content of `merge_proof.json`.
@@ -43,17 +56,38 @@ def export_classifier(
     Raises:
         FileExistsError: If `output` exists and `overwrite` is false.
         CheckpointError: If the checkpoint, the head or the proof does not hold. No folder is left then.
+        RecipeError: If `alpha` is not in [0, 1], likewise.
     """
     with write_folder(output, overwrite) as staging:
-        model = build_classifier(load_model(checkpoint), read_head(head))
+        align, trained = load_model(checkpoint), read_head(head)
+        if alpha == scale == 1:
+            joined = trained
+            shutil.copyfile(witness, staging / WITNESS_FILE)
+        else:
+            inputs = check_head(trained.logits, witness)
+            joined = interpolate_head(trained, alpha, scale)
+            record(align, inputs, staging / WITNESS_FILE, joined.logits)
+        model = build_classifier(align, joined)
         model.save_pretrained(staging, safe_serialization=True)
         image_processor.save_pretrained(staging)
-        shutil.copyfile(witness, staging / WITNESS_FILE)
         proof = prove(staging, staging / WITNESS_FILE)
+        proof |= {"alpha": alpha, "scale": scale}
         proof["sha256"]["merged"] = fingerprint_weights(resolve_checkpoint(checkpoint))
         proof["sha256"]["head"] = fingerprint_file(head)
         write_json(staging / PROOF_FILE, proof)
     return proof
+
+
+def interpolate_head(head: Head, alpha: float, scale: float = 1.0) -> Head:
+    """The head between its start and what was trained of it, its logits multiplied by a number.
+
+    Args:
+        head: The trained head.
+        alpha: 1 gives the head itself, 0 the class prompts it started from, which rank as zero-shot does.
+        scale: What the logits are multiplied by: it changes how sure the classifier is, and no ranking.
+    """
+    found = interpolate(head.start, head.trained, alpha)
+    return head._replace(weight=scale * found["weight"], bias=scale * found["bias"])
 
 
 @torch.no_grad()
@@ -173,11 +207,9 @@ tags: [align, efficientnet]
 # {name}
 
 The image tower of `{base_model}` with a linear head, fine-tuned by align-finetune, as a plain
-`EfficientNetForImageClassification`; the classes are in `config.json`. Measured on this folder (`after`):
+`EfficientNetForImageClassification`; the classes are in `config.json`. {format_measured(metrics)}
 
-{format_results(metrics)}
-
-A fresh process with plain transformers {proof["versions"]["transformers"]} reproduced the trained model's
+A fresh process with plain transformers {proof["versions"]["transformers"]} reproduced this model's
 logits within {proof["max_relative_difference"]["logits"]:.1e} of the largest (`merge_proof.json`);
 `finetune verify` repeats that on any machine.
 

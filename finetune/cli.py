@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from finetune.errors import CheckpointError, RecipeError, TableError, did_you_mean
+from finetune.export_command import add_export
 from finetune.shipped import find_recipe, recipe_goal, shipped_folder, shipped_recipes
 
 
@@ -111,11 +112,7 @@ def _add_check(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def _add_checkpoint_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    export = commands.add_parser("export", help="merged checkpoint with its proof")
-    export.add_argument("run_folder", metavar="RUN")
-    export.add_argument("--output", metavar="DIR", type=Path, required=True)
-    export.add_argument("--overwrite", action="store_true", help="replace DIR")
-    export.set_defaults(command=_export)
+    add_export(commands)
 
     verify = commands.add_parser("verify", help="re-check a merged folder against its proof, on this machine")
     verify.add_argument("folder", metavar="DIR", type=Path)
@@ -194,14 +191,6 @@ def _check(options: argparse.Namespace) -> int:
     write_json(options.output, report.as_json())
     print(f"{report.total}; all in {options.output}")
     return 2 if report.failed else 0
-
-
-def _export(options: argparse.Namespace) -> None:
-    from finetune.export import export_run
-    from finetune.results import format_proof
-
-    proof = export_run(options.run_folder, options.output, options.overwrite)
-    print(f"{options.output}: {format_proof(proof)}")
 
 
 def _verify(options: argparse.Namespace) -> None:

@@ -34,6 +34,8 @@ class Evaluation(NamedTuple):
         hits: By metric that is a mean over queries, what each query adds to it, float64 of shape (Q,).
         headline: Key of the metric by which models are compared, such as `test/accuracy`.
         floor: What a logistic regression makes of the image embeddings, by the same keys; None if it was not asked for.
+        class_scores: Logits of every class for every row, float32 of shape (N, C), in tables with labels.
+        label_ids: The rows' own classes, int64 of shape (N,), in tables with labels.
     """
 
     metrics: dict[str, float]
@@ -41,6 +43,8 @@ class Evaluation(NamedTuple):
     hits: dict[str, npt.NDArray[np.float64]]
     headline: str
     floor: dict[str, float] | None = None
+    class_scores: Tensor | None = None
+    label_ids: Tensor | None = None
 
 
 class _Collect(Callback):
@@ -76,10 +80,10 @@ def evaluate(
     collect = _Collect()
     found = _build_trainer(accelerator, [collect]).test(task, data, verbose=False)[0]
     rows = collect.joined("rows").long().numpy()
-    if data.rows.label_sets is not None:
-        columns = _ranked(collect.joined("class_scores"), rows, data.rows, data.rows.label_sets.separator)
-    elif data.rows.classes:
-        columns = _classified(collect.joined("class_scores"), rows, data.rows)
+    class_scores = label_ids = None
+    if data.rows.classes:
+        class_scores, label_ids = collect.joined("class_scores"), torch.from_numpy(data.rows.label_ids[rows])
+        columns = (_classified if data.rows.label_sets is None else _ranked)(class_scores, rows, data.rows)
     else:
         columns = _retrieved(collect, rows, data.rows)
     predictions = pd.DataFrame({"row": [data.rows.number(row) for row in rows], **columns})
@@ -90,15 +94,17 @@ def evaluate(
         predictions=predictions,
         hits={f"test/{name}": values.double().cpu().numpy() for name, values in task.metric.hits().items()},
         headline=f"test/{task.metric.headline}",
+        class_scores=class_scores,
+        label_ids=label_ids,
     )
     if not ((neighbours or floor) and data.rows.classes and isinstance(task, AlignTask)):
         return result
     images = embed_images(find_device(accelerator), task, data, rows, collect.joined("image_features"))
     if neighbours and data.rows.label_sets is None:
         result.metrics.update(neighbour_accuracy(images, neighbours))
-    return (
-        result._replace(floor=logistic_regression_floor(images, choose_metric(data.class_prompts))) if floor else result
-    )
+    if floor:
+        result = result._replace(floor=logistic_regression_floor(images, choose_metric(data.class_prompts)))
+    return result
 
 
 def find_device(accelerator: str) -> torch.device:
@@ -130,7 +136,9 @@ def _classified(scores: Tensor, rows: Any, table: Rows) -> dict[str, Any]:
     }
 
 
-def _ranked(scores: Tensor, rows: Any, table: Rows, separator: str) -> dict[str, Any]:
+def _ranked(scores: Tensor, rows: Any, table: Rows) -> dict[str, Any]:
+    assert table.label_sets is not None
+    separator = table.label_sets.separator
     best = scores.topk(min(MOST_LABELS, scores.shape[1]))
     return {
         "label": [table.captions[row] for row in rows],

@@ -12,27 +12,24 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from transformers.utils.logging import disable_progress_bar
 
+from finetune.alpha import Choice, check_settings
 from finetune.checkpoint import portable_name, resolve_checkpoint
-from finetune.classifier import export_classifier, write_classifier_card
+from finetune.classifier import write_classifier_card
 from finetune.classifier_task import ClassifierTask
 from finetune.data.check import tell
 from finetune.data.datamodule import ImageTextDataModule
 from finetune.data.unreadable import describe_skipped, read_skipped, write_skipped
 from finetune.errors import RecipeError
 from finetune.evaluation import Evaluation, evaluate
-from finetune.export import export_merged, write_adapter
 from finetune.files import fingerprint_file, fingerprint_weights, read_json, write_json, write_text
-from finetune.head import write_head
+from finetune.handover import hand_over
 from finetune.measurement import Measurement, compare, compare_evaluations, measure
 from finetune.metrics import choose_metric
-from finetune.proof import PROOF_FILE, write_witness
+from finetune.proof import PROOF_FILE
 from finetune.recipe import Recipe, read_recipe
 from finetune.results import format_proof, format_results, format_table, installed_versions, write_model_card
 from finetune.run_folder import RunFolder, open_run
 from finetune.task import AlignTask
-
-WITNESS_ROWS = 8
-"""Held-back rows that prove a merge."""
 
 _EXPECTED_WARNINGS = (
     r".*module\(s\) in eval mode at the start of training",  # BatchNorm and the base's dropout, on purpose
@@ -59,7 +56,8 @@ def run_experiment(recipe: Recipe, overwrite: bool = False) -> RunFolder:
 
     Raises:
         TableError: If the table has a fault; nothing is written then.
-        RecipeError: If a run of that name exists and `overwrite` is false.
+        RecipeError: If a run of that name exists and `overwrite` is false, or alpha is to be chosen but the tables
+            hold nothing to choose it by.
         CheckpointError: If a checkpoint does not load or the proof fails.
     """
     _quieten()
@@ -67,6 +65,7 @@ def run_experiment(recipe: Recipe, overwrite: bool = False) -> RunFolder:
     data.rows.require("train", "test")  # every fault of the tables is told before anything is written
     for elsewhere in data.retention.values():
         elsewhere.rows.require("test")
+    check_settings(recipe.run, data)
     tell(data.rows, data.find_concerns())
     task = recipe.build_task()
     if not task.towers.has_adapters and task.head is None:
@@ -85,8 +84,8 @@ def run_experiment(recipe: Recipe, overwrite: bool = False) -> RunFolder:
     del base
 
     _fit(recipe, task, data, run)
-    proofs = _export(recipe, task, data, run, fingerprint)
-    after = _measure_exports(recipe, data, run, before, metrics)
+    choice, proofs = hand_over(recipe, task, data, run, fingerprint)
+    after = _measure_exports(recipe, data, run, before, choice, metrics)
     write_skipped(run.skipped, data.skipped)
     _write_results(run, recipe, metrics, after, proofs)
     return run
@@ -120,26 +119,13 @@ def _fit(recipe: Recipe, task: AlignTask, data: ImageTextDataModule, run: RunFol
     assert not unknown, unknown
 
 
-def _export(
-    recipe: Recipe, task: AlignTask, data: ImageTextDataModule, run: RunFolder, fingerprint: str
-) -> dict[Path, dict[str, Any]]:
-    """Writes what is handed out: the merged checkpoint of adapters, the classifier of a head. Proofs by folder."""
-    write_witness(task.towers, data.held_back(WITNESS_ROWS), run.witness, task.head)
-    proofs = {}
-    checkpoint = recipe.checkpoint
-    if task.towers.has_adapters:
-        write_adapter(task.towers, data.processor, run.adapter, portable_name(checkpoint), fingerprint)
-        proofs[run.merged] = export_merged(checkpoint, run.adapter, run.witness, run.merged)
-        checkpoint = str(run.merged)
-    if task.head is not None:
-        write_head(task.head, data.rows.classes, run.head, is_multilabel=data.rows.label_sets is not None)
-        processor = data.processor.image_processor
-        proofs[run.classifier] = export_classifier(checkpoint, processor, run.head, run.witness, run.classifier)
-    return proofs
-
-
 def _measure_exports(
-    recipe: Recipe, data: ImageTextDataModule, run: RunFolder, before: Measurement, metrics: dict[str, Any]
+    recipe: Recipe,
+    data: ImageTextDataModule,
+    run: RunFolder,
+    before: Measurement,
+    choice: Choice,
+    metrics: dict[str, Any],
 ) -> Evaluation:
     """Measures each folder that is handed out; beside a classifier the merged checkpoint is a column of its own."""
     if run.merged.is_dir():
@@ -151,6 +137,7 @@ def _measure_exports(
         after = evaluate(recipe.accelerator, ClassifierTask(run.classifier), data)
         metrics["after"] = after.metrics
     metrics["difference"] = compare_evaluations(before.evaluation, after)
+    metrics |= choice.as_metrics() | choice.measure_calibration(after)
     return after
 
 

@@ -9,46 +9,14 @@ from peft import PeftModel
 from transformers import AlignModel, AlignProcessor
 
 from finetune.checkpoint import load_model, open_processor, resolve_checkpoint
-from finetune.errors import CheckpointError
-from finetune.files import fingerprint_file, fingerprint_weights, read_json, write_folder, write_json
-from finetune.proof import PROOF_FILE, WITNESS_FILE, prove
-from finetune.results import write_model_card
-from finetune.run_folder import open_run
-from finetune.towers.adapter import TEMPERATURE_FILE, save_adapter
+from finetune.files import fingerprint_file, fingerprint_weights, write_folder, write_json
+from finetune.interpolate import interpolate
+from finetune.proof import PROOF_FILE, WITNESS_FILE, check_towers, prove, record
+from finetune.towers.adapter import save_adapter
 from finetune.towers.align import AlignTowers
 from finetune.towers.merge import merge_adapter
 
 _TOWERS = {"image": ("vision_model.",), "text": ("text_model.", "text_projection.")}
-
-
-def export_run(run: str | Path, output: Path, overwrite: bool = False) -> dict[str, Any]:
-    """Merges and proves the adapter of a finished run once more, into a folder of the user's choice.
-
-    Args:
-        run: The run's folder.
-        output: The folder to write.
-        overwrite: Whether an existing `output` is replaced.
-
-    Returns:
-        The content of `merge_proof.json`.
-
-    Raises:
-        RecipeError: If there is no such run.
-        FileExistsError: If `output` exists and `overwrite` is false.
-        CheckpointError: If the run is not finished, or as `export_merged`.
-    """
-    folder = open_run(run)
-    if not folder.is_finished:
-        raise CheckpointError(f"Expected {folder.path} to be finished, but it has no finished.json. Run it again.")
-    if not folder.adapter.is_dir():
-        raise CheckpointError(
-            f"Expected {folder.path} to have an adapter to merge, but it trained a head alone. Its classifier is "
-            f"whole as it lies in {folder.classifier}: copy that folder."
-        )
-    checkpoint = read_json(folder.adapter / TEMPERATURE_FILE)["base_model"]
-    proof = export_merged(checkpoint, folder.adapter, folder.witness, output, overwrite)
-    write_model_card(output, folder.path.name, read_json(folder.metrics), proof)
-    return proof
 
 
 def write_adapter(
@@ -70,9 +38,18 @@ def write_adapter(
 
 
 def export_merged(
-    checkpoint: str, adapter: Path, witness: Path, output: Path, overwrite: bool = False
+    checkpoint: str,
+    adapter: Path,
+    witness: Path,
+    output: Path,
+    overwrite: bool = False,
+    alpha: float = 1.0,
+    temperature: float | None = None,
 ) -> dict[str, Any]:
-    """Merges an adapter into its base and writes the result, once it is proven.
+    """Merges an adapter into its base and writes the result, or a point between the two, once it is proven.
+
+    Away from alpha 1 and the adapter's temperature, the merge first has to reproduce the witness in this process; the
+    point's own answers to the same inputs then are the folder's witness.
 
     Args:
         checkpoint: The base: hub id, local folder, or `align-mini`.
@@ -81,6 +58,9 @@ def export_merged(
         output: The folder to write: `model.safetensors`, `config.json`, processor and tokenizer,
             `merge_proof.json` and the witness.
         overwrite: Whether an existing `output` is replaced.
+        alpha: 1 writes the merge, 0 the base, a number between them their weighted mean, see
+            `finetune.interpolate.interpolate`.
+        temperature: What divides the similarities in place of the interpolated temperature.
 
     Returns:
         The content of `merge_proof.json`; `identical_to_base` says of either tower whether all its tensors are the
@@ -89,15 +69,25 @@ def export_merged(
     Raises:
         FileExistsError: If `output` exists and `overwrite` is false.
         CheckpointError: If the base, the adapter or the proof does not hold. No folder is left then.
+        RecipeError: If `alpha` is not in [0, 1], likewise.
     """
     with write_folder(output, overwrite) as staging:
         base = resolve_checkpoint(checkpoint)
         fingerprint = fingerprint_weights(base)
         model = merge_adapter(load_model(checkpoint), adapter, fingerprint)
+        if alpha == 1 and temperature in (None, model.temperature.item()):
+            shutil.copyfile(witness, staging / WITNESS_FILE)
+        else:
+            inputs = check_towers(model, witness)
+            model.load_state_dict(interpolate(load_model(checkpoint).state_dict(), model.state_dict(), alpha))
+            if temperature is not None:
+                model.temperature.fill_(temperature)
+            record(model, inputs, staging / WITNESS_FILE)
         write_checkpoint(model, open_processor(adapter), staging)
-        shutil.copyfile(witness, staging / WITNESS_FILE)
         proof = prove(staging, staging / WITNESS_FILE)
         proof["base_model"] = checkpoint
+        proof["alpha"] = alpha
+        proof["temperature"] = model.temperature.item()
         proof["identical_to_base"] = {
             tower: fingerprint_weights(staging, prefixes) == fingerprint_weights(base, prefixes)
             for tower, prefixes in _TOWERS.items()

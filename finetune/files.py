@@ -28,6 +28,20 @@ def _apply_umask(path: Path) -> None:
     path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
+def refuse_existing(target: Path, overwrite: bool) -> None:
+    """Refuses to write where something is already, before any work is done.
+
+    Args:
+        target: Where a folder is about to be written.
+        overwrite: Whether one that is already there is replaced.
+
+    Raises:
+        FileExistsError: If `target` exists and `overwrite` is false.
+    """
+    if target.exists() and not overwrite:
+        raise FileExistsError(f"Expected {target.absolute()} not to exist, but it does. Remove it or pass --overwrite.")
+
+
 @contextmanager
 def write_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
     """Yields an empty folder beside `target` that takes its place when the block ends without an error.
@@ -42,8 +56,7 @@ def write_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
         FileExistsError: If `target` exists and `overwrite` is false.
     """
     target = target.absolute()
-    if target.exists() and not overwrite:
-        raise FileExistsError(f"Expected {target} not to exist, but it does. Remove it or pass --overwrite.")
+    refuse_existing(target, overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:

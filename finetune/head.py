@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -21,26 +22,55 @@ class Head(NamedTuple):
         bias: Float32 tensor of shape (C,).
         classes: Class names; the position is the label id.
         is_multilabel: Whether an image may have several of them, or none: the sigmoid of each logit is its probability.
+        start_weight: What `weight` was before training, when `bias` was 0: the class prompts.
     """
 
     weight: Tensor
     bias: Tensor
     classes: tuple[str, ...]
+    start_weight: Tensor
     is_multilabel: bool = False
 
+    @property
+    def trained(self) -> dict[str, Tensor]:
+        """`weight` and `bias`."""
+        return {"weight": self.weight, "bias": self.bias}
 
-def write_head(objective: Classification, classes: Sequence[str], path: Path, is_multilabel: bool = False) -> None:
-    """Writes a trained head as one safetensors file, class names in its metadata.
+    @property
+    def start(self) -> dict[str, Tensor]:
+        """What they were before training; ranks classes as zero-shot does."""
+        return {"weight": self.start_weight, "bias": torch.zeros_like(self.bias)}
+
+    def logits(self, image_features: Tensor) -> Tensor:
+        """The head on unnormalised image features of shape (B, D); shape (B, C)."""
+        return image_features @ self.weight.T + self.bias
+
+
+def build_head(objective: Classification, classes: Sequence[str], is_multilabel: bool) -> Head:
+    """The head that an objective holds, as tensors of its own.
 
     Args:
         objective: A head that was started.
         classes: Class names; the position is the label id.
-        path: Where to write; parent folders exist.
         is_multilabel: Whether an image may have several of the classes, or none.
     """
-    tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in objective.named_parameters()}
+    tensors = {name: tensor.float().cpu().clone() for name, tensor in objective.state_dict().items()}
+    return Head(tensors["weight"], tensors["bias"], tuple(classes), tensors["start_weight"], is_multilabel)
+
+
+def write_head(head: Head, path: Path) -> None:
+    """Writes a trained head as one safetensors file, class names in its metadata.
+
+    Args:
+        head: The head.
+        path: Where to write; parent folders exist.
+    """
+    tensors = {**head.trained, "start_weight": head.start_weight}
     staging = path.with_name(f".{path.name}")
-    metadata = {"classes": json.dumps(list(classes), ensure_ascii=False), "is_multilabel": json.dumps(is_multilabel)}
+    metadata = {
+        "classes": json.dumps(head.classes, ensure_ascii=False),
+        "is_multilabel": json.dumps(head.is_multilabel),
+    }
     staging.write_bytes(save(tensors, metadata=metadata))
     staging.replace(path)
 
@@ -58,7 +88,7 @@ def read_head(path: Path) -> Head:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             classes = tuple(json.loads(metadata["classes"]))
-            is_multilabel = metadata.get("is_multilabel") == "true"
-            return Head(file.get_tensor("weight"), file.get_tensor("bias"), classes, is_multilabel)
+            weight, bias, start = map(file.get_tensor, ("weight", "bias", "start_weight"))
+            return Head(weight, bias, classes, start, metadata.get("is_multilabel") == "true")
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"Expected {path} to hold a trained head, but got: {error}. Run it again.") from error

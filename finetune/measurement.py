@@ -41,12 +41,20 @@ def measure(
         floor: As for `evaluate`.
     """
     evaluation = evaluate(accelerator, task, data, neighbours, floor)
-    elsewhere = {name: _headline(evaluate(accelerator, task, other)) for name, other in data.retention.items()}
+    elsewhere = {name: main_value(accelerator, task, other) for name, other in data.retention.items()}
     vocabulary = vocabulary_scores(task.to(find_device(accelerator)), data)
     return Measurement(evaluation, elsewhere, vocabulary, task.towers.temperature.item())
 
 
-def _headline(evaluation: Evaluation) -> tuple[str, float]:
+def main_value(accelerator: str, task: AlignTask, data: ImageTextDataModule) -> tuple[str, float]:
+    """Key and value of a table's main metric on its test rows.
+
+    Args:
+        accelerator: As for Lightning's `Trainer`.
+        task: The model.
+        data: The table.
+    """
+    evaluation = evaluate(accelerator, task, data)
     return evaluation.headline, evaluation.metrics[evaluation.headline]
 
 

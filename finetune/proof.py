@@ -5,11 +5,15 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn.functional import normalize
+from transformers import AlignModel
 
 from finetune.batch import Batch
 from finetune.errors import CheckpointError
@@ -22,10 +26,10 @@ TOLERANCE = 1e-5
 
 PROOF_FILE = "merge_proof.json"
 WITNESS_FILE = "witness.safetensors"
+_INPUTS = ("pixel_values", "input_ids", "attention_mask")
 _FRESH_PROCESS = Path(__file__).with_name("fresh_process.py")
 
 
-@torch.no_grad()
 def write_witness(towers: AlignTowers, batch: Batch, path: Path, head: Classification | None = None) -> None:
     """Records held-back inputs and what the trained, unmerged model makes of them in float32.
 
@@ -35,22 +39,90 @@ def write_witness(towers: AlignTowers, batch: Batch, path: Path, head: Classific
         path: Where to write; parent folders exist.
         head: The trained head, whose logits are recorded beside the embeddings.
     """
-    towers = towers.cpu().float().eval()
-    batch = Batch(*(tensor.cpu() for tensor in batch))
-    embeddings = towers(batch)
-    tensors = {
-        "pixel_values": batch.pixel_values,
-        "input_ids": batch.input_ids,
-        "attention_mask": batch.attention_mask,
-        "image_embeds": embeddings.image_embeds,
-        "text_embeds": embeddings.text_embeds,
-        "temperature": embeddings.temperature.detach(),
-    }
-    if head is not None:
-        tensors["logits"] = head.cpu().logits(embeddings.image_features)
+    align = towers.cpu().float().eval().align
+    inputs = {name: getattr(batch, name).cpu() for name in _INPUTS}
+    record(align, inputs, path, head.cpu().logits if head else None)
+
+
+@torch.no_grad()
+def record(
+    align: AlignModel, inputs: Mapping[str, Tensor], path: Path, logits: Callable[[Tensor], Tensor] | None = None
+) -> None:
+    """Writes a witness: inputs, and what a model makes of them.
+
+    Args:
+        align: The model, float32 and on the CPU.
+        inputs: Those of a batch, or a witness whose answers are replaced.
+        path: Where to write; parent folders exist.
+        logits: A head on the unnormalised image features.
+    """
+    tensors = {name: inputs[name] for name in _INPUTS} | _answer(align, inputs)
+    if logits is not None:
+        tensors["logits"] = logits(tensors["image_features"])
     staging = path.with_name(f".{path.name}")
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, staging)
     staging.replace(path)
+
+
+def _answer(align: AlignModel, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    image = align.get_image_features(pixel_values=inputs["pixel_values"]).pooler_output
+    text = align.get_text_features(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).pooler_output
+    return {
+        "image_features": image,
+        "image_embeds": normalize(image, dim=-1),
+        "text_embeds": normalize(text, dim=-1),
+        "temperature": align.temperature.detach(),
+    }
+
+
+@torch.no_grad()
+def check_towers(align: AlignModel, witness: Path) -> dict[str, Tensor]:
+    """Checks in this process that a merged model is the adapted one, before anything is derived from it.
+
+    Args:
+        align: The merged model, float32.
+        witness: What the adapted model made of its inputs.
+
+    Returns:
+        The witness's tensors.
+
+    Raises:
+        CheckpointError: If a value deviates by more than `TOLERANCE` or is not a number.
+    """
+    recorded = load_file(witness)
+    found = _answer(align, recorded)
+    differences = {
+        tower: float((found[f"{tower}_embeds"] - recorded[f"{tower}_embeds"]).abs().max())
+        for tower in ("image", "text")
+    }
+    differences["image_features"] = _relative(found["image_features"], recorded["image_features"])
+    temperature = float((found["temperature"] - recorded["temperature"]).abs())
+    _judge("the merged model", "differences", differences, temperature)
+    return recorded
+
+
+@torch.no_grad()
+def check_head(logits: Callable[[Tensor], Tensor], witness: Path) -> dict[str, Tensor]:
+    """Checks that a head is the trained one, before anything is derived from it.
+
+    Args:
+        logits: The head, on unnormalised image features.
+        witness: What the trained model made of its inputs.
+
+    Returns:
+        The witness's tensors.
+
+    Raises:
+        CheckpointError: If a logit deviates by more than `TOLERANCE` or is not a number.
+    """
+    recorded = load_file(witness)
+    difference = _relative(logits(recorded["image_features"]), recorded["logits"])
+    _judge("the head", "differences", {"logits": difference}, 0.0)
+    return recorded
+
+
+def _relative(found: Tensor, recorded: Tensor) -> float:
+    return float((found - recorded).abs().max() / recorded.abs().max())
 
 
 def prove(folder: Path, witness: Path) -> dict[str, Any]:
@@ -82,20 +154,24 @@ def _compare(folder: Path, witness: Path, fingerprints: dict[str, str]) -> dict[
             f"Expected {folder} to load without {kind}, but got {names[0]} and {len(names) - 1} more."
         )
     measure, differences = found["measure"], found["differences"]
-    worst = max(differences.values(), key=lambda value: math.inf if math.isnan(value) else value)
-    temperature = found.get("temperature_difference", 0.0)
-    if not (worst <= TOLERANCE and temperature == 0):
-        raise CheckpointError(
-            f"Expected {folder} to reproduce the witness within {TOLERANCE} of the adapted model, but got "
-            f"{measure} {differences} and a temperature {temperature} away. "
-            "The folder is not the model that was trained; nothing was kept of it."
-        )
+    _judge(str(folder), measure, differences, found.get("temperature_difference", 0.0))
     return {
         measure: differences,
         "tolerance": TOLERANCE,
         "sha256": fingerprints,
         "versions": found["versions"],
     }
+
+
+def _judge(subject: str, measure: str, differences: Mapping[str, float], temperature: float) -> None:
+    """Raises the error of a proof that does not hold."""
+    worst = max(differences.values(), key=lambda value: math.inf if math.isnan(value) else value)
+    if not (worst <= TOLERANCE and temperature == 0):
+        raise CheckpointError(
+            f"Expected {subject} to reproduce the witness within {TOLERANCE} of the adapted model, but got "
+            f"{measure} {differences} and a temperature {temperature} away. "
+            "This is not the model that was trained; nothing was kept of it."
+        )
 
 
 def _fingerprints(folder: Path, witness: Path) -> dict[str, str]:

@@ -6,7 +6,6 @@ import inspect
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args, get_type_hints
 
@@ -18,33 +17,10 @@ from lightning.pytorch.loggers import Logger
 
 from finetune.data.datamodule import ImageTextDataModule
 from finetune.errors import CheckpointError, RecipeError, TableError, did_you_mean
+from finetune.run_settings import RunSettings
 from finetune.task import AlignTask
 
 TRUSTED = ("finetune", "torch", "lightning", "torchmetrics", "albumentations", "transformers", "peft")
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """What is done around the training.
-
-    Args:
-        name: Name of the run's folder; null takes the recipe's file name.
-        folder: Folder in which the run's folder is made.
-        seed: Seed of adapters, dropout, training order and augmentations.
-        floor: Whether a logistic regression on the frozen embeddings is measured too (tables with labels).
-        neighbours: Of how many nearest training images the vote is measured too, as `test/knn_accuracy` (tables with
-            labels): 20 as is usual, 1 as COYO-ALIGN's table; null for none. Embeds every training image.
-    """
-
-    name: str | None = None
-    folder: str = "runs"
-    seed: int = 0
-    floor: bool = True
-    neighbours: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.neighbours is not None and self.neighbours < 1:
-            raise RecipeError(f"Expected run.neighbours to be at least 1 or null, but got {self.neighbours}.")
 
 
 class Recipe:
@@ -230,7 +206,11 @@ def _innermost(message: str, where: str) -> str:
         if line and not re.match(r"Parser key|Problem with|Does not validate|Subtypes|Errors:|Given value", line)
     ]
     wanted = [line for line in complaints if "NoneType" not in line] or complaints or lines
-    return f"{where}: {wanted[0]}" if where else wanted[0]
+    found = wanted[0]
+    given = re.search(r"Given value: (.+)", message)
+    if given and all(line.startswith("Expected a ") for line in wanted):  # one for each type of a union
+        found = f"{' or '.join(wanted).replace(' or Expected', ' or')}. Got value: {given[1]}"
+    return f"{where}: {found}" if where else found
 
 
 def _parser_keys(parser: LightningArgumentParser, outer: Sequence[str]) -> set[str]:

@@ -19,7 +19,11 @@ def format_results(metrics: Mapping[str, Any]) -> str:
         metrics: The content of `metrics.json`.
     """
     columns = {name: metrics[name] for name in MODELS if name in metrics}
-    parts = [format_table(columns, metrics.get("difference", {}))]
+    parts = [format_table(columns, metrics.get("difference", {}))] if columns else []
+    if "alpha" in metrics:
+        parts.append(_format_alpha(metrics["alpha"]))
+    if "calibration" in metrics:
+        parts.append(_format_calibration(metrics["calibration"]))
     if "retention" in metrics:
         parts.append(_format_retention(metrics["retention"]))
     if "drift" in metrics:
@@ -28,6 +32,28 @@ def format_results(metrics: Mapping[str, Any]) -> str:
             "has moved from the base, 0 for not at all, 1 for completely."
         )
     return "\n\n".join(parts)
+
+
+def _format_alpha(alpha: Mapping[str, Any]) -> str:
+    chosen = alpha["chosen"]
+    line = f"Alpha {chosen:g}: the weights lie {100 * chosen:.0f} % of the way from the base to what was trained."
+    for point in alpha.get("curve", []):
+        if point["alpha"] == chosen:
+            line += (
+                f" Chosen on validation rows: {100 * point['target']:.1f} % there, "
+                f"{_format_loss(point['retention_loss'])} lost elsewhere at worst, "
+                f"{_format_loss(alpha['max_retention_loss'])} allowed."
+            )
+    return line
+
+
+def _format_calibration(calibration: Mapping[str, Any]) -> str:
+    trained, fitted = (
+        f"temperature {calibration['temperature'][name]:.4g}, expected calibration error "
+        f"{100 * calibration['expected_calibration_error'][name]:.1f} %"
+        for name in ("trained", "fitted")
+    )
+    return f"Calibration: as trained {trained}; fitted on validation rows {fitted}."
 
 
 def _format_retention(retention: Mapping[str, Any]) -> str:
@@ -93,7 +119,7 @@ def _format_value(key: str, metrics: Metrics) -> str:
 
 
 def format_proof(proof: Mapping[str, Any]) -> str:
-    """One line: how far a folder is from the trained model on the witness, and how far it may be.
+    """One line: how far a folder is from the model in memory on the witness, and how far it may be.
 
     Args:
         proof: The content of `merge_proof.json`.
@@ -104,7 +130,8 @@ def format_proof(proof: Mapping[str, Any]) -> str:
     """
     differences = proof.get("max_abs_difference") or proof["max_relative_difference"]
     found = ", ".join(f"{name} within {value:.1e}" for name, value in differences.items())
-    return f"{found} of the trained model, at most {proof['tolerance']:.0e} allowed"
+    model = "trained" if proof.get("alpha", 1) == 1 else "interpolated"
+    return f"{found} of the {model} model, at most {proof['tolerance']:.0e} allowed"
 
 
 def installed_versions() -> dict[str, str]:
@@ -120,6 +147,17 @@ def installed_versions() -> dict[str, str]:
         "numpy",
     )
     return {name: version(name) for name in names}
+
+
+def format_measured(metrics: Mapping[str, Any]) -> str:
+    """What a card says of the figures of its folder.
+
+    Args:
+        metrics: The content of `metrics.json`, or its `alpha` alone for a folder that was not measured on test rows.
+    """
+    if any(name in metrics for name in MODELS):
+        return f"Measured on this folder:\n\n{format_results(metrics)}"
+    return f"Not measured: this is not what its run handed out.\n\n{format_results(metrics)}".strip()
 
 
 def write_model_card(folder: Path, name: str, metrics: Mapping[str, Any], proof: Mapping[str, Any]) -> None:
@@ -146,13 +184,11 @@ tags: [align]
 
 # {name}
 
-`{proof["base_model"]}`, fine-tuned with LoRA by align-finetune and merged. Measured on this folder:
-
-{format_results(metrics)}
+`{proof["base_model"]}`, fine-tuned with LoRA by align-finetune and merged. {format_measured(metrics)}
 
 R@K is a hit rate: the share of queries with a correct item among the K best.
 
-A fresh process with plain transformers {proof["versions"]["transformers"]} reproduced the adapted model's
+A fresh process with plain transformers {proof["versions"]["transformers"]} reproduced this model's
 embeddings within {difference:.1e} (`merge_proof.json`); `finetune verify` repeats that on any machine. {" ".join(kept)}
 
 ```python

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 from finetune import classifier
 from finetune.checkpoint import load_model, load_processor, resolve_checkpoint
-from finetune.classifier import build_classifier, export_classifier, feature_scale
+from finetune.classifier import build_classifier, export_classifier, feature_scale, interpolate_head
 from finetune.errors import CheckpointError
 from finetune.export import export_merged, write_adapter
 from finetune.files import fingerprint_weights
-from finetune.head import Head, read_head, write_head
+from finetune.head import Head, build_head, read_head, write_head
 from finetune.objectives import Classification
 from finetune.proof import verify, write_witness
 from finetune.towers.align import AlignTowers
@@ -44,7 +44,7 @@ def train(checkpoint, batch, folder):
         objective.bias += torch.randn_like(objective.bias)
     witness, adapter, head = folder / "witness.safetensors", folder / "adapter", folder / "head.safetensors"
     write_witness(towers, batch, witness, objective)
-    write_head(objective, CLASSES, head)
+    write_head(build_head(objective, CLASSES, is_multilabel=False), head)
     fingerprint = fingerprint_weights(resolve_checkpoint(checkpoint))
     write_adapter(towers, load_processor(checkpoint, 64), adapter, checkpoint, fingerprint)
     export_merged(checkpoint, adapter, witness, folder / "merged")
@@ -153,6 +153,46 @@ def test_perturbed_classifier_leaves_no_folder(trained, tmp_path, monkeypatch, f
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("trained", ["tiny"], indirect=True)
+def test_head_between_its_start_and_itself_is_proven(trained, tmp_path):
+    arguments = (trained.merged, load_processor(trained.merged).image_processor, trained.head, trained.witness)
+    proof = export_classifier(*arguments, tmp_path / "between", alpha=0.25, scale=3.0)
+    assert (proof["alpha"], proof["scale"]) == (0.25, 3.0)
+    stored, recorded = load_file(trained.head), load_file(tmp_path / "between" / "witness.safetensors")
+    weight = 3 * (0.75 * stored["start_weight"].double() + 0.25 * stored["weight"].double())
+    bias = 3 * 0.25 * stored["bias"].double()
+    with torch.no_grad():
+        features = load_model(trained.merged).get_image_features(pixel_values=recorded["pixel_values"]).pooler_output
+        model = AutoModelForImageClassification.from_pretrained(tmp_path / "between")
+        logits = model(recorded["pixel_values"]).logits
+    expected = (features.double() @ weight.T + bias).float()
+    torch.testing.assert_close(recorded["logits"], expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+    assert not torch.allclose(expected, load_file(trained.witness)["logits"], atol=1e-2)
+
+
+@pytest.mark.parametrize("trained", ["tiny"], indirect=True)
+def test_ends_of_a_head_are_zero_shot_and_itself(trained):
+    head, recorded = read_head(trained.head), load_file(trained.witness)
+    assert interpolate_head(head, 1.0).weight.equal(head.weight)
+    assert interpolate_head(head, 1.0).bias.equal(head.bias)
+    start = interpolate_head(head, 0.0, scale=7.0).logits(recorded["image_features"])
+    zero_shot = recorded["image_embeds"] @ recorded["text_embeds"][: len(CLASSES)].T
+    assert start.argsort(dim=1).equal(zero_shot.argsort(dim=1))
+    assert not head.logits(recorded["image_features"]).argsort(dim=1).equal(zero_shot.argsort(dim=1))
+
+
+@pytest.mark.parametrize("trained", ["tiny"], indirect=True)
+def test_head_of_another_run_leaves_no_folder_between(trained, tmp_path):
+    tensors = load_file(trained.witness)
+    tensors["logits"] *= 1.0001
+    save_file(tensors, tmp_path / "witness.safetensors")
+    arguments = (trained.merged, load_processor(trained.merged).image_processor, trained.head)
+    with pytest.raises(CheckpointError, match="Expected the head to reproduce the witness within 1e-05"):
+        export_classifier(*arguments, tmp_path / "witness.safetensors", tmp_path / "between", alpha=0.5)
+    assert [path.name for path in tmp_path.iterdir()] == ["witness.safetensors"]
+
+
 @pytest.mark.parametrize("trained", ["align-mini"], indirect=True)
 def test_clipped_features_leave_no_folder(trained, tmp_path, monkeypatch):
     assert feature_scale(load_model(trained.merged).vision_model) > 1
@@ -204,7 +244,7 @@ def test_refuses_a_tower_or_head_that_does_not_fit(tiny):
     with pytest.raises(CheckpointError, match="activation to be one of gelu, relu, silu, swish, relu6, but got 'tanh'"):
         feature_scale(tower)
     with pytest.raises(CheckpointError, match=r"Expected the head to read 64 features, .* but got 63"):
-        build_classifier(load_model(tiny), Head(torch.zeros(2, 63), torch.zeros(2), ("a", "b")))
+        build_classifier(load_model(tiny), Head(torch.zeros(2, 63), torch.zeros(2), ("a", "b"), torch.zeros(2, 63)))
 
 
 @pytest.mark.parametrize("trained", ["tiny"], indirect=True)
@@ -214,7 +254,7 @@ def test_a_head_of_several_labels_says_so(trained, tiny, tmp_path):
     assert "problem_type" not in json.loads((trained.folder / "config.json").read_text())
     objective = Classification()
     objective.start(torch.eye(5, 64), torch.tensor(1.0), torch.tensor(1.0))
-    write_head(objective, CLASSES, tmp_path / "head.safetensors", is_multilabel=True)
+    write_head(build_head(objective, CLASSES, is_multilabel=True), tmp_path / "head.safetensors")
     head = read_head(tmp_path / "head.safetensors")
     assert head.is_multilabel
     assert head.classes == CLASSES

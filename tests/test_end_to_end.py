@@ -72,11 +72,14 @@ def test_run_folder_is_whole(workplace):
 
 def test_screen_shows_the_table_of_the_metrics_file(workplace):
     metrics = json.loads((workplace / "runs" / "colours" / "metrics.json").read_text())
-    assert list(metrics) == ["before", "floor", "after", "drift", "difference"]
+    assert list(metrics) == ["before", "floor", "after", "drift", "difference", "calibration"]
     assert metrics["difference"]["test/accuracy"]["value"] == pytest.approx(
         metrics["after"]["test/accuracy"] - metrics["before"]["test/accuracy"]
     )
     assert metrics["after"]["test/accuracy"] >= metrics["before"]["test/accuracy"]
+    assert metrics["calibration"]["expected_calibration_error"]["fitted"] == pytest.approx(
+        metrics["after"]["test/expected_calibration_error"], abs=1e-6
+    )
     screen = (workplace / "screen.txt").read_text()
     assert f"{100 * metrics['after']['test/accuracy']:.1f} %" in screen
     assert "runs/colours/merged" in screen
@@ -99,6 +102,14 @@ def test_predictions_are_those_of_plain_transformers_on_the_merged_folder(workpl
             probabilities = model(**inputs).logits_per_image.softmax(dim=1)[0]
         assert ("blue", "green", "red")[probabilities.argmax()] == line["prediction"]
         assert float(line["score"]) == pytest.approx(float(probabilities.max()), abs=1e-4)
+
+
+def test_fitted_temperature_is_in_adapter_and_merged_folder(workplace, merged):
+    run = workplace / "runs" / "colours"
+    temperature = json.loads((run / "metrics.json").read_text())["calibration"]["temperature"]
+    assert json.loads((run / "adapter" / "temperature.json").read_text())["temperature"] == temperature["fitted"]
+    assert AlignModel.from_pretrained(merged).temperature.item() == temperature["fitted"]
+    assert temperature["fitted"] != temperature["trained"]
 
 
 def test_zero_shot_classification_and_the_classify_command_agree(workplace, merged, colour_table, finetune_here):

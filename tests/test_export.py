@@ -5,13 +5,14 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AlignModel, AlignProcessor
 
 from finetune.checkpoint import load_model, load_processor, resolve_checkpoint
-from finetune.errors import CheckpointError
+from finetune.errors import CheckpointError, RecipeError
 from finetune.export import export_merged, write_adapter
 from finetune.files import fingerprint_weights
 from finetune.proof import verify, write_witness
@@ -61,7 +62,8 @@ def test_every_layer_kind_is_proven(tiny, batch, tmp_path, variant):
 @pytest.fixture(scope="module")
 def exported(tiny, batch, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
-    adapter, witness = adapter_of(tiny, folder, batch, TowerLora(rank=2), TowerLora(rank=2))
+    image_lora = TowerLora(rank=2, whole=["depthwise", "norm"], train_statistics=True)
+    adapter, witness = adapter_of(tiny, folder, batch, image_lora, TowerLora(rank=2, whole=["norm"]))
     export_merged(tiny, adapter, witness, folder / "merged")
     return folder
 
@@ -125,6 +127,61 @@ def test_deviation_leaves_no_folder(tiny, exported, tmp_path, key, fault):
     with pytest.raises(CheckpointError, match="within 1e-05 of the adapted model"):
         export_merged(tiny, exported / "adapter", tmp_path / "witness.safetensors", tmp_path / "merged")
     assert [path.name for path in tmp_path.iterdir()] == ["witness.safetensors"]
+
+
+def test_alpha_zero_is_the_base_bit_for_bit(tiny, exported, tmp_path):
+    proof = export_merged(tiny, exported / "adapter", exported / "witness.safetensors", tmp_path / "base", alpha=0.0)
+    assert fingerprint_weights(tmp_path / "base") == fingerprint_weights(resolve_checkpoint(tiny))
+    assert proof["identical_to_base"] == {"image": True, "text": True}
+    assert (proof["alpha"], proof["temperature"]) == (0.0, load_model(tiny).temperature.item())
+
+
+def test_between_base_and_merge_lies_their_average_with_a_proof_of_its_own(tiny, exported, tmp_path):
+    """Layers trained whole, statistics, low-rank adapters and temperature alike."""
+    folder = tmp_path / "between"
+    proof = export_merged(tiny, exported / "adapter", exported / "witness.safetensors", folder, alpha=0.3)
+    base, merged = load_file(f"{tiny}/model.safetensors"), load_file(exported / "merged" / "model.safetensors")
+    found = load_file(folder / "model.safetensors")
+    assert found.keys() == base.keys()
+    for name, tensor in found.items():
+        if tensor.is_floating_point():
+            average = np.float32(0.7) * base[name].numpy() + np.float32(0.3) * merged[name].numpy()
+            np.testing.assert_allclose(tensor.numpy(), average, rtol=1e-6, atol=1e-9)
+    assert found["temperature"] != base["temperature"]
+    assert (proof["alpha"], proof["temperature"]) == (0.3, found["temperature"].item())
+    trained, own = load_file(exported / "witness.safetensors"), load_file(folder / "witness.safetensors")
+    assert own["pixel_values"].equal(trained["pixel_values"])
+    assert (own["text_embeds"] - trained["text_embeds"]).abs().max() > 1e-3
+    model = AlignModel.from_pretrained(folder)
+    with torch.no_grad():
+        text = model.get_text_features(input_ids=own["input_ids"], attention_mask=own["attention_mask"]).pooler_output
+    torch.testing.assert_close(torch.nn.functional.normalize(text), own["text_embeds"], atol=1e-5, rtol=0)
+    assert max(proof["max_abs_difference"].values()) <= 1e-5
+
+
+def test_frozen_tower_stays_the_base_between_at_the_temperature_that_was_asked_for(tiny, batch, tmp_path):
+    adapter, witness = adapter_of(tiny, tmp_path, batch, None, TowerLora(rank=2))
+    proof = export_merged(tiny, adapter, witness, tmp_path / "between", alpha=0.7, temperature=0.0123)
+    assert proof["identical_to_base"] == {"image": True, "text": False}
+    temperature = AlignModel.from_pretrained(tmp_path / "between").temperature.item()
+    assert proof["temperature"] == temperature == torch.tensor(0.0123).item()
+
+
+@pytest.mark.parametrize("key", ["image_embeds", "image_features", "temperature"])
+def test_merge_that_deviates_leaves_no_point_between(tiny, exported, tmp_path, key):
+    tensors = load_file(exported / "witness.safetensors")
+    tensors[key] = tensors[key] * 1.0001
+    save_file(tensors, tmp_path / "witness.safetensors")
+    with pytest.raises(CheckpointError, match="Expected the merged model to reproduce the witness within 1e-05"):
+        export_merged(tiny, exported / "adapter", tmp_path / "witness.safetensors", tmp_path / "between", alpha=0.5)
+    assert [path.name for path in tmp_path.iterdir()] == ["witness.safetensors"]
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 1.5])
+def test_alpha_beyond_the_ends_leaves_no_folder(tiny, exported, tmp_path, alpha):
+    with pytest.raises(RecipeError, match=r"alpha to be in \[0, 1\]"):
+        export_merged(tiny, exported / "adapter", exported / "witness.safetensors", tmp_path / "beyond", alpha=alpha)
+    assert not list(tmp_path.iterdir())
 
 
 def test_existing_folder_is_refused_unless_overwritten(tiny, exported):

@@ -120,6 +120,29 @@ def test_wrong_value_names_its_key(recipe_file, overrides, message):
         read_recipe(recipe_file, overrides)
 
 
+def test_alpha_is_a_number_or_auto(recipe_file):
+    assert read_recipe(recipe_file).run.alpha == 1.0
+    assert read_recipe(recipe_file, ["--run.alpha", "0.7"]).run.alpha == 0.7
+    recipe = read_recipe(recipe_file, ["--run.alpha", "auto", "--run.max_retention_loss", "0.02"])
+    assert (recipe.run.alpha, recipe.run.max_retention_loss) == ("auto", 0.02)
+    assert "alpha: auto" in recipe.resolved
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("alpha", "1.5", r"Expected run.alpha to be in \[0, 1\], but got 1.5. 0 is the base"),
+        ("alpha", "-0.1", r"Expected run.alpha to be in \[0, 1\], but got -0.1"),
+        ("alpha", "best", r"run.alpha: Expected a <class 'float'> or a typing.Literal\['auto'\]. Got value: best"),
+        ("max_retention_loss", "5", r"Expected run.max_retention_loss to be in \[0, 1\], but got 5.0. It is a share"),
+        ("max_retention_loss", "-1", r"Expected run.max_retention_loss to be in \[0, 1\], but got -1.0"),
+    ],
+)
+def test_settings_of_the_run_out_of_range_are_refused(recipe_file, key, value, message):
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(recipe_file, [f"--run.{key}={value}"])
+
+
 def test_constructor_errors_name_the_part(recipe_file):
     with pytest.raises(RecipeError, match="rank to be at least 1, but got 0"):
         read_recipe(recipe_file, ["--model.image_lora.rank", "0"]).build_task()

@@ -2,7 +2,7 @@
 
 import yaml
 
-from finetune.results import format_results, format_table, installed_versions, write_model_card
+from finetune.results import format_measured, format_results, format_table, installed_versions, write_model_card
 
 COLUMNS = {
     "before": {"test/image_to_text/R@1": 0.125, "test/image_to_text/median_rank": 7.0},
@@ -64,6 +64,41 @@ def test_figures_of_single_classes_are_left_to_the_file():
     table = format_table({"after": {"test/mean_average_precision": 0.5, "test/average_precision/cat": 0.25}})
     assert "mean_average_precision" in table
     assert "cat" not in table
+
+
+def test_results_tell_alpha_and_calibration_in_a_line_each():
+    curve = [
+        {"alpha": 0.0, "target": 0.1, "retention_loss": 0.0},
+        {"alpha": 0.7, "target": 0.931, "retention_loss": 0.03},
+    ]
+    calibration = {
+        "temperature": {"trained": 0.05, "fitted": 0.0421},
+        "expected_calibration_error": {"trained": 0.054, "fitted": 0.021},
+        "bins": [],
+    }
+    alpha = {"chosen": 0.7, "max_retention_loss": 0.05, "curve": curve}
+    lines = format_results(COLUMNS | {"alpha": alpha, "calibration": calibration}).splitlines()
+    assert (
+        "Alpha 0.7: the weights lie 70 % of the way from the base to what was trained. "
+        "Chosen on validation rows: 93.1 % there, 3.0 % lost elsewhere at worst, 5.0 % allowed."
+    ) in lines
+    assert (
+        "Calibration: as trained temperature 0.05, expected calibration error 5.4 %; "
+        "fitted on validation rows temperature 0.0421, expected calibration error 2.1 %."
+    ) in lines
+    assert format_results({"alpha": {"chosen": 0.25}}) == (
+        "Alpha 0.25: the weights lie 25 % of the way from the base to what was trained."
+    )
+
+
+def test_calibration_error_is_a_rate():
+    assert "| 5.4 %" in format_table({"after": {"test/expected_calibration_error": 0.054}})
+
+
+def test_card_of_a_folder_that_was_not_measured_says_so():
+    assert format_measured(COLUMNS).startswith("Measured on this folder:\n\n| metric")
+    assert format_measured({}) == "Not measured: this is not what its run handed out."
+    assert "Alpha 0.25" in format_measured({"alpha": {"chosen": 0.25}})
 
 
 def test_model_card_has_metadata_table_and_proof(tmp_path):

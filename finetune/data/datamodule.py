@@ -1,5 +1,6 @@
 """A table as Lightning's loaders: training rows in a resumable order, evaluation rows as they stand."""
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -26,6 +27,7 @@ from finetune.data.limits import find_long_texts, find_small_images
 from finetune.data.loader import BatchLoader, TrainBatchLoader
 from finetune.data.sampler import TrainBatches
 from finetune.data.sampling import Sampling
+from finetune.data.splits import SPLITS, UNKNOWN
 from finetune.data.table import Rows, Table
 from finetune.data.texts import TextEncoder, write_prompts
 from finetune.data.unreadable import SkippedRow, Unreadable, image_fault, list_skipped
@@ -211,6 +213,18 @@ class ImageTextDataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Batch]:
         """Test rows."""
         return self.loader("test")
+
+    def tested_on(self, split: str) -> "ImageTextDataModule":
+        """The same table with the rows of a split as its test rows and no others, for measuring on them.
+
+        Args:
+            split: `train`, `val` or `test`.
+        """
+        chosen = self.rows.splits == SPLITS.index(split)
+        codes = np.where(chosen, SPLITS.index("test"), UNKNOWN).astype(self.rows.splits.dtype)
+        other = copy.copy(self)
+        other._rows = replace(self.rows, splits=codes)
+        return other
 
     def find_concerns(self) -> list[Concern]:
         """What is seldom meant in the table; no image is decoded."""

@@ -7,6 +7,7 @@ among the K best.
 
 from finetune.metrics.average_precision import AveragePrecision
 from finetune.metrics.bootstrap import Difference, paired_difference
+from finetune.metrics.calibration import calibration_error, fit_temperature, reliability
 from finetune.metrics.choice import choose_metric
 from finetune.metrics.classification import ClassAccuracy, class_embeddings
 from finetune.metrics.neighbours import neighbour_votes
@@ -20,9 +21,12 @@ __all__ = [
     "ClassAccuracy",
     "Difference",
     "choose_metric",
+    "calibration_error",
     "class_embeddings",
+    "fit_temperature",
     "neighbour_votes",
     "paired_difference",
+    "reliability",
     "retrieval_placements",
     "retrieval_ranks",
 ]

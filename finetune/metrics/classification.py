@@ -6,6 +6,7 @@ from torch.nn.functional import normalize
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from finetune.metrics.calibration import calibration_error
 from finetune.metrics.placement import TIE, place
 
 
@@ -40,7 +41,7 @@ def class_embeddings(prompt_embeds: Tensor, label_ids: Tensor) -> Tensor:
 
 
 class ClassAccuracy(Metric):
-    """Accuracy of class scores, whether class prompts or a trained head made them.
+    """Accuracy of class scores and how well their softmax knows it, whether class prompts or a head made them.
 
     Counted here and not by torchmetrics' MulticlassAccuracy, because that one gives a tie to the lowest
     class, which rewards a collapsed model where class 0 is frequent. Without ties the figures are the same.
@@ -56,18 +57,20 @@ class ClassAccuracy(Metric):
     full_state_update = False
     top1: list[Tensor]
     top5: list[Tensor]
+    confidences: list[Tensor]
+    correct: list[Tensor]
     label_ids: list[Tensor]
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("top1", "top5", "label_ids"):
+        for name in ("top1", "top5", "confidences", "correct", "label_ids"):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def update(self, scores: Tensor, label_ids: Tensor) -> None:
         """Takes in a batch of rows.
 
         Args:
-            scores: Float tensor of shape (B, C), higher is better; any scale, minus infinity for "never".
+            scores: Float tensor of shape (B, C), logits: higher is better, minus infinity for "never".
             label_ids: Int64 tensor of shape (B,), in [0, C).
 
         Raises:
@@ -84,10 +87,13 @@ class ClassAccuracy(Metric):
         placement = place(scores, rows, label_ids, TIE * scale)
         self.top1.append(placement.hits(1))
         self.top5.append(placement.hits(5))
+        best = scores.softmax(dim=1).max(dim=1)
+        self.confidences.append(best.values)
+        self.correct.append((best.indices == label_ids).long())
         self.label_ids.append(label_ids)
 
     def compute(self) -> dict[str, Tensor]:
-        """Returns ``accuracy``, ``accuracy_top5`` and ``mean_per_class_recall``.
+        """Returns ``accuracy``, ``accuracy_top5``, ``mean_per_class_recall`` and ``expected_calibration_error``.
 
         ``accuracy_top5`` is there whatever C is, so that tables keep their columns; up to 5 classes it is 1.
         ``mean_per_class_recall`` is the mean over the classes that occur.
@@ -96,7 +102,10 @@ class ClassAccuracy(Metric):
         top1, labels = dim_zero_cat(self.top1), dim_zero_cat(self.label_ids)
         counts = torch.bincount(labels)
         of_class = top1.new_zeros(len(counts)).index_add(0, labels, top1)
-        return rates | {"mean_per_class_recall": (of_class / counts)[counts > 0].mean()}
+        return rates | {
+            "mean_per_class_recall": (of_class / counts)[counts > 0].mean(),
+            "expected_calibration_error": calibration_error(dim_zero_cat(self.confidences), dim_zero_cat(self.correct)),
+        }
 
     def hits(self) -> dict[str, Tensor]:
         """Returns what each row adds to ``accuracy`` and ``accuracy_top5``, float tensors of shape (N,)."""

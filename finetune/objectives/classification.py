@@ -39,6 +39,7 @@ class Classification(Objective):
 
     weight: nn.Parameter | None
     bias: nn.Parameter | None
+    start_weight: Tensor | None
     class_weights: Tensor | None
 
     def __init__(
@@ -57,6 +58,7 @@ class Classification(Objective):
         self.register_buffer("class_weights", weights, persistent=False)
         self.register_parameter("weight", None)
         self.register_parameter("bias", None)
+        self.register_buffer("start_weight", None)
 
     @property
     def is_started(self) -> bool:
@@ -65,6 +67,8 @@ class Classification(Objective):
 
     def start(self, class_embeds: Tensor, mean_norm: Tensor, temperature: Tensor) -> None:
         """Makes the head from the class prompts; a head that is there already stays as it is.
+
+        The weight of the start is kept beside it: between the two lie the heads that forget less.
 
         Args:
             class_embeds: Float tensor of shape (C, D), normalised, see ``metrics.class_embeddings``.
@@ -84,6 +88,7 @@ class Classification(Objective):
         weight = class_embeds.detach().float() / (mean_norm * temperature).detach().float()
         self.weight = nn.Parameter(weight)
         self.bias = nn.Parameter(weight.new_zeros(len(weight)))
+        self.start_weight = weight.clone()
 
     def logits(self, image_features: Tensor) -> Tensor:
         """Returns the head's logits, shape (B, C), computed in float32 whatever the precision of training.

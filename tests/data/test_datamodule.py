@@ -81,6 +81,16 @@ def test_class_prompts_name_every_class_in_every_template(colour_table):
     assert len(prompts.input_ids) == 6
 
 
+def test_another_split_takes_the_place_of_the_test_rows(colour_table):
+    data = module(colour_table)
+    other = data.tested_on("val")
+    assert other.rows.indices("test").tolist() == data.rows.indices("val").tolist()
+    assert not len(other.rows.indices("train")) + len(other.rows.indices("val"))
+    assert batches_equal(other.test_dataloader(), data.val_dataloader())
+    assert data.rows.indices("test").tolist() != data.rows.indices("val").tolist()
+    assert torch.equal(other.class_prompts.input_ids, data.class_prompts.input_ids)
+
+
 def test_held_back_rows_are_not_training_rows(colour_table):
     data = module(colour_table)
     held = data.held_back(4)

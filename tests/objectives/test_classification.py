@@ -139,10 +139,20 @@ def test_start_keeps_a_head_that_is_there():
     assert objective.weight.equal(before)
 
 
+def test_start_is_kept_while_the_head_is_trained(make_batch, make_embeddings):
+    objective = started()
+    before = objective.weight.detach().clone()
+    optimizer = torch.optim.SGD(objective.parameters(), lr=1.0)
+    objective(make_embeddings(7), make_batch(7, labels=LABELS)).backward()
+    optimizer.step()
+    assert objective.start_weight.equal(before)
+    assert not objective.weight.equal(before)
+
+
 def test_head_is_saved_and_class_weights_are_not():
     assert list(Classification([1.0, 2.0]).state_dict()) == []
     objective = started(class_weights=[1.0, 2.0, 3.0])
-    assert list(objective.state_dict()) == ["weight", "bias"]
+    assert list(objective.state_dict()) == ["weight", "bias", "start_weight"]
     other = started()
     other.load_state_dict({name: tensor + 1 for name, tensor in objective.state_dict().items()})
     assert other.bias.equal(torch.ones(3))

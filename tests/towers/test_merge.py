@@ -8,7 +8,7 @@ from finetune.errors import CheckpointError
 from finetune.towers.adapter import save_adapter
 from finetune.towers.align import AlignTowers
 from finetune.towers.lora import TowerLora, attach_lora
-from finetune.towers.merge import merge_adapter
+from finetune.towers.merge import merge_adapter, merge_copy
 
 FINGERPRINT = "f" * 64
 
@@ -68,3 +68,30 @@ def test_weights_that_are_not_finite_are_refused(tiny, tmp_path):
     save(tiny, tmp_path, None, TowerLora(), value=float("nan"))
     with pytest.raises((CheckpointError, ValueError), match="finite|NaN"):
         merge_adapter(load_model(tiny), tmp_path, FINGERPRINT)
+
+
+@pytest.mark.parametrize(
+    "image_lora",
+    [
+        TowerLora(rank=2),
+        TowerLora(whole=["depthwise", "norm"], train_statistics=True),
+        TowerLora(rank=2, use_dora=True),
+    ],
+    ids=["lora", "whole", "dora"],
+)
+def test_copy_in_memory_is_the_merge_of_the_saved_adapter(tiny, tmp_path, image_lora):
+    text_lora = TowerLora(rank=2, use_dora=image_lora.use_dora)
+    adapted = attach_lora(load_model(tiny), image_lora, text_lora)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, tensor in adapted.state_dict().items():
+            if "lora_" in name or ("modules_to_save" in name and tensor.is_floating_point()):
+                tensor += 0.02 * torch.rand_like(tensor)
+    before = {name: tensor.clone() for name, tensor in adapted.state_dict().items()}
+    copied = merge_copy(adapted).state_dict()
+    save_adapter(adapted, tmp_path, "owner/name", FINGERPRINT)
+    merged = merge_adapter(load_model(tiny), tmp_path, FINGERPRINT).state_dict()
+    assert copied.keys() == merged.keys()
+    for name in merged:
+        assert torch.equal(copied[name], merged[name]), name
+    assert all(torch.equal(tensor, before[name]) for name, tensor in adapted.state_dict().items())

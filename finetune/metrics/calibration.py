@@ -1,0 +1,96 @@
+"""Whether a classifier is as sure as it is right, and the temperature that makes it so."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.stats import binned_statistic
+from torch import Tensor
+from torchmetrics.functional.classification import binary_calibration_error
+
+BINS = 15
+"""Equal parts of [0, 1] that confidences are sorted into."""
+
+LARGEST_FACTOR = 100.0
+"""How far a fitted temperature may be from the trained one, up or down."""
+
+
+class Bin(NamedTuple):
+    """The rows whose confidence lies in one part of [0, 1].
+
+    Attributes:
+        confidence: Mean probability of the predicted class, None without rows.
+        accuracy: Share of the rows whose predicted class is theirs, None without rows.
+        share: These rows as a share of all.
+    """
+
+    confidence: float | None
+    accuracy: float | None
+    share: float
+
+
+def calibration_error(confidences: Tensor, correct: Tensor) -> Tensor:
+    """Returns the expected calibration error: mean distance of accuracy from confidence, by bin, as rows weigh.
+
+    Naeini et al. 2015, with the 15 bins of Guo et al. 2017 (arXiv 1706.04599).
+
+    Args:
+        confidences: Float tensor of shape (N,), probability of the predicted class.
+        correct: Bool tensor of shape (N,), whether that is the row's class.
+
+    Example:
+        >>> import torch
+        >>> calibration_error(torch.tensor([0.9, 0.9]), torch.tensor([True, False]))
+        tensor(0.4000)
+    """
+    return binary_calibration_error(confidences, correct.long(), n_bins=BINS, norm="l1")
+
+
+def reliability(scores: Tensor, label_ids: Tensor) -> list[Bin]:
+    """Returns what `calibration_error` compares, bin by bin in the order of confidence.
+
+    Args:
+        scores: Float tensor of shape (N, C), logits.
+        label_ids: Int64 tensor of shape (N,), in [0, C).
+    """
+    best = scores.float().softmax(dim=-1).max(dim=-1)
+    values = np.stack([best.values.double().numpy(), (best.indices == label_ids).double().numpy()])
+    means = binned_statistic(values[0], values, "mean", bins=BINS, range=(0, 1)).statistic
+    shares = binned_statistic(values[0], None, "count", bins=BINS, range=(0, 1)).statistic / len(scores)
+    return [
+        Bin(float(confidence), float(accuracy), float(share)) if share else Bin(None, None, 0.0)
+        for confidence, accuracy, share in zip(*means, shares, strict=True)
+    ]
+
+
+def fit_temperature(scores: Tensor, label_ids: Tensor) -> float:
+    """Returns the factor on the temperature that makes the scores' probabilities fit the labels best.
+
+    Temperature scaling (Guo et al. 2017, arXiv 1706.04599): the least negative log-likelihood of the labels under
+    the softmax of scores / factor. No ranking changes. Where the model is right on every row the likelihood alone
+    would ask for a temperature of 0, so the N rows count beside one more whose label is each class in equal parts,
+    as in Platt 1999 for two classes: the confidence asked for stays below 1 by about 1 / N. The factor is searched
+    for between 1/100 and 100, and is 1 where none is better, as for a model that scores all classes alike.
+
+    Args:
+        scores: Float tensor of shape (N, C), logits at the temperature as it is.
+        label_ids: Int64 tensor of shape (N,), in [0, C).
+
+    Example:
+        >>> import torch
+        >>> scores = torch.tensor([[8.0, 0.0]]).repeat(100, 1)
+        >>> round(fit_temperature(scores, torch.tensor([0] * 75 + [1] * 25)), 1)
+        7.4
+    """
+    logits = scores.double() - scores.double().amax(dim=-1, keepdim=True)
+    rows = len(logits)
+    wanted = logits.gather(1, label_ids[:, None]).mean() * rows + logits.mean()  # linear in 1 / factor
+
+    def loss(log_factor: float) -> float:
+        scale = math.exp(-log_factor)
+        return float((scale * logits).logsumexp(dim=-1).mean() * (rows + 1) - scale * wanted)
+
+    bound = math.log(LARGEST_FACTOR)
+    found = minimize_scalar(loss, bounds=(-bound, bound), method="bounded", options={"xatol": 1e-6})
+    return math.exp(found.x) if found.fun < loss(0.0) else 1.0

@@ -1,0 +1,115 @@
+"""Calibration against NumPy, torchmetrics and a search by hand."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from finetune.metrics import ClassAccuracy, calibration_error, fit_temperature, reliability
+
+
+def softmax(scores):
+    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def draw(rows, classes, sharpness, seed=0):
+    """Logits, and labels drawn from their softmax at another sharpness."""
+    random = np.random.default_rng(seed)
+    scores = random.normal(size=(rows, classes)) * 4
+    cumulative = softmax(scores * sharpness).cumsum(axis=1)
+    labels = (random.random((rows, 1)) > cumulative).sum(axis=1).clip(max=classes - 1)
+    return torch.from_numpy(scores), torch.from_numpy(labels)
+
+
+def error_by_hand(scores, labels):
+    probabilities = softmax(scores.numpy())
+    confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels.numpy()
+    error = 0.0
+    for low in range(15):
+        inside = (confidence >= low / 15) & (confidence < (low + 1) / 15)
+        if inside.any():
+            error += inside.mean() * abs(correct[inside].mean() - confidence[inside].mean())
+    return error
+
+
+@pytest.mark.parametrize(("classes", "seed"), [(2, 0), (5, 1), (40, 2)])
+def test_error_is_that_of_numpy_and_torchmetrics(classes, seed):
+    scores, labels = draw(300, classes, 0.4, seed)
+    metric = ClassAccuracy()
+    for part in torch.arange(300).split(70):
+        metric.update(scores[part], labels[part])
+    found = float(metric.compute()["expected_calibration_error"])
+    assert found == pytest.approx(error_by_hand(scores, labels), abs=1e-5)
+    theirs = multiclass_calibration_error(scores.softmax(dim=1).float(), labels, classes, n_bins=15, norm="l1")
+    assert found == pytest.approx(float(theirs), abs=1e-6)
+
+
+def test_logits_within_the_unit_interval_are_not_taken_for_probabilities():
+    scores, labels = torch.tensor([[0.9, 0.1], [0.2, 0.8]]), torch.tensor([0, 0])
+    metric = ClassAccuracy()
+    metric.update(scores, labels)
+    assert float(metric.compute()["expected_calibration_error"]) == pytest.approx(error_by_hand(scores, labels))
+
+
+@pytest.mark.parametrize("sharpness", [0.3, 1.0])
+def test_bins_are_what_the_error_is_made_of(sharpness):
+    scores, labels = draw(500, 6, sharpness)
+    bins = reliability(scores, labels)
+    assert len(bins) == 15
+    assert sum(part.share for part in bins) == pytest.approx(1)
+    assert [part.confidence is None for part in bins] == [part.share == 0 for part in bins]
+    filled = [part for part in bins if part.share]
+    error = sum(part.share * abs(part.accuracy - part.confidence) for part in filled)
+    assert error == pytest.approx(error_by_hand(scores, labels), abs=1e-5)
+    best = scores.softmax(dim=1).max(dim=1)
+    assert error == pytest.approx(float(calibration_error(best.values, best.indices == labels)), abs=1e-5)
+    for part in filled:
+        assert bins.index(part) / 15 <= part.confidence <= (bins.index(part) + 1) / 15
+
+
+def test_a_confidence_of_one_is_in_the_last_bin():
+    bins = reliability(torch.tensor([[200.0, 0.0], [200.0, 0.0]]), torch.tensor([0, 1]))
+    assert bins[-1] == (1.0, 0.5, 1.0)
+    assert all(part == (None, None, 0.0) for part in bins[:-1])
+
+
+@pytest.mark.parametrize("sharpness", [0.2, 1.0, 3.0])
+def test_fit_finds_the_temperature_that_labels_were_drawn_at(sharpness):
+    scores, labels = draw(20_000, 8, sharpness)
+    factor = fit_temperature(scores, labels)
+    assert factor == pytest.approx(1 / sharpness, rel=0.05)
+    assert error_by_hand(scores / factor, labels) < 0.02
+
+
+@pytest.mark.parametrize(("rows", "seed"), [(9, 0), (60, 1), (60, 2)])
+def test_fit_is_the_minimum_that_another_search_finds(rows, seed):
+    scores, labels = draw(rows, 5, 0.5, seed)
+    targets = np.eye(5)[labels.numpy()] * rows / (rows + 1) + 1 / 5 / (rows + 1)
+
+    def loss(inverse):
+        return -(targets * np.log(softmax(scores.numpy() * inverse))).sum(axis=1).mean()
+
+    expected = minimize(loss, x0=[1.0], method="Nelder-Mead", options={"xatol": 1e-7, "fatol": 1e-12}).x[0]
+    assert 1 / fit_temperature(scores, labels) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("rows", [10, 100, 1000])
+def test_rows_that_are_all_right_leave_room_for_one_error(rows):
+    labels = torch.arange(rows) % 4
+    scores = torch.eye(4)[labels] * 3
+    factor = fit_temperature(scores, labels)
+    confidence = float((scores / factor).softmax(dim=1).max(dim=1).values.mean())
+    assert 1 - confidence == pytest.approx(3 / 4 / (rows + 1), rel=0.01)
+
+
+def test_factor_stays_within_its_bounds():
+    labels = torch.arange(200) % 2
+    wrong = torch.eye(2)[1 - labels]
+    assert fit_temperature(wrong, labels) == pytest.approx(100, rel=1e-3)
+    assert fit_temperature(torch.eye(2)[labels] * 1e-4, labels) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_a_model_that_knows_nothing_keeps_its_temperature():
+    assert fit_temperature(torch.full((6, 3), 0.7), torch.arange(6) % 3) == 1
