@@ -173,21 +173,18 @@ def _check(options: argparse.Namespace) -> int:
     from finetune.recipe import read_recipe
 
     told = len(report.concerns)
-    preview = "preview: not written, as the errors leave nothing to show"
     try:
         data = read_recipe(path, options.overrides, options.trust).build_data()
         if report.rows is not None:
             report.concerns += data.find_limits(report.rows, report.sizes)
             if options.preview and len(report.rows.indices("train")):
                 data.rows = report.rows
-                preview = write_preview(options.preview, data.dataset("train", training=True))
+                print(write_preview(options.preview, data.dataset("train", training=True)))
     except (TableError, RecipeError, CheckpointError) as error:
         report.recipe_error = str(error)
         print(f"error: {error}")
     for concern in report.concerns[told:]:
         print(f"warning: {concern.message}")
-    if options.preview:
-        print(preview)
     write_json(options.output, report.as_json())
     print(f"{report.total}; all in {options.output}")
     return 2 if report.failed else 0
