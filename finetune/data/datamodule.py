@@ -21,7 +21,7 @@ from finetune.data.copies import find_copies
 from finetune.data.dataset import ImageTextDataset
 from finetune.data.images import Augmentation, ImagePreparation
 from finetune.data.limits import find_long_texts, find_small_images
-from finetune.data.sampler import TrainBatches, TrainLoader
+from finetune.data.sampler import InOrder, TrainBatches, TrainLoader
 from finetune.data.sampling import Sampling
 from finetune.data.table import Rows, Table
 from finetune.data.texts import TextEncoder, write_prompts
@@ -124,11 +124,10 @@ class ImageTextDataModule(LightningDataModule):
     def loader(self, split: str) -> DataLoader[Batch]:
         """The rows of one split in the table's order, without augmentation."""
         dataset = self.dataset(split)
-        keys = [(position, 0) for position in range(len(dataset))]
         return DataLoader(
             cast(Dataset[Batch], dataset),  # what it yields, once collated
             batch_size=self.batch_size,
-            sampler=keys,
+            sampler=InOrder(len(dataset)),
             num_workers=self.num_workers,
             collate_fn=dataset.collate,
             pin_memory=torch.cuda.is_available(),
