@@ -54,11 +54,12 @@ def _group_by_content(paths: list[str], ids: Integers, rows: Rows) -> Integers:
     doubtful = np.isin(sizes, _in_several_splits(sizes[ids], rows))
     for limit in (BEGINNING, None):
         groups: dict[tuple[int, bytes], list[int]] = defaultdict(list)
+        contents[doubtful] = np.flatnonzero(doubtful)
         for at in np.flatnonzero(doubtful).tolist():
             groups[int(sizes[at]), _digest(paths[at], limit)].append(at)
         doubtful = np.zeros(len(paths), dtype=bool)
-        for members in groups.values():
-            doubtful[members] = len(members) > 1 and sizes[members[0]] > BEGINNING
+        for members in (members for members in groups.values() if len(members) > 1):
+            doubtful[members] = sizes[members[0]] > BEGINNING
             contents[members] = members[0]
     return contents
 

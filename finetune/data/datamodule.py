@@ -25,7 +25,8 @@ from finetune.data.faults import TableFaultsError
 from finetune.data.images import Augmentation, ImagePreparation
 from finetune.data.limits import find_long_texts, find_small_images
 from finetune.data.loader import BatchLoader, TrainBatchLoader
-from finetune.data.sampler import TrainBatches
+from finetune.data.retention import name_tables
+from finetune.data.sampler import InOrder, TrainBatches
 from finetune.data.sampling import Sampling
 from finetune.data.splits import SPLITS, UNKNOWN
 from finetune.data.table import Rows, Table
@@ -173,12 +174,11 @@ class ImageTextDataModule(LightningDataModule):
     def loader(self, split: str) -> BatchLoader:
         """The rows of one split in the table's order, without augmentation."""
         dataset = self.dataset(split)
-        keys = [(position, 0) for position in range(len(dataset))]
         return BatchLoader(
             cast(Dataset[Batch], dataset),  # what it yields, once collated
             self._report,
             batch_size=self.batch_size,
-            sampler=keys,
+            sampler=InOrder(len(dataset)),
             num_workers=self.num_workers,
             collate_fn=dataset.collate_readable,
             pin_memory=torch.cuda.is_available(),
@@ -278,19 +278,3 @@ class ImageTextDataModule(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remembers the rows that were left out before the run was stopped."""
         self._unreadable.update(state_dict["unreadable"])
-
-
-def name_tables(tables: Sequence[Table]) -> dict[str, Table]:
-    """Tables by the names of their files, numbered where several have one name.
-
-    Example:
-        >>> paths = ("maps.csv", "a/photos.csv", "b/photos.csv")
-        >>> list(name_tables([Table(path, caption="text") for path in paths]))
-        ['maps', 'photos', 'photos 2']
-    """
-    named: dict[str, Table] = {}
-    for table in tables:
-        stem = table.source.name.split(".")[0]
-        names = (stem, *(f"{stem} {number}" for number in range(2, len(tables) + 1)))
-        named[next(name for name in names if name not in named)] = table
-    return named

@@ -1,9 +1,14 @@
 """What a checkpoint's limits do to a table: texts that are cut off, images that are enlarged."""
 
+from collections import Counter
+from itertools import chain
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
+from tokenizers.pre_tokenizers import BertPreTokenizer
 
-from finetune.data.cells import as_strings
+from finetune.data.cells import Integers, as_strings
 from finetune.data.concerns import Concern, count, places_where, show_some
 from finetune.data.images import ImagePreparation
 from finetune.data.rows import Rows
@@ -22,8 +27,7 @@ def find_long_texts(rows: Rows, templates: tuple[str, ...], texts: TextEncoder) 
     """
     distinct = as_strings(write_prompts(rows.classes, templates)) if templates else np.unique(rows.captions)
     most = texts.max_length - texts.tokenizer.num_special_tokens_to_add()
-    # A token stands for at least one byte, so that most texts need not be encoded.
-    doubtful = distinct[np.array([len(text.encode()) > most for text in distinct.tolist()], dtype=bool)]
+    doubtful = distinct[_bound_tokens(distinct.tolist(), texts.tokenizer) > most]
     lost = np.zeros(len(doubtful), dtype=np.int64)
     for start in range(0, len(doubtful), CHUNK):
         chunk = doubtful[start : start + CHUNK].tolist()
@@ -40,6 +44,25 @@ def find_long_texts(rows: Rows, templates: tuple[str, ...], texts: TextEncoder) 
     )
     places = () if templates else places_where(rows, np.isin(rows.captions, long))
     return [Concern("long_texts", message, places)]
+
+
+def _bound_tokens(texts: list[str], tokenizer: Any) -> Integers:
+    """As many tokens as each text can have, special ones aside, so that most texts need not be encoded.
+
+    A token stands for at least one byte. Where BERT's rules split texts, no token goes beyond a space: there the bound
+    is the sum over the words, of which those that come more than once are encoded.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or not isinstance(backend.pre_tokenizer, BertPreTokenizer):
+        return np.array([len(text.encode()) for text in texts], dtype=np.int64)
+    times = Counter(chain.from_iterable(text.split(" ") for text in texts))
+    bounds = {word: len(word.encode()) for word in times}
+    common = [word for word, seen in times.items() if seen > 1]
+    for start in range(0, len(common), CHUNK):
+        chunk = common[start : start + CHUNK]
+        encoded = tokenizer(chunk, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+        bounds.update(zip(chunk, map(len, encoded), strict=True))
+    return np.array([sum(map(bounds.__getitem__, text.split(" "))) for text in texts], dtype=np.int64)
 
 
 def find_small_images(rows: Rows, sizes: npt.NDArray[np.int64], images: ImagePreparation) -> list[Concern]:

@@ -67,6 +67,29 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         return np.random.default_rng([seed, epoch]).permutation(self.length)
 
 
+class InOrder(Sampler[tuple[int, int]]):
+    """The keys of all rows as they stand, made one by one.
+
+    A list of them would not stay shared with the workers: counting its references writes to its pages.
+
+    Args:
+        length: Number of rows.
+
+    Example:
+        >>> list(InOrder(2))
+        [(0, 0), (1, 0)]
+    """
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return ((position, 0) for position in range(self.length))
+
+
 def _count_earlier(order: Integers) -> Integers:
     """How often each row came before in the order."""
     by_row = np.argsort(order, kind="stable")

@@ -123,6 +123,8 @@ def draw_splits(split: RandomSplit, cells: Cells, keys: Sequence[str], ids: Inte
         raise TableFaultsError([Fault(file, None, None, None, "a file of one split", repair) for file in twice])
     codes = of_file[cells.file_ids]
     is_drawn = codes == UNKNOWN
+    if not is_drawn.any():  # a filter has left rows of files alone
+        return codes
     images, positions = np.unique(ids[is_drawn], return_inverse=True)
     labels = np.full(len(images), np.iinfo(np.int64).max)
     np.minimum.at(labels, positions, label_ids[is_drawn])

@@ -48,8 +48,8 @@ class Inspection(NamedTuple):
 class Table:
     """Images with captions, or images with labels, a row for each.
 
-    CSV, TSV, JSON lines (`.jsonl`) and Parquet, also as `.gz` or `.zst`. With `caption`, a row's text is its
-    caption; with `label` alone, its label written into templates. With `label`, what counts as a match and what is
+    CSV, TSV, JSON lines (`.jsonl`) and Parquet, also as `.gz` or `.zst`; tar shards. With `caption`, a row's text is
+    its caption; with `label` alone, its label written into templates. With `label`, what counts as a match and what is
     evaluated are the labels, also where there are captions. Cells are strings: "None", "NA" and "007" stay what
     they are; spaces around captions, labels and splits do not count.
 

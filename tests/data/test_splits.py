@@ -33,6 +33,14 @@ def test_a_file_or_pattern_for_each_split(folder: Path) -> None:
     assert [len(rows.indices(split)) for split in ("train", "val", "test")] == [4, 0, 3]
 
 
+def test_a_filter_may_leave_rows_of_such_files_alone(folder: Path) -> None:
+    files = RandomSplit(val=0.5, test=str(folder / "test_*.csv"))
+    rows = Table(str(folder / "train.csv"), label="label", split=files, filter="score > 6").read(required=())
+    assert rows.splits.tolist() == [2, 2]
+    with pytest.raises(TableFaultsError, match="Expected rows in the split 'train'"):
+        rows.require("train", "test")
+
+
 def test_one_split_is_drawn_beside_the_file_of_another(folder: Path) -> None:
     own = str(folder / "train.csv")
     mixed = Table(own, label="label", split=RandomSplit(0.25, str(folder / "val.csv"), seed=3)).read()
