@@ -15,6 +15,7 @@ other seeds. It is a test of mechanisms on a small stand-in for ALIGN, on small 
 
 import argparse
 import dataclasses
+import itertools
 import logging
 import time
 import warnings
@@ -26,7 +27,7 @@ from transfer_data import task_data
 from transfer_measure import measure
 from transfer_methods import METHODS
 from transfer_methods.method import Method
-from transfer_results import Cell, Results, with_choice
+from transfer_results import Cell, Results, deciders, trials
 from transfer_table import format_table
 from transfer_tasks import TASKS, Task
 from transformers.utils import logging as transformers_logging
@@ -60,19 +61,14 @@ def missing_cells(results: Results, tasks: Sequence[Task], methods: Sequence[Met
         tasks: Tasks in order.
         methods: Methods in order.
     """
-    for task in tasks:
-        deciding_task = with_choice({each.name: each for each in TASKS}, task)
-        for method in methods:
-            if not method.handles(task):
-                continue
-            deciding_method = with_choice({each.name: each for each in METHODS}, method)
-            if (deciding_task, deciding_method) == (task, method):
-                yield from (cell for cell in results.trials(task, method) if results.read(cell) is None)
-            setting, _ = results.choose(deciding_task, deciding_method)
-            for seed in range(method.seeds(task)):
-                cell = Cell(task, method, setting, seed)
-                if results.read(cell) is None:
-                    yield cell
+    for task, method in itertools.product(tasks, methods):
+        if not method.handles(task):
+            continue
+        if deciders(task, method) == (task, method):
+            yield from (cell for cell in trials(task, method) if results.read(cell) is None)
+        setting = results.choose(task, method).setting
+        repeated = [Cell(task, method, setting, seed) for seed in range(method.seeds(task))]
+        yield from (cell for cell in repeated if results.read(cell) is None)
 
 
 def quick_tasks() -> list[Task]:

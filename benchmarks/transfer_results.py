@@ -6,11 +6,12 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from transfer_methods import METHODS
 from transfer_methods.method import Method, Setting
-from transfer_tasks import Task
+from transfer_tasks import TASKS, Task
 
 from finetune.results import installed_versions
 
@@ -44,6 +45,20 @@ class Cell:
         values = {"task": task, "method": self.method.settings(self.task, self.setting), "seed": self.seed}
         plain: dict[str, Any] = json.loads(json.dumps(values))
         return plain
+
+
+class Choice(NamedTuple):
+    """The setting that is repeated.
+
+    Attributes:
+        setting: It.
+        tried: How many trials were run; where none was, the setting is the method's first.
+        budget: How many trials there are to be.
+    """
+
+    setting: Setting
+    tried: int
+    budget: int
 
 
 @dataclass(frozen=True)
@@ -82,24 +97,30 @@ class Results:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return record if holds(record["settings"], cell.settings()) else None
 
-    def trials(self, task: Task, method: Method) -> list[Cell]:
-        """The cells of the first seed that a choice is made from, on the task whose choice counts."""
-        return [Cell(task, method, setting, 0) for setting in method.trials[: task.trials]]
-
-    def choose(self, task: Task, method: Method) -> tuple[Setting, int]:
+    def choose(self, task: Task, method: Method) -> Choice:
         """The setting with the best validation figure of the first seed, the earlier one where they tie.
 
         Args:
-            task: The task whose choice counts.
-            method: The method whose choice counts.
-
-        Returns:
-            The setting, the method's first where nothing was run; and how many of the trials were run.
+            task: Any task.
+            method: Any method.
         """
-        found = [(cell, self.read(cell)) for cell in self.trials(task, method)]
+        cells = trials(*deciders(task, method))
+        found = [(cell, self.read(cell)) for cell in cells]
         run = [(main_figure(record["metrics"]["val"]), cell.setting) for cell, record in found if record]
-        best = max(run, key=lambda pair: pair[0], default=(0.0, method.trials[0]))
-        return best[1], len(run)
+        _, setting = max(run, key=lambda pair: pair[0], default=(0.0, method.trials[0]))
+        return Choice(setting, len(run), len(cells))
+
+
+def deciders(task: Task, method: Method) -> tuple[Task, Method]:
+    """The task and the method whose trials decide on the setting: the two themselves, or what they are tuned like."""
+    tasks = {each.name: each for each in TASKS}
+    methods = {each.name: each for each in METHODS}
+    return tasks.get(task.tuned_like or "", task), methods.get(method.tuned_like or "", method)
+
+
+def trials(task: Task, method: Method) -> list[Cell]:
+    """The cells of the first seed that a choice is made from."""
+    return [Cell(task, method, setting, 0) for setting in method.trials[: task.trials]]
 
 
 def holds(stored: Any, now: Any) -> bool:
@@ -123,11 +144,6 @@ def holds(stored: Any, now: Any) -> bool:
 def main_figure(metrics: Mapping[str, float]) -> float:
     """The accuracy of a table of labels, the hit rate at 10 of both directions of a table of captions."""
     return metrics["accuracy"] if "accuracy" in metrics else metrics["hit@10"]
-
-
-def with_choice(by_name: Mapping[str, Any], own: Any) -> Any:
-    """The task or method whose choice of settings counts for `own`."""
-    return by_name[own.tuned_like] if own.tuned_like else own
 
 
 def describe_machine() -> dict[str, Any]:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scipy.stats import t
+from transfer_methods import METHODS
 from transfer_methods.method import Method
-from transfer_results import Cell, Results, main_figure, with_choice
+from transfer_results import Cell, Results, main_figure
 from transfer_tasks import Task
 
 HEADER = ("task", "method", "setting", "seeds", "target", "other vendor", "photographs", "elsewhere", "train s")
@@ -23,24 +24,14 @@ def format_table(results: Results, tasks: Sequence[Task], methods: Sequence[Meth
     """
     lines = ["| " + " | ".join(HEADER) + " |", "| --- | --- | --- |" + " ---: |" * (len(HEADER) - 3)]
     for task in tasks:
-        zero_shot = _places(results.read(Cell(task, methods[0], methods[0].trials[0], 0)))
-        handling = [method for method in methods if method.handles(task)]
-        cells = [_line(results, tasks, methods, task, method, zero_shot) for method in handling]
+        zero_shot = _places(results.read(Cell(task, METHODS[0], METHODS[0].trials[0], 0)))
+        cells = [_line(results, task, method, zero_shot) for method in methods if method.handles(task)]
         lines += ["| " + " | ".join(line) + " |" for line in cells]
     return "\n".join(lines)
 
 
-def _line(
-    results: Results,
-    tasks: Sequence[Task],
-    methods: Sequence[Method],
-    task: Task,
-    method: Method,
-    zero_shot: Mapping[str, float],
-) -> list[str]:
-    deciding_task = with_choice({each.name: each for each in tasks}, task)
-    deciding_method = with_choice({each.name: each for each in methods}, method)
-    setting, tried = results.choose(deciding_task, deciding_method)
+def _line(results: Results, task: Task, method: Method, zero_shot: Mapping[str, float]) -> list[str]:
+    setting, tried, budget = results.choose(task, method)
     found = [results.read(Cell(task, method, setting, seed)) for seed in range(method.seeds(task))]
     records = [record for record in found if record is not None]
     if not records:
@@ -48,14 +39,12 @@ def _line(
     places = [_places(record) for record in records]
     elsewhere = [name for name in places[0] if name in task.elsewhere() and name in zero_shot]
     changes = [statistics.mean(place[name] - zero_shot[name] for name in elsewhere) for place in places if elsewhere]
-    budget = len(deciding_method.trials[: deciding_task.trials])
     words = ", ".join(f"{key} {value:g}" for key, value in setting.items()) or "as shipped"
-    if budget == 1:
-        words = ""
+    words += f" ({tried} of {budget} tried)" if tried < budget else ""
     return [
         task.title,
         method.title,
-        words + (f" ({tried} of {budget} tried)" if tried < budget else ""),
+        words if budget > 1 else "",
         str(len(records)),
         format_interval([place["target"] for place in places]),
         format_interval([place["shift"] for place in places if "shift" in place]),
