@@ -1,0 +1,122 @@
+"""How well align-mini is adapted, and what it forgets: the toolkit beside what a user would run instead.
+
+    finetune prepare digits && finetune prepare emoji && finetune prepare stamps
+    python benchmarks/transfer.py            # runs each cell that is not there yet, about four hours on 2 cores
+    python benchmarks/transfer.py --quick    # two tasks, one seed, little training: ten minutes, kept apart
+    python benchmarks/transfer.py --table    # prints what is there, runs nothing
+
+A cell is one task, method, setting and seed; its figures are kept as JSON in `benchmarks/results/transfer`, with the
+settings that led to them. When a setting changes, its cells are run anew and the others stay. What changes in the code
+of a method and not in its settings needs a new `version` in them.
+
+Each method may try the same number of settings on the validation rows of the first seed; the best is repeated with the
+other seeds. It is a test of mechanisms on a small stand-in for ALIGN, on small tables.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import logging
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from transfer_data import task_data
+from transfer_measure import measure
+from transfer_methods import METHODS
+from transfer_methods.method import Method
+from transfer_results import Cell, Results, deciders, trials
+from transfer_table import format_table
+from transfer_tasks import TASKS, Task
+from transformers.utils import logging as transformers_logging
+
+HERE = Path(__file__).parent
+QUICK_TASKS = {"digits-4": 20, "names-google": 1}  # epochs
+QUICK_METHODS = ("zero-shot", "logistic-regression", "tip-adapter-f", "tuned", "clip-lora", "retrieval-lora")
+QUICK_METHODS += ("classify-prompts", "classify-head")
+
+
+def run_cell(cell: Cell, results: Results, data: Path) -> None:
+    """Learns, measures and keeps one cell.
+
+    Args:
+        cell: The cell.
+        results: Where it is kept.
+        data: The folder of data.
+    """
+    rows = task_data(cell.task, data, cell.seed)
+    start = time.perf_counter()
+    trained = cell.method.learn(rows, cell.setting, cell.seed)
+    seconds = time.perf_counter() - start
+    results.write(cell, measure(trained, rows), seconds)
+
+
+def missing_cells(results: Results, tasks: Sequence[Task], methods: Sequence[Method]) -> Iterator[Cell]:
+    """Cells to run, in order; which setting is repeated is asked when its trials were run.
+
+    Args:
+        results: What is there already.
+        tasks: Tasks in order.
+        methods: Methods in order.
+    """
+    for task, method in itertools.product(tasks, methods):
+        if not method.handles(task):
+            continue
+        if deciders(task, method) == (task, method):
+            yield from (cell for cell in trials(task, method) if results.read(cell) is None)
+        setting = results.choose(task, method).setting
+        repeated = [Cell(task, method, setting, seed) for seed in range(method.seeds(task))]
+        yield from (cell for cell in repeated if results.read(cell) is None)
+
+
+def quick_tasks() -> list[Task]:
+    """The tasks of `--quick`: fewer epochs, one setting."""
+    chosen = [task for task in TASKS if task.name in QUICK_TASKS]
+    return [dataclasses.replace(task, epochs=QUICK_TASKS[task.name], trials=1) for task in chosen]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", action="store_true", help="print the results there are as Markdown, run nothing")
+    parser.add_argument("--quick", action="store_true", help="a check of all parts in ten minutes, kept in data/")
+    parser.add_argument("--list", action="store_true", help="name the cells that are missing, run nothing")
+    parser.add_argument("--task", nargs="+", default=[task.name for task in TASKS], help="tasks (all)")
+    parser.add_argument("--method", nargs="+", default=[method.name for method in METHODS], help="methods (all)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch (%(default)s)")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the prepared data (%(default)s)")
+    parser.add_argument("--results", type=Path, default=HERE / "results" / "transfer", help="folder (%(default)s)")
+    return parser
+
+
+def quieten() -> None:
+    """Leaves progress bars and the libraries' remarks about themselves."""
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def main() -> None:
+    options = build_parser().parse_args()
+    quieten()
+    torch.set_num_threads(options.threads)
+    tasks = [task for task in TASKS if task.name in options.task]
+    methods = [method for method in METHODS if method.name in options.method]
+    results = Results(options.results)
+    if options.quick:
+        tasks, results = quick_tasks(), Results(options.data / "transfer" / "quick")
+        methods = [method for method in METHODS if method.name in QUICK_METHODS]
+    if not options.table:
+        for cell in missing_cells(results, tasks, methods):
+            if options.quick and cell.seed:
+                continue
+            print(cell.name, flush=True)
+            if not options.list:
+                run_cell(cell, results, options.data)
+    print(format_table(results, tasks, methods))
+
+
+if __name__ == "__main__":
+    main()

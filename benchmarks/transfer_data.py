@@ -1,0 +1,159 @@
+"""Pictures, texts and classes of a task, decoded once and kept as bytes, the same for each method."""
+
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transfer_tasks import Gallery, Task
+from transformers import AlignModel, AlignProcessor
+
+from finetune.checkpoint import load_model, load_processor
+from finetune.data.images import ImagePreparation, Pixels, open_image
+from finetune.data.rows import Rows
+from finetune.data.table import Table
+from finetune.data.texts import TextEncoder
+
+BASE = "align-mini"
+
+
+def load_base() -> AlignModel:
+    """An untouched copy of the checkpoint, in evaluation mode."""
+    return load_model(BASE)
+
+
+@cache
+def processor(image_size: int) -> AlignProcessor:
+    """The checkpoint's processor at an image size."""
+    return load_processor(BASE, image_size)
+
+
+@cache
+def _preparation(image_size: int) -> ImagePreparation:
+    return ImagePreparation.from_processor(processor(image_size).image_processor)
+
+
+@cache
+def _decoded(path: str, image_size: int) -> Pixels:
+    """An image file at the size the towers see, uint8 of shape (3, S, S)."""
+    levels = np.tile(np.arange(256, dtype=np.float32), (3, 1))
+    return replace(_preparation(image_size), levels=levels)(open_image(path)).astype(np.uint8)
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """Rows of one split.
+
+    Attributes:
+        pixels: Uint8 array of shape (N, 3, S, S).
+        texts: The caption of each row, or its label in the template.
+        label_ids: Int64 tensor of shape (N,), positions in `classes`, -1 without labels.
+        image_ids: Int64 tensor of shape (N,), equal for equal images.
+        caption_ids: Int64 tensor of shape (N,), equal for equal captions.
+        classes: The text of each class; empty without labels.
+        image_size: S.
+    """
+
+    pixels: Pixels
+    texts: list[str]
+    label_ids: Tensor
+    image_ids: Tensor
+    caption_ids: Tensor
+    classes: tuple[str, ...]
+    image_size: int
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def pixel_values(self, pixels: Pixels) -> Tensor:
+        """What the towers receive for bytes of shape (B, 3, S, S)."""
+        levels = _preparation(self.image_size).levels
+        return torch.from_numpy(levels[np.arange(3)[:, None, None], pixels])
+
+
+def pictures(rows: Rows, split: str, gallery: Gallery) -> Pictures:
+    """Decodes the rows of a split.
+
+    Args:
+        rows: A table's rows.
+        split: `train`, `val` or `test`.
+        gallery: Where they come from.
+    """
+    indices = rows.indices(split)
+    size = gallery.image_size
+    texts = [str(rows.captions[index]) for index in indices]
+    if rows.classes:
+        texts = [gallery.template.replace("{}", text) for text in texts]
+    return Pictures(
+        pixels=np.stack([_decoded(str(rows.images[index]), size) for index in indices]),
+        texts=texts,
+        label_ids=torch.from_numpy(rows.label_ids[indices]),
+        image_ids=torch.from_numpy(rows.image_ids[indices]),
+        caption_ids=torch.from_numpy(rows.caption_ids[indices]),
+        classes=tuple(gallery.template.replace("{}", name) for name in rows.classes),
+        image_size=size,
+    )
+
+
+@cache
+def gallery_pictures(gallery: Gallery, folder: Path) -> Pictures:
+    """The test rows of a gallery."""
+    return pictures(gallery.read(folder).read(required=("test",)), "test", gallery)
+
+
+@dataclass(frozen=True, eq=False)
+class TaskData:
+    """A task with the rows that one seed draws.
+
+    Attributes:
+        task: The task.
+        table: The training table, for the toolkit to read itself.
+        train: Training rows.
+        val: Validation rows, by which settings are chosen.
+        galleries: What is measured: `target`, `shift` where there is one, and the places elsewhere.
+    """
+
+    task: Task
+    table: Table
+    train: Pictures
+    val: Pictures
+    galleries: dict[str, Pictures]
+
+
+def task_data(task: Task, folder: Path, seed: int) -> TaskData:
+    """Reads and decodes what a cell needs.
+
+    Args:
+        task: The task.
+        folder: The folder of data.
+        seed: Draws the rows of few-shot tasks.
+    """
+    table = task.table(folder, seed)
+    rows = table.read()
+    places = {"target": task.home, **({"shift": task.shift} if task.shift else {}), **task.elsewhere()}
+    return TaskData(
+        task=task,
+        table=table,
+        train=pictures(rows, "train", task.home),
+        val=pictures(rows, "val", task.home),
+        galleries={name: gallery_pictures(place, folder) for name, place in places.items()},
+    )
+
+
+@cache
+def text_encoder() -> TextEncoder:
+    """The checkpoint's tokenizer."""
+    return TextEncoder.from_processor(load_processor(BASE))
+
+
+def tokens(texts: list[str]) -> tuple[Tensor, Tensor]:
+    """Input ids and attention mask, padded to the longest text.
+
+    Args:
+        texts: B texts.
+    """
+    encoder = text_encoder()
+    ids, mask = encoder.pad([encoder.encode(text) for text in texts])
+    return torch.as_tensor(ids), torch.as_tensor(mask)

@@ -1,0 +1,115 @@
+"""One measurement for all methods: features of pictures and texts, then the toolkit's own metrics."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+from transfer_data import Pictures, TaskData, load_base, tokens
+from transformers import AlignModel
+
+from finetune.metrics import ClassAccuracy, Retrieval, class_embeddings
+
+
+class Trained(NamedTuple):
+    """What a method leaves.
+
+    Attributes:
+        model: The towers, None where they are the base's.
+        class_scores: From unnormalised image features (B, D) to scores (B, C); None to compare with class prompts.
+    """
+
+    model: AlignModel | None
+    class_scores: Callable[[Tensor], Tensor] | None = None
+
+
+@torch.no_grad()
+def image_features(model: AlignModel, pictures: Pictures) -> Tensor:
+    """Unnormalised image features in float32, shape (N, D)."""
+    model.eval()
+    parts = []
+    for start in range(0, len(pictures), 64):
+        pixel_values = pictures.pixel_values(pictures.pixels[start : start + 64])
+        parts.append(model.get_image_features(pixel_values=pixel_values).pooler_output.float())
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def text_features(model: AlignModel, texts: list[str]) -> Tensor:
+    """Unnormalised text features in float32, shape (N, D)."""
+    model.eval()
+    parts = []
+    for start in range(0, len(texts), 64):
+        ids, mask = tokens(texts[start : start + 64])
+        parts.append(model.get_text_features(input_ids=ids, attention_mask=mask).pooler_output.float())
+    return torch.cat(parts)
+
+
+@cache
+def _base() -> AlignModel:
+    return load_base()
+
+
+@cache
+def base_image_features(pictures: Pictures) -> Tensor:
+    """Image features of the untouched checkpoint, computed once."""
+    return image_features(_base(), pictures)
+
+
+@cache
+def base_text_features(pictures: Pictures) -> Tensor:
+    """Text features of the untouched checkpoint, computed once; of the classes where there are some."""
+    return text_features(_base(), list(pictures.classes or pictures.texts))
+
+
+def base_class_embeds(pictures: Pictures) -> Tensor:
+    """Normalised class embeddings of the untouched checkpoint, shape (C, D)."""
+    return class_embeddings(base_text_features(pictures), torch.arange(len(pictures.classes)))
+
+
+@torch.no_grad()
+def measure_place(trained: Trained, pictures: Pictures, uses_scores: bool) -> dict[str, float]:
+    """Metrics on one gallery.
+
+    Args:
+        trained: What a method left.
+        pictures: The gallery.
+        uses_scores: Whether its classes are those of `class_scores`.
+
+    Returns:
+        The toolkit's metrics, and `hit@10`, the mean of both directions, in retrieval.
+    """
+    model = trained.model
+    images = base_image_features(pictures) if model is None else image_features(model, pictures)
+    if uses_scores and trained.class_scores is not None:
+        return _accuracy(trained.class_scores(images), pictures)
+    wanted = list(pictures.classes or pictures.texts)
+    texts = base_text_features(pictures) if model is None else text_features(model, wanted)
+    if pictures.classes:
+        classes = class_embeddings(texts, torch.arange(len(pictures.classes)))
+        return _accuracy(normalize(images, dim=-1) @ classes.T, pictures)
+    metric = Retrieval()
+    metric.update(images, texts, pictures.image_ids, pictures.caption_ids)
+    found = {name: float(value) for name, value in metric.compute().items()}
+    return {"hit@10": (found["image_to_text/R@10"] + found["text_to_image/R@10"]) / 2, **found}
+
+
+def _accuracy(scores: Tensor, pictures: Pictures) -> dict[str, float]:
+    metric = ClassAccuracy()
+    metric.update(scores, pictures.label_ids)
+    return {name: float(value) for name, value in metric.compute().items()}
+
+
+def measure(trained: Trained, data: TaskData) -> dict[str, dict[str, float]]:
+    """Metrics on the validation rows, the target, the shift and elsewhere.
+
+    Args:
+        trained: What a method left.
+        data: The task.
+    """
+    places = {"val": data.val, **data.galleries}
+    own = ("val", "target", "shift")
+    found = {name: measure_place(trained, pictures, name in own) for name, pictures in places.items()}
+    return {name: {key: round(value, 5) for key, value in metrics.items()} for name, metrics in found.items()}

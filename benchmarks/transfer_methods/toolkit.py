@@ -1,0 +1,92 @@
+"""The toolkit itself: a shipped recipe, its task, data module and trainer, in this process."""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from transfer_data import BASE, TaskData
+from transfer_measure import Trained
+from transfer_tasks import Task
+
+from finetune.recipe import Recipe, read_recipe
+from finetune.shipped import find_recipe
+from transfer_methods.method import Setting
+
+TRAINER_KEYS = ("max_epochs", "precision", "callbacks", "accumulate_grad_batches", "gradient_clip_val")
+
+
+class Toolkit:
+    """A shipped recipe on align-mini, at the task's image size, with the task's epochs and augmentations.
+
+    The learning rate tried first is the recipe's. Training is Lightning's, with the best weights by the validation
+    metric as in a run; merging, its proof and the report are left out, as they change no figure.
+
+    Args:
+        name: Name in the files of results.
+        title: Its words in the table.
+        recipe: Name of the shipped recipe.
+        labels: Whether it learns labels, else captions.
+    """
+
+    trials: Sequence[Setting] = ({}, {"lr": 2.5e-3}, {"lr": 4e-4})
+    tuned_like = None
+
+    def __init__(self, name: str, title: str, recipe: str, labels: bool) -> None:
+        self.name = name
+        self.title = title
+        self.recipe = recipe
+        self.labels = labels
+
+    def seeds(self, task: Task) -> int:
+        return 3
+
+    def handles(self, task: Task) -> bool:
+        return (task.home.label is not None) == self.labels
+
+    def settings(self, task: Task, setting: Setting) -> dict[str, Any]:
+        values = yaml.safe_load(self._read(task, setting, ["--data.table.path", "table.csv"], 0).resolved)
+        data = {key: value for key, value in values["data"]["init_args"].items() if key not in ("table", "num_workers")}
+        trainer = {key: values["trainer"][key] for key in TRAINER_KEYS}
+        return {"version": 1, "model": values["model"]["init_args"], "data": data, "trainer": trainer}
+
+    def _read(self, task: Task, setting: Setting, table: Sequence[str], seed: int) -> Recipe:
+        column = "label" if self.labels else "caption"
+        words = [
+            *("--model.checkpoint", BASE),
+            *table,
+            *("--data.table.split", task.home.split),
+            *(f"--data.table.{column}", str(task.home.label or task.home.caption)),
+            *("--data.image_size", str(task.home.image_size)),
+            *("--data.augmentations", json.dumps(task.augmentations)),
+            *("--trainer.max_epochs", str(task.epochs)),
+            *("--trainer.accelerator", "cpu"),
+            *("--trainer.precision", "bf16-mixed"),
+            *("--trainer.enable_progress_bar", "false"),
+            *("--run.seed", str(seed)),
+        ]
+        if self.labels:
+            words += ["--data.templates", json.dumps([task.home.template])]
+        if "lr" in setting:
+            words += ["--model.optimizer", "torch.optim.AdamW", "--model.optimizer.lr", str(setting["lr"])]
+        return read_recipe(find_recipe(self.recipe), words)
+
+    def learn(self, data: TaskData, setting: Setting, seed: int) -> Trained:
+        table = ["--data.table.path", str(data.table.path)]
+        if data.table.images is not None:
+            table += ["--data.table.images", data.table.images]
+        recipe = self._read(data.task, setting, table, seed)
+        module = recipe.build_data()
+        task = recipe.build_task()
+        with tempfile.TemporaryDirectory() as folder:
+            metric = "val/accuracy" if self.labels else "val/mean_R@K"
+            keep = ModelCheckpoint(dirpath=Path(folder) / "kept", monitor=metric, mode="max")
+            recipe.build_trainer([keep], CSVLogger(folder)).fit(task, module)
+            best = torch.load(keep.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
+        task.load_state_dict(best, strict=False)
+        return Trained(task.towers.align, task.head.logits if task.head is not None else None)

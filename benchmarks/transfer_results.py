@@ -1,0 +1,157 @@
+"""The results kept of each cell: a small JSON file, whether it still holds, and which setting was chosen."""
+
+import dataclasses
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transfer_methods import METHODS
+from transfer_methods.method import Method, Setting
+from transfer_tasks import TASKS, Task
+
+from finetune.results import installed_versions
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training and its measurement.
+
+    Args:
+        task: What is learned.
+        method: How.
+        setting: One of the method's trials.
+        seed: Draws rows, order and adapters.
+    """
+
+    task: Task
+    method: Method
+    setting: Setting
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Its file, without the ending, below the folder of results."""
+        values = "-".join(f"{key}{value}" for key, value in self.setting.items()) or "default"
+        return f"{self.task.name}/{self.method.name}-{values}-seed{self.seed}"
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides the figures, as JSON would return it."""
+        about_choice = ("name", "title", "trials", "tuned_like")
+        task = {key: value for key, value in dataclasses.asdict(self.task).items() if key not in about_choice}
+        values = {"task": task, "method": self.method.settings(self.task, self.setting), "seed": self.seed}
+        plain: dict[str, Any] = json.loads(json.dumps(values))
+        return plain
+
+
+class Choice(NamedTuple):
+    """The setting that is repeated.
+
+    Attributes:
+        setting: It.
+        tried: How many trials were run; where none was, the setting is the method's first.
+        budget: How many trials there are to be.
+    """
+
+    setting: Setting
+    tried: int
+    budget: int
+
+
+@dataclass(frozen=True)
+class Results:
+    """A folder of cells.
+
+    Args:
+        folder: Where they lie.
+    """
+
+    folder: Path
+
+    def write(self, cell: Cell, metrics: Mapping[str, Any], seconds: float) -> None:
+        """Keeps what was measured, with the settings and the machine.
+
+        Args:
+            cell: The cell.
+            metrics: Metrics by place.
+            seconds: Time of the training alone.
+        """
+        path = self.folder / f"{cell.name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        record = {
+            "metrics": metrics,
+            "train_seconds": round(seconds, 1),
+            "settings": cell.settings(),
+            "machine": describe_machine(),
+        }
+        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+    def read(self, cell: Cell) -> dict[str, Any] | None:
+        """The cell's record; None where it was not run, or where a setting has changed since."""
+        path = self.folder / f"{cell.name}.json"
+        if not path.is_file():
+            return None
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return record if holds(record["settings"], cell.settings()) else None
+
+    def choose(self, task: Task, method: Method) -> Choice:
+        """The setting with the best validation figure of the first seed, the earlier one where they tie.
+
+        Args:
+            task: Any task.
+            method: Any method.
+        """
+        cells = trials(*deciders(task, method))
+        found = [(cell, self.read(cell)) for cell in cells]
+        run = [(main_figure(record["metrics"]["val"]), cell.setting) for cell, record in found if record]
+        _, setting = max(run, key=lambda pair: pair[0], default=(0.0, method.trials[0]))
+        return Choice(setting, len(run), len(cells))
+
+
+def deciders(task: Task, method: Method) -> tuple[Task, Method]:
+    """The task and the method whose trials decide on the setting: the two themselves, or what they are tuned like."""
+    tasks = {each.name: each for each in TASKS}
+    methods = {each.name: each for each in METHODS}
+    return tasks.get(task.tuned_like or "", task), methods.get(method.tuned_like or "", method)
+
+
+def trials(task: Task, method: Method) -> list[Cell]:
+    """The cells of the first seed that a choice is made from."""
+    return [Cell(task, method, setting, 0) for setting in method.trials[: task.trials]]
+
+
+def holds(stored: Any, now: Any) -> bool:
+    """Whether every setting that was stored is the same now; settings that came since are passed over.
+
+    Args:
+        stored: JSON value.
+        now: JSON value.
+
+    Example:
+        >>> holds({"lr": 1, "more": {"rank": 2}}, {"lr": 1, "more": {"rank": 2, "new": 0}})
+        True
+        >>> holds({"lr": 1}, {"lr": 2})
+        False
+    """
+    if isinstance(stored, dict) and isinstance(now, dict):
+        return all(key in now and holds(value, now[key]) for key, value in stored.items())
+    return bool(stored == now)
+
+
+def main_figure(metrics: Mapping[str, float]) -> float:
+    """The accuracy of a table of labels, the hit rate at 10 of both directions of a table of captions."""
+    return metrics["accuracy"] if "accuracy" in metrics else metrics["hit@10"]
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, threads and versions."""
+    names: Sequence[str] = [platform.processor() or platform.machine()]
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
+        names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")] or names
+    versions = {key: value for key, value in installed_versions().items() if key in ("torch", "transformers", "peft")}
+    return {"cpu": names[0], "threads": torch.get_num_threads(), "python": platform.python_version(), **versions}

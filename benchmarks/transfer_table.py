@@ -1,0 +1,78 @@
+"""The results as one Markdown table: target and retention side by side, mean and 95 % interval over the seeds."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from scipy.stats import t
+from transfer_methods import METHODS
+from transfer_methods.method import Method
+from transfer_results import Cell, Results, main_figure
+from transfer_tasks import Task
+
+HEADER = ("task", "method", "setting", "seeds", "target", "other vendor", "photographs", "elsewhere", "train s")
+
+
+def format_table(results: Results, tasks: Sequence[Task], methods: Sequence[Method]) -> str:
+    """A line for each task and method; "-" where nothing was run.
+
+    Args:
+        results: The cells.
+        tasks: Tasks in order.
+        methods: Methods in order.
+    """
+    lines = ["| " + " | ".join(HEADER) + " |", "| --- | --- | --- |" + " ---: |" * (len(HEADER) - 3)]
+    for task in tasks:
+        zero_shot = _places(results.read(Cell(task, METHODS[0], METHODS[0].trials[0], 0)))
+        cells = [_line(results, task, method, zero_shot) for method in methods if method.handles(task)]
+        lines += ["| " + " | ".join(line) + " |" for line in cells]
+    return "\n".join(lines)
+
+
+def _line(results: Results, task: Task, method: Method, zero_shot: Mapping[str, float]) -> list[str]:
+    setting, tried, budget = results.choose(task, method)
+    found = [results.read(Cell(task, method, setting, seed)) for seed in range(method.seeds(task))]
+    records = [record for record in found if record is not None]
+    if not records:
+        return [task.title, method.title, *["-"] * (len(HEADER) - 2)]
+    places = [_places(record) for record in records]
+    elsewhere = [name for name in places[0] if name in task.elsewhere() and name in zero_shot]
+    changes = [statistics.mean(place[name] - zero_shot[name] for name in elsewhere) for place in places if elsewhere]
+    words = ", ".join(f"{key} {value:g}" for key, value in setting.items()) or "as shipped"
+    words += f" ({tried} of {budget} tried)" if tried < budget else ""
+    return [
+        task.title,
+        method.title,
+        words if budget > 1 else "",
+        str(len(records)),
+        format_interval([place["target"] for place in places]),
+        format_interval([place["shift"] for place in places if "shift" in place]),
+        format_interval([place["photographs"] for place in places if "photographs" in place]),
+        format_interval(changes, "+"),
+        f"{statistics.median(record['train_seconds'] for record in records):.0f}",
+    ]
+
+
+def _places(record: Mapping[str, Any] | None) -> dict[str, float]:
+    return {name: main_figure(metrics) for name, metrics in record["metrics"].items()} if record else {}
+
+
+def format_interval(values: Sequence[float], sign: str = "") -> str:
+    """Mean in per cent, and the half-width of Student's 95 % interval where there are several values.
+
+    Args:
+        values: One figure a seed.
+        sign: "+" to show the sign of a change.
+
+    Example:
+        >>> format_interval([0.5, 0.52, 0.54]), format_interval([0.25]), format_interval([])
+        ('52.0 ± 5.0', '25.0', '-')
+    """
+    if not values:
+        return "-"
+    mean = f"{100 * statistics.mean(values):{sign}.1f}"
+    if len(values) == 1:
+        return mean
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    return f"{mean} ± {100 * t.ppf(0.975, len(values) - 1) * error:.1f}"

@@ -1,0 +1,146 @@
+"""The tasks of the transfer benchmark: which table is learned from, and which pictures it is measured on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from finetune.data.table import Table
+
+CROP = {"class_path": "albumentations.RandomResizedCrop", "init_args": {"size": [96, 96], "scale": [0.7, 1.0]}}
+FLIP = {"class_path": "albumentations.HorizontalFlip"}
+SHIFT = {
+    "class_path": "albumentations.Affine",
+    "init_args": {"translate_percent": [-0.1, 0.1], "rotate": [-15, 15], "scale": [0.9, 1.1], "p": 1.0},
+}
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures that something is measured on.
+
+    Args:
+        table: CSV below the folder of data.
+        split: Column of the splits; the rows of `test` are measured.
+        image_size: Side of the image the towers see, in pixels.
+        caption: Column of captions, for retrieval; None for a table of labels.
+        label: Column of labels, for classification; None for a table of captions.
+        template: Sentence that labels are written into.
+    """
+
+    table: str
+    split: str
+    image_size: int
+    caption: str | None = None
+    label: str | None = None
+    template: str = "a picture of {}."
+
+    @property
+    def source(self) -> str:
+        """The data set it comes from: what is measured elsewhere comes from another."""
+        return self.table.split("/")[0]
+
+    def read(self, folder: Path) -> Table:
+        """The table as the toolkit reads it.
+
+        Args:
+            folder: The folder of data.
+        """
+        return Table(str(folder / self.table), caption=self.caption, label=self.label, split=self.split)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is learned and where it is measured.
+
+    Args:
+        name: Name of the task's folder of results.
+        title: Its words in the table.
+        home: The training table; its test rows are the target.
+        epochs: Passes over the training rows, the same for each method.
+        augmentations: Albumentations transforms as a recipe names them, the same for each method that augments.
+        shift: The same concepts drawn by somebody else, None without such a table.
+        shots: Training and validation rows of each class, drawn by the seed; None for all rows.
+        trials: Settings that each method may try on the validation rows.
+        tuned_like: Name of the task whose choice of settings is taken over, None to choose here.
+    """
+
+    name: str
+    title: str
+    home: Gallery
+    epochs: int
+    augmentations: tuple[dict[str, Any], ...]
+    shift: Gallery | None = None
+    shots: int | None = None
+    trials: int = 2
+    tuned_like: str | None = None
+
+    def table(self, folder: Path, seed: int) -> Table:
+        """The training table; with `shots` it is drawn and written first.
+
+        Args:
+            folder: The folder of data.
+            seed: Draws the rows.
+        """
+        if self.shots is None:
+            return self.home.read(folder)
+        drawn = folder / "transfer" / f"{self.name}-seed{seed}.csv"
+        drawn.parent.mkdir(exist_ok=True)
+        rows = pd.read_csv(folder / self.home.table, dtype=str, keep_default_na=False)
+        assert self.home.label is not None
+        draw_shots(rows, self.home.label, self.home.split, self.shots, seed).to_csv(drawn, index=False)
+        images = str((folder / self.home.table).parent)
+        return Table(str(drawn), label=self.home.label, split=self.home.split, images=images)
+
+    def elsewhere(self) -> dict[str, Gallery]:
+        """What it is measured on beside: pictures of other data sets, by name."""
+        return {name: place for name, place in ELSEWHERE.items() if place.source != self.home.source}
+
+
+def draw_shots(rows: pd.DataFrame, label: str, split: str, shots: int, seed: int) -> pd.DataFrame:
+    """At most `shots` training and validation rows of each class, and all test rows.
+
+    Args:
+        rows: The whole table.
+        label: Column of labels.
+        split: Column of splits.
+        shots: Rows of each class.
+        seed: Draws them.
+    """
+    order = np.random.default_rng(seed).permutation(len(rows))
+    shuffled = rows.iloc[order]
+    place = shuffled.groupby([label, split]).cumcount()
+    kept = shuffled[(place < shots) | (shuffled[split] == "test")]
+    return kept.sort_index()
+
+
+def _digits(shots: int | None, epochs: int, trials: int) -> Task:
+    home = Gallery("digits/digits.csv", "split", 64, label="label", template="a photo of the handwritten digit {}.")
+    name = "full" if shots is None else str(shots)
+    title = "digits, all rows" if shots is None else f"digits, {shots} a class"
+    return Task(f"digits-{name}", title, home, epochs, (SHIFT,), shots=shots, trials=trials)
+
+
+GOOGLE = Gallery("emoji/google.csv", "split", 96, caption="caption")
+TWITTER = Gallery("emoji/twitter.csv", "split", 96, caption="caption")
+KINDS = Gallery("emoji/google.csv", "split_by_picture", 96, label="subcategory", template="an emoji of {}.")
+OTHER_KINDS = Gallery("emoji/twitter.csv", "split_by_picture", 96, label="subcategory", template="an emoji of {}.")
+DRAWINGS = Gallery("stamps/stamps.csv", "split_by_kind", 96, caption="caption")
+PHOTOGRAPHS = Gallery("stamps/photographs.csv", "split", 160, caption="caption")
+
+ELSEWHERE = {"photographs": PHOTOGRAPHS, "names": GOOGLE}
+"""Where zero-shot align-mini is at least five times chance; drawings, sub-categories and digits are not."""
+
+TASKS: Sequence[Task] = (
+    Task("names-google", "emoji names, Google", GOOGLE, 3, (CROP,), shift=TWITTER),
+    Task("names-twitter", "emoji names, Twitter", TWITTER, 3, (CROP,), shift=GOOGLE, tuned_like="names-google"),
+    Task("kinds", "emoji sub-categories", KINDS, 4, (CROP, FLIP), shift=OTHER_KINDS),
+    Task("stamps", "stamps, photograph to drawing", DRAWINGS, 6, (CROP,)),
+    _digits(1, epochs=40, trials=3),
+    _digits(4, epochs=40, trials=3),
+    _digits(16, epochs=20, trials=3),
+    _digits(None, epochs=6, trials=2),
+)
