@@ -1,4 +1,4 @@
-"""The whole run: before -> fit -> best weights -> merge -> proof -> after."""
+"""The whole run: before -> fit -> best weights -> merge -> proof -> after -> report."""
 
 import logging
 import platform
@@ -26,6 +26,7 @@ from finetune.head import write_head
 from finetune.measurement import Measurement, compare, compare_evaluations, measure
 from finetune.proof import PROOF_FILE, write_witness
 from finetune.recipe import Recipe, read_recipe
+from finetune.report.page import write_report
 from finetune.results import format_proof, format_results, format_table, installed_versions, write_model_card
 from finetune.run_folder import RunFolder, open_run
 from finetune.task import AlignTask
@@ -137,7 +138,11 @@ def _export(
 def _measure_exports(
     recipe: Recipe, data: ImageTextDataModule, run: RunFolder, before: Measurement, metrics: dict[str, Any]
 ) -> Evaluation:
-    """Measures each folder that is handed out; beside a classifier the merged checkpoint is a column of its own."""
+    """Measures each folder that is handed out; beside a classifier the merged checkpoint is a column of its own.
+
+    Returns:
+        That of the last one, with the base's predictions beside its own.
+    """
     if run.merged.is_dir():
         merged = measure(recipe.accelerator, _untouched(str(run.merged)), data)
         after = merged.evaluation
@@ -147,7 +152,7 @@ def _measure_exports(
         after = evaluate(recipe.accelerator, ClassifierTask(run.classifier), data)
         metrics["after"] = after.metrics
     metrics["difference"] = compare_evaluations(before.evaluation, after)
-    return after
+    return after._replace(predictions=after.predictions.assign(before=before.evaluation.predictions["prediction"]))
 
 
 def _environment(data: ImageTextDataModule, checkpoint: str, fingerprint: str) -> dict[str, Any]:
@@ -178,6 +183,7 @@ def _write_results(
     if run.classifier in proofs:
         base = portable_name(recipe.checkpoint)
         write_classifier_card(run.classifier, recipe.name, base, metrics, proofs[run.classifier])
+    write_report(run.path)
     found = {folder.name: format_proof(proof) for folder, proof in proofs.items()}
     run.finish({"proofs": found, "versions": installed_versions()})
 
