@@ -7,7 +7,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 WIDTH, HEIGHT = 360, 240
-_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 14, 10, 42
+_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 22, 10, 42
 
 
 class Line(NamedTuple):
@@ -151,7 +151,7 @@ def _draw_axes(
         parts.append(text.format(x, bottom + 17, "middle", format_tick(tick, x_axis)))
     parts.append(rule.format(left, bottom, right, bottom, "axis"))
     parts.append(text.format((left + right) / 2, HEIGHT - 6, "middle title", x_axis.title))
-    turned = Markup('<text transform="translate(12 {:.1f}) rotate(-90)" class="middle title">{}</text>')
+    turned = Markup('<text transform="translate(10 {:.1f}) rotate(-90)" class="middle title">{}</text>')
     parts.append(turned.format((top + bottom) / 2, y_axis.title))
     return parts
 

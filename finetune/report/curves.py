@@ -60,7 +60,7 @@ def _draw_steps(title: str, logged: pd.DataFrame, names: Sequence[str], axis: Ax
             lines.append(Line(name, list(means.itertuples(index=False, name=None))))
             most = max(most, together)
     note = f"Each point is the mean of {most} logged values." if most > 1 else ""
-    return draw_chart(title, lines, Axis("step"), axis, note) if lines else None
+    return draw_chart(title, lines, Axis("step", low=0.0), axis, note) if lines else None
 
 
 def draw_alpha(alpha: dict[str, Any]) -> Chart:

@@ -1,6 +1,7 @@
 """Test rows worth looking at: confident mistakes, and queries that went best and worst."""
 
 from collections.abc import Hashable
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -15,7 +16,7 @@ class Example(NamedTuple):
     """A row with what was said of it.
 
     Attributes:
-        place: Where it stands, as `file:row`.
+        place: Where it stands, see `show_place`.
         picture: Its image as a data URI, or None.
         text: Its label or caption.
         prediction: What the model said instead, or its best caption.
@@ -50,7 +51,7 @@ class Query(NamedTuple):
         example: The row.
         rank: Where the best correct item stands.
         similarity: Of the row's own image and caption.
-        retrieved: Place of the nearest image.
+        retrieved: Place of the nearest image, likewise.
         retrieved_text: Its caption.
         retrieved_picture: That image as a data URI, or None.
     """
@@ -97,7 +98,7 @@ def find_queries(predictions: pd.DataFrame, direction: str, is_best: bool, pictu
             example=_as_example(row, "caption", pictures),
             rank=float(row[f"{direction}_rank"]),
             similarity=float(row["similarity"]),
-            retrieved=str(row["retrieved"]),
+            retrieved=show_place(row, "retrieved"),
             retrieved_text=str(captions.get(row["retrieved"], "")),
             retrieved_picture=pictures(str(row["retrieved"])),
         )
@@ -105,9 +106,20 @@ def find_queries(predictions: pd.DataFrame, direction: str, is_best: bool, pictu
     ]
 
 
+def show_place(row: dict[Hashable, Any], column: str) -> str:
+    """A place as it is shown: `file:row`, with the file's folder where the table has several files.
+
+    Example:
+        >>> show_place({"place": "data/birds.csv:7"}, "place")
+        'birds.csv:7'
+    """
+    place = str(row[column])
+    return place if "file" in row else PurePath(place).name
+
+
 def _as_example(row: dict[Hashable, Any], text: str, pictures: Pictures) -> Example:
     return Example(
-        place=str(row["place"]),
+        place=show_place(row, "place"),
         picture=pictures(str(row["place"])),
         text=str(row[text]),
         prediction=str(row["prediction"]),

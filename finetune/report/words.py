@@ -20,13 +20,14 @@ def judge(facts: Facts) -> str:
         facts: A run.
     """
     found = {verdict for key in facts.headline if (verdict := _verdict(facts.metrics, key))}
+    name = "R@1" if len(facts.headline) == 2 else _name(facts.headline[0])
     if {"higher", "lower"} <= found:
-        return "Better than the base in one respect, worse in another."
+        return f"By {name}, better than the base one way and worse the other."
     if "higher" in found:
-        return "Better than the base on your test rows."
+        return f"Better than the base by {name}."
     if "lower" in found:
-        return "Worse than the base on your test rows."
-    return "No clear difference from the base on your test rows." if found else "Measured on your test rows."
+        return f"Worse than the base by {name}."
+    return f"No clear difference from the base by {name}." if found else "Measured, without intervals."
 
 
 def summarise(facts: Facts) -> str:
@@ -54,13 +55,17 @@ def summarise(facts: Facts) -> str:
     return " ".join(told).replace(" %", "\N{NO-BREAK SPACE}%")
 
 
+def _name(key: str) -> str:
+    return _NAMES.get(key, key.removeprefix("test/"))
+
+
 def _verdict(metrics: dict[str, Any], key: str) -> str | None:
     difference = metrics.get("difference", {}).get(key)
     return None if difference is None else str(difference["verdict"])
 
 
 def _describe_change(metrics: dict[str, Any], key: str) -> str:
-    name = _NAMES.get(key, key.removeprefix("test/"))
+    name = _name(key)
     before, after = (format_value(key, metrics[model]) for model in ("before", "after"))
     verdict = _verdict(metrics, key)
     if verdict is None:

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
-VOID = {"meta", "img", "br"}
+VOID = {"meta", "img", "br", "wbr"}
 LABELS = ("ant", "bee", "cow")
 
 

@@ -79,8 +79,11 @@ def measure(page, folder, width, is_dark):
 @pytest.mark.parametrize("is_dark", [False, True])
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("kind", ["label_run", "caption_run"])
-def test_page_fits_the_window_and_can_be_read(kind, width, is_dark, request, tmp_path):
-    found = measure(write_report(request.getfixturevalue(kind)), tmp_path, width, is_dark)
+def test_page_fits_the_window_and_can_be_read_whatever_its_words(kind, width, is_dark, request, tmp_path):
+    run = request.getfixturevalue(kind)
+    predictions = (run / "predictions.csv").read_text()
+    (run / "predictions.csv").write_text(re.sub("ant|picture number 3", "W" * 200, predictions))
+    found = measure(write_report(run), tmp_path, width, is_dark)
     assert found["window"] == width
     assert found["page"] <= width
     assert found["paper"] == ("rgb(15, 20, 25)" if is_dark else "rgb(255, 255, 255)")

@@ -22,7 +22,7 @@ from .conftest import METRICS, Page
 
 TAGS = {
     *("html", "head", "meta", "title", "style", "body", "header", "nav", "main", "section", "figure", "figcaption"),
-    *("h1", "h2", "p", "br", "strong", "span", "code", "pre", "details", "summary", "ul", "li", "a", "div"),
+    *("h1", "h2", "p", "br", "wbr", "strong", "span", "code", "pre", "details", "summary", "ul", "li", "a", "div"),
     *("table", "caption", "thead", "tbody", "tr", "th", "td", "img", "svg", "polyline", "circle", "line", "text"),
 }
 EVERYTHING = [
@@ -94,10 +94,9 @@ def test_mistakes_are_the_surest_wrong_rows_with_their_pictures(label_run):
     assert f"{len(wrong)} of 39 test rows" in page.section("mistakes").text
     cards = page.inside(page.section("mistakes"), "li")
     assert len(cards) == min(24, len(wrong))
-    table = label_run.parents[1] / "table.csv"
     for card, row in zip(cards, wrong.sort_values("score", ascending=False).itertuples(), strict=False):
         assert f"{row.label}, taken for {row.prediction} at {100 * row.score:.0f} %; before: {row.before}" in card.text
-        assert f"{table}:{row.row}" in card.text
+        assert [it.text for it in page.inside(card, "span")] == [f"table.csv:{row.row}"]
         (img,) = page.inside(card, "img")
         picture = decode(img.attributes["src"])
         assert max(picture.size) <= 160
@@ -124,6 +123,17 @@ def test_queries_are_the_worst_and_the_best_of_either_direction(caption_run):
     own, retrieved = page.inside(page.inside(tables[0], "tr")[1], "img")
     levels = [np.asarray(decode(img.attributes["src"]).convert("RGB")).mean() for img in (own, retrieved)]
     assert levels == pytest.approx([9.5 + 6 * 19, 9.5], abs=2)
+
+
+def test_of_several_files_the_whole_path_is_shown(label_run):
+    table = label_run.parents[1] / "table.csv"
+    predictions = pd.read_csv(label_run / "predictions.csv").assign(file=str(table))
+    predictions.to_csv(label_run / "predictions.csv", index=False)
+    page = read_page(label_run)
+    shown = [it.text for it in page.inside(page.section("mistakes"), "span")]
+    assert shown
+    assert all(re.fullmatch(rf"{re.escape(str(table))}:\d+", place) for place in shown)
+    assert len(page.all("img")) == len(shown)
 
 
 HOSTILE = "<script>alert('1')</script> \"&amp;<img src=x onerror=alert(1)> \N{HONEYBEE}"

@@ -26,7 +26,7 @@ def difference(value, low, high, verdict):
 
 def test_summary_of_a_run_with_everything(label_run):
     facts = read(label_run)
-    assert judge(facts) == "Better than the base on your test rows."
+    assert judge(facts) == "Better than the base by accuracy."
     assert summarise(facts).replace(SPACE, " ") == (
         "On 39 test rows accuracy rose from 25.0 % to 75.5 %, by 50.5 points (95 % interval 41.2 to 60.6). "
         "Without fine-tuning, a logistic regression on the base's frozen embeddings reaches 61.5 %. "
@@ -40,8 +40,8 @@ def test_summary_of_a_run_with_everything(label_run):
 @pytest.mark.parametrize(
     ("verdict", "sentence", "change"),
     [
-        ("lower", "Worse than the base on your test rows.", "accuracy fell from 25.0 % to 75.5 %, by 3.0 points"),
-        ("no clear difference", "No clear difference from the base on your test rows.", "no clear difference (95 %"),
+        ("lower", "Worse than the base by accuracy.", "accuracy fell from 25.0 % to 75.5 %, by 3.0 points"),
+        ("no clear difference", "No clear difference from the base by accuracy.", "no clear difference (95 %"),
     ],
 )
 def test_a_change_may_be_for_the_worse_or_unclear(label_run, verdict, sentence, change):
@@ -55,14 +55,14 @@ def test_a_change_may_be_for_the_worse_or_unclear(label_run, verdict, sentence, 
 def test_directions_of_retrieval_may_disagree(caption_run):
     ways = {"test/image_to_text/R@1": "higher", "test/text_to_image/R@1": "lower"}
     facts = read(caption_run, difference={key: difference(0.1, 0.05, 0.2, verdict) for key, verdict in ways.items()})
-    assert judge(facts) == "Better than the base in one respect, worse in another."
+    assert judge(facts) == "By R@1, better than the base one way and worse the other."
     assert "R@1 from image to text rose" in summarise(facts)
     assert "R@1 from text to image fell" in summarise(facts)
 
 
 def test_without_intervals_nothing_is_claimed(caption_run):
     facts = read(caption_run, difference=None)
-    assert judge(facts) == "Measured on your test rows."
+    assert judge(facts) == "Measured, without intervals."
     assert f"R@1 from image to text went from 5.0{SPACE}% to 5.0{SPACE}%" in summarise(facts)
 
 
