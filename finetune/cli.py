@@ -87,11 +87,7 @@ def _add_recipe_commands(commands: "argparse._SubParsersAction[argparse.Argument
 
     for command in (fit, test, _add_check(commands)):
         command.add_argument(
-            "--trust",
-            metavar="MODULE",
-            action="append",
-            default=[],
-            help="let the recipe name this module's classes",
+            "--trust", metavar="MODULE", action="append", default=[], help="let the recipe name this module's classes"
         )
         command.set_defaults(takes_recipe_keys=True)
 
@@ -117,6 +113,10 @@ def _add_checkpoint_commands(commands: "argparse._SubParsersAction[argparse.Argu
     verify = commands.add_parser("verify", help="re-check a merged folder against its proof, on this machine")
     verify.add_argument("folder", metavar="DIR", type=Path)
     verify.set_defaults(command=_verify)
+
+    report = commands.add_parser("report", help="rebuild a run's report.html from its files")
+    report.add_argument("run_folder", metavar="RUN")
+    report.set_defaults(command=_report)
 
     classify = commands.add_parser("classify", help="zero-shot probabilities of labels for images")
     classify.add_argument("model", metavar="MODEL", help="a hub id, a folder, align-mini, or a run")
@@ -195,6 +195,12 @@ def _verify(options: argparse.Namespace) -> None:
     from finetune.results import format_proof
 
     print(f"{options.folder}: {format_proof(verify(options.folder))}")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from finetune.report.page import write_report
+
+    print(write_report(options.run_folder))
 
 
 def _classify(options: argparse.Namespace) -> None:

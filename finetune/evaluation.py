@@ -1,6 +1,6 @@
 """A checkpoint measured on the test split: metrics, and what it said of each row."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from finetune.classifier_task import ClassifierTask
+from finetune.data.cells import Integers
 from finetune.data.datamodule import ImageTextDataModule
 from finetune.data.table import Rows
 from finetune.floor import logistic_regression_floor
 from finetune.frozen import embed_images, neighbour_accuracy
-from finetune.metrics import choose_metric
+from finetune.metrics import Retrieval, choose_metric
 from finetune.task import AlignTask
 
 MOST_LABELS = 5
@@ -29,8 +30,11 @@ class Evaluation(NamedTuple):
         metrics: Values by key, such as `test/accuracy`.
         predictions: One line per test row: `row` as the table numbers it, `label` or `caption`, `prediction`,
             `score` (probability of the class, or cosine similarity of the caption). Where an image may have several
-            labels, the `MOST_LABELS` best, best first, and their logits, separated as the table's labels are. And
-            `file` where the table has several, as each of them numbers its own rows.
+            labels, the `MOST_LABELS` best, best first, and their logits, separated as the table's labels are. With
+            captions also `similarity` (of the row's own image and caption), `image_to_text_rank` and
+            `text_to_image_rank` (from 1, of the best placed correct item), and `retrieved` (the row whose image is
+            nearest to the caption, as `file:row`). And `file` where the table has several, as each of them numbers its
+            own rows.
         hits: By metric that is a mean over queries, what each query adds to it, float64 of shape (Q,).
         headline: Key of the metric by which models are compared, such as `test/accuracy`.
         floor: What a logistic regression makes of the image embeddings, by the same keys; None if it was not asked for.
@@ -85,7 +89,7 @@ def evaluate(
         class_scores, label_ids = collect.joined("class_scores"), torch.from_numpy(data.rows.label_ids[rows])
         columns = (_classified if data.rows.label_sets is None else _ranked)(class_scores, rows, data.rows)
     else:
-        columns = _retrieved(collect, rows, data.rows)
+        columns = _retrieved(collect, cast(Retrieval, task.metric), rows, data.rows)
     predictions = pd.DataFrame({"row": [data.rows.number(row) for row in rows], **columns})
     if len(data.rows.files) > 1:
         predictions["file"] = [str(data.rows.file(row)) for row in rows]
@@ -147,12 +151,29 @@ def _ranked(scores: Tensor, rows: Any, table: Rows) -> dict[str, Any]:
     }
 
 
-def _retrieved(collect: _Collect, rows: Any, table: Rows) -> dict[str, Any]:
+def _retrieved(collect: _Collect, metric: Retrieval, rows: Any, table: Rows) -> dict[str, Any]:
     images = normalize(collect.joined("image_features"), dim=-1)
     texts = normalize(collect.joined("text_features"), dim=-1)
-    best = [(part @ texts.T).max(dim=-1) for part in images.split(1024)]
+    scores, captions = _nearest(images, texts)
+    ranks = metric.ranks()
     return {
         "caption": [table.captions[row] for row in rows],
-        "prediction": [table.captions[rows[index]] for part in best for index in part.indices.tolist()],
-        "score": [value for part in best for value in part.values.tolist()],
+        "prediction": [table.captions[rows[index]] for index in captions],
+        "score": scores,
+        "similarity": (images * texts).sum(dim=-1).tolist(),
+        "image_to_text_rank": _of_each(ranks["image_to_text"], table.image_ids[rows]),
+        "text_to_image_rank": _of_each(ranks["text_to_image"], table.caption_ids[rows]),
+        "retrieved": [table.place(rows[index]) for index in _nearest(texts, images)[1]],
     }
+
+
+def _nearest(queries: Tensor, items: Tensor) -> tuple[list[float], list[int]]:
+    """The similarity and the position of the nearest item of each query."""
+    best = [(part @ items.T).max(dim=-1) for part in queries.split(1024)]
+    return torch.cat([part.values for part in best]).tolist(), torch.cat([part.indices for part in best]).tolist()
+
+
+def _of_each(ranks: Tensor, ids: Integers) -> list[float]:
+    """The rank that each row's id has among the ranks, which are in the order of the ids."""
+    found: list[float] = ranks[np.unique(ids, return_inverse=True)[1]].tolist()
+    return found

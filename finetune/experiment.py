@@ -1,4 +1,4 @@
-"""The whole run: before -> fit -> best weights -> merge -> proof -> after."""
+"""The whole run: before -> fit -> best weights -> merge -> proof -> after -> report."""
 
 import logging
 import platform
@@ -27,6 +27,7 @@ from finetune.measurement import Measurement, compare, compare_evaluations, meas
 from finetune.metrics import choose_metric
 from finetune.proof import PROOF_FILE
 from finetune.recipe import Recipe, read_recipe
+from finetune.report.page import write_report
 from finetune.results import format_proof, format_results, format_table, installed_versions, write_model_card
 from finetune.run_folder import RunFolder, open_run
 from finetune.task import AlignTask
@@ -127,7 +128,11 @@ def _measure_exports(
     choice: Choice,
     metrics: dict[str, Any],
 ) -> Evaluation:
-    """Measures each folder that is handed out; beside a classifier the merged checkpoint is a column of its own."""
+    """Measures each folder that is handed out; beside a classifier the merged checkpoint is a column of its own.
+
+    Returns:
+        That of the last one, with the base's predictions beside its own.
+    """
     if run.merged.is_dir():
         merged = measure(recipe.accelerator, _untouched(str(run.merged)), data, recipe.run.neighbours)
         after = merged.evaluation
@@ -138,7 +143,7 @@ def _measure_exports(
         metrics["after"] = after.metrics
     metrics["difference"] = compare_evaluations(before.evaluation, after)
     metrics |= choice.as_metrics() | choice.measure_calibration(after)
-    return after
+    return after._replace(predictions=after.predictions.assign(before=before.evaluation.predictions["prediction"]))
 
 
 def _environment(data: ImageTextDataModule, checkpoint: str, fingerprint: str) -> dict[str, Any]:
@@ -169,6 +174,7 @@ def _write_results(
     if run.classifier in proofs:
         base = portable_name(recipe.checkpoint)
         write_classifier_card(run.classifier, recipe.name, base, metrics, proofs[run.classifier])
+    write_report(run.path)
     found = {folder.name: format_proof(proof) for folder, proof in proofs.items()}
     run.finish({"proofs": found, "versions": installed_versions()})
 

@@ -18,14 +18,13 @@ def format_results(metrics: Mapping[str, Any]) -> str:
     Args:
         metrics: The content of `metrics.json`.
     """
-    columns = {name: metrics[name] for name in MODELS if name in metrics}
-    parts = [format_table(columns, metrics.get("difference", {}))] if columns else []
+    parts = [_format_lines(list_results(metrics))] if any(name in metrics for name in MODELS) else []
     if "alpha" in metrics:
         parts.append(_format_alpha(metrics["alpha"]))
     if "calibration" in metrics:
         parts.append(_format_calibration(metrics["calibration"]))
     if "retention" in metrics:
-        parts.append(_format_retention(metrics["retention"]))
+        parts.append(_format_lines(list_retention(metrics["retention"])))
     if "drift" in metrics:
         parts.append(
             f"Drift {metrics['drift']:.3f}: how far what the model says of your test images in a thousand other words "
@@ -56,7 +55,22 @@ def _format_calibration(calibration: Mapping[str, Any]) -> str:
     return f"Calibration: as trained {trained}; fitted on validation rows {fitted}."
 
 
-def _format_retention(retention: Mapping[str, Any]) -> str:
+def list_results(metrics: Mapping[str, Any]) -> list[list[str]]:
+    """The cells of the table of each model's metrics and their difference, its head first.
+
+    Args:
+        metrics: The content of `metrics.json`.
+    """
+    columns = {name: metrics[name] for name in MODELS if name in metrics}
+    return _list_columns(columns, metrics.get("difference", {}))
+
+
+def list_retention(retention: Mapping[str, Any]) -> list[list[str]]:
+    """The cells of the table of what was lost elsewhere, its head first.
+
+    Args:
+        retention: `retention` of `metrics.json`.
+    """
     lines = [["elsewhere", "metric", "before", "after", "lost"]]
     for name, table in retention["tables"].items():
         values = [f"{100 * table[key]:.1f} %" for key in ("before", "after")]
@@ -64,7 +78,7 @@ def _format_retention(retention: Mapping[str, Any]) -> str:
     if len(retention["tables"]) > 1:
         overall = {title: retention[f"{title}_relative_loss"] for title in ("mean", "worst")}
         lines += [[title, "", "", "", _format_loss(loss)] for title, loss in overall.items()]
-    return _format_lines(lines)
+    return lines
 
 
 def _format_loss(loss: float | None) -> str:
@@ -85,15 +99,19 @@ def format_table(columns: Mapping[str, Metrics], differences: Mapping[str, Mappi
         | ------------- | ------ | ------ |
         | test/accuracy | 10.0 % | 97.5 % |
     """
+    return _format_lines(_list_columns(columns, differences or {}))
+
+
+def _list_columns(columns: Mapping[str, Metrics], differences: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     found = dict.fromkeys(key for metrics in columns.values() for key in metrics)
     keys = [key for key in found if "/average_precision/" not in key]
     lines = [["metric", *columns]]
-    lines += [[key, *(_format_value(key, metrics) for metrics in columns.values())] for key in keys]
+    lines += [[key, *(format_value(key, metrics) for metrics in columns.values())] for key in keys]
     if differences:
         lines[0].append("difference, 95 % interval")
         for line in lines[1:]:
             line.append(_format_difference(differences.get(line[0])))
-    return _format_lines(lines)
+    return lines
 
 
 def _format_lines(lines: list[list[str]]) -> str:
@@ -111,7 +129,13 @@ def _format_difference(difference: Mapping[str, Any] | None) -> str:
     return f"{value:+.1f} ({low:+.1f} to {high:+.1f}) {unclear}".strip()
 
 
-def _format_value(key: str, metrics: Metrics) -> str:
+def format_value(key: str, metrics: Metrics) -> str:
+    """A metric as it is shown: rates in per cent, ranks as they are, a dash where there is none.
+
+    Example:
+        >>> format_value("test/accuracy", {"test/accuracy": 0.5})
+        '50.0 %'
+    """
     if key not in metrics:
         return "-"
     value = metrics[key]

@@ -79,6 +79,11 @@ class RunFolder:
         return self.path / "skipped.csv"
 
     @property
+    def report(self) -> Path:
+        """All of it as one page."""
+        return self.path / "report.html"
+
+    @property
     def finished(self) -> Path:
         """Written last: only then is the run complete."""
         return self.path / "finished.json"

@@ -31,7 +31,7 @@ def test_help_names_every_command(tmp_path):
     start = time.perf_counter()
     done = finetune("--help", cwd=tmp_path)
     assert time.perf_counter() - start < 5  # measured: 0.07 s; this catches an import of torch on a busy machine
-    for command in ("fit", "test", "export", "verify", "classify", "prepare", "recipes"):
+    for command in ("fit", "test", "export", "verify", "report", "classify", "prepare", "recipes"):
         assert command in done.stdout
 
 
@@ -56,6 +56,7 @@ def test_copied_recipe_is_the_shipped_one_and_never_overwrites(tmp_path, capsys)
         (["prepare", "digit"], "Did you mean 'digits'"),
         (["verify", "nowhere"], "merge_proof.json is missing"),
         (["export", "nowhere", "--output", "x"], "holds no recipe.yaml"),
+        (["report", "nowhere"], "holds no recipe.yaml"),
         (["fit", "--config", "quickstart", "--trainer.max_epoch", "3"], "Did you mean 'max_epochs'"),
         (["fit", "--config", "quickstart"], "data/digits/digits.csv"),
         (["classify", "align-mini", "nowhere.png", "--label", "a cat"], "Expected nowhere.png to be an image file"),

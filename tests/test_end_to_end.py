@@ -62,7 +62,7 @@ def test_run_folder_is_whole(workplace):
     run = workplace / "runs" / "colours"
     assert {path.name for path in run.iterdir()} == {
         *("recipe.yaml", "environment.json", "checkpoints", "adapter", "witness.safetensors", "merged"),
-        *("metrics.csv", "metrics.json", "predictions.csv", "finished.json"),
+        *("metrics.csv", "metrics.json", "predictions.csv", "report.html", "finished.json"),
     }
     environment = json.loads((run / "environment.json").read_text())
     assert environment["checkpoint"]["name"] == "align-mini"
@@ -83,6 +83,25 @@ def test_screen_shows_the_table_of_the_metrics_file(workplace):
     screen = (workplace / "screen.txt").read_text()
     assert f"{100 * metrics['after']['test/accuracy']:.1f} %" in screen
     assert "runs/colours/merged" in screen
+
+
+def test_predictions_of_the_base_stand_beside_the_models(workplace):
+    run = workplace / "runs" / "colours"
+    metrics = json.loads((run / "metrics.json").read_text())
+    predictions = list(csv.DictReader((run / "predictions.csv").open()))
+    for column, model in (("before", "before"), ("prediction", "after")):
+        hits = [line[column] == line["label"] for line in predictions]
+        assert sum(hits) / len(hits) == pytest.approx(metrics[model]["test/accuracy"])
+
+
+def test_report_is_rebuilt_from_the_folder(workplace, finetune_here):
+    run = workplace / "runs" / "colours"
+    page = (run / "report.html").read_text(encoding="utf-8")
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert f"<td>{100 * metrics['after']['test/mean_per_class_recall']:.1f} %</td>" in page
+    assert "data:image/" in page or metrics["after"]["test/accuracy"] == 1
+    assert finetune_here("report", "runs/colours", cwd=workplace) == "runs/colours/report.html\n"
+    assert (run / "report.html").read_text(encoding="utf-8") == page
 
 
 def test_predictions_are_those_of_plain_transformers_on_the_merged_folder(workplace, merged, colour_table):

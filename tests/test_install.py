@@ -71,6 +71,7 @@ def test_wheel_holds_recipes_and_scripts_and_one_package(wheel):
         shipped = {f"finetune/shipped/{folder}/{path.name}" for path in (ROOT / folder).glob(pattern)}
         assert shipped
         assert shipped <= names
+    assert {"finetune/report/report.html.j2", "finetune/report/style.css"} <= names
     packages = {name.split("/")[0] for name in names}
     assert {name for name in packages if not name.endswith(".dist-info")} == {"finetune"}
     assert not any("__pycache__" in name for name in names)

@@ -131,6 +131,13 @@ class Retrieval(Metric):
         """
         return _hits(self._placements())
 
+    def ranks(self) -> dict[str, Tensor]:
+        """Returns where the best correct item of each query stands, by direction, in the same order.
+
+        See ``Placement.ranks``.
+        """
+        return {name: placement.ranks() for name, placement in self._placements().items()}
+
     def _placements(self) -> dict[str, Placement]:
         images, image_index = _first_of_each(dim_zero_cat(self.image_ids))
         captions, caption_index = _first_of_each(dim_zero_cat(self.caption_ids))

@@ -1,0 +1,95 @@
+"""What the files of a run's folder say, all of it as they say it."""
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+import pandas as pd
+
+from finetune.errors import RecipeError
+from finetune.files import read_json
+from finetune.proof import PROOF_FILE
+from finetune.run_folder import RunFolder
+
+_TEXTS = ("label", "caption", "prediction", "before", "retrieved", "file")
+
+
+@dataclass(frozen=True, eq=False)
+class Facts:
+    """A run that was measured.
+
+    Attributes:
+        name: The run's name.
+        metrics: `metrics.json`.
+        environment: `environment.json`.
+        recipe: `recipe.yaml`, as text.
+        logged: `metrics.csv`.
+        predictions: `predictions.csv`, with the column `place` in front: where the row stands, as `file:row`.
+        proofs: `merge_proof.json` of each folder that is handed out, by its name.
+        cards: The Python of each such folder's model card, likewise.
+    """
+
+    name: str
+    metrics: dict[str, Any]
+    environment: dict[str, Any]
+    recipe: str
+    logged: pd.DataFrame
+    predictions: pd.DataFrame
+    proofs: dict[str, dict[str, Any]]
+    cards: dict[str, str]
+
+    @classmethod
+    def read(cls, run: RunFolder) -> Self:
+        """Reads a run's folder.
+
+        Raises:
+            RecipeError: If the run stopped before it was measured.
+        """
+        if not run.metrics.is_file():
+            raise RecipeError(
+                f"Expected {run.path} to be measured, but it has no {run.metrics.name}: it was stopped before. "
+                "Run it again."
+            )
+        environment = read_json(run.environment)
+        folders = [folder for folder in (run.merged, run.classifier) if (folder / PROOF_FILE).is_file()]
+        return cls(
+            name=run.path.absolute().name,
+            metrics=read_json(run.metrics),
+            environment=environment,
+            recipe=run.recipe.read_text(encoding="utf-8"),
+            logged=pd.read_csv(run.logged) if run.logged.is_file() else pd.DataFrame(),
+            predictions=_read_predictions(run, environment),
+            proofs={folder.name: read_json(folder / PROOF_FILE) for folder in folders},
+            cards={
+                folder.name: find_python((folder / "README.md").read_text(encoding="utf-8"))
+                for folder in folders
+                if (folder / "README.md").is_file()
+            },
+        )
+
+    @property
+    def headline(self) -> list[str]:
+        """The metrics by which the model is judged in words."""
+        after = self.metrics["after"]
+        known = ("test/accuracy", "test/image_to_text/R@1", "test/text_to_image/R@1")
+        return [key for key in known if key in after] or list(after)[:1]
+
+    @property
+    def is_classified(self) -> bool:
+        """Whether each test row has one label and one prediction."""
+        return "test/accuracy" in self.metrics["after"]
+
+
+def _read_predictions(run: RunFolder, environment: dict[str, Any]) -> pd.DataFrame:
+    found = pd.read_csv(run.predictions, dtype=dict.fromkeys(_TEXTS, "str"), keep_default_na=False)
+    if "file" in found:
+        files = found["file"]
+    else:  # one table; a DataFrame has no file
+        files = pd.Series([*(table["path"] for table in environment["table"]), "DataFrame"][0], found.index)
+    found.insert(0, "place", files + ":" + found["row"].astype(str))
+    return found
+
+
+def find_python(card: str) -> str:
+    """The first Python of a model card; empty where there is none."""
+    _, _, rest = card.partition("```python\n")
+    return rest.partition("```")[0]

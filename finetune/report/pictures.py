@@ -1,0 +1,79 @@
+"""The table's images as small pictures inside the page, found by the place of their row."""
+
+import io
+from base64 import b64encode
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from finetune.data.check import read_settings
+from finetune.data.images import open_image
+from finetune.errors import TableError
+from finetune.files import fingerprint_file
+
+SIDE = 160
+"""Longest side of a picture, in pixels."""
+
+
+class Pictures:
+    """Pictures of a table's rows.
+
+    Args:
+        paths: The image of each row, by its place, as `file:row`.
+        absence: Why there are no pictures; empty where there are.
+    """
+
+    def __init__(self, paths: Mapping[str, str], absence: str = "") -> None:
+        self._paths = paths
+        self.absence = absence
+
+    @classmethod
+    def find(cls, recipe: Path, tables: list[dict[str, Any]]) -> "Pictures":
+        """Reads the table of a recipe once more; rows whose image has gone have no picture.
+
+        Args:
+            recipe: The resolved recipe.
+            tables: `path` and `sha256` of the table's files as the run read them.
+        """
+        for table in tables:
+            path = Path(table["path"])
+            if not path.is_file():
+                return cls({}, f"The table {path} is no longer there, so pictures cannot be shown.")
+            if fingerprint_file(path) != table["sha256"]:
+                return cls({}, f"The table {path} has changed since the run, so pictures cannot be shown.")
+        settings = read_settings(recipe)
+        if settings is None:
+            return cls({}, "The recipe's table cannot be read without code of its own, so pictures cannot be shown.")
+        rows = settings.table.inspect().rows
+        if rows is None:
+            return cls({}, f"No row of {settings.table.source} can be read any more, so pictures cannot be shown.")
+        files = [str(file) for file in rows.files]
+        numbered = zip(rows.file_ids.tolist(), rows.numbers.tolist(), rows.images.tolist(), strict=True)
+        return cls({f"{files[file]}:{number}": image for file, number, image in numbered})
+
+    def __call__(self, place: str) -> str | None:
+        """The picture of a row as a data URI, or None where there is none.
+
+        Args:
+            place: The row, as `file:row`.
+        """
+        path = self._paths.get(place)
+        return None if path is None else _draw(path)
+
+
+@cache
+def _draw(path: str) -> str | None:
+    """PNG or JPEG, whichever is smaller; None where the file is not an image any more."""
+    try:
+        image = open_image(path)
+    except TableError:
+        return None
+    image.thumbnail((SIDE, SIDE))
+    kinds = []
+    for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 85})):
+        buffer = io.BytesIO()
+        image.save(buffer, kind, **options)
+        kinds.append((len(buffer.getvalue()), kind, buffer.getvalue()))
+    _, kind, content = min(kinds)
+    return f"data:image/{kind};base64,{b64encode(content).decode('ascii')}"
