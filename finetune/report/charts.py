@@ -7,7 +7,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 WIDTH, HEIGHT = 360, 240
-_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 22, 10, 42
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 22, 10, 42
 
 
 class Line(NamedTuple):

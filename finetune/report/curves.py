@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from finetune.report.charts import Axis, Chart, Line, draw_chart
@@ -10,6 +11,8 @@ from finetune.report.facts import Facts
 
 MOST_POINTS = 200
 """Points of a line; of more, neighbours are drawn as their mean."""
+FEW_POINTS = 12
+"""Points that are marked one by one, as the epochs of a validation."""
 
 
 def draw_training(facts: Facts) -> list[Chart]:
@@ -18,7 +21,7 @@ def draw_training(facts: Facts) -> list[Chart]:
     Args:
         facts: A run.
     """
-    logged = facts.logged
+    logged = facts.logged.replace([np.inf, -np.inf], np.nan)  # a loss that left all bounds is not drawn
     metric = f"val/{_main_metric(facts.metrics)}"
     names = [str(name) for name in logged]
     rates = _distinct(logged, [name for name in names if name.startswith("lr")])
@@ -57,7 +60,8 @@ def _draw_steps(title: str, logged: pd.DataFrame, names: Sequence[str], axis: Ax
         together = -(-len(values) // MOST_POINTS)
         means = values.groupby(pd.RangeIndex(len(values)) // max(together, 1)).mean()
         if len(means):
-            lines.append(Line(name, list(means.itertuples(index=False, name=None))))
+            points = list(means.itertuples(index=False, name=None))
+            lines.append(Line(name, points, [3.0] * len(points) if len(points) <= FEW_POINTS else None))
             most = max(most, together)
     note = f"Each point is the mean of {most} logged values." if most > 1 else ""
     return draw_chart(title, lines, Axis("step", low=0.0), axis, note) if lines else None

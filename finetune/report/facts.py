@@ -81,10 +81,9 @@ class Facts:
 
 def _read_predictions(run: RunFolder, environment: dict[str, Any]) -> pd.DataFrame:
     found = pd.read_csv(run.predictions, dtype=dict.fromkeys(_TEXTS, "str"), keep_default_na=False)
-    if "file" in found:
-        files = found["file"]
-    else:  # one table; a DataFrame has no file
-        files = pd.Series([*(table["path"] for table in environment["table"]), "DataFrame"][0], found.index)
+    tables = [table["path"] for table in environment["table"]]
+    only = tables[0] if len(tables) == 1 else "row"  # a DataFrame has no file
+    files = found["file"] if "file" in found else pd.Series(only, found.index)
     found.insert(0, "place", files + ":" + found["row"].astype(str))
     return found
 

@@ -2,13 +2,14 @@
 
 import io
 from base64 import b64encode
-from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from finetune.data.check import read_settings
 from finetune.data.images import open_image
+from finetune.data.rows import Rows
 from finetune.errors import TableError
 from finetune.files import fingerprint_file
 
@@ -20,12 +21,12 @@ class Pictures:
     """Pictures of a table's rows.
 
     Args:
-        paths: The image of each row, by its place, as `file:row`.
-        absence: Why there are no pictures; empty where there are.
+        rows: The table; None where there are no pictures.
+        absence: Why there are none; empty where there are.
     """
 
-    def __init__(self, paths: Mapping[str, str], absence: str = "") -> None:
-        self._paths = paths
+    def __init__(self, rows: Rows | None, absence: str = "") -> None:
+        self._rows = rows
         self.absence = absence
 
     @classmethod
@@ -39,18 +40,16 @@ class Pictures:
         for table in tables:
             path = Path(table["path"])
             if not path.is_file():
-                return cls({}, f"The table {path} is no longer there, so pictures cannot be shown.")
+                return cls(None, f"The table {path} is no longer there, so pictures cannot be shown.")
             if fingerprint_file(path) != table["sha256"]:
-                return cls({}, f"The table {path} has changed since the run, so pictures cannot be shown.")
+                return cls(None, f"The table {path} has changed since the run, so pictures cannot be shown.")
         settings = read_settings(recipe)
         if settings is None:
-            return cls({}, "The recipe's table cannot be read without code of its own, so pictures cannot be shown.")
+            return cls(None, "The recipe's table cannot be read without code of its own, so pictures cannot be shown.")
         rows = settings.table.inspect().rows
         if rows is None:
-            return cls({}, f"No row of {settings.table.source} can be read any more, so pictures cannot be shown.")
-        files = [str(file) for file in rows.files]
-        numbered = zip(rows.file_ids.tolist(), rows.numbers.tolist(), rows.images.tolist(), strict=True)
-        return cls({f"{files[file]}:{number}": image for file, number, image in numbered})
+            return cls(None, f"No row of {settings.table.source} can be read any more, so pictures cannot be shown.")
+        return cls(rows)
 
     def __call__(self, place: str) -> str | None:
         """The picture of a row as a data URI, or None where there is none.
@@ -58,11 +57,14 @@ class Pictures:
         Args:
             place: The row, as `file:row`.
         """
-        path = self._paths.get(place)
-        return None if path is None else _draw(path)
+        if self._rows is None:
+            return None
+        file, _, number = place.rpartition(":")
+        is_file = np.array([str(it) == file for it in self._rows.files])
+        found = np.flatnonzero((self._rows.numbers == int(number)) & is_file[self._rows.file_ids])
+        return _draw(str(self._rows.images[found[0]])) if len(found) else None
 
 
-@cache
 def _draw(path: str) -> str | None:
     """PNG or JPEG, whichever is smaller; None where the file is not an image any more."""
     try:

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from finetune.report.charts import Chart
 from finetune.report.classes import MOST_CONFUSED, find_confusions, find_recalls
 from finetune.report.curves import draw_alpha, draw_reliability, draw_training
 from finetune.report.examples import find_mistakes, find_queries
@@ -57,10 +58,8 @@ def build_sections(facts: Facts, pictures: Pictures) -> dict[str, Section]:
         "results": Section("Before and after", Grid("On the test rows", head, lines)),
         "elsewhere": Section("Elsewhere", _show_elsewhere(metrics)),
         "training": Section("Training", draw_training(facts)),
-        "alpha": Section("Alpha", _show_alpha(metrics["alpha"]) if "alpha" in metrics else None),
-        "calibration": Section(
-            "Calibration", _show_calibration(metrics["calibration"]) if "calibration" in metrics else None
-        ),
+        "alpha": Section("Alpha", _show_alpha(metrics.get("alpha"))),
+        "calibration": Section("Calibration", _show_calibration(metrics.get("calibration"))),
         "classes": Section("Classes", _show_recalls(facts)),
         "confusions": Section("Confusions", _show_confusions(predictions) if is_wrong else None),
         "mistakes": Section("Mistakes", find_mistakes(predictions, pictures) if is_wrong else None),
@@ -82,7 +81,9 @@ def _show_elsewhere(metrics: dict[str, Any]) -> dict[str, Any]:
     return shown
 
 
-def _show_alpha(alpha: dict[str, Any]) -> tuple[Any, Grid]:
+def _show_alpha(alpha: dict[str, Any] | None) -> tuple[Chart, Grid] | None:
+    if alpha is None:
+        return None
     lines = [
         [f"{point['alpha']:g}", *(_percent(point[key]) for key in ("target", "retention_loss"))]
         for point in alpha["curve"]
@@ -90,7 +91,9 @@ def _show_alpha(alpha: dict[str, Any]) -> tuple[Any, Grid]:
     return draw_alpha(alpha), Grid("Each alpha", ["alpha", "target", "loss elsewhere"], lines)
 
 
-def _show_calibration(calibration: dict[str, Any]) -> tuple[Any, Grid, Grid]:
+def _show_calibration(calibration: dict[str, Any] | None) -> tuple[Chart, Grid, Grid] | None:
+    if calibration is None:
+        return None
     temperature, error = calibration["temperature"], calibration["expected_calibration_error"]
     kinds = [[kind, f"{temperature[kind]:.4g}", _percent(error[kind])] for kind in temperature]
     bins = [
@@ -114,14 +117,8 @@ def _show_recalls(facts: Facts) -> tuple[Grid, int] | None:
     if hidden:
         recalls = recalls[: MOST_CLASSES // 2] + recalls[-MOST_CLASSES // 2 :]
     lines = [
-        [
-            recall.name,
-            f"{recall.rows:,}",
-            _percent(recall.before),
-            _percent(recall.after),
-            f"{100 * recall.change:+.1f}",
-        ]
-        for recall in recalls
+        [one.name, f"{one.rows:,}", _percent(one.before), _percent(one.after), f"{100 * one.change:+.1f}"]
+        for one in recalls
     ]
     return Grid("Recall, the greatest loss first", ["class", "rows", "before", "after", "change"], lines), hidden
 

@@ -84,6 +84,7 @@ def test_training_draws_what_was_logged_and_joins_neighbours():
         {
             "step": steps,
             "train/loss": np.cos(steps),
+            "train/temperature": np.inf,
             "lr-AdamW/pg1": 1e-3,
             "lr-AdamW/pg2": 1e-3,
             "lr-AdamW/pg3": 2e-3,

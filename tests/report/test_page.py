@@ -225,6 +225,13 @@ def test_loss_elsewhere_may_be_unknown(label_run):
     assert "loss elsewhere" not in "".join(it.text for it in page.inside(page.section("alpha"), "figure"))
 
 
+def test_labels_that_look_like_numbers_or_like_nothing_stay_what_they_are(label_run):
+    predictions = pd.read_csv(label_run / "predictions.csv").replace({"ant": "007", "bee": "NA"})
+    predictions.to_csv(label_run / "predictions.csv", index=False)
+    found = read_page(label_run).table("Recall, the greatest loss first")
+    assert sorted(line[0] for line in found[1:]) == ["007", "NA", "cow"]
+
+
 def test_several_labels_a_row_have_no_classes_to_compare(label_run):
     predictions = pd.read_csv(label_run / "predictions.csv").assign(score="0.5|0.1", prediction="ant|bee")
     predictions.to_csv(label_run / "predictions.csv", index=False)
