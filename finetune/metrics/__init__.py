@@ -7,6 +7,7 @@ among the K best.
 
 from finetune.metrics.bootstrap import Difference, paired_difference
 from finetune.metrics.classification import ClassAccuracy, class_embeddings
+from finetune.metrics.cloud import Cloud, effective_rank, spread
 from finetune.metrics.placement import Placement
 from finetune.metrics.retrieval import Retrieval, retrieval_placements, retrieval_ranks
 
@@ -14,9 +15,12 @@ __all__ = [
     "Placement",
     "Retrieval",
     "ClassAccuracy",
+    "Cloud",
     "Difference",
     "class_embeddings",
+    "effective_rank",
     "paired_difference",
     "retrieval_placements",
     "retrieval_ranks",
+    "spread",
 ]
