@@ -16,6 +16,7 @@ from finetune.alpha import Choice, check_settings
 from finetune.checkpoint import portable_name, resolve_checkpoint
 from finetune.classifier import write_classifier_card
 from finetune.classifier_task import ClassifierTask
+from finetune.collapse import CollapseWatch, Notice
 from finetune.data.check import tell
 from finetune.data.datamodule import ImageTextDataModule
 from finetune.data.unreadable import describe_skipped, read_skipped, write_skipped
@@ -84,9 +85,11 @@ def run_experiment(recipe: Recipe, overwrite: bool = False) -> RunFolder:
         metrics["floor"] = before.evaluation.floor
     del base
 
-    _fit(recipe, task, data, run)
+    notices = _fit(recipe, task, data, run)
     choice, proofs = hand_over(recipe, task, data, run, fingerprint)
     after = _measure_exports(recipe, data, run, before, choice, metrics)
+    if notices:
+        metrics["notices"] = [notice._asdict() for notice in notices]
     write_skipped(run.skipped, data.skipped)
     _write_results(run, recipe, metrics, after, proofs)
     return run
@@ -100,8 +103,12 @@ def _quieten() -> None:
     disable_progress_bar()
 
 
-def _fit(recipe: Recipe, task: AlignTask, data: ImageTextDataModule, run: RunFolder) -> None:
-    """Trains, and leaves the best weights by the validation metric in the task, or the last without one."""
+def _fit(recipe: Recipe, task: AlignTask, data: ImageTextDataModule, run: RunFolder) -> list[Notice]:
+    """Trains, and leaves the best weights by the validation metric in the task, or the last without one.
+
+    Returns:
+        What went wrong in training.
+    """
     has_validation = len(data.rows.indices("val")) > 0
     metric = f"val/{choose_metric(data.class_prompts).headline}"
     keep = ModelCheckpoint(
@@ -112,12 +119,14 @@ def _fit(recipe: Recipe, task: AlignTask, data: ImageTextDataModule, run: RunFol
         save_last=True,
     )
     logger = CSVLogger(save_dir=run.path.parent, name=run.path.name, version="")
-    recipe.build_trainer([keep], logger).fit(task, data)
+    watch = CollapseWatch()
+    recipe.build_trainer([keep, watch], logger).fit(task, data)
     # A fit that stops inside its first epoch (trainer.max_steps) is never validated: its last weights count.
     path = keep.best_model_path or keep.last_model_path
     best = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     unknown = task.load_state_dict(best, strict=False).unexpected_keys
     assert not unknown, unknown
+    return watch.notices
 
 
 def _measure_exports(

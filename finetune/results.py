@@ -13,7 +13,8 @@ MODELS = ("before", "floor", "zero-shot after", "after")
 
 
 def format_results(metrics: Mapping[str, Any]) -> str:
-    """The content of `metrics.json` for a reader: each model's metrics, what changed, and what it cost elsewhere.
+    """The content of `metrics.json` for a reader: each model's metrics, what changed, what it cost
+    elsewhere, and what went wrong in training.
 
     Args:
         metrics: The content of `metrics.json`.
@@ -30,6 +31,7 @@ def format_results(metrics: Mapping[str, Any]) -> str:
             f"Drift {metrics['drift']:.3f}: how far what the model says of your test images in a thousand other words "
             "has moved from the base, 0 for not at all, 1 for completely."
         )
+    parts += [f"Training: {notice['message']}" for notice in metrics.get("notices", [])]
     return "\n\n".join(parts)
 
 

@@ -125,14 +125,19 @@ class AlignTask(LightningModule):
         self.log("train/temperature", self.towers.temperature.detach(), batch_size=size)
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
-        """The objective's loss as `val/loss`, and the metrics of the table's kind."""
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:  # noqa: ARG002
+        """The objective's loss as `val/loss`, and the metrics of the table's kind.
+
+        Returns:
+            `image_features` and `text_features`, for callbacks.
+        """
         embeddings = self(batch)
         self.log("val/loss", self.objective(embeddings, batch), prog_bar=True, batch_size=len(batch.rows))
         if self._class_embeds is None:
             self._update_retrieval(embeddings, batch)
         else:
             self._update_accuracy(embeddings.image_features, self._class_embeds, batch)
+        return {"image_features": embeddings.image_features, "text_features": embeddings.text_features}
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:  # noqa: ARG002
         """The metrics of the table's kind.

@@ -10,6 +10,7 @@ from finetune.metrics.bootstrap import Difference, paired_difference
 from finetune.metrics.calibration import calibration_error, fit_temperature, reliability
 from finetune.metrics.choice import choose_metric
 from finetune.metrics.classification import ClassAccuracy, class_embeddings
+from finetune.metrics.cloud import Cloud, effective_rank, spread
 from finetune.metrics.neighbours import neighbour_votes
 from finetune.metrics.placement import Placement
 from finetune.metrics.retrieval import Retrieval, retrieval_placements, retrieval_ranks
@@ -19,14 +20,17 @@ __all__ = [
     "Placement",
     "Retrieval",
     "ClassAccuracy",
+    "Cloud",
     "Difference",
     "choose_metric",
     "calibration_error",
     "class_embeddings",
+    "effective_rank",
     "fit_temperature",
     "neighbour_votes",
     "paired_difference",
     "reliability",
     "retrieval_placements",
     "retrieval_ranks",
+    "spread",
 ]
