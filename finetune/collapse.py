@@ -1,7 +1,4 @@
-"""What goes wrong in training without an error: watched at each step, and said in words with the repair.
-
-The bounds were chosen on align-mini; `docs/collapse.md` has the measurements.
-"""
+"""What goes wrong in training without an error: watched at each step, and said in words with the repair."""
 
 import math
 import sys
