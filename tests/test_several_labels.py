@@ -123,7 +123,7 @@ def test_predictions_are_the_best_labels_and_their_logits(run, table):
     logits, cells = classifier_logits(run, table), pd.read_csv(table, dtype=str, keep_default_na=False)
     with run.predictions.open() as file:
         lines = list(csv.DictReader(file))
-    assert list(lines[0]) == ["row", "label", "prediction", "score"]
+    assert list(lines[0]) == ["row", "label", "prediction", "score", "before"]
     assert len(lines) == 12
     for line, scores in zip(lines, logits, strict=True):
         row = cells.iloc[int(line["row"]) - 2]

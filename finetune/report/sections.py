@@ -82,7 +82,7 @@ def _show_elsewhere(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def _show_alpha(alpha: dict[str, Any] | None) -> tuple[Chart, Grid] | None:
-    if alpha is None:
+    if alpha is None or "curve" not in alpha:  # a number of the recipe's, which the page shows
         return None
     lines = [
         [f"{point['alpha']:g}", *(_percent(point[key]) for key in ("target", "retention_loss"))]
