@@ -51,7 +51,7 @@ def train(checkpoint, batch, folder):
     return SimpleNamespace(merged=str(folder / "merged"), head=head, witness=witness)
 
 
-@pytest.fixture(scope="module", params=["tiny", "align-mini"])
+@pytest.fixture(scope="module", params=["tiny", pytest.param("align-mini", marks=pytest.mark.slow)])
 def trained(request, tiny, batch, tmp_path_factory):
     """Swish with squeeze-excite, and relu6."""
     folder = tmp_path_factory.mktemp("trained")
