@@ -187,16 +187,18 @@ def caption_run(tmp_path) -> Path:
     captions = [f"picture number {index}" for index in range(count)]
     table = pd.DataFrame({"image": write_images(tmp_path, count), "caption": captions, "split": "test"})
     ranks = np.arange(1.0, count + 1)
+    rows = np.arange(2, count + 2)
+    found = [2, *rows[-2::-1]]
     predictions = pd.DataFrame(
         {
-            "row": np.arange(2, count + 2),
+            "row": rows,
             "caption": captions,
-            "prediction": captions[::-1],
-            "score": 0.5,
+            "prediction": [*captions[:0:-1], captions[-1]],
+            "score": np.linspace(0.5, 0.6, count),
             "similarity": np.linspace(0.4, 0.1, count),
             "image_to_text_rank": ranks[::-1],
             "text_to_image_rank": ranks,
-            "retrieved": [f"{tmp_path / 'table.csv'}:{row}" for row in np.arange(2, count + 2)[::-1]],
+            "retrieved": [f"{tmp_path / 'table.csv'}:{row}" for row in found],
             "before": "picture number 7",
         }
     )

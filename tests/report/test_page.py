@@ -117,6 +117,8 @@ def test_queries_are_the_worst_and_the_best_of_either_direction(caption_run):
     assert "rank 20, similarity 0.10" in found[0][0][1]
     assert "picture number 0" in found[0][0][2]
     assert found[1][0][2] == "the same"
+    assert found[3][0][2].startswith("the same")
+    assert "the same" not in str(found[0] + found[2])
     assert "picture number 0" in found[2][0][1]
     assert "picture number 19" in found[2][0][2]
     assert "before: picture number 7" in found[2][0][2]
