@@ -40,8 +40,8 @@ class Cell:
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides the figures, as JSON would return it."""
-        about_choice = ("name", "title", "trials", "tuned_like")
-        task = {key: value for key, value in dataclasses.asdict(self.task).items() if key not in about_choice}
+        elsewhere = ("name", "title", "trials", "tuned_like", "augmentations")  # the last in methods that augment
+        task = {key: value for key, value in dataclasses.asdict(self.task).items() if key not in elsewhere}
         values = {"task": task, "method": self.method.settings(self.task, self.setting), "seed": self.seed}
         plain: dict[str, Any] = json.loads(json.dumps(values))
         return plain
