@@ -21,9 +21,11 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transfer_data import task_data
+from transfer_line import measure_calibration, measure_line
 from transfer_measure import measure
 from transfer_methods import METHODS
 from transfer_methods.method import Method
@@ -50,7 +52,12 @@ def run_cell(cell: Cell, results: Results, data: Path) -> None:
     start = time.perf_counter()
     trained = cell.method.learn(rows, cell.setting, cell.seed)
     seconds = time.perf_counter() - start
-    results.write(cell, measure(trained, rows), seconds)
+    found: dict[str, Any] = {"metrics": measure(trained, rows)}
+    if cell.seed == 0 and trained.at is not None:
+        found["line"] = measure_line(trained.at, rows)
+        if rows.train.classes:
+            found["calibration"] = measure_calibration(trained, rows)
+    results.write(cell, found, seconds)
 
 
 def missing_cells(results: Results, tasks: Sequence[Task], methods: Sequence[Method]) -> Iterator[Cell]:

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scipy.stats import t
+from transfer_measure import main_figure
 from transfer_methods import METHODS
 from transfer_methods.method import Method
-from transfer_results import Cell, Results, main_figure
+from transfer_results import Cell, Results
 from transfer_tasks import Task
 
 HEADER = ("task", "method", "setting", "seeds", "target", "other vendor", "photographs", "elsewhere", "train s")

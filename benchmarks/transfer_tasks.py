@@ -142,8 +142,8 @@ TASKS: Sequence[Task] = (
     Task("names-twitter", "emoji names, Twitter", TWITTER, 3, (MOVE,), shift=GOOGLE, tuned_like="names-google"),
     Task("kinds", "emoji sub-categories", KINDS, 4, (MOVE, FLIP), shift=OTHER_KINDS),
     Task("stamps", "stamps, photograph to drawing", DRAWINGS, 6, (MOVE,)),
-    _digits(1, epochs=40, trials=3),
-    _digits(4, epochs=40, trials=3),
-    _digits(16, epochs=20, trials=3),
+    _digits(1, epochs=40, trials=2),
+    _digits(4, epochs=40, trials=2),
+    _digits(16, epochs=20, trials=2),
     _digits(None, epochs=6, trials=2),
 )

@@ -20,5 +20,5 @@ METHODS: Sequence[Method] = (
     ClassPromptLora(),
     Toolkit("retrieval-lora", "ours, retrieval_lora", "retrieval_lora", labels=False),
     Toolkit("classify-prompts", "ours, classify_prompts", "classify_prompts", labels=True),
-    Toolkit("classify-head", "ours, classify_head", "classify_head", labels=True),
+    Toolkit("classify-head", "ours, classify_head, few_shot", "classify_head", labels=True),
 )

@@ -11,9 +11,11 @@ import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from transfer_data import BASE, TaskData
+from transfer_line import line_of_task
 from transfer_measure import Trained
 from transfer_tasks import Task
 
+from finetune.head import build_head
 from finetune.recipe import Recipe, read_recipe
 from finetune.shipped import find_recipe
 from transfer_methods.method import Setting
@@ -89,4 +91,7 @@ class Toolkit:
             recipe.build_trainer([keep], CSVLogger(folder)).fit(task, module)
             best = torch.load(keep.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
         task.load_state_dict(best, strict=False)
-        return Trained(task.towers.align, task.head.logits if task.head is not None else None)
+        if task.head is None:
+            return Trained(task.towers.align, at=line_of_task(task, None))
+        head = build_head(task.head, data.train.classes, is_multilabel=False)
+        return Trained(task.towers.align, task.head.logits, line_of_task(task, head))

@@ -1,7 +1,11 @@
 """Linear discriminant analysis with a shrunk covariance: a classifier in closed form."""
 
+import math
+
 import torch
+from scipy.optimize import minimize_scalar
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 
 def discriminant(
@@ -64,6 +68,29 @@ def one_against_rest(features: Tensor, targets: Tensor, weights: Tensor, shrinka
     weight = weight / (1 - share * (1 - share) * (weight * difference).sum(1)).clamp_min(1e-3)[:, None]
     odds = counts.clamp_min(0.5).log() - others.clamp_min(0.5).log()
     return weight, odds - (weight * (means + rest)).sum(1) / 2 - weight @ centre
+
+
+def best_factor(logits: Tensor, truth: Tensor, weights: Tensor, smoothing: float) -> float:
+    """Returns the number that logits are multiplied by for the least cross-entropy with smoothed labels.
+
+    Args:
+        logits: Float64 tensor of shape (N, C).
+        truth: Label ids of shape (N,), or bool targets of shape (N, C), each of which is a yes-or-no question.
+        weights: Float64 tensor of shape (N,).
+        smoothing: Share of the labels that is spread evenly, in (0, 1): without it the logits of rows that are all
+            right would be best if they were infinite.
+    """
+
+    def loss(exponent: float) -> float:
+        scaled = math.exp(exponent) * logits
+        if truth.ndim == 2:
+            smooth = truth * (1 - smoothing) + smoothing / 2
+            rows = binary_cross_entropy_with_logits(scaled, smooth, reduction="none").mean(1)
+        else:
+            rows = cross_entropy(scaled, truth, reduction="none", label_smoothing=smoothing)
+        return float((rows * weights).sum())
+
+    return math.exp(minimize_scalar(loss, bounds=(-12.0, 4.0), method="bounded").x)
 
 
 def _centre(features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from finetune.objectives.discriminant import discriminant, one_against_rest
+from finetune.objectives.discriminant import best_factor, discriminant, one_against_rest
 
 
 class Seen(NamedTuple):
@@ -73,23 +73,30 @@ class FromProbe(HeadStart):
     """Starts from a probe of the training rows in closed form, which is good from one row a class on.
 
     It is linear discriminant analysis with a shrunk covariance, see ``objectives.discriminant``; Wang et al. 2024
-    (arXiv 2402.04087) show how far that goes on the features of a vision-language model.
+    (arXiv 2402.04087) show how far that goes on the features of a vision-language model. Where features are more than
+    rows it is far too sure of these, and a loss of zero teaches nothing. So its logits are multiplied by the number
+    that suits the rows best if a share of their labels were spread evenly (label smoothing): about 1 less that share
+    is what it then gives to the right classes.
 
     Args:
         views: How often each training row is seen at most, augmented in another way each time.
         rows: After how many rows no more are looked at, each counted as often as it is seen.
         shrinkage: How many rows that vary in every direction alike the covariance is mixed with.
+        smoothing: The share of the labels that is spread evenly, in (0, 1).
 
     Raises:
         ValueError: If a number is out of its range.
     """
 
-    def __init__(self, views: int = 3, rows: int = 20_000, shrinkage: float = 30.0) -> None:
+    def __init__(self, views: int = 10, rows: int = 4096, shrinkage: float = 30.0, smoothing: float = 0.1) -> None:
         if not 0 < shrinkage < float("inf"):
             raise ValueError(f"Expected shrinkage to be positive and finite, but got {shrinkage}.")
+        if not 0 < smoothing < 1:
+            raise ValueError(f"Expected smoothing to be in (0, 1), but got {smoothing}.")
         self.views = _at_least_one("views", views)
         self.rows = _at_least_one("rows", rows)
         self.shrinkage = shrinkage
+        self.smoothing = smoothing
 
     def __call__(self, class_embeds: Tensor, temperature: Tensor, seen: Seen) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """Returns the probe; see ``HeadStart``. Neither prompts nor temperature are read."""
@@ -98,7 +105,8 @@ class FromProbe(HeadStart):
             weight, bias = one_against_rest(features, truth, weights, self.shrinkage)
         else:
             weight, bias = discriminant(features, truth, weights, len(class_embeds), self.shrinkage)
-        return weight.float(), bias.float()
+        factor = best_factor(features.double() @ weight.T + bias, truth, weights.double(), self.smoothing)
+        return (factor * weight).float(), (factor * bias).float()
 
 
 def _at_least_one(name: str, value: int) -> int:

@@ -67,7 +67,7 @@ def test_interval_is_students(modules):
 def test_a_cell_is_stale_when_one_of_its_settings_changes(modules, logistic, digits, tmp_path):
     results = modules["results"].Results(tmp_path)
     cell = modules["results"].Cell(digits, logistic, logistic.trials[0], 0)
-    results.write(cell, record(0.5), 1.0)
+    results.write(cell, {"metrics": record(0.5)}, 1.0)
     assert results.read(cell)["metrics"] == record(0.5)
     path = tmp_path / f"{cell.name}.json"
     stored = json.loads(path.read_text())
@@ -79,7 +79,7 @@ def test_a_cell_is_stale_when_one_of_its_settings_changes(modules, logistic, dig
 def test_the_best_setting_of_the_first_seed_is_repeated_and_the_first_wins_a_tie(modules, logistic, digits, tmp_path):
     results, cells = modules["results"].Results(tmp_path), modules["results"].Cell
     for setting, figure in zip(logistic.trials, (0.5, 0.7, 0.7), strict=True):
-        results.write(cells(digits, logistic, setting, 0), record(figure), 1.0)
+        results.write(cells(digits, logistic, setting, 0), {"metrics": record(figure)}, 1.0)
     missing = list(modules["run"].missing_cells(results, [digits], [logistic]))
     assert [(cell.setting, cell.seed) for cell in missing] == [(logistic.trials[1], seed) for seed in (1, 2, 3, 4)]
 
