@@ -66,6 +66,7 @@ class Toolkit:
             *(f"--data.table.{column}", str(task.home.label or task.home.caption)),
             *("--data.image_size", str(task.home.image_size)),
             *("--data.augmentations", json.dumps(task.augmentations)),
+            *("--data.num_workers", "0"),
             *("--trainer.max_epochs", str(task.epochs)),
             *("--trainer.accelerator", "cpu"),
             *("--trainer.precision", "bf16-mixed"),
