@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from transfer_data import Pictures, TaskData, load_base
 from transfer_measure import Trained, class_scores, main_figure, measure_place
@@ -33,7 +34,7 @@ def line_of_task(task: AlignTask, head: Head | None) -> Callable[[float], Traine
     """
     model = load_base()
     base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    adapted = merge_copy(task.towers.model).state_dict()  # type: ignore[arg-type]
+    adapted = merge_copy(task.towers.model).state_dict() if isinstance(task.towers.model, PeftModel) else base
 
     def at(alpha: float) -> Trained:
         model.load_state_dict(interpolate(base, adapted, alpha))

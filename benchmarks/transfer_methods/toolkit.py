@@ -34,19 +34,21 @@ class Toolkit:
         title: Its words in the table.
         recipe: Name of the shipped recipe.
         labels: Whether it learns labels, else captions.
+        words: Overrides that make it a variant: tried once, at the recipe's learning rate.
     """
 
-    trials: Sequence[Setting] = ({}, {"lr": 2.5e-3}, {"lr": 4e-4})
     tuned_like = None
 
-    def __init__(self, name: str, title: str, recipe: str, labels: bool) -> None:
+    def __init__(self, name: str, title: str, recipe: str, labels: bool, words: Sequence[str] = ()) -> None:
         self.name = name
         self.title = title
         self.recipe = recipe
         self.labels = labels
+        self.words = words
+        self.trials: Sequence[Setting] = ({},) if words else ({}, {"lr": 2.5e-3}, {"lr": 4e-4})
 
     def seeds(self, task: Task) -> int:
-        return 3
+        return 1 if self.words else 3
 
     def handles(self, task: Task) -> bool:
         return (task.home.label is not None) == self.labels
@@ -77,7 +79,7 @@ class Toolkit:
             words += ["--data.templates", json.dumps([task.home.template])]
         if "lr" in setting:
             words += ["--model.optimizer", "torch.optim.AdamW", "--model.optimizer.lr", str(setting["lr"])]
-        return read_recipe(find_recipe(self.recipe), words)
+        return read_recipe(find_recipe(self.recipe), [*words, *self.words])
 
     def learn(self, data: TaskData, setting: Setting, seed: int) -> Trained:
         table = ["--data.table.path", str(data.table.path)]
