@@ -30,7 +30,7 @@ from transfer_measure import measure
 from transfer_methods import METHODS
 from transfer_methods.method import Method
 from transfer_results import Cell, Results, deciders, trials
-from transfer_table import format_table
+from transfer_table import format_lines, format_table
 from transfer_tasks import TASKS, Task
 from transformers.utils import logging as transformers_logging
 
@@ -123,6 +123,8 @@ def main() -> None:
             if not options.list:
                 run_cell(cell, results, options.data)
     print(format_table(results, tasks, methods))
+    print()
+    print(format_lines(results, tasks, methods))
 
 
 if __name__ == "__main__":
