@@ -28,7 +28,7 @@ METHODS: Sequence[Method] = (
     ),
     Toolkit("retrieval-smoothing", "ours, label smoothing 0.1", "retrieval_lora", False, SMOOTHING),
     Toolkit("classify-prompts", "ours, classify_prompts", "classify_prompts", labels=True),
-    Toolkit("classify-head", "ours, classify_head, few_shot", "classify_head", labels=True),
+    Toolkit("classify-head", "ours, classify_head", "classify_head", labels=True),
     Toolkit("head-from-prompts", "ours, head started from the prompts", "classify_head", True, PROMPTS),
     Toolkit("head-alone", "ours, head alone", "classify_head", True, ("--model.image_lora", "null")),
 )

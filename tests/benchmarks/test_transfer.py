@@ -89,3 +89,19 @@ def test_what_was_not_run_is_a_dash(modules, logistic, digits, tmp_path):
     zero_shot = modules["run"].METHODS[0]
     lines = modules["table"].format_table(results, [digits], [zero_shot, logistic]).splitlines()
     assert [set(line.split(" | ")[2:-1]) for line in lines[2:]] == [{"-"}, {"-"}]
+
+
+def test_the_line_to_the_base_tells_gain_kept_and_the_worst_place(modules, logistic, digits, tmp_path):
+    results, cell = modules["results"].Results(tmp_path), modules["results"].Cell
+    zero_shot = modules["run"].METHODS[0]
+    results.write(cell(digits, zero_shot, {}, 0), {"metrics": record(0.1)}, 0.0)
+    places = {"0": (0.4, 0.20), "0.5": (0.38, 0.21), "1": (0.2, 0.22)}
+    target = {"0": 0.6, "0.5": 0.82, "1": 0.9}
+    at = {
+        alpha: {"target": target[alpha], "photographs": photographs, "names": names}
+        for alpha, (photographs, names) in places.items()
+    }
+    found = {"metrics": record(0.9), "line": {"alpha": 0.5, "at": at}, "calibration": {"trained": 0.2, "fitted": 0.05}}
+    results.write(cell(digits, logistic, logistic.trials[0], 0), found, 1.0)
+    *_, line = modules["table"].format_lines(results, [digits], [zero_shot, logistic]).splitlines()
+    assert line.split(" | ")[2:] == ["0.5", "90 %", "5.0 %", "50.0 %", "20.0", "5.0 |"]
