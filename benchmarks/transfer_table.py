@@ -45,7 +45,7 @@ LINE_HEADER = (
 
 
 def format_lines(results: Results, tasks: Sequence[Task], methods: Sequence[Method]) -> str:
-    """What `--alpha auto` and the fitted temperature did in the first seed, where it was measured.
+    """What `--alpha auto` and the fitted temperature did in the first seed of a recipe as shipped.
 
     Args:
         results: The cells.
