@@ -24,6 +24,7 @@ from finetune.errors import RecipeError
 from finetune.evaluation import Evaluation, evaluate
 from finetune.files import fingerprint_file, fingerprint_weights, read_json, write_json, write_text
 from finetune.handover import hand_over
+from finetune.latest_best import LatestBest
 from finetune.measurement import Measurement, compare, compare_evaluations, measure
 from finetune.metrics import choose_metric
 from finetune.proof import PROOF_FILE
@@ -104,20 +105,15 @@ def _quieten() -> None:
 
 
 def _fit(recipe: Recipe, task: AlignTask, data: ImageTextDataModule, run: RunFolder) -> list[Notice]:
-    """Trains, and leaves the best weights by the validation metric in the task, or the last without one.
+    """Trains, and leaves the latest best weights by the validation metric in the task, or the last without one.
 
     Returns:
         What went wrong in training.
     """
-    has_validation = len(data.rows.indices("val")) > 0
+    rows = len(data.rows.indices("val"))
+    where: dict[str, Any] = {"dirpath": run.checkpoints, "filename": "best", "save_last": True}
     metric = f"val/{choose_metric(data.class_prompts).headline}"
-    keep = ModelCheckpoint(
-        dirpath=run.checkpoints,
-        filename="best",
-        monitor=metric if has_validation else None,
-        mode="max",
-        save_last=True,
-    )
+    keep = LatestBest(rows, monitor=metric, **where) if rows else ModelCheckpoint(**where)
     logger = CSVLogger(save_dir=run.path.parent, name=run.path.name, version="")
     watch = CollapseWatch()
     recipe.build_trainer([keep, watch], logger).fit(task, data)

@@ -146,12 +146,18 @@ def test_pipeline_gives_each_label_a_probability_of_its_own(run, table):
         assert not np.isclose(sum(found.values()), 1)
 
 
-def test_the_best_weights_are_those_of_the_best_mean_average_precision(run):
+def test_the_weights_kept_are_the_latest_of_the_best_mean_average_precision(run):
     logged = pd.read_csv(run.path / "metrics.csv")["val/mean_average_precision"].dropna()
     saved = torch.load(run.checkpoints / "best.ckpt", map_location="cpu", weights_only=True)
     (state,) = (state for name, state in saved["callbacks"].items() if "mean_average_precision" in name)
     assert len(logged) == 3
-    assert float(state["best_model_score"]) == pytest.approx(logged.max(), abs=1e-6)
+    assert float(state["best_model_score"]) == pytest.approx(latest_best(logged, rows=12), abs=1e-6)
+
+
+def latest_best(values, rows):
+    """The last value that was, when it came, within a standard error of the highest until then."""
+    highest = np.maximum.accumulate(values.to_numpy())
+    return values[values >= highest - np.sqrt(highest * (1 - highest) / rows)].iloc[-1]
 
 
 def test_training_with_prompts_learns_the_labels(tiny, table, build_trainer):

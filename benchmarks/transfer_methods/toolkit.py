@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import yaml
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from transfer_data import BASE, TaskData
 from transfer_line import line_of_task
@@ -16,6 +15,7 @@ from transfer_measure import Trained
 from transfer_tasks import Task
 
 from finetune.head import build_head
+from finetune.latest_best import LatestBest
 from finetune.recipe import Recipe, read_recipe
 from finetune.shipped import find_recipe
 from transfer_methods.method import Setting
@@ -57,7 +57,13 @@ class Toolkit:
         values = yaml.safe_load(self._read(task, setting, ["--data.table.path", "table.csv"], 0).resolved)
         data = {key: value for key, value in values["data"]["init_args"].items() if key not in ("table", "num_workers")}
         trainer = {key: values["trainer"][key] for key in TRAINER_KEYS}
-        return {"version": 1, "model": values["model"]["init_args"], "data": data, "trainer": trainer}
+        return {
+            "version": 1,
+            "kept": "latest best",
+            "model": values["model"]["init_args"],
+            "data": data,
+            "trainer": trainer,
+        }
 
     def _read(self, task: Task, setting: Setting, table: Sequence[str], seed: int) -> Recipe:
         column = "label" if self.labels else "caption"
@@ -90,7 +96,7 @@ class Toolkit:
         task = recipe.build_task()
         with tempfile.TemporaryDirectory() as folder:
             metric = "val/accuracy" if self.labels else "val/mean_R@K"
-            keep = ModelCheckpoint(dirpath=Path(folder) / "kept", monitor=metric, mode="max")
+            keep = LatestBest(len(data.val), dirpath=Path(folder) / "kept", monitor=metric)
             recipe.build_trainer([keep], CSVLogger(folder)).fit(task, module)
             best = torch.load(keep.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
         task.load_state_dict(best, strict=False)
