@@ -3,10 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
 from finetune.data.datamodule import ImageTextDataModule
-from finetune.drift import drift, vocabulary_scores
+from finetune.drift import Probe, drift, probe
 from finetune.evaluation import Evaluation, evaluate, find_device
 from finetune.metrics import paired_difference, value
 from finetune.task import AlignTask
@@ -18,14 +16,12 @@ class Measurement(NamedTuple):
     Attributes:
         evaluation: The test rows.
         elsewhere: Those of each table of `data.retention`, by its name.
-        vocabulary: See `finetune.drift.vocabulary_scores`.
-        temperature: What the model divides its similarities by.
+        probe: What the drift meter looks at.
     """
 
     evaluation: Evaluation
     elsewhere: dict[str, Evaluation]
-    vocabulary: Tensor
-    temperature: float
+    probe: Probe
 
 
 def measure(
@@ -42,8 +38,7 @@ def measure(
     """
     evaluation = evaluate(accelerator, task, data, neighbours, floor)
     elsewhere = {name: evaluate(accelerator, task, other) for name, other in data.retention.items()}
-    vocabulary = vocabulary_scores(task.to(find_device(accelerator)), data)
-    return Measurement(evaluation, elsewhere, vocabulary, task.towers.temperature.item())
+    return Measurement(evaluation, elsewhere, probe(task.to(find_device(accelerator)), data))
 
 
 def compare_evaluations(before: Evaluation, after: Evaluation) -> dict[str, dict[str, Any]]:
@@ -111,7 +106,7 @@ def compare(before: Measurement, after: Measurement) -> dict[str, Any]:
         `drift`, see `finetune.drift.drift`, and where tables stand for elsewhere `retention`, see `compare_elsewhere`;
         there each table has also `difference`, that of its metric with its interval.
     """
-    found: dict[str, Any] = {"drift": drift(before.vocabulary, after.vocabulary, before.temperature)}
+    found: dict[str, Any] = {"drift": drift(before.probe, after.probe)}
     if before.elsewhere:
         mains = [{name: table.main for name, table in each.elsewhere.items()} for each in (before, after)]
         found["retention"] = compare_elsewhere(*mains)
