@@ -135,11 +135,10 @@ class MeanAveragePrecision:
         return torch.stack(found)
 
     def _of_class(self, index: int, counts: Tensor) -> Tensor:
-        scores, order = self.scores[:, index].sort(descending=True)
-        right = self.targets[order, index].nonzero()[:, 0]
-        # Where the units that score as high as each right one end, among all and among the right ones.
-        last = torch.searchsorted(-scores, -scores[right], right=True) - 1
-        last_right = torch.searchsorted(right, last, right=True) - 1
-        hits = counts[order[right]]
-        precisions = hits.cumsum(0)[last_right] / counts[order].cumsum(0)[last].clamp_min(1)
-        return (hits * precisions).sum(0) / hits.sum(0)
+        scores, targets = self.scores[:, index].contiguous(), self.targets[:, index]
+        thresholds = scores[targets].unique()
+        missed = len(thresholds) - torch.searchsorted(thresholds, scores, right=True)  # how many each unit stays below
+        empty = counts.new_zeros(len(thresholds) + 1, counts.shape[1])
+        hits = empty.index_add(0, missed[targets], counts[targets])[:-1]
+        reached = empty.index_add(0, missed, counts)[:-1].cumsum(0)
+        return (hits * hits.cumsum(0) / reached.clamp_min(1)).sum(0) / hits.sum(0)
