@@ -51,15 +51,16 @@ def compare_evaluations(before: Evaluation, after: Evaluation) -> dict[str, dict
     Returns:
         By metric: `value`, `low`, `high` and `verdict`, see `finetune.metrics.paired_difference`.
     """
-    return {
-        name: _difference(name, before, after)
-        for name, figure in before.figures.items()
-        if name in after.figures and not value(figure).isnan()
-    }
+    found = {name: _difference(name, before, after) for name in before.figures if name in after.figures}
+    return {name: difference for name, difference in found.items() if difference is not None}
 
 
-def _difference(name: str, before: Evaluation, after: Evaluation) -> dict[str, Any]:
-    found = paired_difference(before.figures[name], after.figures[name])
+def _difference(name: str, before: Evaluation, after: Evaluation) -> dict[str, Any] | None:
+    """None where a single query tells nothing of chance, or no row has a label."""
+    figure = before.figures[name]
+    if figure.units < 2 or value(figure).isnan():
+        return None
+    found = paired_difference(figure, after.figures[name])
     return {**found._asdict(), "verdict": found.verdict}
 
 
@@ -104,7 +105,7 @@ def compare(before: Measurement, after: Measurement) -> dict[str, Any]:
 
     Returns:
         `drift`, see `finetune.drift.drift`, and where tables stand for elsewhere `retention`, see `compare_elsewhere`;
-        there each table has also `difference`, that of its metric with its interval.
+        there each table has also `difference`, that of its metric with its interval, or None where it can have none.
     """
     found: dict[str, Any] = {"drift": drift(before.probe, after.probe)}
     if before.elsewhere:

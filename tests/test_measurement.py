@@ -75,9 +75,12 @@ def test_difference_is_of_the_same_queries():
     assert found["low"] == 0.0
 
 
-def test_without_any_label_there_is_no_difference():
-    nothing = {"test/mean_average_precision": MeanAveragePrecision(torch.rand(3, 2), torch.zeros(3, 2).bool())}
-    evaluation = Evaluation({}, None, nothing, "test/mean_average_precision")
+@pytest.mark.parametrize(
+    "figure",
+    [MeanAveragePrecision(torch.rand(3, 2), torch.zeros(3, 2).bool()), mean(torch.ones(1)), mean(torch.ones(0))],
+)
+def test_without_any_label_or_of_a_single_query_there_is_no_difference(figure):
+    evaluation = Evaluation({}, None, {"test/accuracy": figure}, "test/accuracy")
     assert compare_evaluations(evaluation, evaluation) == {}
 
 
