@@ -1,55 +1,94 @@
-"""Does the drift meter foretell what is lost elsewhere? Adapters of varied strength, each measured both ways.
+"""Adapters of varied strength: what each makes of the drift meter's probe, and what it lost elsewhere.
 
-    finetune prepare digits && finetune prepare emoji && finetune prepare stamps && python benchmarks/drift.py
+    finetune prepare digits && finetune prepare emoji && finetune prepare stamps
+    python benchmarks/drift.py && python benchmarks/drift_meters.py
 
-Trains 24 adapters on align-mini (two tasks, four learning rates, three lengths), and of each notes the drift, which
-sees the task's own images alone, and the relative loss of the mean hit rate on the stamps' photographs, which no
-adapter was trained on. Prints them with Spearman's rank correlation over all of them and within each task. Results are
-kept as they come in `benchmarks/results/drift.json`; those that are there are not computed again.
+Trains adapters on align-mini, and keeps of each, below `--output`, the embeddings that the meter sees (the task's own
+test images, and words) and the mean hit rate on the stamps' photographs, which no adapter was trained on. Those that
+are there are not trained again. `drift_meters.py` compares meters on what is kept.
+
+The adapters are of two groups: 22 of both towers (two tasks, four learning rates, three lengths), by which a meter may
+be chosen; and 7 of other kinds (one tower alone; another rank and task), to look whether the choice holds.
 """
 
 import argparse
-import json
+import functools
 import logging
+import time
 import warnings
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from lightning import Trainer, seed_everything
-from scipy.stats import spearmanr
+from safetensors.torch import save_file
 
 from finetune.data.datamodule import ImageTextDataModule
 from finetune.data.table import Table
-from finetune.files import write_json
-from finetune.measurement import compare, measure
+from finetune.drift import probe
+from finetune.evaluation import evaluate
 from finetune.task import AlignTask
+from finetune.towers.lora import TowerLora
 
-RESULTS = Path(__file__).parent / "results" / "drift.json"
+OUTPUT = Path("data/drift")
+SIDE, BATCH = 96, 32
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
-STEPS = (8, 24, 72)
-SIDE = 96
 
 
-def build_data(task: str, folder: Path) -> ImageTextDataModule:
+class Adapter(NamedTuple):
+    """One adapter: its task, peak learning rate, steps, and what is trained of each tower."""
+
+    task: str
+    rate: float
+    steps: int
+    image_lora: TowerLora | None = TowerLora()
+    text_lora: TowerLora | None = TowerLora()
+
+    @property
+    def name(self) -> str:
+        """The name of its file, and what the tables call it."""
+        towers = {(True, False): ", image tower", (False, True): ", text tower"}
+        of = towers.get((self.image_lora is not None, self.text_lora is not None), "")
+        rank = {lora.rank for lora in (self.image_lora, self.text_lora) if lora} - {TowerLora().rank}
+        return f"{self.task}, lr {self.rate:g}, {self.steps} steps{of}" + "".join(f", rank {each}" for each in rank)
+
+
+CHOOSING = [
+    Adapter(task, rate, steps)
+    for steps, rates in ((8, RATES), (24, RATES), (48, RATES[:-1]))  # at the last rate all is lost after 8
+    for task in ("digits", "emoji")
+    for rate in rates
+]
+HOLDING = [
+    *(Adapter("digits", rate, 16, TowerLora(), None) for rate in (1e-3, 3e-3)),
+    *(Adapter("digits", rate, 16, None, TowerLora()) for rate in (1e-3, 3e-3)),
+    *(Adapter("drawings", rate, 16, TowerLora(rank=4), TowerLora(rank=4)) for rate in RATES[:-1]),
+]
+
+
+def build_data(task: str, *, folder: Path) -> ImageTextDataModule:
     """The table of a task, with the photographs for elsewhere."""
     tables = {
         "digits": Table(str(folder / "digits/digits.csv"), label="label", split="split", limit_rows=900),
         "emoji": Table(str(folder / "emoji/google.csv"), caption="caption", split="split", limit_rows=900),
+        "drawings": Table(
+            str(folder / "stamps/stamps.csv"), caption="caption", split="split", filter="kind == 'drawing'"
+        ),
     }
     photographs = Table(str(folder / "stamps/photographs.csv"), caption="caption", split="split")
-    return ImageTextDataModule(tables[task], "align-mini", retention=[photographs], image_size=SIDE)
+    return ImageTextDataModule(tables[task], "align-mini", retention=[photographs], image_size=SIDE, batch_size=BATCH)
 
 
-def train(data: ImageTextDataModule, rate: float, steps: int) -> AlignTask:
-    """An adapter of both towers after so many steps at a peak learning rate."""
+def train(data: ImageTextDataModule, adapter: Adapter) -> AlignTask:
+    """Trains an adapter."""
     seed_everything(0, verbose=False)
-    task = AlignTask("align-mini", optimizer=partial(torch.optim.AdamW, lr=rate))
+    optimizer = partial(torch.optim.AdamW, lr=adapter.rate)
+    task = AlignTask("align-mini", adapter.image_lora, adapter.text_lora, optimizer=optimizer)
     trainer = Trainer(
         accelerator="cpu",
         precision="bf16-mixed",
-        max_steps=steps,
+        max_steps=adapter.steps,
         limit_val_batches=0,
         gradient_clip_val=1.0,
         logger=False,
@@ -61,41 +100,35 @@ def train(data: ImageTextDataModule, rate: float, steps: int) -> AlignTask:
     return task
 
 
-def measure_adapters(folder: Path, known: dict[str, dict[str, float]]) -> Iterator[tuple[str, dict[str, float]]]:
-    """Yields name, drift and loss of each adapter that is not known."""
-    for task in ("digits", "emoji"):
-        data = build_data(task, folder)
-        wanted = {f"{task}, lr {rate:g}, {steps} steps": (rate, steps) for rate in RATES for steps in STEPS}
-        wanted = {name: settings for name, settings in wanted.items() if name not in known}
-        before = measure("cpu", AlignTask("align-mini", None, None), data) if wanted else None
-        for name, settings in wanted.items():
-            assert before is not None
-            found = compare(before, measure("cpu", train(data, *settings), data))
-            yield name, {"drift": found["drift"], "loss": found["retention"]["worst_relative_loss"]}
-
-
-def correlate(found: dict[str, dict[str, float]], task: str = "") -> str:
-    """Spearman's rank correlation of drift and loss over the adapters of a task, or all."""
-    chosen = [values for name, values in found.items() if name.startswith(task)]
-    result = spearmanr([values["drift"] for values in chosen], [values["loss"] for values in chosen])
-    return f"{task or 'all'}: {result.statistic:.2f} over {len(chosen)} adapters"
+def keep(task: AlignTask, data: ImageTextDataModule, path: Path) -> None:
+    """Writes what the meter sees of a model, and the mean hit rate elsewhere."""
+    _, value = evaluate("cpu", task, data.retention["photographs"]).main
+    seen = {name: tensor.contiguous().clone() for name, tensor in probe(task, data)._asdict().items()}
+    partial_path = path.with_suffix(".partial")
+    save_file({**seen, "elsewhere": torch.tensor(value)}, partial_path)
+    partial_path.rename(path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data"), help="where the data sets were prepared")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="where embeddings are kept, 60 MB")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no adapter after that")
     options = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore")
-    found = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    for name, values in measure_adapters(options.data, found):
-        found[name] = values
-        RESULTS.parent.mkdir(exist_ok=True)
-        write_json(RESULTS, found)
-    print("| adapter | drift | lost elsewhere |\n| --- | ---: | ---: |")
-    for name, values in found.items():
-        print(f"| {name} | {values['drift']:.3f} | {100 * values['loss']:.1f} % |")
-    print("\n" + "\n".join(correlate(found, task) for task in ("", "digits", "emoji")))
+    options.output.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + 60 * options.minutes
+    build = functools.cache(partial(build_data, folder=options.data))
+    wanted = dict.fromkeys(("digits", "emoji", "drawings")) | {one.name: one for one in CHOOSING + HOLDING}
+    for name, adapter in wanted.items():
+        path = options.output / f"{name}.safetensors"
+        if path.exists() or time.monotonic() > end:
+            continue
+        data = build(name.split(",")[0])
+        task = AlignTask("align-mini", None, None) if adapter is None else train(data, adapter)
+        keep(task, data, path)
+        print(name, flush=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from finetune.errors import RecipeError
 from finetune.evaluation import Evaluation, evaluate
 from finetune.head import Head
 from finetune.interpolate import ALPHAS, Point, choose_alpha, interpolate
-from finetune.measurement import compare_elsewhere, main_value
+from finetune.measurement import compare_elsewhere
 from finetune.metrics import calibration_error, fit_temperature, reliability
 from finetune.objectives import Classification, Contrastive
 from finetune.run_settings import RunSettings
@@ -193,12 +193,12 @@ def _scorer(accelerator: str, line: Line, data: ImageTextDataModule) -> Callable
     @cache
     def elsewhere(alpha: float) -> dict[str, tuple[str, float]]:
         task = line.towers_at(alpha)
-        return {name: main_value(accelerator, task, other) for name, other in tables.items()}
+        return {name: evaluate(accelerator, task, other).main for name, other in tables.items()}
 
     def score(alpha: float) -> tuple[float, float]:
         found = elsewhere(alpha if line.moves_towers else 0.0)
         lost = compare_elsewhere(elsewhere(0.0), found)["worst_relative_loss"]
-        value = main_value(accelerator, line.at(alpha), target)[1]
+        value = evaluate(accelerator, line.at(alpha), target).main[1]
         return round(value, 6), round(lost or 0.0, 6)  # metrics are float32: their last digits shall choose nothing
 
     return score

@@ -1,6 +1,7 @@
 """How far an adapted model has moved from its base: a meter of forgetting that needs no second table."""
 
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,18 +22,27 @@ _TEMPLATE = "a photo of a {}."
 _CHUNK = 64
 
 
+class Probe(NamedTuple):
+    """What a model makes of the user's own images and of words that are not the user's.
+
+    Attributes:
+        image_embeds: Unit vectors of test images, float32 of shape (images, D), on the CPU.
+        text_embeds: Unit vectors of the words, float32 of shape (words, D), on the CPU.
+    """
+
+    image_embeds: Tensor
+    text_embeds: Tensor
+
+
 @torch.inference_mode()
-def vocabulary_scores(task: AlignTask, data: ImageTextDataModule) -> Tensor:
-    """What a model says of the user's own images in words that are not the user's.
+def probe(task: AlignTask, data: ImageTextDataModule) -> Probe:
+    """Embeds up to `IMAGES` test images and a fixed vocabulary.
 
     The words are the thousand class names of ImageNet-1k, written into "a photo of a {}."
 
     Args:
         task: The model, where it shall run.
         data: The table; its test images are taken.
-
-    Returns:
-        Cosine similarities, float32 of shape (images, words), on the CPU.
     """
     words = tuple((shipped_folder("datasets") / _WORDS).read_text(encoding="utf-8").splitlines())
     texts = [data.texts.encode(text) for text in write_prompts(words, [_TEMPLATE])]
@@ -44,30 +54,37 @@ def vocabulary_scores(task: AlignTask, data: ImageTextDataModule) -> Tensor:
     parts = []
     while chunk := list(islice(samples, _CHUNK)):
         batch = dataset.collate(chunk)
-        features = task.towers.image_features(batch.pixel_values.to(task.device))
-        parts.append((normalize(features.float(), dim=-1) @ text_embeds.T).cpu())
-    return torch.cat(parts)
+        parts.append(task.towers.image_features(batch.pixel_values.to(task.device)).float().cpu())
+    return Probe(normalize(torch.cat(parts), dim=-1), text_embeds.cpu())
 
 
-def drift(before: Tensor, after: Tensor, temperature: float) -> float:
-    """Returns the mean Jensen-Shannon divergence, in bits, of what two models say of the same images.
+def drift(before: Probe, after: Probe) -> float:
+    """Returns how far an adapted model's scores of the words on the images have moved from its base's.
 
-    With p and q the softmax of an image's scores divided by the temperature, and H the entropy:
-    JSD = H((p + q) / 2) - (H(p) + H(q)) / 2 (Lin 1991, IEEE Transactions on Information Theory 37). It is 0 where
-    nothing changed and at most 1.
+    With S the cosine similarities of images and words, centred over both, so that what counts is which words are said
+    of which images more than of others:
+
+        drift = |S_before - S_after|^2 / (|S_before|^2 + |S_after|^2)
+
+    which is 1 - 2 cov / (var + var), the complement of the concordance coefficient (Lin 1989, Biometrics 45) of centred
+    scores. It is 0 where nothing changed; 1 where the model says the same of every image or of every word, as one that
+    has collapsed does, or something unrelated; and bounded there. Of a single image there is nothing to say: 0.
 
     Args:
-        before: Scores of the base, shape (images, words).
-        after: Scores of the adapted model, likewise.
-        temperature: The base's, for both: a temperature that was trained or fitted changes no ranking.
+        before: What the base makes of images and words.
+        after: What the adapted model makes of the same.
 
     Example:
-        >>> scores = torch.tensor([[0.3, 0.1], [0.1, 0.3]])
-        >>> drift(scores, scores, 0.01), round(drift(scores, scores.flip(0), 0.001), 3)
+        >>> model = Probe(torch.eye(2), torch.eye(2))
+        >>> collapsed = Probe(torch.ones(2, 2) / 2**0.5, torch.eye(2))
+        >>> drift(model, model), drift(model, collapsed)
         (0.0, 1.0)
     """
-    p, q = (scores.double() / temperature for scores in (before, after))
-    p, q = p.softmax(dim=-1), q.softmax(dim=-1)
-    entropy = torch.special.entr
-    divergence = (entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2).sum(dim=-1)
-    return float(divergence.mean().clamp(min=0.0)) / float(np.log(2))
+    base, adapted = (_centred_scores(each) for each in (before, after))
+    size = float(base.square().sum() + adapted.square().sum())
+    return min(1.0, float((base - adapted).square().sum()) / size) if size else 0.0
+
+
+def _centred_scores(seen: Probe) -> Tensor:
+    scores = seen.image_embeds.double() @ seen.text_embeds.double().T
+    return scores - scores.mean(dim=0) - scores.mean(dim=1, keepdim=True) + scores.mean()

@@ -3,7 +3,6 @@
 from typing import Any, NamedTuple, cast
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
 from lightning import Callback, LightningModule, Trainer
@@ -16,7 +15,7 @@ from finetune.data.datamodule import ImageTextDataModule
 from finetune.data.table import Rows
 from finetune.floor import logistic_regression_floor
 from finetune.frozen import embed_images, neighbour_accuracy
-from finetune.metrics import Retrieval, choose_metric
+from finetune.metrics import Figure, Retrieval, choose_metric, value
 from finetune.task import AlignTask
 
 MOST_LABELS = 5
@@ -35,7 +34,7 @@ class Evaluation(NamedTuple):
             `text_to_image_rank` (from 1, of the best placed correct item), and `retrieved` (the row whose image is
             nearest to the caption, as `file:row`). And `file` where the table has several, as each of them numbers its
             own rows.
-        hits: By metric that is a mean over queries, what each query adds to it, float64 of shape (Q,).
+        figures: By metric that has an interval, how to compute it again for a bootstrap.
         headline: Key of the metric by which models are compared, such as `test/accuracy`.
         floor: What a logistic regression makes of the image embeddings, by the same keys; None if it was not asked for.
         class_scores: Logits of every class for every row, float32 of shape (N, C), in tables with labels.
@@ -44,11 +43,16 @@ class Evaluation(NamedTuple):
 
     metrics: dict[str, float]
     predictions: pd.DataFrame
-    hits: dict[str, npt.NDArray[np.float64]]
+    figures: dict[str, Figure]
     headline: str
     floor: dict[str, float] | None = None
     class_scores: Tensor | None = None
     label_ids: Tensor | None = None
+
+    @property
+    def main(self) -> tuple[str, float]:
+        """Key and value of the metric by which models are compared."""
+        return self.headline, self.metrics[self.headline]
 
 
 class _Collect(Callback):
@@ -94,9 +98,9 @@ def evaluate(
     if len(data.rows.files) > 1:
         predictions["file"] = [str(data.rows.file(row)) for row in rows]
     result = Evaluation(
-        metrics={name: float(value) for name, value in found.items()},
+        metrics={name: float(number) for name, number in found.items()},
         predictions=predictions,
-        hits={f"test/{name}": values.double().cpu().numpy() for name, values in task.metric.hits().items()},
+        figures={f"test/{name}": figure for name, figure in task.metric.figures().items()},
         headline=f"test/{task.metric.headline}",
         class_scores=class_scores,
         label_ids=label_ids,
@@ -105,7 +109,9 @@ def evaluate(
         return result
     images = embed_images(find_device(accelerator), task, data, rows, collect.joined("image_features"))
     if neighbours and data.rows.label_sets is None:
-        result.metrics.update(neighbour_accuracy(images, neighbours))
+        accuracy = neighbour_accuracy(images, neighbours)
+        result.figures["test/knn_accuracy"] = accuracy
+        result.metrics["test/knn_accuracy"] = float(value(accuracy))
     if floor:
         result = result._replace(floor=logistic_regression_floor(images, choose_metric(data.class_prompts)))
     return result

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 from finetune.data.cells import Integers
 from finetune.data.datamodule import ImageTextDataModule
 from finetune.data.rows import Rows
-from finetune.metrics import ClassAccuracy, neighbour_votes
+from finetune.metrics import ClassAccuracy, Figure, neighbour_votes
 from finetune.task import AlignTask
 
 
@@ -68,17 +68,14 @@ def _truth(rows: Rows, chosen: Integers) -> Tensor:
     return torch.from_numpy(rows.label_ids[chosen] if rows.label_sets is None else rows.targets(chosen))
 
 
-def neighbour_accuracy(images: FrozenImages, neighbours: int) -> dict[str, float]:
-    """How many test rows the nearest training images classify rightly, see `neighbour_votes`.
+def neighbour_accuracy(images: FrozenImages, neighbours: int) -> Figure:
+    """What share of the test rows the nearest training images classify rightly, see `neighbour_votes`.
 
     Args:
         images: The embeddings.
         neighbours: How many training images vote, at least 1.
-
-    Returns:
-        `test/knn_accuracy`.
     """
     metric = ClassAccuracy()
     votes = neighbour_votes(images.test_embeds, images.train_embeds, images.train_truth, images.classes, neighbours)
     metric.update(votes, images.test_truth)
-    return {"test/knn_accuracy": float(metric.compute()["accuracy"])}
+    return metric.figures()["accuracy"]

@@ -3,12 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
 from finetune.data.datamodule import ImageTextDataModule
-from finetune.drift import drift, vocabulary_scores
+from finetune.drift import Probe, drift, probe
 from finetune.evaluation import Evaluation, evaluate, find_device
-from finetune.metrics import paired_difference
+from finetune.metrics import paired_difference, value
 from finetune.task import AlignTask
 
 
@@ -17,15 +15,13 @@ class Measurement(NamedTuple):
 
     Attributes:
         evaluation: The test rows.
-        elsewhere: Of each table of `data.retention`, by its name, the key and value of its main metric.
-        vocabulary: See `finetune.drift.vocabulary_scores`.
-        temperature: What the model divides its similarities by.
+        elsewhere: Those of each table of `data.retention`, by its name.
+        probe: What the drift meter looks at.
     """
 
     evaluation: Evaluation
-    elsewhere: dict[str, tuple[str, float]]
-    vocabulary: Tensor
-    temperature: float
+    elsewhere: dict[str, Evaluation]
+    probe: Probe
 
 
 def measure(
@@ -41,25 +37,12 @@ def measure(
         floor: As for `evaluate`.
     """
     evaluation = evaluate(accelerator, task, data, neighbours, floor)
-    elsewhere = {name: main_value(accelerator, task, other) for name, other in data.retention.items()}
-    vocabulary = vocabulary_scores(task.to(find_device(accelerator)), data)
-    return Measurement(evaluation, elsewhere, vocabulary, task.towers.temperature.item())
-
-
-def main_value(accelerator: str, task: AlignTask, data: ImageTextDataModule) -> tuple[str, float]:
-    """Key and value of a table's main metric on its test rows.
-
-    Args:
-        accelerator: As for Lightning's `Trainer`.
-        task: The model.
-        data: The table.
-    """
-    evaluation = evaluate(accelerator, task, data)
-    return evaluation.headline, evaluation.metrics[evaluation.headline]
+    elsewhere = {name: evaluate(accelerator, task, other) for name, other in data.retention.items()}
+    return Measurement(evaluation, elsewhere, probe(task.to(find_device(accelerator)), data))
 
 
 def compare_evaluations(before: Evaluation, after: Evaluation) -> dict[str, dict[str, Any]]:
-    """The difference of each metric that is a mean over queries, with its interval.
+    """The difference of each metric that can have an interval and that both models were measured by, with it.
 
     Args:
         before: One model on the test rows.
@@ -68,8 +51,17 @@ def compare_evaluations(before: Evaluation, after: Evaluation) -> dict[str, dict
     Returns:
         By metric: `value`, `low`, `high` and `verdict`, see `finetune.metrics.paired_difference`.
     """
-    found = {name: paired_difference(values, after.hits[name]) for name, values in before.hits.items()}
-    return {name: {**difference._asdict(), "verdict": difference.verdict} for name, difference in found.items()}
+    found = {name: _difference(name, before, after) for name in before.figures if name in after.figures}
+    return {name: difference for name, difference in found.items() if difference is not None}
+
+
+def _difference(name: str, before: Evaluation, after: Evaluation) -> dict[str, Any] | None:
+    """None where a single query tells nothing of chance, or no row has a label."""
+    figure = before.figures[name]
+    if figure.units < 2 or value(figure).isnan():
+        return None
+    found = paired_difference(figure, after.figures[name])
+    return {**found._asdict(), "verdict": found.verdict}
 
 
 def compare_elsewhere(
@@ -112,9 +104,14 @@ def compare(before: Measurement, after: Measurement) -> dict[str, Any]:
     """What `metrics.json` says of an adapted model beside its base.
 
     Returns:
-        `retention` where tables stand for elsewhere, see `compare_elsewhere`, and `drift`, see `finetune.drift.drift`.
+        `drift`, see `finetune.drift.drift`, and where tables stand for elsewhere `retention`, see `compare_elsewhere`;
+        there each table has also `difference`, that of its metric with its interval, or None where it can have none.
     """
-    found: dict[str, Any] = {"drift": drift(before.vocabulary, after.vocabulary, before.temperature)}
+    found: dict[str, Any] = {"drift": drift(before.probe, after.probe)}
     if before.elsewhere:
-        found["retention"] = compare_elsewhere(before.elsewhere, after.elsewhere)
+        mains = [{name: table.main for name, table in each.elsewhere.items()} for each in (before, after)]
+        found["retention"] = compare_elsewhere(*mains)
+        for name, table in found["retention"]["tables"].items():
+            base, adapted = before.elsewhere[name], after.elsewhere[name]
+            table["difference"] = _difference(base.headline, base, adapted)
     return found

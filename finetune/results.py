@@ -8,6 +8,7 @@ from typing import Any
 from finetune.files import write_text
 
 Metrics = Mapping[str, float]
+DIFFERENCE = "difference, 95 % interval"
 MODELS = ("before", "floor", "zero-shot after", "after")
 """The keys of `metrics.json` that hold a model's metrics, in the order of a table's columns."""
 
@@ -73,13 +74,14 @@ def list_retention(retention: Mapping[str, Any]) -> list[list[str]]:
     Args:
         retention: `retention` of `metrics.json`.
     """
-    lines = [["elsewhere", "metric", "before", "after", "lost"]]
+    lines = [["elsewhere", "metric", "before", "after", "lost", DIFFERENCE]]
     for name, table in retention["tables"].items():
         values = [f"{100 * table[key]:.1f} %" for key in ("before", "after")]
-        lines.append([name, table["metric"], *values, _format_loss(table["relative_loss"])])
+        change = _format_difference(table["metric"], table.get("difference"))
+        lines.append([name, table["metric"], *values, _format_loss(table["relative_loss"]), change])
     if len(retention["tables"]) > 1:
         overall = {title: retention[f"{title}_relative_loss"] for title in ("mean", "worst")}
-        lines += [[title, "", "", "", _format_loss(loss)] for title, loss in overall.items()]
+        lines += [[title, "", "", "", _format_loss(loss), ""] for title, loss in overall.items()]
     return lines
 
 
@@ -110,9 +112,9 @@ def _list_columns(columns: Mapping[str, Metrics], differences: Mapping[str, Mapp
     lines = [["metric", *columns]]
     lines += [[key, *(format_value(key, metrics) for metrics in columns.values())] for key in keys]
     if differences:
-        lines[0].append("difference, 95 % interval")
+        lines[0].append(DIFFERENCE)
         for line in lines[1:]:
-            line.append(_format_difference(differences.get(line[0])))
+            line.append(_format_difference(line[0], differences.get(line[0])))
     return lines
 
 
@@ -123,10 +125,11 @@ def _format_lines(lines: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
-def _format_difference(difference: Mapping[str, Any] | None) -> str:
+def _format_difference(key: str, difference: Mapping[str, Any] | None) -> str:
     if difference is None:
         return "-"
-    value, low, high = (100 * difference[key] for key in ("value", "low", "high"))
+    scale = 1 if _is_rank(key) else 100
+    value, low, high = (scale * difference[part] for part in ("value", "low", "high"))
     unclear = difference["verdict"] if difference["verdict"] == "no clear difference" else ""
     return f"{value:+.1f} ({low:+.1f} to {high:+.1f}) {unclear}".strip()
 
@@ -141,7 +144,11 @@ def format_value(key: str, metrics: Metrics) -> str:
     if key not in metrics:
         return "-"
     value = metrics[key]
-    return f"{value:.1f}" if key.endswith("rank") else f"{100 * value:.1f} %"
+    return f"{value:.1f}" if _is_rank(key) else f"{100 * value:.1f} %"
+
+
+def _is_rank(key: str) -> bool:
+    return key.endswith("rank")
 
 
 def format_proof(proof: Mapping[str, Any]) -> str:

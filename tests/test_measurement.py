@@ -1,6 +1,5 @@
 """One model measured everywhere, and two measurements compared."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -9,6 +8,8 @@ from finetune.data.table import Table
 from finetune.errors import TableError
 from finetune.evaluation import Evaluation, evaluate
 from finetune.measurement import compare, compare_elsewhere, compare_evaluations, measure
+from finetune.metrics import value
+from finetune.metrics.figures import MeanAveragePrecision, mean
 from finetune.task import AlignTask
 
 
@@ -28,11 +29,10 @@ def test_elsewhere_is_measured_as_a_test_of_that_table_would(data, tiny, colour_
     task = AlignTask(tiny, None, None)
     found = measure("cpu", task, data)
     alone = ImageTextDataModule(Table(str(colour_table), label="label", split="split"), tiny)
-    assert found.elsewhere == {
-        "colours": ("test/accuracy", pytest.approx(evaluate("cpu", task, alone).metrics["test/accuracy"]))
-    }
+    assert list(found.elsewhere) == ["colours"]
+    expected = evaluate("cpu", task, alone).metrics["test/accuracy"]
+    assert found.elsewhere["colours"].main == ("test/accuracy", pytest.approx(expected))
     assert found.evaluation.metrics == pytest.approx(evaluate("cpu", task, data).metrics)
-    assert found.temperature == task.towers.temperature.item()
 
 
 def test_a_model_that_did_not_change_lost_nothing(data, tiny):
@@ -40,6 +40,8 @@ def test_a_model_that_did_not_change_lost_nothing(data, tiny):
     same = compare(found, found)
     assert same["drift"] == 0
     assert same["retention"]["worst_relative_loss"] == 0
+    difference = same["retention"]["tables"]["colours"]["difference"]
+    assert difference == {"value": 0, "low": 0, "high": 0, "verdict": "no clear difference"}
     differences = compare_evaluations(found.evaluation, found.evaluation)
     assert {difference["verdict"] for difference in differences.values()} == {"no clear difference"}
 
@@ -52,20 +54,34 @@ def test_a_model_that_was_broken_is_seen_to_be(data, tiny):
     assert compare(before, after)["drift"] > 0.001
 
 
-def test_hits_average_to_the_metrics(data, tiny):
+def test_every_metric_has_a_figure_that_gives_its_value(data, tiny):
     found = evaluate("cpu", AlignTask(tiny, None, None), data)
-    assert found.hits.keys() == {f"test/{way}/R@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)}
-    assert {name: values.mean() for name, values in found.hits.items()} == pytest.approx(
-        {name: found.metrics[name] for name in found.hits}, abs=1e-6
-    )
+    assert {name: float(value(figure)) for name, figure in found.figures.items()} == found.metrics
+
+
+def test_a_calibration_error_has_no_interval_and_neighbours_have(labels, tiny):
+    found = evaluate("cpu", AlignTask(tiny, None, None), labels, neighbours=3)
+    assert found.metrics.keys() - found.figures.keys() == {"test/expected_calibration_error"}
+    assert float(value(found.figures["test/knn_accuracy"])) == found.metrics["test/knn_accuracy"]
+    without = evaluate("cpu", AlignTask(tiny, None, None), labels)
+    assert "test/knn_accuracy" not in compare_evaluations(found, without)  # a classifier's folder has no neighbours
 
 
 def test_difference_is_of_the_same_queries():
-    before = Evaluation({}, None, {"test/accuracy": np.array([0.0, 1.0, 0.0, 1.0])}, "test/accuracy")
-    after = Evaluation({}, None, {"test/accuracy": np.array([1.0, 1.0, 1.0, 1.0])}, "test/accuracy")
+    hits = [mean(torch.tensor(values)) for values in ([0.0, 1.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0])]
+    before, after = (Evaluation({}, None, {"test/accuracy": each}, "test/accuracy") for each in hits)
     found = compare_evaluations(before, after)["test/accuracy"]
     assert found["value"] == 0.5
     assert found["low"] == 0.0
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [MeanAveragePrecision(torch.rand(3, 2), torch.zeros(3, 2).bool()), mean(torch.ones(1)), mean(torch.ones(0))],
+)
+def test_without_any_label_or_of_a_single_query_there_is_no_difference(figure):
+    evaluation = Evaluation({}, None, {"test/accuracy": figure}, "test/accuracy")
+    assert compare_evaluations(evaluation, evaluation) == {}
 
 
 def test_losses_elsewhere():

@@ -24,6 +24,7 @@ def test_a_metric_that_one_column_lacks_is_a_dash():
 def test_differences_stand_beside_the_models_and_say_what_is_unclear():
     differences = {
         "test/image_to_text/R@1": {"value": 0.375, "low": 0.25, "high": 0.5, "verdict": "higher"},
+        "test/image_to_text/median_rank": {"value": -5.5, "low": -7.0, "high": -3.5, "verdict": "lower"},
         "test/accuracy": {"value": 0.01, "low": -0.02, "high": 0.04, "verdict": "no clear difference"},
     }
     columns = {
@@ -35,7 +36,7 @@ def test_differences_stand_beside_the_models_and_say_what_is_unclear():
     assert cells[0][-1] == "difference, 95 % interval"
     assert [line[-1] for line in cells[2:]] == [
         "+37.5 (+25.0 to +50.0)",
-        "-",
+        "-5.5 (-7.0 to -3.5)",
         "+1.0 (-2.0 to +4.0) no clear difference",
     ]
 

@@ -11,6 +11,7 @@ from finetune.metrics.calibration import calibration_error, fit_temperature, rel
 from finetune.metrics.choice import choose_metric
 from finetune.metrics.classification import ClassAccuracy, class_embeddings
 from finetune.metrics.cloud import Cloud, effective_rank, spread
+from finetune.metrics.figures import Figure, value
 from finetune.metrics.neighbours import neighbour_votes
 from finetune.metrics.placement import Placement
 from finetune.metrics.retrieval import Retrieval, retrieval_placements, retrieval_ranks
@@ -22,6 +23,7 @@ __all__ = [
     "ClassAccuracy",
     "Cloud",
     "Difference",
+    "Figure",
     "choose_metric",
     "calibration_error",
     "class_embeddings",
@@ -33,4 +35,5 @@ __all__ = [
     "retrieval_placements",
     "retrieval_ranks",
     "spread",
+    "value",
 ]

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.functional.classification import multilabel_average_precision
 from torchmetrics.utilities import dim_zero_cat
+
+from finetune.metrics.figures import Figure, MeanAveragePrecision, mean, value
 
 
 class AveragePrecision(Metric):
@@ -67,28 +68,27 @@ class AveragePrecision(Metric):
         ``average_precision/NAME``. ``label_ranking_average_precision`` is the mean over the images that have a
         label: the labels' precision in the image's own order of the classes.
         """
-        scores, targets = dim_zero_cat(self.scores).cpu().double(), dim_zero_cat(self.targets).cpu().long()
-        occurs, by_image = targets.any(0), dim_zero_cat(self.ranking).nanmean()
-        if not occurs.any():
-            return {self.headline: by_image, "label_ranking_average_precision": by_image}
-        # torchmetrics takes the sigmoid of what is not within 0 and 1, and large logits would become equal.
-        low, high = scores.aminmax()
-        unit = (scores - low) / (high - low).clamp_min(torch.finfo(scores.dtype).tiny)
-        count = int(occurs.sum())
-        by_class = multilabel_average_precision(
-            unit[:, occurs], targets[:, occurs], count, average="none", validate_args=False
-        ).float()
-        occurring = [name for name, there in zip(self.names, occurs.tolist(), strict=True) if there]
+        precision = self._precision()
+        by_class = precision.by_class(torch.ones(precision.units, 1))[:, 0]
+        occurring = [pair for pair in zip(self.names, by_class, strict=True) if not pair[1].isnan()]
         return {
-            self.headline: by_class.mean(),
-            "label_ranking_average_precision": by_image,
-            **{f"average_precision/{name}": value for name, value in zip(occurring, by_class, strict=True)},
+            **{name: value(figure) for name, figure in self.figures().items()},
+            **{f"average_precision/{name}": average for name, average in occurring},
         }
 
-    def hits(self) -> dict[str, Tensor]:
-        """Returns what each image that has a label adds to ``label_ranking_average_precision``, shape (images,)."""
+    def figures(self) -> dict[str, Figure]:
+        """Returns the two means as figures that a bootstrap can draw from.
+
+        Units are the rows, and of ``label_ranking_average_precision`` those that have a label.
+        """
         ranking = dim_zero_cat(self.ranking)
-        return {"label_ranking_average_precision": ranking[~ranking.isnan()]}
+        return {
+            self.headline: self._precision(),
+            "label_ranking_average_precision": mean(ranking[~ranking.isnan()]),
+        }
+
+    def _precision(self) -> MeanAveragePrecision:
+        return MeanAveragePrecision(dim_zero_cat(self.scores), dim_zero_cat(self.targets))
 
 
 def label_ranking_precision(scores: Tensor, targets: Tensor) -> Tensor:

@@ -4,14 +4,19 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import bootstrap
+import torch
+from torch import Tensor
+
+from finetune.metrics.figures import Figure
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
+COUNTS = 10_000_000
+"""How many counts of units are held at a time: 40 MB."""
 
 
 class Difference(NamedTuple):
-    """A difference of means, after less before, with its interval.
+    """A difference of a metric, after less before, with its interval.
 
     Attributes:
         value: The difference itself.
@@ -31,42 +36,52 @@ class Difference(NamedTuple):
         return "lower" if self.high < 0 else "no clear difference"
 
 
-def paired_difference(before: npt.ArrayLike, after: npt.ArrayLike) -> Difference:
-    """Returns the mean difference of two models' values on the same queries, with a bootstrap interval.
+def paired_difference(before: Figure, after: Figure) -> Difference:
+    """Returns the difference of a metric between two models on the same units, with a bootstrap interval.
 
-    Queries are drawn with replacement, each with both of its values (Efron and Tibshirani 1993, chapter 13: the
-    percentile interval, 2,000 draws with a fixed seed). That one model is measured on the rows that the other is
-    measured on takes the difficulty of the rows out of the comparison.
+    Units (queries, rows) are drawn with replacement, each with what both models make of it (Efron and Tibshirani 1993,
+    chapter 13: the percentile interval, 2,000 draws with a fixed seed), and the metric is computed again for each draw.
+    That one model is measured on the rows that the other is measured on takes the difficulty of the rows out of the
+    comparison. A draw for which the metric is not defined, as it has no row with a label, is left out.
 
     Args:
-        before: Values of shape (Q,), as `hits` of a metric returns them.
-        after: Values of shape (Q,), in the same order.
+        before: The metric of one model.
+        after: The same metric of another one, its units in the same order.
 
     Raises:
-        ValueError: If the shapes differ or there is no query.
+        ValueError: If the numbers of units differ or there is none.
 
     Example:
-        >>> paired_difference([0, 0, 0, 0], [1, 1, 1, 1]).verdict
+        >>> import torch
+        >>> from finetune.metrics.figures import mean
+        >>> paired_difference(mean(torch.zeros(4)), mean(torch.ones(4))).verdict
         'higher'
-        >>> paired_difference([0, 1, 0, 1], [1, 0, 0, 1]).verdict
+        >>> paired_difference(mean(torch.tensor([0.0, 1.0])), mean(torch.tensor([1.0, 0.0]))).verdict
         'no clear difference'
     """
-    differences = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
-    if np.shape(before) != np.shape(after) or differences.ndim != 1 or not len(differences):
+    units = before.units
+    if units != after.units or not units:
         raise ValueError(
-            f"Expected before and after to hold a value for each of the same queries, but got shapes "
-            f"{np.shape(before)} and {np.shape(after)}."
+            f"Expected before and after to be of the same queries, but got {units} and {after.units} of them."
         )
-    value = float(differences.mean())
-    if np.ptp(differences) == 0:
-        return Difference(value, value, value)
-    interval = bootstrap(
-        (differences,),
-        np.mean,
-        confidence_level=CONFIDENCE,
-        n_resamples=RESAMPLES,
-        batch=max(1, 10_000_000 // len(differences)),  # draws at a time, 80 MB
-        method="percentile",
-        rng=0,
-    ).confidence_interval
-    return Difference(value, float(interval.low), float(interval.high))
+
+    def difference(counts: Tensor) -> npt.NDArray[np.float64]:
+        return (after(counts).double() - before(counts).double()).cpu().numpy()
+
+    value = float(difference(torch.ones(units, 1))[0])
+    generator = np.random.default_rng(0)
+    draws = [difference(_count(generator, units, part)) for part in _parts(units)]
+    low, high = np.nanquantile(np.concatenate(draws), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Difference(value, float(low), float(high))
+
+
+def _parts(units: int) -> list[int]:
+    """Splits the draws into parts of at most `COUNTS` counts."""
+    most = max(1, COUNTS // units)
+    return [min(most, RESAMPLES - start) for start in range(0, RESAMPLES, most)]
+
+
+def _count(generator: np.random.Generator, units: int, draws: int) -> Tensor:
+    """Draws all units with replacement, several times: how often each came, float32 of shape (units, draws)."""
+    drawn = generator.integers(0, units, (units, draws)) * draws + np.arange(draws)
+    return torch.from_numpy(np.bincount(drawn.ravel(), minlength=units * draws).reshape(units, draws)).float()

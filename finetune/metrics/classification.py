@@ -7,6 +7,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from finetune.metrics.calibration import calibration_error
+from finetune.metrics.figures import Figure, MeanOfMeans, mean, value
 from finetune.metrics.placement import TIE, place
 
 
@@ -98,15 +99,22 @@ class ClassAccuracy(Metric):
         ``accuracy_top5`` is there whatever C is, so that tables keep their columns; up to 5 classes it is 1.
         ``mean_per_class_recall`` is the mean over the classes that occur.
         """
-        rates = {name: hits.mean() for name, hits in self.hits().items()}
-        top1, labels = dim_zero_cat(self.top1), dim_zero_cat(self.label_ids)
-        counts = torch.bincount(labels)
-        of_class = top1.new_zeros(len(counts)).index_add(0, labels, top1)
-        return rates | {
-            "mean_per_class_recall": (of_class / counts)[counts > 0].mean(),
-            "expected_calibration_error": calibration_error(dim_zero_cat(self.confidences), dim_zero_cat(self.correct)),
+        error = calibration_error(dim_zero_cat(self.confidences), dim_zero_cat(self.correct))
+        return {
+            **{name: value(figure) for name, figure in self.figures().items()},
+            "expected_calibration_error": error,
         }
 
-    def hits(self) -> dict[str, Tensor]:
-        """Returns what each row adds to ``accuracy`` and ``accuracy_top5``, float tensors of shape (N,)."""
-        return {"accuracy": dim_zero_cat(self.top1), "accuracy_top5": dim_zero_cat(self.top5)}
+    def figures(self) -> dict[str, Figure]:
+        """Returns the accuracies and the recall as figures that a bootstrap can draw from; units are the rows.
+
+        The calibration error is none: drawing rows adds to the very distances it is made of, so that an interval would
+        rarely hold the truth (`benchmarks/interval_coverage.py`).
+        """
+        top1, labels = dim_zero_cat(self.top1), dim_zero_cat(self.label_ids)
+        rows = torch.arange(len(top1), device=top1.device)
+        return {
+            "accuracy": mean(top1),
+            "accuracy_top5": mean(dim_zero_cat(self.top5)),
+            "mean_per_class_recall": MeanOfMeans(top1, rows, labels),
+        }

@@ -1,12 +1,18 @@
 """Retrieval from images to texts and back: ranks and hit rates, a chunk of queries at a time."""
 
+import numpy as np
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.nn.functional import normalize
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from finetune.metrics.figures import Figure, MeanOfMeans, Median, mean, value
 from finetune.metrics.placement import TIE, Placement, place
+
+_WAYS = ("image_to_text", "text_to_image")
 
 
 def retrieval_placements(
@@ -119,17 +125,29 @@ class Retrieval(Metric):
         Keys: ``image_to_text/R@1``, ``image_to_text/R@5``, ``image_to_text/R@10``,
         ``image_to_text/median_rank``, the same under ``text_to_image/``, and ``mean_R@K`` ("rsum" / 6).
         """
-        placements = self._placements()
-        rates = {name: hits.mean() for name, hits in _hits(placements).items()}
-        ranks = {f"{name}/median_rank": placement.ranks().quantile(0.5) for name, placement in placements.items()}
-        return rates | ranks | {"mean_R@K": torch.stack(list(rates.values())).mean()}
+        return {name: value(figure) for name, figure in self.figures().items()}
 
-    def hits(self) -> dict[str, Tensor]:
-        """Returns what each query adds to the hit rates, float tensors of shape (images,) or (captions,).
+    def figures(self) -> dict[str, Figure]:
+        """Returns what ``compute`` does as figures that a bootstrap can draw from.
 
-        Queries are in the order of their ids.
+        Units are the queries, in the order of their ids. Those of ``mean_R@K`` are images and captions that belong
+        together: what shares a row with one of them is drawn with it.
         """
-        return _hits(self._placements())
+        pairs, placements = self._pairs(), self._placements()
+        groups = dict(zip(_WAYS, _belonging_together(pairs), strict=True))
+        hits = {f"{way}/R@{k}": placements[way].hits(k) for way in _WAYS for k in (1, 5, 10)}
+        units = [groups[name.split("/")[0]] for name in hits]
+        rates = torch.arange(len(hits), device=pairs.device)
+        all_hits = MeanOfMeans(
+            torch.cat([*hits.values()]),
+            torch.cat(units),
+            rates.repeat_interleave(torch.tensor([*map(len, units)], device=pairs.device)),
+        )
+        return {
+            **{name: mean(values) for name, values in hits.items()},
+            **{f"{way}/median_rank": Median(placements[way].ranks()) for way in _WAYS},
+            self.headline: all_hits,
+        }
 
     def ranks(self) -> dict[str, Tensor]:
         """Returns where the best correct item of each query stands, by direction, in the same order.
@@ -138,20 +156,34 @@ class Retrieval(Metric):
         """
         return {name: placement.ranks() for name, placement in self._placements().items()}
 
+    def _pairs(self) -> Tensor:
+        """The numbers of image and caption of each row, shape (N, 2)."""
+        ids = (dim_zero_cat(self.image_ids), dim_zero_cat(self.caption_ids))
+        return torch.stack([_first_of_each(each)[1] for each in ids], dim=1)
+
     def _placements(self) -> dict[str, Placement]:
-        images, image_index = _first_of_each(dim_zero_cat(self.image_ids))
-        captions, caption_index = _first_of_each(dim_zero_cat(self.caption_ids))
+        images, captions = (_first_of_each(dim_zero_cat(ids))[0] for ids in (self.image_ids, self.caption_ids))
         image_embeds = dim_zero_cat(self.image_embeds)[images]
         text_embeds = dim_zero_cat(self.text_embeds)[captions]
-        pairs = torch.stack([image_index, caption_index], dim=1)
+        pairs = self._pairs()
         return {
             "image_to_text": retrieval_placements(image_embeds, text_embeds, pairs, self.chunk_size),
             "text_to_image": retrieval_placements(text_embeds, image_embeds, pairs.flip(1), self.chunk_size),
         }
 
 
-def _hits(placements: dict[str, Placement]) -> dict[str, Tensor]:
-    return {f"{name}/R@{k}": placement.hits(k) for name, placement in placements.items() for k in (1, 5, 10)}
+def _belonging_together(pairs: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the group of each image and of each caption, those that pairs connect being one group.
+
+    Args:
+        pairs: Int64 tensor of shape (P, 2), numbers of images and of captions, each of which occurs.
+    """
+    rows = pairs.cpu().numpy()
+    images, captions = rows.max(axis=0) + 1
+    links = (np.ones(len(rows)), (rows[:, 0], images + rows[:, 1]))
+    graph = coo_array(links, shape=(images + captions, images + captions))
+    groups = torch.as_tensor(connected_components(graph, directed=False)[1], dtype=torch.int64, device=pairs.device)
+    return groups[:images], groups[images:]
 
 
 def _first_of_each(ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -128,7 +128,13 @@ METRICS = {
     "drift": 0.0625,
     "retention": {
         "tables": {
-            "photos": {"metric": "test/mean_R@K", "before": 0.4, "after": 0.3, "relative_loss": 0.25},
+            "photos": {
+                "metric": "test/mean_R@K",
+                "before": 0.4,
+                "after": 0.3,
+                "relative_loss": 0.25,
+                "difference": {"value": -0.1, "low": -0.15, "high": -0.04, "verdict": "lower"},
+            },
             "maps": {"metric": "test/accuracy", "before": 0.2, "after": 0.25, "relative_loss": -0.25},
         },
         "mean_relative_loss": 0.0,

@@ -63,10 +63,10 @@ def test_tables_hold_the_numbers_of_the_metrics_file(label_run):
     ]
     assert page.table("On the test rows") == expected
     assert page.table("What the base could do on other tables")[1:] == [
-        ["photos", "test/mean_R@K", "40.0 %", "30.0 %", "25.0 %"],
-        ["maps", "test/accuracy", "20.0 %", "25.0 %", "-25.0 %"],
-        ["mean", "", "", "", "0.0 %"],
-        ["worst", "", "", "", "25.0 %"],
+        ["photos", "test/mean_R@K", "40.0 %", "30.0 %", "25.0 %", "-10.0 (-15.0 to -4.0)"],
+        ["maps", "test/accuracy", "20.0 %", "25.0 %", "-25.0 %", "-"],
+        ["mean", "", "", "", "0.0 %", ""],
+        ["worst", "", "", "", "25.0 %", ""],
     ]
     assert page.table("Each alpha")[1:] == [
         ["0", "25.0 %", "0.0 %"],
