@@ -62,7 +62,7 @@ def run_experiment(recipe: Recipe, overwrite: bool = False) -> RunFolder:
             hold nothing to choose it by.
         CheckpointError: If a checkpoint does not load or the proof fails.
     """
-    _quieten()
+    quieten()
     data = recipe.build_data()
     data.rows.require("train", "test")  # every fault of the tables is told before anything is written
     for elsewhere in data.retention.values():
@@ -85,7 +85,7 @@ def run_experiment(recipe: Recipe, overwrite: bool = False) -> RunFolder:
         metrics["floor"] = before.evaluation.floor
     del base
 
-    notices = _fit(recipe, task, data, run)
+    notices = fit(recipe, task, data, run)
     choice, proofs = hand_over(recipe, task, data, run, fingerprint)
     after = _measure_exports(recipe, data, run, before, choice, metrics)
     if notices:
@@ -95,7 +95,7 @@ def run_experiment(recipe: Recipe, overwrite: bool = False) -> RunFolder:
     return run
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Leaves progress bars and warnings that tell a user something."""
     for message in _EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
@@ -103,8 +103,14 @@ def _quieten() -> None:
     disable_progress_bar()
 
 
-def _fit(recipe: Recipe, task: AlignTask, data: ImageTextDataModule, run: RunFolder) -> list[Notice]:
+def fit(recipe: Recipe, task: AlignTask, data: ImageTextDataModule, run: RunFolder) -> list[Notice]:
     """Trains, and leaves the best weights by the validation metric in the task, or the last without one.
+
+    Args:
+        recipe: Has the trainer.
+        task: What is trained.
+        data: The table.
+        run: Where checkpoints and logged values are written.
 
     Returns:
         What went wrong in training.
@@ -218,7 +224,7 @@ def measure_checkpoint(recipe: Recipe) -> str:
 
 def _measure(title: str, recipe: Recipe, build_task: Callable[[], AlignTask | ClassifierTask]) -> str:
     """Measures a task, built once the table is known to be without fault."""
-    _quieten()
+    quieten()
     data = recipe.build_data()
     data.rows.require(*(["train"] if recipe.run.neighbours else []), "test")
     found = format_table({title: evaluate(recipe.accelerator, build_task(), data, recipe.run.neighbours).metrics})

@@ -126,6 +126,16 @@ class ImageTextDataModule(LightningDataModule):
         """Reads and checks the table."""
         return self.table.read(required=())
 
+    def with_splits(self, codes: Codes) -> "ImageTextDataModule":
+        """A data module on the same rows, split otherwise.
+
+        Args:
+            codes: Int8 array of shape (N,): positions in `finetune.data.splits.SPLITS`; -1 leaves a row out.
+        """
+        other = copy(self)
+        other.rows = replace(self.rows, splits=codes)
+        return other
+
     @property
     def skipped(self) -> tuple[SkippedRow, ...]:
         """The rows that were left out so far, here and elsewhere, as their images cannot be read."""
