@@ -118,7 +118,7 @@ def cross_fit(recipe: Recipe, data: ImageTextDataModule, fold_ids: Integers) -> 
     for fold in range(folds):
         print(f"fold {fold + 1} of {folds}", file=sys.stderr)
         task = recipe.build_task()
-        others = data.with_splits(np.where(fold_ids == fold, UNKNOWN, data.rows.splits).astype(np.int8))
+        others = data.with_splits(np.where(fold_ids == fold, UNKNOWN, data.rows.splits))
         with TemporaryDirectory() as folder:
             fit(recipe, task, others, RunFolder(Path(folder) / "fold"))
         yield task
@@ -197,6 +197,6 @@ def _equal_pairs(ids: Integers) -> Mask:
 def _collect(accelerator: str, task: AlignTask, data: ImageTextDataModule, chosen: Mask) -> Collect:
     """What a task's test step returns of the chosen rows."""
     collect = Collect()
-    only = data.with_splits(np.where(chosen, _TEST, UNKNOWN).astype(np.int8))
+    only = data.with_splits(np.where(chosen, _TEST, UNKNOWN))
     build_trainer(accelerator, [collect]).test(task, only, verbose=False)
     return collect

@@ -1,0 +1,115 @@
+"""How badly rows fit, against NumPy written from the definitions, and what a planted swap does."""
+
+import numpy as np
+import pytest
+import torch
+
+from finetune.metrics import Similarities, compare_rows, judge_captions, judge_labels, match_probabilities
+
+TEMPERATURE = 0.1
+
+
+def unit(values: np.ndarray) -> np.ndarray:
+    return values / np.linalg.norm(values, axis=-1, keepdims=True)
+
+
+def rows(count: int = 30, noise: float = 0.5, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Unit embeddings of images and texts of the same things in 16 dimensions."""
+    generator = np.random.default_rng(seed)
+    things = generator.normal(size=(count, 16))
+    return tuple(unit(things + noise * generator.normal(size=things.shape)) for _ in range(2))
+
+
+def similarities(images: np.ndarray, texts: np.ndarray) -> Similarities:
+    return Similarities(*(torch.from_numpy(a @ b.T).float() for a, b in ((images, texts), (images,) * 2, (texts,) * 2)))
+
+
+def alone(count: int) -> torch.Tensor:
+    return torch.eye(count, dtype=torch.bool)
+
+
+def softmax_over_others(values: np.ndarray, is_same: np.ndarray) -> np.ndarray:
+    weights = np.exp(values / TEMPERATURE) * ~is_same
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def test_match_probabilities_are_those_of_numpy():
+    images, texts = rows()
+    is_same = np.eye(30, dtype=bool)
+    is_same[3, 4] = is_same[4, 3] = True
+    near_images = softmax_over_others(images @ images.T, is_same) @ (texts @ texts.T)
+    near_texts = (softmax_over_others(texts @ texts.T, is_same) @ (images @ images.T)).T
+    parts = [(part - part.mean()) / part.std(ddof=1) for part in (images @ texts.T, near_images, near_texts)]
+    expected = np.exp(2 * (parts[0] + 0.5 * parts[1] + 0.5 * parts[2]))
+    for _ in range(50):
+        expected /= expected.sum(axis=1, keepdims=True)
+        expected /= expected.sum(axis=0, keepdims=True)
+    found = match_probabilities(similarities(images, texts), torch.from_numpy(is_same), TEMPERATURE)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(found.sum(dim=0), np.ones(30))
+    np.testing.assert_allclose(found.sum(dim=1), np.ones(30), atol=1e-3)
+
+
+def test_swapped_texts_are_the_worst_and_find_each_other():
+    images, texts = rows(noise=0.1)
+    texts[[5, 20]] = texts[[20, 5]]
+    found = judge_captions(similarities(images, texts), alone(30), TEMPERATURE)
+    assert set(found.scores.topk(2).indices.tolist()) == {5, 20}
+    assert (found.better[5], found.better[20]) == (20, 5)
+    assert (found.better == -1).sum() == 28
+
+
+def test_a_row_without_rivals_is_less_suspect_than_swapped_ones_that_are_more_alike():
+    images, texts = rows(noise=0.2)
+    stranger = unit(images[7] - (images[7] @ texts[7]) * texts[7] - texts[7])  # the cosine with its text is negative
+    images[7] = stranger
+    texts[[5, 20]] = unit(0.6 * texts[[20, 5]] + 0.4 * texts[[5, 20]])  # fits its image better than row 7's does
+    pairs = similarities(images, texts)
+    assert pairs.pairs[7, 7] < min(pairs.pairs[5, 5], pairs.pairs[20, 20])
+    found = judge_captions(pairs, alone(30), TEMPERATURE)
+    assert found.scores[7] < min(found.scores[5], found.scores[20])
+
+
+def test_any_text_of_the_same_image_is_right():
+    images, texts = rows(12)
+    images[1] = images[0]
+    texts[[0, 1]] = texts[[1, 0]]  # two captions of one image, exchanged
+    apart = judge_captions(similarities(images, texts), alone(12), TEMPERATURE).scores
+    is_same = alone(12)
+    is_same[0, 1] = is_same[1, 0] = True
+    together = judge_captions(similarities(images, texts), is_same, TEMPERATURE).scores
+    assert (together[:2] < apart[:2]).all()
+    assert together.argmax() > 1
+
+
+def test_equal_similarities_say_nothing():
+    found = judge_captions(Similarities(*torch.full((3, 5, 5), 0.5)), alone(5), TEMPERATURE)
+    assert found.scores.numpy() == pytest.approx(np.log(5))
+    assert (found.better == -1).all()
+
+
+def test_rows_are_seen_by_the_model_that_does_not_know_them():
+    models = [tuple(torch.from_numpy(part).float() for part in rows(4, seed=seed)) for seed in (1, 2)]
+    folds = [0, 1, 1, 0]
+    found = compare_rows(models, torch.tensor(folds))
+    for i, a in enumerate(folds):
+        for j, b in enumerate(folds):
+            pair = (models[a][0][i] @ models[a][1][j] + models[b][0][i] @ models[b][1][j]) / 2
+            assert found.pairs[i, j].item() == pytest.approx(pair.item(), abs=1e-6)
+            assert found.images[i, j].item() == pytest.approx((models[a][0][i] @ models[a][0][j]).item(), abs=1e-6)
+            assert found.texts[i, j].item() == pytest.approx((models[a][1][i] @ models[a][1][j]).item(), abs=1e-6)
+
+
+def test_labels_are_judged_by_class_thresholds():
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 3, 40)
+    scores = generator.normal(size=(40, 4)) + 2 * np.eye(4)[labels]
+    scores[:, 3] += 9  # a class that no row has
+    shares = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    thresholds = [shares[labels == c, c].mean() for c in range(3)]
+    found = judge_labels(torch.from_numpy(scores), torch.from_numpy(labels))
+    for row, label in enumerate(labels):
+        confidence = shares[row, :3] - thresholds
+        assert found.scores[row].item() == pytest.approx(np.delete(confidence, label).max() - confidence[label])
+        expected = int(confidence.argmax())
+        assert found.better[row].item() == (expected if expected != label else -1)
