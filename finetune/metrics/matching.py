@@ -9,11 +9,13 @@ from torch import Tensor
 NEIGHBOURS = 0.5
 """Weight of either kind of neighbours beside the similarity itself."""
 
-SHARPNESS = 2.0
+SHARPNESS = 3.0
 """Logits per standard deviation of the evidence."""
 
 ROUNDS = 50
 """How often rows and columns are scaled."""
+
+_LEAST_OTHERS = 0.05  # where one row takes nearly all of the weight, the rest is noise
 
 
 class Similarities(NamedTuple):
@@ -68,10 +70,10 @@ def match_probabilities(similarities: Similarities, is_same: Tensor, temperature
 
     Three kinds of evidence are added, each standardised: the similarity of image i and text j; that of text j to the
     texts of the rows whose images are near image i; and that of image i to the images of the rows whose texts are near
-    text j. Nearness is a softmax over the other rows of similarity / temperature. The exponentials of the sum are then
-    scaled until rows and columns add up to 1 (Sinkhorn 1967, "Diagonal equivalence to matrices with prescribed row and
-    column sums"): a text that is taken by its own image is no rival. So a row that fits badly, but whose image and text
-    nobody else asks for, is hard rather than wrong.
+    text j. Nearness is a softmax of similarity / temperature over the rows other than i and j. The exponentials of the
+    sum are then scaled until rows and columns add up to 1, the rows nearly (Sinkhorn 1967, "Diagonal equivalence to
+    matrices with prescribed row and column sums"): a text that is taken by its own image is no rival. So a row that
+    fits badly, but whose image and text nobody else asks for, is hard rather than wrong.
 
     Args:
         similarities: Of N rows.
@@ -80,8 +82,8 @@ def match_probabilities(similarities: Similarities, is_same: Tensor, temperature
         temperature: What similarities are divided by.
     """
     pairs, images, texts = similarities
-    near_images = _nearness(images, is_same, temperature) @ texts
-    near_texts = (_nearness(texts, is_same, temperature) @ images).T
+    near_images = _around(images, texts, is_same, temperature)
+    near_texts = _around(texts, images, is_same, temperature).T
     evidence = _standardised(pairs) + NEIGHBOURS * (_standardised(near_images) + _standardised(near_texts))
     kernel = (SHARPNESS * (evidence - evidence.max())).double().exp()
     columns = torch.ones_like(kernel[0])
@@ -126,9 +128,11 @@ def judge_labels(class_scores: Tensor, label_ids: Tensor) -> Suspicion:
     return Suspicion(best.values - own, best.indices.where(best.values > own, -1))
 
 
-def _nearness(similarities: Tensor, is_same: Tensor, temperature: float) -> Tensor:
-    hidden = torch.finfo(similarities.dtype).min
-    return (similarities / temperature).masked_fill(is_same, hidden).softmax(dim=1)
+def _around(near: Tensor, alike: Tensor, is_same: Tensor, temperature: float) -> Tensor:
+    """Mean of alike[k, j] over the rows k near row i, shape (N, N); neither i nor j speaks for itself."""
+    hidden = torch.finfo(near.dtype).min
+    weights = (near / temperature).masked_fill(is_same, hidden).softmax(dim=1)
+    return (weights @ alike - weights * alike.diagonal()) / (1 - weights).clamp_min(_LEAST_OTHERS)
 
 
 def _standardised(values: Tensor) -> Tensor:
