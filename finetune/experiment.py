@@ -20,7 +20,6 @@ from finetune.collapse import CollapseWatch, Notice
 from finetune.data.check import tell
 from finetune.data.datamodule import ImageTextDataModule
 from finetune.data.unreadable import describe_skipped, read_skipped, write_skipped
-from finetune.errors import RecipeError
 from finetune.evaluation import Evaluation, evaluate
 from finetune.files import fingerprint_file, fingerprint_weights, read_json, write_json, write_text
 from finetune.handover import hand_over
@@ -69,9 +68,7 @@ def run_experiment(recipe: Recipe, overwrite: bool = False) -> RunFolder:
         elsewhere.rows.require("test")
     check_settings(recipe.run, data)
     tell(data.rows, data.find_concerns())
-    task = recipe.build_task()
-    if not task.towers.has_adapters and task.head is None:
-        raise RecipeError("Expected something to train, but got none. Measure with `finetune test --config RECIPE`.")
+    task = recipe.build_trainable()
     run = RunFolder(Path(recipe.run.folder) / recipe.name)
     run.create(overwrite)
     write_text(run.recipe, recipe.resolved)

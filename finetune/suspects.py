@@ -4,11 +4,11 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 from torch.nn.functional import normalize
 
 from finetune.data.cells import Integers, Mask
@@ -16,6 +16,7 @@ from finetune.data.concerns import count
 from finetune.data.datamodule import ImageTextDataModule
 from finetune.data.rows import Rows
 from finetune.data.splits import SPLITS, UNKNOWN
+from finetune.data.unreadable import SkippedRow, describe_skipped
 from finetune.errors import RecipeError
 from finetune.evaluation import Collect, build_trainer
 from finetune.experiment import fit, quieten
@@ -33,8 +34,31 @@ SHOWN = 10
 _TEST = SPLITS.index("test")
 
 
-def find_suspects(recipe: Recipe, folds: int) -> pd.DataFrame:
-    """Ranks the training rows of a table, the worst fitting first; nothing is written.
+class Suspects(NamedTuple):
+    """What is said of a table.
+
+    Attributes:
+        rows: The training rows, the worst fitting first. Columns `file`, `row`, `image`, `caption` or `label`, `score`
+            (higher is worse), and `better`: the caption or label of the table that fits better, empty where none does.
+        skipped: Rows that were left out, as their images cannot be read.
+    """
+
+    rows: pd.DataFrame
+    skipped: tuple[SkippedRow, ...]
+
+    def lines(self) -> list[str]:
+        """The first rows for a screen, how many there are, and what was left out."""
+        rows = self.rows
+        shown = [
+            f"{file}:{row}: {text!r}" + (f", better {better!r}" if better else "")
+            for file, row, _, text, _, better in rows.head(SHOWN).itertuples(index=False)
+        ]
+        total = f"{count(len(rows), 'row', 'rows')} scored, the worst fitting first"
+        return [*shown, *describe_skipped(self.skipped), total]
+
+
+def find_suspects(recipe: Recipe, folds: int) -> Suspects:
+    """Ranks the training rows of a table by how badly caption or label and image fit; nothing is written.
 
     The images are dealt into folds. For each fold the recipe's task is trained on the training rows of the others, and
     then says how well image and text of the rows held out fit each other. Labels are judged by
@@ -44,33 +68,17 @@ def find_suspects(recipe: Recipe, folds: int) -> pd.DataFrame:
         recipe: What is trained.
         folds: Number of folds.
 
-    Returns:
-        Columns `file`, `row`, `image`, `caption` or `label`, `score` (higher is worse), and `better`: the caption or
-        label of the table that fits better, empty where none does.
-
     Raises:
         TableError: If the table has a fault.
-        RecipeError: If there are fewer than 2 folds, or more than training images, or a row may have several labels.
+        RecipeError: If there are fewer than 2 folds, or more than training images, a row may have several labels, or
+            the recipe trains nothing.
     """
     quieten()
     data = recipe.build_data()
     data.rows.require("train")
     fold_ids = deal_folds(data.rows, folds, recipe.run.seed)
-    return rank_rows(recipe.accelerator, cross_fit(recipe, data, fold_ids), data, fold_ids)
-
-
-def describe_suspects(found: pd.DataFrame) -> str:
-    """The first rows for a screen, and how many there are.
-
-    Args:
-        found: See `find_suspects`.
-    """
-    texts = found.columns[3]
-    lines = [
-        f"{line['file']}:{line['row']}: {line[texts]!r}" + (f", better {line['better']!r}" if line["better"] else "")
-        for line in found.head(SHOWN).to_dict("records")
-    ]
-    return "\n".join([*lines, f"{count(len(found), 'row', 'rows')} scored, the worst fitting first"])
+    ranked = rank_rows(recipe.accelerator, cross_fit(recipe, data, fold_ids), data, fold_ids)
+    return Suspects(ranked, data.skipped)
 
 
 def deal_folds(table: Rows, folds: int, seed: int) -> Integers:
@@ -93,13 +101,14 @@ def deal_folds(table: Rows, folds: int, seed: int) -> Integers:
             "told to fit worse than another. Name one column in data.table.label without a separator."
         )
     rows = table.indices("train")
-    images = len(np.unique(table.image_ids[rows]))
-    if not 2 <= folds <= images:
-        raise RecipeError(f"Expected --folds to be from 2 to {images:,}, the training images, but got {folds}.")
-    splitter = (StratifiedGroupKFold if table.classes else GroupKFold)(folds, shuffle=True, random_state=seed)
+    _, firsts, positions = np.unique(table.image_ids[rows], return_index=True, return_inverse=True)
+    if not 2 <= folds <= len(firsts):
+        raise RecipeError(f"Expected --folds to be from 2 to {len(firsts):,}, the training images, but got {folds}.")
+    mixed = np.random.default_rng(seed).permutation(len(firsts))
+    dealt = np.empty(len(firsts), dtype=np.int64)
+    dealt[mixed[np.argsort(table.label_ids[rows[firsts[mixed]]], kind="stable")]] = np.arange(len(firsts)) % folds
     found = np.full(len(table), -1)
-    for fold, (_, held) in enumerate(splitter.split(rows, table.label_ids[rows], table.image_ids[rows])):
-        found[rows[held]] = fold
+    found[rows] = dealt[positions]
     return found
 
 
@@ -117,7 +126,7 @@ def cross_fit(recipe: Recipe, data: ImageTextDataModule, fold_ids: Integers) -> 
     folds = int(fold_ids.max()) + 1
     for fold in range(folds):
         print(f"fold {fold + 1} of {folds}", file=sys.stderr)
-        task = recipe.build_task()
+        task = recipe.build_trainable()
         others = data.with_splits(np.where(fold_ids == fold, UNKNOWN, data.rows.splits))
         with TemporaryDirectory() as folder:
             fit(recipe, task, others, RunFolder(Path(folder) / "fold"))
@@ -136,7 +145,7 @@ def rank_rows(
         fold_ids: See `deal_folds`.
 
     Returns:
-        See `find_suspects`. Rows whose image cannot be read are left out where `data.on_bad_image` is `skip`.
+        See `Suspects`. Rows whose image cannot be read are left out where `data.on_bad_image` is `skip`.
     """
     table = data.rows
     judge = _judge_labels if table.classes else _judge_captions
@@ -170,11 +179,10 @@ def _judge_captions(
     accelerator: str, tasks: Iterable[AlignTask], data: ImageTextDataModule, fold_ids: Integers
 ) -> tuple[Integers, Suspicion]:
     """Judges captions beside those of a block of rows. Returns the rows too; `better` counts these."""
-    models, temperatures = [], []
+    models = []
     for task in tasks:
         part = _collect(accelerator, task, data, fold_ids >= 0)
         models.append([normalize(part.joined(f"{tower}_features"), dim=-1).half() for tower in ("image", "text")])
-        temperatures.append(task.towers.temperature.item())
     rows = part.joined("rows").long().numpy()
     images, captions = data.rows.image_ids[rows], data.rows.caption_ids[rows]
     scores = torch.empty(len(rows), dtype=torch.float64)
@@ -184,7 +192,7 @@ def _judge_captions(
         embeds = [(image_embeds[block].float(), text_embeds[block].float()) for image_embeds, text_embeds in models]
         similarities = compare_rows(embeds, torch.from_numpy(fold_ids[rows[block]]))
         is_same = torch.from_numpy(_equal_pairs(images[block]) | _equal_pairs(captions[block]))
-        scores[block], found = judge_captions(similarities, is_same, float(np.mean(temperatures)))
+        scores[block], found = judge_captions(similarities, is_same)
         better[block] = block[found].where(found >= 0, -1)
     return rows, Suspicion(scores, better)
 

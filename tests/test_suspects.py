@@ -62,7 +62,7 @@ def test_swapped_labels_come_first_with_the_right_ones(suspects, colour_table):
     assert found["image"][0] == str(colour_table.parent / f"{found['row'][0] - 2}.png")
     lines = screen.splitlines()[-11:]  # after the progress bars
     assert lines[0] == f"{found['file'][0]}:{found['row'][0]}: {found['label'][0]!r}, better {found['better'][0]!r}"
-    assert lines[10:] == ["36 rows scored, the worst fitting first, all in suspects.csv"]
+    assert lines[10:] == ["36 rows scored, the worst fitting first; all in suspects.csv"]
     assert Path("squares.csv").read_bytes() == before
     assert {path.name for path in Path.cwd().iterdir()} == {"squares.csv", "squares.yaml", "suspects.csv"}
 
@@ -87,10 +87,42 @@ def test_folds_keep_images_together_and_labels_even(colour_table):
     assert (folds[30:36] == -1).all()
     assert set(np.delete(folds, range(30, 36))) == {0, 1, 2}
     assert (folds[:6] == folds[36:]).all()
-    counts = np.array([np.bincount(rows.label_ids[folds == fold], minlength=3) for fold in range(3)])
-    assert np.ptp(counts) <= 2
+    counts = np.array([np.bincount(rows.label_ids[:36][folds[:36] == fold], minlength=3) for fold in range(3)])
+    assert counts.sum() == 30
+    assert (np.ptp(counts, axis=0) <= 1).all()
     assert (deal_folds(rows, 3, seed=0) == folds).all()
     assert (deal_folds(rows, 3, seed=1) != folds).any()
+
+
+def test_a_file_that_exists_is_not_replaced_unasked(recipe_file, capsys):
+    words = ["suspects", "--config", str(recipe_file), "--output"]
+    Path("found.csv").write_text("mine")
+    assert main([*words, "found.csv"]) == 2  # before anything is trained
+    assert "found.csv not to exist, but it does. Remove it or pass --overwrite." in capsys.readouterr().err
+    assert Path("found.csv").read_text() == "mine"
+    Path("folder").mkdir()
+    assert main([*words, "folder", "--overwrite"]) == 2
+    assert "Expected --output to name a file, but got folder, a folder." in capsys.readouterr().err
+
+
+def test_images_that_cannot_be_read_are_left_out_and_told(suspects, colour_table):
+    Path("suspects.csv").write_text("of last time")
+    Path("broken.png").write_bytes(b"no image")
+    table = pd.read_csv("squares.csv")
+    table["image"] = [str(colour_table.parent / name) for name in table["image"]]
+    table.loc[7, "image"] = str(Path("broken.png").absolute())
+    table.to_csv("squares.csv", index=False)
+    words = ["--folds", "2", "--overwrite", "--data.table.label", "label", "--trainer.max_epochs", "1"]
+    found, screen = suspects(*words, "--data.on_bad_image", "skip")
+    assert set(found["row"]) == set(range(2, 38)) - {9}
+    assert "skipped     1 row, neither trained on nor measured, as the images cannot be read" in screen
+    assert "35 rows scored" in screen
+
+
+def test_a_recipe_that_trains_nothing_is_refused(recipe_file, capsys):
+    words = ["--data.table.label", "label", "--model.image_lora", "null", "--model.text_lora", "null"]
+    assert main(["suspects", "--config", str(recipe_file), *words]) == 2
+    assert "Expected something to train, but got none." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("folds", [1, 19])

@@ -10,7 +10,7 @@ NEIGHBOURS = 0.5
 """Weight of either kind of neighbours beside the similarity itself."""
 
 SHARPNESS = 3.0
-"""Logits per standard deviation of the evidence."""
+"""Logits per standard deviation, of similarities and of the evidence."""
 
 ROUNDS = 50
 """How often rows and columns are scaled."""
@@ -65,25 +65,25 @@ def compare_rows(models: Sequence[tuple[Tensor, Tensor]], fold_ids: Tensor) -> S
     return Similarities((by_image + by_text.T) / 2, images, texts)
 
 
-def match_probabilities(similarities: Similarities, is_same: Tensor, temperature: float) -> Tensor:
+def match_probabilities(similarities: Similarities, is_same: Tensor) -> Tensor:
     """Returns how likely each text is each image's, float64 of shape (N, N); rows and columns add up to 1.
 
     Three kinds of evidence are added, each standardised: the similarity of image i and text j; that of text j to the
     texts of the rows whose images are near image i; and that of image i to the images of the rows whose texts are near
-    text j. Nearness is a softmax of similarity / temperature over the rows other than i and j. The exponentials of the
-    sum are then scaled until rows and columns add up to 1, the rows nearly (Sinkhorn 1967, "Diagonal equivalence to
-    matrices with prescribed row and column sums"): a text that is taken by its own image is no rival. So a row that
-    fits badly, but whose image and text nobody else asks for, is hard rather than wrong.
+    text j. Nearness is a softmax over the rows other than i and j, of standardised similarities, so that a model's
+    temperature does not matter. The exponentials of the sum are then scaled until rows and columns add up to 1, the
+    rows nearly (Sinkhorn 1967, "Diagonal equivalence to matrices with prescribed row and column sums"): a text that is
+    taken by its own image is no rival. So a row that fits badly, but whose image and text nobody else asks for, is hard
+    rather than wrong.
 
     Args:
         similarities: Of N rows.
         is_same: Whether rows i and j have the same image or the same text, bool of shape (N, N), the diagonal true.
             Such rows are not each other's neighbours.
-        temperature: What similarities are divided by.
     """
     pairs, images, texts = similarities
-    near_images = _around(images, texts, is_same, temperature)
-    near_texts = _around(texts, images, is_same, temperature).T
+    near_images = _around(images, texts, is_same)
+    near_texts = _around(texts, images, is_same).T
     evidence = _standardised(pairs) + NEIGHBOURS * (_standardised(near_images) + _standardised(near_texts))
     kernel = (SHARPNESS * (evidence - evidence.max())).double().exp()
     columns = torch.ones_like(kernel[0])
@@ -93,15 +93,14 @@ def match_probabilities(similarities: Similarities, is_same: Tensor, temperature
     return rows[:, None] * kernel * columns
 
 
-def judge_captions(similarities: Similarities, is_same: Tensor, temperature: float) -> Suspicion:
+def judge_captions(similarities: Similarities, is_same: Tensor) -> Suspicion:
     """Scores each row by -log of the probability that its image has its text; see `match_probabilities`.
 
     Args:
         similarities: Of N rows.
         is_same: Whether rows i and j have the same image or the same text: any of those texts is right.
-        temperature: What similarities are divided by.
     """
-    likely = match_probabilities(similarities, is_same, temperature)
+    likely = match_probabilities(similarities, is_same)
     own = (likely * is_same).sum(dim=1)
     best = likely.masked_fill(is_same, 0.0).max(dim=1)
     return Suspicion(-own.clamp_min(torch.finfo(own.dtype).tiny).log(), best.indices.where(best.values > own, -1))
@@ -128,10 +127,10 @@ def judge_labels(class_scores: Tensor, label_ids: Tensor) -> Suspicion:
     return Suspicion(best.values - own, best.indices.where(best.values > own, -1))
 
 
-def _around(near: Tensor, alike: Tensor, is_same: Tensor, temperature: float) -> Tensor:
+def _around(near: Tensor, alike: Tensor, is_same: Tensor) -> Tensor:
     """Mean of alike[k, j] over the rows k near row i, shape (N, N); neither i nor j speaks for itself."""
     hidden = torch.finfo(near.dtype).min
-    weights = (near / temperature).masked_fill(is_same, hidden).softmax(dim=1)
+    weights = (SHARPNESS * _standardised(near)).masked_fill(is_same, hidden).softmax(dim=1)
     return (weights @ alike - weights * alike.diagonal()) / (1 - weights).clamp_min(_LEAST_OTHERS)
 
 

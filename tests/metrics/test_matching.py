@@ -6,8 +6,6 @@ import torch
 
 from finetune.metrics import Similarities, compare_rows, judge_captions, judge_labels, match_probabilities
 
-TEMPERATURE = 0.1
-
 
 def unit(values: np.ndarray) -> np.ndarray:
     return values / np.linalg.norm(values, axis=-1, keepdims=True)
@@ -30,7 +28,7 @@ def alone(count: int) -> torch.Tensor:
 
 def around(near: np.ndarray, alike: np.ndarray, is_same: np.ndarray) -> np.ndarray:
     """For i and j the mean of alike[k, j] over the rows k near i, of which neither is i or j."""
-    weights = np.exp(near / TEMPERATURE) * ~is_same
+    weights = np.exp(3 * (near - near.mean()) / near.std(ddof=1)) * ~is_same
     weights /= weights.sum(axis=1, keepdims=True)
     found = np.zeros_like(near)
     for i, j in np.ndindex(*near.shape):
@@ -50,7 +48,7 @@ def test_match_probabilities_are_those_of_numpy():
     for _ in range(50):
         expected /= expected.sum(axis=1, keepdims=True)
         expected /= expected.sum(axis=0, keepdims=True)
-    found = match_probabilities(similarities(images, texts), torch.from_numpy(is_same), TEMPERATURE)
+    found = match_probabilities(similarities(images, texts), torch.from_numpy(is_same))
     np.testing.assert_allclose(found, expected, atol=1e-5)
     np.testing.assert_allclose(found.sum(dim=0), np.ones(30))
     np.testing.assert_allclose(found.sum(dim=1), np.ones(30), atol=0.02)
@@ -59,7 +57,7 @@ def test_match_probabilities_are_those_of_numpy():
 def test_swapped_texts_are_the_worst_and_find_each_other():
     images, texts = rows(noise=0.1)
     texts[[5, 20]] = texts[[20, 5]]
-    found = judge_captions(similarities(images, texts), alone(30), TEMPERATURE)
+    found = judge_captions(similarities(images, texts), alone(30))
     assert set(found.scores.topk(2).indices.tolist()) == {5, 20}
     assert (found.better[5], found.better[20]) == (20, 5)
     assert (found.better == -1).sum() == 28
@@ -72,7 +70,7 @@ def test_a_row_without_rivals_is_less_suspect_than_swapped_ones_that_are_more_al
     texts[[5, 20]] = unit(0.6 * texts[[20, 5]] + 0.4 * texts[[5, 20]])  # fits its image better than row 7's does
     pairs = similarities(images, texts)
     assert pairs.pairs[7, 7] < min(pairs.pairs[5, 5], pairs.pairs[20, 20])
-    found = judge_captions(pairs, alone(30), TEMPERATURE)
+    found = judge_captions(pairs, alone(30))
     assert found.scores[7] < min(found.scores[5], found.scores[20])
 
 
@@ -80,16 +78,16 @@ def test_any_text_of_the_same_image_is_right():
     images, texts = rows(12)
     images[1] = images[0]
     texts[[0, 1]] = texts[[1, 0]]  # two captions of one image, exchanged
-    apart = judge_captions(similarities(images, texts), alone(12), TEMPERATURE).scores
+    apart = judge_captions(similarities(images, texts), alone(12)).scores
     is_same = alone(12)
     is_same[0, 1] = is_same[1, 0] = True
-    together = judge_captions(similarities(images, texts), is_same, TEMPERATURE).scores
+    together = judge_captions(similarities(images, texts), is_same).scores
     assert (together[:2] < apart[:2]).all()
     assert (together[:2] < 0.1).all()
 
 
 def test_equal_similarities_say_nothing():
-    found = judge_captions(Similarities(*torch.full((3, 5, 5), 0.5)), alone(5), TEMPERATURE)
+    found = judge_captions(Similarities(*torch.full((3, 5, 5), 0.5)), alone(5))
     assert found.scores.numpy() == pytest.approx(np.log(5))
     assert (found.better == -1).all()
 
