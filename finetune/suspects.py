@@ -31,7 +31,7 @@ BLOCK = 4096
 SHOWN = 10
 """Rows that a screen shows."""
 
-_TEST = SPLITS.index("test")
+_TRAIN, _VAL, _TEST = (SPLITS.index(split) for split in ("train", "val", "test"))
 
 
 class Suspects(NamedTuple):
@@ -115,6 +115,9 @@ def deal_folds(table: Rows, folds: int, seed: int) -> Integers:
 def cross_fit(recipe: Recipe, data: ImageTextDataModule, fold_ids: Integers) -> Iterator[AlignTask]:
     """Trains the recipe's task once for each fold, on the training rows of the others.
 
+    The rows held out are the validation rows of that training, so that of the weights after each epoch those count that
+    fit them best as a whole.
+
     Args:
         recipe: What is trained.
         data: The table.
@@ -127,7 +130,7 @@ def cross_fit(recipe: Recipe, data: ImageTextDataModule, fold_ids: Integers) -> 
     for fold in range(folds):
         print(f"fold {fold + 1} of {folds}", file=sys.stderr)
         task = recipe.build_trainable()
-        others = data.with_splits(np.where(fold_ids == fold, UNKNOWN, data.rows.splits))
+        others = data.with_splits(np.select([fold_ids == fold, fold_ids >= 0], [_VAL, _TRAIN], UNKNOWN))
         with TemporaryDirectory() as folder:
             fit(recipe, task, others, RunFolder(Path(folder) / "fold"))
         yield task
