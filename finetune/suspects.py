@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 from finetune.data.cells import Integers, Mask
 from finetune.data.concerns import count
 from finetune.data.datamodule import ImageTextDataModule
+from finetune.data.members import place_of
 from finetune.data.rows import Rows
 from finetune.data.splits import SPLITS, UNKNOWN
 from finetune.data.unreadable import SkippedRow, describe_skipped
@@ -159,7 +160,7 @@ def rank_rows(
         {
             "file": [str(table.file(row)) for row in rows],
             "row": table.numbers[rows],
-            "image": table.images[rows],
+            "image": [place_of(str(image)) for image in table.images[rows]],
             "label" if table.classes else "caption": texts,
             "score": found.scores.numpy(),
             "better": np.where(found.better < 0, "", alternatives[found.better]),
@@ -187,22 +188,16 @@ def _judge_captions(
         part = _collect(accelerator, task, data, fold_ids >= 0)
         models.append([normalize(part.joined(f"{tower}_features"), dim=-1).half() for tower in ("image", "text")])
     rows = part.joined("rows").long().numpy()
-    images, captions = data.rows.image_ids[rows], data.rows.caption_ids[rows]
+    image_ids, caption_ids = (torch.from_numpy(ids[rows]) for ids in (data.rows.image_ids, data.rows.caption_ids))
     scores = torch.empty(len(rows), dtype=torch.float64)
     better = torch.empty(len(rows), dtype=torch.int64)
     mixed = np.random.default_rng(0).permutation(len(rows))
     for block in map(torch.from_numpy, np.array_split(mixed, -(-len(rows) // BLOCK))):
         embeds = [(image_embeds[block].float(), text_embeds[block].float()) for image_embeds, text_embeds in models]
         similarities = compare_rows(embeds, torch.from_numpy(fold_ids[rows[block]]))
-        is_same = torch.from_numpy(_equal_pairs(images[block]) | _equal_pairs(captions[block]))
-        scores[block], found = judge_captions(similarities, is_same)
+        scores[block], found = judge_captions(similarities, image_ids[block], caption_ids[block])
         better[block] = block[found].where(found >= 0, -1)
     return rows, Suspicion(scores, better)
-
-
-def _equal_pairs(ids: Integers) -> Mask:
-    equal: Mask = np.equal.outer(ids, ids)
-    return equal
 
 
 def _collect(accelerator: str, task: AlignTask, data: ImageTextDataModule, chosen: Mask) -> Collect:

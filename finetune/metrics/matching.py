@@ -65,7 +65,7 @@ def compare_rows(models: Sequence[tuple[Tensor, Tensor]], fold_ids: Tensor) -> S
     return Similarities((by_image + by_text.T) / 2, images, texts)
 
 
-def match_probabilities(similarities: Similarities, is_same: Tensor) -> Tensor:
+def match_probabilities(similarities: Similarities) -> Tensor:
     """Returns how likely each text is each image's, float64 of shape (N, N); rows and columns add up to 1.
 
     Three kinds of evidence are added, each standardised: the similarity of image i and text j; that of text j to the
@@ -78,12 +78,10 @@ def match_probabilities(similarities: Similarities, is_same: Tensor) -> Tensor:
 
     Args:
         similarities: Of N rows.
-        is_same: Whether rows i and j have the same image or the same text, bool of shape (N, N), the diagonal true.
-            Such rows are not each other's neighbours.
     """
     pairs, images, texts = similarities
-    near_images = _around(images, texts, is_same)
-    near_texts = _around(texts, images, is_same).T
+    near_images = _around(images, texts)
+    near_texts = _around(texts, images).T
     evidence = _standardised(pairs) + NEIGHBOURS * (_standardised(near_images) + _standardised(near_texts))
     kernel = (SHARPNESS * (evidence - evidence.max())).double().exp()
     columns = torch.ones_like(kernel[0])
@@ -93,16 +91,22 @@ def match_probabilities(similarities: Similarities, is_same: Tensor) -> Tensor:
     return rows[:, None] * kernel * columns
 
 
-def judge_captions(similarities: Similarities, is_same: Tensor) -> Suspicion:
+def judge_captions(similarities: Similarities, image_ids: Tensor, text_ids: Tensor) -> Suspicion:
     """Scores each row by -log of the probability that its image has its text; see `match_probabilities`.
+
+    An image or a text of several rows may be matched in any of them: the probability is the sum over the rows of the
+    image and the rows of the text.
 
     Args:
         similarities: Of N rows.
-        is_same: Whether rows i and j have the same image or the same text: any of those texts is right.
+        image_ids: Equal for rows of the same image, int64 of shape (N,).
+        text_ids: Equal for rows of the same text, int64 of shape (N,).
     """
-    likely = match_probabilities(similarities, is_same)
-    own = (likely * is_same).sum(dim=1)
-    best = likely.masked_fill(is_same, 0.0).max(dim=1)
+    same_image, same_text = ((ids[:, None] == ids).double() for ids in (image_ids, text_ids))
+    likely = same_image @ match_probabilities(similarities) @ same_text
+    own = likely.diagonal()
+    is_given = same_image @ same_text > 0
+    best = likely.masked_fill(is_given, 0.0).max(dim=1)
     return Suspicion(-own.clamp_min(torch.finfo(own.dtype).tiny).log(), best.indices.where(best.values > own, -1))
 
 
@@ -127,10 +131,9 @@ def judge_labels(class_scores: Tensor, label_ids: Tensor) -> Suspicion:
     return Suspicion(best.values - own, best.indices.where(best.values > own, -1))
 
 
-def _around(near: Tensor, alike: Tensor, is_same: Tensor) -> Tensor:
+def _around(near: Tensor, alike: Tensor) -> Tensor:
     """Mean of alike[k, j] over the rows k near row i, shape (N, N); neither i nor j speaks for itself."""
-    hidden = torch.finfo(near.dtype).min
-    weights = (SHARPNESS * _standardised(near)).masked_fill(is_same, hidden).softmax(dim=1)
+    weights = (SHARPNESS * _standardised(near)).fill_diagonal_(-torch.inf).softmax(dim=1)
     return (weights @ alike - weights * alike.diagonal()) / (1 - weights).clamp_min(_LEAST_OTHERS)
 
 

@@ -22,13 +22,13 @@ def similarities(images: np.ndarray, texts: np.ndarray) -> Similarities:
     return Similarities(*(torch.from_numpy(a @ b.T).float() for a, b in ((images, texts), (images,) * 2, (texts,) * 2)))
 
 
-def alone(count: int) -> torch.Tensor:
-    return torch.eye(count, dtype=torch.bool)
+def each(count: int) -> torch.Tensor:
+    return torch.arange(count)
 
 
-def around(near: np.ndarray, alike: np.ndarray, is_same: np.ndarray) -> np.ndarray:
+def around(near: np.ndarray, alike: np.ndarray) -> np.ndarray:
     """For i and j the mean of alike[k, j] over the rows k near i, of which neither is i or j."""
-    weights = np.exp(3 * (near - near.mean()) / near.std(ddof=1)) * ~is_same
+    weights = np.exp(3 * (near - near.mean()) / near.std(ddof=1)) * (1 - np.eye(len(near)))
     weights /= weights.sum(axis=1, keepdims=True)
     found = np.zeros_like(near)
     for i, j in np.ndindex(*near.shape):
@@ -39,16 +39,14 @@ def around(near: np.ndarray, alike: np.ndarray, is_same: np.ndarray) -> np.ndarr
 
 def test_match_probabilities_are_those_of_numpy():
     images, texts = rows()
-    is_same = np.eye(30, dtype=bool)
-    is_same[3, 4] = is_same[4, 3] = True
-    near_images = around(images @ images.T, texts @ texts.T, is_same)
-    near_texts = around(texts @ texts.T, images @ images.T, is_same).T
+    near_images = around(images @ images.T, texts @ texts.T)
+    near_texts = around(texts @ texts.T, images @ images.T).T
     parts = [(part - part.mean()) / part.std(ddof=1) for part in (images @ texts.T, near_images, near_texts)]
     expected = np.exp(3 * (parts[0] + 0.5 * parts[1] + 0.5 * parts[2]))
     for _ in range(50):
         expected /= expected.sum(axis=1, keepdims=True)
         expected /= expected.sum(axis=0, keepdims=True)
-    found = match_probabilities(similarities(images, texts), torch.from_numpy(is_same))
+    found = match_probabilities(similarities(images, texts))
     np.testing.assert_allclose(found, expected, atol=1e-5)
     np.testing.assert_allclose(found.sum(dim=0), np.ones(30))
     np.testing.assert_allclose(found.sum(dim=1), np.ones(30), atol=0.02)
@@ -57,7 +55,7 @@ def test_match_probabilities_are_those_of_numpy():
 def test_swapped_texts_are_the_worst_and_find_each_other():
     images, texts = rows(noise=0.1)
     texts[[5, 20]] = texts[[20, 5]]
-    found = judge_captions(similarities(images, texts), alone(30))
+    found = judge_captions(similarities(images, texts), each(30), each(30))
     assert set(found.scores.topk(2).indices.tolist()) == {5, 20}
     assert (found.better[5], found.better[20]) == (20, 5)
     assert (found.better == -1).sum() == 28
@@ -70,24 +68,45 @@ def test_a_row_without_rivals_is_less_suspect_than_swapped_ones_that_are_more_al
     texts[[5, 20]] = unit(0.6 * texts[[20, 5]] + 0.4 * texts[[5, 20]])  # fits its image better than row 7's does
     pairs = similarities(images, texts)
     assert pairs.pairs[7, 7] < min(pairs.pairs[5, 5], pairs.pairs[20, 20])
-    found = judge_captions(pairs, alone(30))
+    found = judge_captions(pairs, each(30), each(30))
     assert found.scores[7] < min(found.scores[5], found.scores[20])
 
 
-def test_any_text_of_the_same_image_is_right():
-    images, texts = rows(12)
-    images[1] = images[0]
-    texts[[0, 1]] = texts[[1, 0]]  # two captions of one image, exchanged
-    apart = judge_captions(similarities(images, texts), alone(12)).scores
-    is_same = alone(12)
-    is_same[0, 1] = is_same[1, 0] = True
-    together = judge_captions(similarities(images, texts), is_same).scores
-    assert (together[:2] < apart[:2]).all()
-    assert (together[:2] < 0.1).all()
+def test_an_image_and_a_text_of_several_rows_are_matched_in_any_of_them():
+    generator = np.random.default_rng(0)
+    image_ids, text_ids = generator.integers(0, 6, 15), generator.integers(0, 8, 15)
+    images, texts = rows(15)
+    images, texts = images[image_ids], texts[text_ids]
+    likely = match_probabilities(similarities(images, texts)).numpy()
+    found = judge_captions(similarities(images, texts), torch.from_numpy(image_ids), torch.from_numpy(text_ids))
+    for row in range(15):
+        of_image = likely[image_ids == image_ids[row]].sum(axis=0)
+        own = of_image[text_ids == text_ids[row]].sum()
+        others = {
+            text: of_image[text_ids == text].sum()
+            for text in set(text_ids) - set(text_ids[image_ids == image_ids[row]])
+        }
+        best = max(others, key=lambda text: others[text])
+        assert found.scores[row].item() == pytest.approx(-np.log(own))
+        better = found.better[row].item()
+        assert text_ids[better] == best if others[best] > own else better == -1
+
+
+def test_a_wrong_text_beside_right_ones_of_the_same_image_is_found():
+    images, texts = rows(10, noise=0.3)
+    generator = np.random.default_rng(1)
+    images = images.repeat(3, axis=0)
+    texts = unit(texts.repeat(3, axis=0) + 0.1 * generator.normal(size=images.shape))  # three texts of each image
+    image_ids = each(10).repeat_interleave(3)
+    texts[[4, 7]] = texts[[7, 4]]  # of images 1 and 2
+    texts[[15, 16]] = texts[[16, 15]]  # both of image 5, and right
+    found = judge_captions(similarities(images, texts), image_ids, each(30))
+    assert set(found.scores.topk(2).indices.tolist()) == {4, 7}
+    assert image_ids[found.better[[4, 7]]].tolist() == [2, 1]
 
 
 def test_equal_similarities_say_nothing():
-    found = judge_captions(Similarities(*torch.full((3, 5, 5), 0.5)), alone(5))
+    found = judge_captions(Similarities(*torch.full((3, 5, 5), 0.5)), each(5), each(5))
     assert found.scores.numpy() == pytest.approx(np.log(5))
     assert (found.better == -1).all()
 
