@@ -1,6 +1,6 @@
 """How many planted mistakes `finetune suspects` finds: the captions or labels of 5 % of the training rows, exchanged.
 
-    finetune prepare emoji && python benchmarks/suspects.py emoji data/emoji/google.csv
+    finetune prepare emoji && python benchmarks/suspects.py emoji data/emoji/emoji.csv
 
 Prints a Markdown table. "Found" is the share of exchanged rows among as many of the worst rows:
 precision and recall at that depth, 5 % by guessing. What the untouched checkpoint finds, judged in the same way, stands
@@ -33,7 +33,6 @@ CASES = {
             "--data.augmentations": MOVED,
             "--data.image_size": 96,
             "--model.image_lora.last_blocks": 6,
-            "--trainer.max_epochs": 6,
         },
     ),
     "digits": ("quickstart", "label", {}),
@@ -84,13 +83,13 @@ def measure(case: str, table_file: Path, folds: int, seed: int, overrides: list[
         start = time.perf_counter()
         adapted = rank_rows("cpu", cross_fit(recipe, data, fold_ids), data, fold_ids)
         minutes = (time.perf_counter() - start) / 60
-    cells = [case, seed, f"{len(adapted):,}", len(true), describe(untouched, true), describe(adapted, true)]
+    cells = [table_file.stem, seed, f"{len(adapted):,}", len(true), describe(untouched, true), describe(adapted, true)]
     return f"| {' | '.join(map(str, cells))} | {minutes:.0f} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("case", choices=CASES)
+    parser.add_argument("case", choices=CASES, help="recipe and column; any recipe key may follow as an option")
     parser.add_argument("table", type=Path, help="as `finetune prepare` wrote it")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--folds", type=int, default=4)
