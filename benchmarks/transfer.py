@@ -21,14 +21,16 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transfer_data import task_data
+from transfer_line import measure_calibration, measure_line
 from transfer_measure import measure
 from transfer_methods import METHODS
 from transfer_methods.method import Method
 from transfer_results import Cell, Results, deciders, trials
-from transfer_table import format_table
+from transfer_table import format_lines, format_table
 from transfer_tasks import TASKS, Task
 from transformers.utils import logging as transformers_logging
 
@@ -50,7 +52,12 @@ def run_cell(cell: Cell, results: Results, data: Path) -> None:
     start = time.perf_counter()
     trained = cell.method.learn(rows, cell.setting, cell.seed)
     seconds = time.perf_counter() - start
-    results.write(cell, measure(trained, rows), seconds)
+    found: dict[str, Any] = {"metrics": measure(trained, rows)}
+    if trained.at is not None and (cell.setting, cell.seed) == (cell.method.trials[0], 0):
+        found["line"] = measure_line(trained.at, rows)
+        if rows.train.classes:
+            found["calibration"] = measure_calibration(trained, rows)
+    results.write(cell, found, seconds)
 
 
 def missing_cells(results: Results, tasks: Sequence[Task], methods: Sequence[Method]) -> Iterator[Cell]:
@@ -84,6 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="name the cells that are missing, run nothing")
     parser.add_argument("--task", nargs="+", default=[task.name for task in TASKS], help="tasks (all)")
     parser.add_argument("--method", nargs="+", default=[method.name for method in METHODS], help="methods (all)")
+    parser.add_argument("--trials", type=int, help="settings each method may try (as the task says)")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch (%(default)s)")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the prepared data (%(default)s)")
     parser.add_argument("--results", type=Path, default=HERE / "results" / "transfer", help="folder (%(default)s)")
@@ -103,6 +111,8 @@ def main() -> None:
     quieten()
     torch.set_num_threads(options.threads)
     tasks = [task for task in TASKS if task.name in options.task]
+    if options.trials:
+        tasks = [dataclasses.replace(task, trials=options.trials) for task in tasks]
     methods = [method for method in METHODS if method.name in options.method]
     results = Results(options.results)
     if options.quick:
@@ -116,6 +126,8 @@ def main() -> None:
             if not options.list:
                 run_cell(cell, results, options.data)
     print(format_table(results, tasks, methods))
+    print()
+    print(format_lines(results, tasks, methods))
 
 
 if __name__ == "__main__":

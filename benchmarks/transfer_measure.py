@@ -1,6 +1,6 @@
 """One measurement for all methods: features of pictures and texts, then the toolkit's own metrics."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import NamedTuple
 
@@ -18,11 +18,13 @@ class Trained(NamedTuple):
 
     Attributes:
         model: The towers, None where they are the base's.
-        class_scores: From unnormalised image features (B, D) to scores (B, C); None to compare with class prompts.
+        class_scores: From unnormalised image features (B, D) to logits (B, C); None to compare with class prompts.
+        at: The models between the base, alpha 0, and this, alpha 1; None where the toolkit did not train it.
     """
 
     model: AlignModel | None
     class_scores: Callable[[Tensor], Tensor] | None = None
+    at: "Callable[[float], Trained] | None" = None
 
 
 @torch.no_grad()
@@ -70,30 +72,52 @@ def base_class_embeds(pictures: Pictures) -> Tensor:
 
 
 @torch.no_grad()
+def class_scores(trained: Trained, pictures: Pictures, uses_scores: bool = True) -> Tensor:
+    """Logits of a gallery's classes for its pictures, shape (N, C).
+
+    Args:
+        trained: What a method left.
+        pictures: The gallery.
+        uses_scores: Whether its classes are those of `trained.class_scores`.
+    """
+    model = trained.model
+    images = base_image_features(pictures) if model is None else image_features(model, pictures)
+    if uses_scores and trained.class_scores is not None:
+        return trained.class_scores(images)
+    if model is None:
+        classes, temperature = base_class_embeds(pictures), _base().temperature
+    else:
+        classes = class_embeddings(text_features(model, list(pictures.classes)), torch.arange(len(pictures.classes)))
+        temperature = model.temperature
+    return normalize(images, dim=-1) @ classes.T / temperature
+
+
+@torch.no_grad()
 def measure_place(trained: Trained, pictures: Pictures, uses_scores: bool) -> dict[str, float]:
     """Metrics on one gallery.
 
     Args:
         trained: What a method left.
         pictures: The gallery.
-        uses_scores: Whether its classes are those of `class_scores`.
+        uses_scores: Whether its classes are those of `trained.class_scores`.
 
     Returns:
         The toolkit's metrics, and `hit@10`, the mean of both directions, in retrieval.
     """
+    if pictures.classes:
+        return _accuracy(class_scores(trained, pictures, uses_scores), pictures)
     model = trained.model
     images = base_image_features(pictures) if model is None else image_features(model, pictures)
-    if uses_scores and trained.class_scores is not None:
-        return _accuracy(trained.class_scores(images), pictures)
-    wanted = list(pictures.classes or pictures.texts)
-    texts = base_text_features(pictures) if model is None else text_features(model, wanted)
-    if pictures.classes:
-        classes = class_embeddings(texts, torch.arange(len(pictures.classes)))
-        return _accuracy(normalize(images, dim=-1) @ classes.T, pictures)
+    texts = base_text_features(pictures) if model is None else text_features(model, list(pictures.texts))
     metric = Retrieval()
     metric.update(images, texts, pictures.image_ids, pictures.caption_ids)
     found = {name: float(value) for name, value in metric.compute().items()}
     return {"hit@10": (found["image_to_text/R@10"] + found["text_to_image/R@10"]) / 2, **found}
+
+
+def main_figure(metrics: Mapping[str, float]) -> float:
+    """The accuracy of a table of labels, the hit rate at 10 of both directions of a table of captions."""
+    return metrics["accuracy"] if "accuracy" in metrics else metrics["hit@10"]
 
 
 def _accuracy(scores: Tensor, pictures: Pictures) -> dict[str, float]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from transfer_measure import main_figure
 from transfer_methods import METHODS
 from transfer_methods.method import Method, Setting
 from transfer_tasks import TASKS, Task
@@ -40,8 +41,8 @@ class Cell:
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides the figures, as JSON would return it."""
-        about_choice = ("name", "title", "trials", "tuned_like")
-        task = {key: value for key, value in dataclasses.asdict(self.task).items() if key not in about_choice}
+        elsewhere = ("name", "title", "trials", "tuned_like", "augmentations")  # the last in methods that augment
+        task = {key: value for key, value in dataclasses.asdict(self.task).items() if key not in elsewhere}
         values = {"task": task, "method": self.method.settings(self.task, self.setting), "seed": self.seed}
         plain: dict[str, Any] = json.loads(json.dumps(values))
         return plain
@@ -71,18 +72,18 @@ class Results:
 
     folder: Path
 
-    def write(self, cell: Cell, metrics: Mapping[str, Any], seconds: float) -> None:
+    def write(self, cell: Cell, found: Mapping[str, Any], seconds: float) -> None:
         """Keeps what was measured, with the settings and the machine.
 
         Args:
             cell: The cell.
-            metrics: Metrics by place.
+            found: `metrics` by place, and what else there is.
             seconds: Time of the training alone.
         """
         path = self.folder / f"{cell.name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         record = {
-            "metrics": metrics,
+            **found,
             "train_seconds": round(seconds, 1),
             "settings": cell.settings(),
             "machine": describe_machine(),
@@ -139,11 +140,6 @@ def holds(stored: Any, now: Any) -> bool:
     if isinstance(stored, dict) and isinstance(now, dict):
         return all(key in now and holds(value, now[key]) for key, value in stored.items())
     return bool(stored == now)
-
-
-def main_figure(metrics: Mapping[str, float]) -> float:
-    """The accuracy of a table of labels, the hit rate at 10 of both directions of a table of captions."""
-    return metrics["accuracy"] if "accuracy" in metrics else metrics["hit@10"]
 
 
 def describe_machine() -> dict[str, Any]:

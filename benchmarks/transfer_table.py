@@ -1,14 +1,16 @@
 """The results as one Markdown table: target and retention side by side, mean and 95 % interval over the seeds."""
 
+import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scipy.stats import t
+from transfer_measure import main_figure
 from transfer_methods import METHODS
 from transfer_methods.method import Method
-from transfer_results import Cell, Results, main_figure
+from transfer_results import Cell, Results
 from transfer_tasks import Task
 
 HEADER = ("task", "method", "setting", "seeds", "target", "other vendor", "photographs", "elsewhere", "train s")
@@ -28,6 +30,64 @@ def format_table(results: Results, tasks: Sequence[Task], methods: Sequence[Meth
         cells = [_line(results, task, method, zero_shot) for method in methods if method.handles(task)]
         lines += ["| " + " | ".join(line) + " |" for line in cells]
     return "\n".join(lines)
+
+
+LINE_HEADER = (
+    "task",
+    "method",
+    "alpha",
+    "gain kept",
+    "worst loss elsewhere",
+    "at alpha 1",
+    "ECE, trained",
+    "ECE, fitted",
+)
+
+
+def format_lines(results: Results, tasks: Sequence[Task], methods: Sequence[Method]) -> str:
+    """What `--alpha auto` and the fitted temperature did in the first seed of a recipe as shipped.
+
+    Args:
+        results: The cells.
+        tasks: Tasks in order.
+        methods: Methods in order.
+    """
+    lines = ["| " + " | ".join(LINE_HEADER) + " |", "| --- | --- |" + " ---: |" * (len(LINE_HEADER) - 2)]
+    for task, method in itertools.product(tasks, methods):
+        record = (
+            results.read(Cell(task, method, results.choose(task, method).setting, 0)) if method.handles(task) else None
+        )
+        if record is None or "line" not in record:
+            continue
+        zero_shot = results.read(Cell(task, METHODS[0], METHODS[0].trials[0], 0))
+        line, errors = record["line"], record.get("calibration", {})
+        before, chosen, full = line["at"]["0"], line["at"][f"{line['alpha']:g}"], line["at"]["1"]
+        start = _places(zero_shot)["target"]
+        cells = [
+            task.title,
+            method.title,
+            f"{line['alpha']:g}",
+            f"{100 * (chosen['target'] - start) / (full['target'] - start):.0f} %",
+            f"{100 * worst_loss(before, chosen):.1f} %",
+            f"{100 * worst_loss(before, full):.1f} %",
+            *(f"{100 * errors[name]:.1f}" if errors else "-" for name in ("trained", "fitted")),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def worst_loss(before: Mapping[str, float], after: Mapping[str, float]) -> float:
+    """The largest relative loss of the places elsewhere; below 0 where each gained.
+
+    Args:
+        before: The base's figures by place.
+        after: Another model's.
+
+    Example:
+        >>> round(worst_loss({"target": 0.1, "photographs": 0.4, "names": 0.2}, {"photographs": 0.38, "names": 0.2}), 3)
+        0.05
+    """
+    return max(1 - after[name] / before[name] for name in before if name != "target")
 
 
 def _line(results: Results, task: Task, method: Method, zero_shot: Mapping[str, float]) -> list[str]:

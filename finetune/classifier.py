@@ -83,7 +83,7 @@ def interpolate_head(head: Head, alpha: float, scale: float = 1.0) -> Head:
 
     Args:
         head: The trained head.
-        alpha: 1 gives the head itself, 0 the class prompts it started from, which rank as zero-shot does.
+        alpha: 1 gives the head itself, 0 what it started from.
         scale: What the logits are multiplied by: it changes how sure the classifier is, and no ranking.
     """
     found = interpolate(head.start, head.trained, alpha)

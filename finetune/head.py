@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -22,13 +21,15 @@ class Head(NamedTuple):
         bias: Float32 tensor of shape (C,).
         classes: Class names; the position is the label id.
         is_multilabel: Whether an image may have several of them, or none: the sigmoid of each logit is its probability.
-        start_weight: What `weight` was before training, when `bias` was 0: the class prompts.
+        start_weight: What `weight` was before training.
+        start_bias: What `bias` was before training.
     """
 
     weight: Tensor
     bias: Tensor
     classes: tuple[str, ...]
     start_weight: Tensor
+    start_bias: Tensor
     is_multilabel: bool = False
 
     @property
@@ -38,8 +39,8 @@ class Head(NamedTuple):
 
     @property
     def start(self) -> dict[str, Tensor]:
-        """What they were before training; ranks classes as zero-shot does."""
-        return {"weight": self.start_weight, "bias": torch.zeros_like(self.bias)}
+        """What they were before training."""
+        return {"weight": self.start_weight, "bias": self.start_bias}
 
     def logits(self, image_features: Tensor) -> Tensor:
         """The head on unnormalised image features of shape (B, D); shape (B, C)."""
@@ -55,7 +56,7 @@ def build_head(objective: Classification, classes: Sequence[str], is_multilabel:
         is_multilabel: Whether an image may have several of the classes, or none.
     """
     tensors = {name: tensor.float().cpu().clone() for name, tensor in objective.state_dict().items()}
-    return Head(tensors["weight"], tensors["bias"], tuple(classes), tensors["start_weight"], is_multilabel)
+    return Head(**tensors, classes=tuple(classes), is_multilabel=is_multilabel)
 
 
 def write_head(head: Head, path: Path) -> None:
@@ -65,7 +66,7 @@ def write_head(head: Head, path: Path) -> None:
         head: The head.
         path: Where to write; parent folders exist.
     """
-    tensors = {**head.trained, "start_weight": head.start_weight}
+    tensors = {**head.trained, "start_weight": head.start_weight, "start_bias": head.start_bias}
     staging = path.with_name(f".{path.name}")
     metadata = {
         "classes": json.dumps(head.classes, ensure_ascii=False),
@@ -88,7 +89,7 @@ def read_head(path: Path) -> Head:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             classes = tuple(json.loads(metadata["classes"]))
-            weight, bias, start = map(file.get_tensor, ("weight", "bias", "start_weight"))
-            return Head(weight, bias, classes, start, metadata.get("is_multilabel") == "true")
+            tensors = {name: file.get_tensor(name) for name in ("weight", "bias", "start_weight", "start_bias")}
+            return Head(**tensors, classes=classes, is_multilabel=metadata.get("is_multilabel") == "true")
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"Expected {path} to hold a trained head, but got: {error}. Run it again.") from error

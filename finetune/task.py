@@ -1,7 +1,7 @@
 """One training task: batch -> embeddings -> objective -> logged metrics."""
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
 import torch
@@ -11,20 +11,18 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
 from finetune.batch import Batch, ClassPrompts, Embeddings
 from finetune.checkpoint import load_model
 from finetune.errors import RecipeError
 from finetune.metrics import choose_metric, class_embeddings
-from finetune.objectives import Classification, Contrastive, Objective
+from finetune.objectives import Classification, Contrastive, Objective, Seen
 from finetune.schedules import WarmupCosine, parameter_groups
 from finetune.towers.align import AlignTowers
 from finetune.towers.checkpointing import checkpoint_blocks
 from finetune.towers.lora import TowerLora, attach_lora
-
-HEAD_START_ROWS = 256
-"""Training rows whose features tell the scale of a head at its start."""
 
 
 class AlignTask(LightningModule):
@@ -89,7 +87,7 @@ class AlignTask(LightningModule):
         return Embeddings(features, features[:0], self.towers.temperature)
 
     def setup(self, stage: str) -> None:
-        """Starts the objective's head from the class prompts, before a checkpoint is restored or weights are sorted.
+        """Starts the objective's head, before a checkpoint is restored or weights are sorted.
 
         Raises:
             RecipeError: If there is a head and the table has no labels.
@@ -103,19 +101,20 @@ class AlignTask(LightningModule):
             raise RecipeError("Expected data.table.label to name a column with Classification, but got none.")
         if not self.head.is_started:
             self.to(self.trainer.strategy.root_device)
-            norm = self._mean_norm(datamodule.train_dataloader())
-            self.head.start(self.class_embeds(prompts), norm, self.towers.temperature)
+            start = self.head.head_start
+            seen = self._see(datamodule.train_dataloader(), start.rows, start.views)
+            self.head.start(*start(self.class_embeds(prompts), self.towers.temperature, seen))
 
     @torch.no_grad()
-    def _mean_norm(self, batches: Iterable[Batch]) -> Tensor:
-        """Mean norm of the image features of the first `HEAD_START_ROWS` rows."""
-        norms = torch.empty(0, device=self.device)
-        for batch in batches:
+    def _see(self, batches: DataLoader[Batch], rows: int, views: int) -> Seen:
+        """Training rows, in the order and with the augmentations of the first epochs."""
+        parts: list[Seen] = []
+        for batch in _repeat(batches, views):
             features = self.towers.image_features(batch.pixel_values.to(self.device))
-            norms = torch.cat([norms, features.float().norm(dim=-1)])
-            if len(norms) >= HEAD_START_ROWS:
+            parts.append(Seen(features.float(), batch.truth.to(self.device), batch.weights.to(self.device)))
+            if sum(len(part.weights) for part in parts) >= rows:
                 break
-        return norms.mean()
+        return Seen(*map(torch.cat, zip(*parts, strict=True)))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """The objective's loss, logged as `train/loss` beside the temperature."""
@@ -232,6 +231,15 @@ class AlignTask(LightningModule):
         checkpoint["state_dict"] = {
             name: weights[name] for name in weights if name in self._trained or not name.startswith("towers.")
         }
+
+
+def _repeat(batches: DataLoader[Batch], epochs: int) -> Iterator[Batch]:
+    """The batches of the first epochs, each in its order and with its augmentations where the loader has such."""
+    set_epoch = getattr(batches.batch_sampler, "set_epoch", None)
+    for epoch in range(epochs):
+        if set_epoch is not None:
+            set_epoch(epoch)
+        yield from batches
 
 
 def total_steps(trainer: Trainer) -> int:

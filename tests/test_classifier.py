@@ -38,8 +38,8 @@ def train(checkpoint, batch, folder):
                 parameter += 0.02 * torch.randn_like(parameter)
         towers.temperature.fill_(0.05)
         embeddings = towers(batch)
-        norm = embeddings.image_features.norm(dim=-1).mean()
-        objective.start(embeddings.text_embeds[: len(CLASSES)], norm, towers.temperature)
+        weight = embeddings.text_embeds[: len(CLASSES)] / embeddings.image_features.norm(dim=-1).mean()
+        objective.start(weight / towers.temperature, torch.linspace(-1, 1, len(CLASSES)))
         objective.weight += 0.3 * objective.weight.std() * torch.randn_like(objective.weight)
         objective.bias += torch.randn_like(objective.bias)
     witness, adapter, head = folder / "witness.safetensors", folder / "adapter", folder / "head.safetensors"
@@ -160,7 +160,7 @@ def test_head_between_its_start_and_itself_is_proven(trained, tmp_path):
     assert (proof["alpha"], proof["scale"]) == (0.25, 3.0)
     stored, recorded = load_file(trained.head), load_file(tmp_path / "between" / "witness.safetensors")
     weight = 3 * (0.75 * stored["start_weight"].double() + 0.25 * stored["weight"].double())
-    bias = 3 * 0.25 * stored["bias"].double()
+    bias = 3 * (0.75 * stored["start_bias"].double() + 0.25 * stored["bias"].double())
     with torch.no_grad():
         features = load_model(trained.merged).get_image_features(pixel_values=recorded["pixel_values"]).pooler_output
         model = AutoModelForImageClassification.from_pretrained(tmp_path / "between")
@@ -172,14 +172,15 @@ def test_head_between_its_start_and_itself_is_proven(trained, tmp_path):
 
 
 @pytest.mark.parametrize("trained", ["tiny"], indirect=True)
-def test_ends_of_a_head_are_zero_shot_and_itself(trained):
+def test_ends_of_a_head_are_its_start_and_itself(trained):
     head, recorded = read_head(trained.head), load_file(trained.witness)
     assert interpolate_head(head, 1.0).weight.equal(head.weight)
     assert interpolate_head(head, 1.0).bias.equal(head.bias)
-    start = interpolate_head(head, 0.0, scale=7.0).logits(recorded["image_features"])
-    zero_shot = recorded["image_embeds"] @ recorded["text_embeds"][: len(CLASSES)].T
-    assert start.argsort(dim=1).equal(zero_shot.argsort(dim=1))
-    assert not head.logits(recorded["image_features"]).argsort(dim=1).equal(zero_shot.argsort(dim=1))
+    start, stored = interpolate_head(head, 0.0, scale=7.0), load_file(trained.head)
+    assert start.weight.equal(7 * stored["start_weight"])
+    assert start.bias.equal(7 * stored["start_bias"])
+    features = recorded["image_features"]
+    assert not head.logits(features).argsort(dim=1).equal(start.logits(features).argsort(dim=1))
 
 
 @pytest.mark.parametrize("trained", ["tiny"], indirect=True)
@@ -244,7 +245,9 @@ def test_refuses_a_tower_or_head_that_does_not_fit(tiny):
     with pytest.raises(CheckpointError, match="activation to be one of gelu, relu, silu, swish, relu6, but got 'tanh'"):
         feature_scale(tower)
     with pytest.raises(CheckpointError, match=r"Expected the head to read 64 features, .* but got 63"):
-        build_classifier(load_model(tiny), Head(torch.zeros(2, 63), torch.zeros(2), ("a", "b"), torch.zeros(2, 63)))
+        build_classifier(
+            load_model(tiny), Head(torch.zeros(2, 63), torch.zeros(2), ("a", "b"), torch.zeros(2, 63), torch.zeros(2))
+        )
 
 
 @pytest.mark.parametrize("trained", ["tiny"], indirect=True)
@@ -253,7 +256,7 @@ def test_a_head_of_several_labels_says_so(trained, tiny, tmp_path):
     assert not read_head(trained.head).is_multilabel
     assert "problem_type" not in json.loads((trained.folder / "config.json").read_text())
     objective = Classification()
-    objective.start(torch.eye(5, 64), torch.tensor(1.0), torch.tensor(1.0))
+    objective.start(torch.eye(5, 64), torch.zeros(5))
     write_head(build_head(objective, CLASSES, is_multilabel=True), tmp_path / "head.safetensors")
     head = read_head(tmp_path / "head.safetensors")
     assert head.is_multilabel

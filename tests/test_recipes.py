@@ -1,5 +1,7 @@
 """Every shipped recipe: short, explained, parsed, and run for two steps on the embedded checkpoint."""
 
+import re
+
 import pytest
 
 from finetune.recipe import read_recipe
@@ -15,6 +17,15 @@ def test_recipe_opens_with_goal_data_command_and_override(path):
     assert f"--config {path.stem}" in lines[2]
     assert f"--config {path.stem} --" in lines[3]
     assert len(lines) <= 45
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_rows_that_a_recipe_names_are_in_the_table(path):
+    named = re.findall(r'^# Measured: (\S+), section (.+), rows "(.+)"$', path.read_text(), re.MULTILINE)
+    assert len(named) == path.read_text().count("# Measured")
+    for page, section, row in named:
+        text = (path.parents[1] / page).read_text().split(f"## {section}\n")[1].split("\n## ")[0]
+        assert f"| {row} |" in text
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

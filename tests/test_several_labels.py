@@ -17,6 +17,7 @@ from transformers import AlignModel, AlignProcessor, AutoImageProcessor, AutoMod
 from finetune.cli import main
 from finetune.data.datamodule import ImageTextDataModule
 from finetune.data.table import Table
+from finetune.objectives import Classification, FromProbe
 from finetune.run_folder import RunFolder
 from finetune.task import AlignTask
 from finetune.towers.lora import TowerLora
@@ -160,6 +161,19 @@ def test_training_with_prompts_learns_the_labels(tiny, table, build_trainer):
     )
     task = AlignTask(tiny, TowerLora(rank=8), TowerLora(rank=8), optimizer=lambda groups: AdamW(groups, lr=5e-3))
     trainer = build_trainer(max_epochs=4)
+    before = trainer.test(task, data, verbose=False)[0]["test/mean_average_precision"]
+    trainer.fit(task, data)
+    assert trainer.test(task, data, verbose=False)[0]["test/mean_average_precision"] > before + 0.1
+
+
+def test_head_may_start_from_a_probe_of_its_labels(tiny, table, build_trainer):
+    """The probe alone, on rows it never saw, before anything is trained."""
+    data = ImageTextDataModule(
+        Table(str(table), label="colours", label_separator=";", split="split"), tiny, batch_size=12
+    )
+    head = Classification(head_start=FromProbe())
+    task = AlignTask(tiny, None, None, objective=head, optimizer=lambda groups: AdamW(groups, lr=0.0))
+    trainer = build_trainer(max_steps=1)
     before = trainer.test(task, data, verbose=False)[0]["test/mean_average_precision"]
     trainer.fit(task, data)
     assert trainer.test(task, data, verbose=False)[0]["test/mean_average_precision"] > before + 0.1

@@ -10,7 +10,7 @@ from torch.optim import SGD
 from finetune.data.datamodule import ImageTextDataModule
 from finetune.data.table import Table
 from finetune.errors import RecipeError
-from finetune.objectives import Classification
+from finetune.objectives import Classification, FromPrompts
 from finetune.stages import HeadFirst
 from finetune.task import AlignTask
 from finetune.towers.lora import TowerLora
@@ -132,3 +132,30 @@ def test_head_needs_labels_and_no_text_adapters(build_trainer, tiny, colour_tabl
     captions = ImageTextDataModule(Table(str(colour_table), caption="caption", split="split"), tiny, batch_size=8)
     with pytest.raises(RecipeError, match=r"Expected data\.table\.label to name a column with Classification"):
         build_trainer(max_steps=1).fit(build_task(tiny), captions)
+
+
+class Noting(FromPrompts):
+    """Keeps what it saw; wants every row twice."""
+
+    views = 2
+
+    def __call__(self, class_embeds, temperature, seen):
+        self.seen = seen
+        return super().__call__(class_embeds, temperature, seen)
+
+
+@torch.no_grad()
+def test_start_sees_the_rows_as_often_as_it_asks(build_trainer, tiny, labels):
+    """What the untouched tower says of the training rows, pass after pass, in the order of training."""
+    task, base, start = build_task(tiny), AlignTask(tiny, None, None), Noting(rows=10_000)
+    task.objective.head_start = start
+    build_trainer(max_steps=1).fit(task, labels)
+    loader, expected = labels.train_dataloader(), []
+    for epoch in range(2):
+        loader.batch_sampler.set_epoch(epoch)
+        expected += [(base.towers.image_features(batch.pixel_values), batch.label_ids) for batch in loader]
+    torch.testing.assert_close(start.seen.image_features, torch.cat([features for features, _ in expected]))
+    assert start.seen.truth.equal(torch.cat([label_ids for _, label_ids in expected]))
+    first, second = start.seen.truth.chunk(2)
+    assert not first.equal(second)
+    assert first.sort().values.equal(second.sort().values)

@@ -9,6 +9,10 @@ from transfer_methods.prompts import ClassPromptLora
 from transfer_methods.toolkit import Toolkit
 from transfer_methods.trainer_peft import TrainerPeft
 
+CROP = "[{class_path: albumentations.RandomResizedCrop, init_args: {size: [96, 96], scale: [0.7, 1.0]}}]"
+SMOOTHING = ("--model.objective", "finetune.objectives.Contrastive", "--model.objective.label_smoothing", "0.1")
+PROMPTS = ("--model.objective.head_start", "finetune.objectives.FromPrompts", "--model.objective.lr_scale", "5.0")
+
 METHODS: Sequence[Method] = (
     ZeroShot(),
     LogisticRegressionOnFrozen(),
@@ -19,6 +23,12 @@ METHODS: Sequence[Method] = (
     FullFineTuning("lp-ft", "linear probe, then full", probe_first=True),
     ClassPromptLora(),
     Toolkit("retrieval-lora", "ours, retrieval_lora", "retrieval_lora", labels=False),
+    Toolkit(
+        "retrieval-crop", "ours, cropped instead of moved", "retrieval_lora", False, ("--data.augmentations", CROP)
+    ),
+    Toolkit("retrieval-smoothing", "ours, label smoothing 0.1", "retrieval_lora", False, SMOOTHING),
     Toolkit("classify-prompts", "ours, classify_prompts", "classify_prompts", labels=True),
     Toolkit("classify-head", "ours, classify_head", "classify_head", labels=True),
+    Toolkit("head-from-prompts", "ours, head started from the prompts", "classify_head", True, PROMPTS),
+    Toolkit("head-alone", "ours, head alone", "classify_head", True, ("--model.image_lora", "null")),
 )

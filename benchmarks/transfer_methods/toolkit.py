@@ -11,9 +11,11 @@ import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from transfer_data import BASE, TaskData
+from transfer_line import line_of_task
 from transfer_measure import Trained
 from transfer_tasks import Task
 
+from finetune.head import build_head
 from finetune.recipe import Recipe, read_recipe
 from finetune.shipped import find_recipe
 from transfer_methods.method import Setting
@@ -32,19 +34,21 @@ class Toolkit:
         title: Its words in the table.
         recipe: Name of the shipped recipe.
         labels: Whether it learns labels, else captions.
+        words: Overrides that make it a variant: tried once, at the recipe's learning rate.
     """
 
-    trials: Sequence[Setting] = ({}, {"lr": 2.5e-3}, {"lr": 4e-4})
     tuned_like = None
 
-    def __init__(self, name: str, title: str, recipe: str, labels: bool) -> None:
+    def __init__(self, name: str, title: str, recipe: str, labels: bool, words: Sequence[str] = ()) -> None:
         self.name = name
         self.title = title
         self.recipe = recipe
         self.labels = labels
+        self.words = words
+        self.trials: Sequence[Setting] = ({},) if words else ({}, {"lr": 2.5e-3}, {"lr": 4e-4})
 
     def seeds(self, task: Task) -> int:
-        return 3
+        return 1 if self.words else 3
 
     def handles(self, task: Task) -> bool:
         return (task.home.label is not None) == self.labels
@@ -64,6 +68,7 @@ class Toolkit:
             *(f"--data.table.{column}", str(task.home.label or task.home.caption)),
             *("--data.image_size", str(task.home.image_size)),
             *("--data.augmentations", json.dumps(task.augmentations)),
+            *("--data.num_workers", "0"),
             *("--trainer.max_epochs", str(task.epochs)),
             *("--trainer.accelerator", "cpu"),
             *("--trainer.precision", "bf16-mixed"),
@@ -74,7 +79,7 @@ class Toolkit:
             words += ["--data.templates", json.dumps([task.home.template])]
         if "lr" in setting:
             words += ["--model.optimizer", "torch.optim.AdamW", "--model.optimizer.lr", str(setting["lr"])]
-        return read_recipe(find_recipe(self.recipe), words)
+        return read_recipe(find_recipe(self.recipe), [*words, *self.words])
 
     def learn(self, data: TaskData, setting: Setting, seed: int) -> Trained:
         table = ["--data.table.path", str(data.table.path)]
@@ -89,4 +94,7 @@ class Toolkit:
             recipe.build_trainer([keep], CSVLogger(folder)).fit(task, module)
             best = torch.load(keep.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
         task.load_state_dict(best, strict=False)
-        return Trained(task.towers.align, task.head.logits if task.head is not None else None)
+        if task.head is None:
+            return Trained(task.towers.align, at=line_of_task(task, None))
+        head = build_head(task.head, data.train.classes, is_multilabel=False)
+        return Trained(task.towers.align, task.head.logits, line_of_task(task, head))

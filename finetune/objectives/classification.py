@@ -1,4 +1,4 @@
-"""Cross-entropy of a linear head on the image features, started from the class prompts."""
+"""Cross-entropy of a linear head on the image features."""
 
 import torch
 from torch import Tensor, nn
@@ -6,24 +6,23 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from finetune.batch import Batch, Embeddings
 from finetune.errors import RecipeError
+from finetune.objectives.head_start import FromPrompts, HeadStart
 from finetune.objectives.objective import Objective, weighted_mean
 
 
 class Classification(Objective):
     """A linear head on the image features, which are not normalised. Texts are not read in training.
 
-    With the image features f, the class embeddings c, the temperature T and the mean norm r of the features:
+    With the image features f:
 
-        logits = f @ weight.T + bias,  at the start  weight = c / (r T)  and  bias = 0
+        logits = f @ weight.T + bias
         loss = weighted mean over rows of cross_entropy(logits, label)
 
     Where an image may have several labels, each class is a yes-or-no question of its own instead: the row's loss is
     the mean over classes of binary_cross_entropy(sigmoid(logits), target).
 
-    At the start each image's classes are ranked as zero-shot ranks them, as its logits are the zero-shot ones
-    times |f| / r. Starting a head from the class prompts is Wortsman et al. 2022 (arXiv 2109.01903).
-    Features are left unnormalised since only then image tower and head together are a plain image classifier,
-    see ``finetune.classifier``.
+    What the head is at the start, ``head_start`` says. Features are left unnormalised since only then image tower and
+    head together are a plain image classifier, see ``finetune.classifier``.
 
     Until ``start`` is called there is no head, and classes are scored zero-shot.
 
@@ -32,6 +31,7 @@ class Classification(Objective):
             several labels; one number for each class in the order of the class names. Null counts all alike.
         label_smoothing: Share of the target that is spread evenly over the classes, or over yes and no, in [0, 1).
         lr_scale: Learning rate of the head as a multiple of the optimizer's.
+        head_start: What the head is before it is trained; null is `FromPrompts`.
 
     Raises:
         ValueError: If a class weight or `lr_scale` is not positive, or the label smoothing is out of its range.
@@ -40,10 +40,15 @@ class Classification(Objective):
     weight: nn.Parameter | None
     bias: nn.Parameter | None
     start_weight: Tensor | None
+    start_bias: Tensor | None
     class_weights: Tensor | None
 
     def __init__(
-        self, class_weights: list[float] | None = None, label_smoothing: float = 0.0, lr_scale: float = 5.0
+        self,
+        class_weights: list[float] | None = None,
+        label_smoothing: float = 0.0,
+        lr_scale: float = 5.0,
+        head_start: HeadStart | None = None,
     ) -> None:
         super().__init__()
         if not 0.0 <= label_smoothing < 1.0:
@@ -52,6 +57,7 @@ class Classification(Objective):
             raise ValueError(f"Expected class_weights to be positive and finite, but got {class_weights}.")
         if not 0 < lr_scale < float("inf"):
             raise ValueError(f"Expected lr_scale to be positive and finite, but got {lr_scale}.")
+        self.head_start = head_start or FromPrompts()
         self.label_smoothing = label_smoothing
         self.lr_scale = lr_scale
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
@@ -59,36 +65,36 @@ class Classification(Objective):
         self.register_parameter("weight", None)
         self.register_parameter("bias", None)
         self.register_buffer("start_weight", None)
+        self.register_buffer("start_bias", None)
 
     @property
     def is_started(self) -> bool:
         """Whether there is a head."""
         return self.weight is not None
 
-    def start(self, class_embeds: Tensor, mean_norm: Tensor, temperature: Tensor) -> None:
-        """Makes the head from the class prompts; a head that is there already stays as it is.
+    def start(self, weight: Tensor, bias: Tensor) -> None:
+        """Makes the head; one that is there already stays as it is.
 
-        The weight of the start is kept beside it: between the two lie the heads that forget less.
+        The start is kept beside it: between the two lie the heads that forget less.
 
         Args:
-            class_embeds: Float tensor of shape (C, D), normalised, see ``metrics.class_embeddings``.
-            mean_norm: Scalar tensor, the mean norm of the image features. It scales the logits only.
-            temperature: Scalar tensor that divides the cosine similarities.
+            weight: Float tensor of shape (C, D).
+            bias: Float tensor of shape (C,).
 
         Raises:
             RecipeError: If there are class weights, but not one for each class.
         """
         if self.is_started:
             return
-        if self.class_weights is not None and len(self.class_weights) != len(class_embeds):
+        if self.class_weights is not None and len(self.class_weights) != len(weight):
             raise RecipeError(
-                f"Expected class_weights to hold one number for each of the {len(class_embeds)} classes, "
+                f"Expected class_weights to hold one number for each of the {len(weight)} classes, "
                 f"but got {len(self.class_weights)}. List one for each class, in the order of the class names."
             )
-        weight = class_embeds.detach().float() / (mean_norm * temperature).detach().float()
-        self.weight = nn.Parameter(weight)
-        self.bias = nn.Parameter(weight.new_zeros(len(weight)))
-        self.start_weight = weight.clone()
+        self.weight = nn.Parameter(weight.detach().float().clone())
+        self.bias = nn.Parameter(bias.detach().float().clone())
+        self.start_weight = self.weight.detach().clone()
+        self.start_bias = self.bias.detach().clone()
 
     def logits(self, image_features: Tensor) -> Tensor:
         """Returns the head's logits, shape (B, C), computed in float32 whatever the precision of training.
@@ -100,7 +106,7 @@ class Classification(Objective):
             RuntimeError: If the head was not started.
         """
         if self.weight is None or self.bias is None:
-            raise RuntimeError("Expected the head to be started, but got none. Call start() with the class embeddings.")
+            raise RuntimeError("Expected the head to be started, but got none. Call start() first.")
         dtype = torch.promote_types(image_features.dtype, torch.float32)
         with torch.autocast(image_features.device.type, enabled=False):
             return image_features.to(dtype) @ self.weight.to(dtype).T + self.bias.to(dtype)

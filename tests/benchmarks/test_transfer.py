@@ -67,7 +67,7 @@ def test_interval_is_students(modules):
 def test_a_cell_is_stale_when_one_of_its_settings_changes(modules, logistic, digits, tmp_path):
     results = modules["results"].Results(tmp_path)
     cell = modules["results"].Cell(digits, logistic, logistic.trials[0], 0)
-    results.write(cell, record(0.5), 1.0)
+    results.write(cell, {"metrics": record(0.5)}, 1.0)
     assert results.read(cell)["metrics"] == record(0.5)
     path = tmp_path / f"{cell.name}.json"
     stored = json.loads(path.read_text())
@@ -79,7 +79,7 @@ def test_a_cell_is_stale_when_one_of_its_settings_changes(modules, logistic, dig
 def test_the_best_setting_of_the_first_seed_is_repeated_and_the_first_wins_a_tie(modules, logistic, digits, tmp_path):
     results, cells = modules["results"].Results(tmp_path), modules["results"].Cell
     for setting, figure in zip(logistic.trials, (0.5, 0.7, 0.7), strict=True):
-        results.write(cells(digits, logistic, setting, 0), record(figure), 1.0)
+        results.write(cells(digits, logistic, setting, 0), {"metrics": record(figure)}, 1.0)
     missing = list(modules["run"].missing_cells(results, [digits], [logistic]))
     assert [(cell.setting, cell.seed) for cell in missing] == [(logistic.trials[1], seed) for seed in (1, 2, 3, 4)]
 
@@ -89,3 +89,19 @@ def test_what_was_not_run_is_a_dash(modules, logistic, digits, tmp_path):
     zero_shot = modules["run"].METHODS[0]
     lines = modules["table"].format_table(results, [digits], [zero_shot, logistic]).splitlines()
     assert [set(line.split(" | ")[2:-1]) for line in lines[2:]] == [{"-"}, {"-"}]
+
+
+def test_the_line_to_the_base_tells_gain_kept_and_the_worst_place(modules, logistic, digits, tmp_path):
+    results, cell = modules["results"].Results(tmp_path), modules["results"].Cell
+    zero_shot = modules["run"].METHODS[0]
+    results.write(cell(digits, zero_shot, {}, 0), {"metrics": record(0.1)}, 0.0)
+    places = {"0": (0.4, 0.20), "0.5": (0.38, 0.21), "1": (0.2, 0.22)}
+    target = {"0": 0.6, "0.5": 0.82, "1": 0.9}
+    at = {
+        alpha: {"target": target[alpha], "photographs": photographs, "names": names}
+        for alpha, (photographs, names) in places.items()
+    }
+    found = {"metrics": record(0.9), "line": {"alpha": 0.5, "at": at}, "calibration": {"trained": 0.2, "fitted": 0.05}}
+    results.write(cell(digits, logistic, logistic.trials[0], 0), found, 1.0)
+    *_, line = modules["table"].format_lines(results, [digits], [zero_shot, logistic]).splitlines()
+    assert line.split(" | ")[2:] == ["0.5", "90 %", "5.0 %", "50.0 %", "20.0", "5.0 |"]

@@ -1,0 +1,105 @@
+"""What `--alpha auto` and the fitted temperature make of a model that the toolkit trained, as its commands would.
+
+Alpha is chosen on the validation rows, and on every other row of the places elsewhere; what is reported of these was
+measured on the rows between. The temperature is fitted to the validation rows at alpha 1.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transfer_data import Pictures, TaskData, load_base
+from transfer_measure import Trained, class_scores, main_figure, measure_place
+
+from finetune.classifier import interpolate_head
+from finetune.head import Head
+from finetune.interpolate import choose_alpha, interpolate
+from finetune.metrics import calibration_error, fit_temperature
+from finetune.task import AlignTask
+from finetune.towers.merge import merge_copy
+
+ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+MAX_LOSS = 0.05
+
+
+def line_of_task(task: AlignTask, head: Head | None) -> Callable[[float], Trained]:
+    """The models between the base and a trained task.
+
+    Args:
+        task: It.
+        head: Its head, where it has one.
+    """
+    model = load_base()
+    base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    adapted = merge_copy(task.towers.model).state_dict() if isinstance(task.towers.model, PeftModel) else base
+
+    def at(alpha: float) -> Trained:
+        model.load_state_dict(interpolate(base, adapted, alpha))
+        return Trained(model, interpolate_head(head, alpha).logits if head is not None else None)
+
+    return at
+
+
+def every_other(pictures: Pictures, start: int) -> Pictures:
+    """Half of a gallery."""
+    kept = torch.arange(start, len(pictures), 2)
+    return replace(
+        pictures,
+        pixels=pictures.pixels[kept.numpy()],
+        texts=[pictures.texts[row] for row in kept.tolist()],
+        label_ids=pictures.label_ids[kept],
+        image_ids=pictures.image_ids[kept],
+        caption_ids=pictures.caption_ids[kept],
+    )
+
+
+def measure_line(at: Callable[[float], Trained], data: TaskData) -> dict[str, Any]:
+    """The alpha chosen and what it gives.
+
+    Args:
+        at: The models.
+        data: The task.
+
+    Returns:
+        `alpha`, the `curve` it was chosen from, and at alpha 0, the chosen one and 1 the figures of `target` and of
+        the rows elsewhere that did not choose.
+    """
+    elsewhere = [name for name in data.galleries if name in data.task.elsewhere()]
+    halves = [{name: every_other(data.galleries[name], start) for name in elsewhere} for start in (0, 1)]
+
+    def figures(alpha: float, places: dict[str, Pictures]) -> dict[str, float]:
+        trained = at(alpha)
+        own = ("val", "target")
+        return {name: main_figure(measure_place(trained, place, name in own)) for name, place in places.items()}
+
+    before = figures(0.0, halves[0])
+
+    def score(alpha: float) -> tuple[float, float]:
+        found = figures(alpha, {"val": data.val, **halves[0]})
+        return found["val"], max(1 - found[name] / before[name] for name in elsewhere)
+
+    alpha, curve = choose_alpha(score, ALPHAS, MAX_LOSS)
+    places = {"target": data.galleries["target"], **halves[1]}
+    ends = {f"{value:g}": figures(value, places) for value in sorted({0.0, alpha, 1.0})}
+    return {"alpha": alpha, "curve": [point._asdict() for point in curve], "at": ends}
+
+
+def measure_calibration(trained: Trained, data: TaskData) -> dict[str, float]:
+    """Expected calibration error on the target as trained, and with the temperature fitted to the validation rows.
+
+    Args:
+        trained: What training left.
+        data: A task with labels.
+    """
+    factor = fit_temperature(class_scores(trained, data.val), data.val.label_ids)
+    target = data.galleries["target"]
+    scores = class_scores(trained, target)
+    return {"trained": _error(scores, target), "fitted": _error(factor * scores, target)}
+
+
+def _error(scores: Tensor, target: Pictures) -> float:
+    best = scores.softmax(dim=-1).max(dim=-1)
+    return round(float(calibration_error(best.values, best.indices == target.label_ids)), 5)
