@@ -10,6 +10,7 @@ from pathlib import Path
 from finetune.errors import CheckpointError, RecipeError, TableError, did_you_mean
 from finetune.export_command import add_export
 from finetune.shipped import find_recipe, recipe_goal, shipped_folder, shipped_recipes
+from finetune.suspects_command import add_suspects
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,7 +86,7 @@ def _add_recipe_commands(commands: "argparse._SubParsersAction[argparse.Argument
     test.add_argument("--config", metavar="RECIPE", help="a recipe whose checkpoint is evaluated as it is")
     test.set_defaults(command=_test)
 
-    for command in (fit, test, _add_check(commands)):
+    for command in (fit, test, _add_check(commands), add_suspects(commands)):
         command.add_argument(
             "--trust", metavar="MODULE", action="append", default=[], help="let the recipe name this module's classes"
         )

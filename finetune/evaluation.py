@@ -55,16 +55,18 @@ class Evaluation(NamedTuple):
         return self.headline, self.metrics[self.headline]
 
 
-class _Collect(Callback):
-    """Keeps what `AlignTask.test_step` returns."""
+class Collect(Callback):
+    """Keeps what `test_step` returns, in float32 on the CPU."""
 
     def __init__(self) -> None:
         self.parts: list[dict[str, Tensor]] = []
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:  # noqa: ARG002
+        """Takes in a batch."""
         self.parts.append({name: tensor.float().cpu() for name, tensor in outputs.items()})
 
     def joined(self, name: str) -> Tensor:
+        """One of the tensors, all batches together."""
         return torch.cat([part[name] for part in self.parts])
 
 
@@ -85,8 +87,8 @@ def evaluate(
             a row).
         floor: Whether a logistic regression on the image embeddings is measured too (a table with labels).
     """
-    collect = _Collect()
-    found = _build_trainer(accelerator, [collect]).test(task, data, verbose=False)[0]
+    collect = Collect()
+    found = build_trainer(accelerator, [collect]).test(task, data, verbose=False)[0]
     rows = collect.joined("rows").long().numpy()
     class_scores = label_ids = None
     if data.rows.classes:
@@ -123,10 +125,16 @@ def find_device(accelerator: str) -> torch.device:
     Args:
         accelerator: As for Lightning's `Trainer`.
     """
-    return _build_trainer(accelerator, []).strategy.root_device
+    return build_trainer(accelerator, []).strategy.root_device
 
 
-def _build_trainer(accelerator: str, callbacks: list[Callback]) -> Trainer:
+def build_trainer(accelerator: str, callbacks: list[Callback]) -> Trainer:
+    """A trainer that measures on one device, and writes nothing.
+
+    Args:
+        accelerator: As for Lightning's `Trainer`.
+        callbacks: What follows it.
+    """
     return Trainer(
         accelerator=accelerator,
         devices=1,
@@ -157,7 +165,7 @@ def _ranked(scores: Tensor, rows: Any, table: Rows) -> dict[str, Any]:
     }
 
 
-def _retrieved(collect: _Collect, metric: Retrieval, rows: Any, table: Rows) -> dict[str, Any]:
+def _retrieved(collect: Collect, metric: Retrieval, rows: Any, table: Rows) -> dict[str, Any]:
     images = normalize(collect.joined("image_features"), dim=-1)
     texts = normalize(collect.joined("text_features"), dim=-1)
     scores, captions = _nearest(images, texts)

@@ -20,7 +20,6 @@ from finetune.collapse import CollapseWatch, Notice
 from finetune.data.check import tell
 from finetune.data.datamodule import ImageTextDataModule
 from finetune.data.unreadable import describe_skipped, read_skipped, write_skipped
-from finetune.errors import RecipeError
 from finetune.evaluation import Evaluation, evaluate
 from finetune.files import fingerprint_file, fingerprint_weights, read_json, write_json, write_text
 from finetune.handover import hand_over
@@ -63,16 +62,14 @@ def run_experiment(recipe: Recipe, overwrite: bool = False) -> RunFolder:
             hold nothing to choose it by.
         CheckpointError: If a checkpoint does not load or the proof fails.
     """
-    _quieten()
+    quieten()
     data = recipe.build_data()
     data.rows.require("train", "test")  # every fault of the tables is told before anything is written
     for elsewhere in data.retention.values():
         elsewhere.rows.require("test")
     check_settings(recipe.run, data)
     tell(data.rows, data.find_concerns())
-    task = recipe.build_task()
-    if not task.towers.has_adapters and task.head is None:
-        raise RecipeError("Expected something to train, but got none. Measure with `finetune test --config RECIPE`.")
+    task = recipe.build_trainable()
     run = RunFolder(Path(recipe.run.folder) / recipe.name)
     run.create(overwrite)
     write_text(run.recipe, recipe.resolved)
@@ -86,7 +83,7 @@ def run_experiment(recipe: Recipe, overwrite: bool = False) -> RunFolder:
         metrics["floor"] = before.evaluation.floor
     del base
 
-    notices = _fit(recipe, task, data, run)
+    notices = fit(recipe, task, data, run)
     choice, proofs = hand_over(recipe, task, data, run, fingerprint)
     after = _measure_exports(recipe, data, run, before, choice, metrics)
     if notices:
@@ -96,7 +93,7 @@ def run_experiment(recipe: Recipe, overwrite: bool = False) -> RunFolder:
     return run
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Leaves progress bars and warnings that tell a user something."""
     for message in _EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
@@ -104,8 +101,14 @@ def _quieten() -> None:
     disable_progress_bar()
 
 
-def _fit(recipe: Recipe, task: AlignTask, data: ImageTextDataModule, run: RunFolder) -> list[Notice]:
+def fit(recipe: Recipe, task: AlignTask, data: ImageTextDataModule, run: RunFolder) -> list[Notice]:
     """Trains, and leaves the latest best weights by the validation metric in the task, or the last without one.
+
+    Args:
+        recipe: Has the trainer.
+        task: What is trained.
+        data: The table.
+        run: Where checkpoints and logged values are written.
 
     Returns:
         What went wrong in training.
@@ -214,7 +217,7 @@ def measure_checkpoint(recipe: Recipe) -> str:
 
 def _measure(title: str, recipe: Recipe, build_task: Callable[[], AlignTask | ClassifierTask]) -> str:
     """Measures a task, built once the table is known to be without fault."""
-    _quieten()
+    quieten()
     data = recipe.build_data()
     data.rows.require(*(["train"] if recipe.run.neighbours else []), "test")
     found = format_table({title: evaluate(recipe.accelerator, build_task(), data, recipe.run.neighbours).metrics})

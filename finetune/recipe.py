@@ -60,6 +60,19 @@ class Recipe:
         seed_everything(self.run.seed, verbose=False)
         return cast(AlignTask, self._build("model"))
 
+    def build_trainable(self) -> AlignTask:
+        """The task, for training.
+
+        Raises:
+            RecipeError: If nothing of it is trained.
+        """
+        task = self.build_task()
+        if not task.towers.has_adapters and task.head is None:
+            raise RecipeError(
+                "Expected something to train, but got none. Measure with `finetune test --config RECIPE`."
+            )
+        return task
+
     def build_trainer(self, callbacks: Sequence[Callback], logger: Logger) -> Trainer:
         """The trainer, with the run's callbacks after the recipe's own.
 

@@ -59,6 +59,7 @@ def test_copied_recipe_is_the_shipped_one_and_never_overwrites(tmp_path, capsys)
         (["report", "nowhere"], "holds no recipe.yaml"),
         (["fit", "--config", "quickstart", "--trainer.max_epoch", "3"], "Did you mean 'max_epochs'"),
         (["fit", "--config", "quickstart"], "data/digits/digits.csv"),
+        (["suspects", "--config", "quickstart"], "data/digits/digits.csv"),
         (["classify", "align-mini", "nowhere.png", "--label", "a cat"], "Expected nowhere.png to be an image file"),
         (["classify", "algin-mini", "nowhere.png", "--label", "a cat"], "Did you mean 'align-mini'"),
     ],

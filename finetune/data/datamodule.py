@@ -221,9 +221,16 @@ class ImageTextDataModule(LightningDataModule):
             split: `train`, `val` or `test`.
         """
         chosen = self.rows.splits == SPLITS.index(split)
-        codes = np.where(chosen, SPLITS.index("test"), UNKNOWN).astype(self.rows.splits.dtype)
+        return self.with_splits(np.where(chosen, SPLITS.index("test"), UNKNOWN))
+
+    def with_splits(self, codes: Integers) -> "ImageTextDataModule":
+        """The same table, split otherwise.
+
+        Args:
+            codes: Integer array of shape (N,): positions in `finetune.data.splits.SPLITS`, -1 for no split.
+        """
         other = copy.copy(self)
-        other._rows = replace(self.rows, splits=codes)
+        other.rows = replace(self.rows, splits=codes.astype(self.rows.splits.dtype))
         return other
 
     def find_concerns(self) -> list[Concern]:

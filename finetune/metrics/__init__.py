@@ -12,6 +12,14 @@ from finetune.metrics.choice import choose_metric
 from finetune.metrics.classification import ClassAccuracy, class_embeddings
 from finetune.metrics.cloud import Cloud, effective_rank, spread
 from finetune.metrics.figures import Figure, value
+from finetune.metrics.matching import (
+    Similarities,
+    Suspicion,
+    compare_rows,
+    judge_captions,
+    judge_labels,
+    match_probabilities,
+)
 from finetune.metrics.neighbours import neighbour_votes
 from finetune.metrics.placement import Placement
 from finetune.metrics.retrieval import Retrieval, retrieval_placements, retrieval_ranks
@@ -24,11 +32,17 @@ __all__ = [
     "Cloud",
     "Difference",
     "Figure",
+    "Similarities",
+    "Suspicion",
     "choose_metric",
     "calibration_error",
     "class_embeddings",
+    "compare_rows",
     "effective_rank",
     "fit_temperature",
+    "judge_captions",
+    "judge_labels",
+    "match_probabilities",
     "neighbour_votes",
     "paired_difference",
     "reliability",
