@@ -17,7 +17,7 @@ from transfer_measure import Trained, class_scores, main_figure, measure_place
 from finetune.classifier import interpolate_head
 from finetune.head import Head
 from finetune.interpolate import choose_alpha, interpolate
-from finetune.metrics import calibration_error, fit_temperature
+from finetune.metrics import calibration_error, choose_temperature
 from finetune.task import AlignTask
 from finetune.towers.merge import merge_copy
 
@@ -94,7 +94,7 @@ def measure_calibration(trained: Trained, data: TaskData) -> dict[str, float]:
         trained: What training left.
         data: A task with labels.
     """
-    factor = fit_temperature(class_scores(trained, data.val), data.val.label_ids)
+    factor = choose_temperature(class_scores(trained, data.val), data.val.label_ids)
     target = data.galleries["target"]
     scores = class_scores(trained, target)
     return {"trained": _error(scores, target), "fitted": _error(factor * scores, target)}

@@ -15,7 +15,7 @@ from finetune.evaluation import Evaluation, evaluate
 from finetune.head import Head
 from finetune.interpolate import ALPHAS, Point, choose_alpha, interpolate
 from finetune.measurement import compare_elsewhere
-from finetune.metrics import calibration_error, fit_temperature, reliability
+from finetune.metrics import calibration_error, choose_temperature, reliability
 from finetune.objectives import Classification, Contrastive
 from finetune.run_settings import RunSettings
 from finetune.task import AlignTask
@@ -178,7 +178,7 @@ def choose(
 def _fit(validation: Evaluation, trained: float) -> Temperature:
     assert validation.class_scores is not None
     assert validation.label_ids is not None
-    factor = fit_temperature(validation.class_scores, validation.label_ids)
+    factor = choose_temperature(validation.class_scores, validation.label_ids)
     return Temperature(trained, torch.tensor(factor * trained).item())  # as the weights hold it
 
 

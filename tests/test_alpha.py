@@ -15,7 +15,7 @@ from finetune.data.table import RandomSplit, Table
 from finetune.errors import RecipeError
 from finetune.evaluation import Evaluation
 from finetune.head import Head
-from finetune.metrics import fit_temperature
+from finetune.metrics import choose_temperature
 from finetune.run_settings import RunSettings
 
 AUTO = RunSettings(alpha="auto", max_retention_loss=0.2)
@@ -106,7 +106,7 @@ def test_temperature_is_fitted_to_the_validation_rows_at_the_alpha(data, tiny, a
     state = average(tiny, adapted, 0.4)
     logits, labels, _ = logits_by_hand(tiny, state, colour_table, "val", data.templates)
     assert choice.temperature.trained == pytest.approx(float(state["temperature"]))
-    expected = choice.temperature.trained * fit_temperature(logits, labels)
+    expected = choice.temperature.trained * choose_temperature(logits, labels)
     assert choice.temperature.fitted == pytest.approx(expected, rel=1e-3)
     assert choice.as_metrics() == {"alpha": {"chosen": 0.4}}
 
@@ -116,7 +116,7 @@ def test_head_alone_loses_nothing_elsewhere(data, tiny, colour_table):
     _, labels, features = logits_by_hand(tiny, state, colour_table, "val", data.templates)
     generator = torch.Generator().manual_seed(0)
     weight, start = (torch.randn(3, features.shape[1], generator=generator) / 50 for _ in range(2))
-    head = Head(weight, torch.tensor([0.1, 0.0, -0.1]), ("blue", "green", "red"), start)
+    head = Head(weight, torch.tensor([0.1, 0.0, -0.1]), ("blue", "green", "red"), start, torch.zeros(3))
     choice = choose(AUTO, "cpu", data, lambda: Line(tiny, None, head))
     for point in choice.curve[::5]:
         logits = features @ ((1 - point.alpha) * start + point.alpha * weight).T + point.alpha * head.bias

@@ -23,7 +23,9 @@ def labels(colour_table, tiny) -> ImageTextDataModule:
 def write_classifier(tiny, folder, classes) -> EfficientNetForImageClassification:
     torch.manual_seed(0)
     weight = torch.randn(len(classes), 64)
-    model = build_classifier(load_model(tiny), Head(weight, torch.zeros(len(classes)), classes, weight))
+    model = build_classifier(
+        load_model(tiny), Head(weight, torch.zeros(len(classes)), classes, weight, torch.zeros(len(classes)))
+    )
     model.save_pretrained(folder)
     return model
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize
+from scipy.stats import bootstrap
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from finetune.metrics import ClassAccuracy, calibration_error, fit_temperature, reliability
+from finetune.metrics import ClassAccuracy, calibration_error, choose_temperature, fit_temperature, reliability
 
 
 def softmax(scores):
@@ -122,3 +123,15 @@ def test_factor_stays_within_its_bounds():
 
 def test_a_model_that_knows_nothing_keeps_its_temperature():
     assert fit_temperature(torch.full((6, 3), 0.7), torch.arange(6) % 3) == pytest.approx(1, rel=1e-5)
+
+
+@pytest.mark.parametrize(("rows", "sharpness", "is_clear"), [(400, 0.3, True), (90, 1.0, False), (400, 1.0, False)])
+def test_a_temperature_is_changed_where_that_is_clearly_better(rows, sharpness, is_clear):
+    scores, labels = draw(rows, 5, sharpness)
+    losses = [
+        -np.log(softmax(each.numpy())[np.arange(rows), labels.numpy()])
+        for each in (scores, scores / fit_temperature(scores, labels))
+    ]
+    _, high = bootstrap([losses[1] - losses[0]], np.mean, method="percentile", n_resamples=2000).confidence_interval
+    assert (high < 0) == is_clear
+    assert choose_temperature(scores, labels) == (fit_temperature(scores, labels) if is_clear else 1.0)
