@@ -88,6 +88,30 @@ def test_plain_softmax_over_the_prompts_has_the_calibration_that_is_told(run, co
     assert part["accuracy"] == pytest.approx(right[bins == bins[0]].mean())
 
 
+def test_a_classifier_that_is_clearly_too_unsure_is_made_surer(tiny, colour_table, tmp_path):
+    """A probe of colours, all told apart, at a scale that gives each of them less than half."""
+    words = ["--model.objective.head_start", "finetune.objectives.FromProbe", "--model.image_lora", "null"]
+    words += ["--model.objective.head_start.smoothing", "0.8"]
+    words += ["--model.optimizer", "torch.optim.AdamW", "--model.optimizer.lr", "1e-9"]
+    run = fit(tmp_path, tiny, colour_table, *HEAD, *words)
+    metrics = json.loads(run.metrics.read_text())
+    temperature = metrics["calibration"]["temperature"]
+    assert temperature["fitted"] < 0.5 * temperature["trained"]
+    model = AutoModelForImageClassification.from_pretrained(run.classifier)
+    processor = AlignProcessor.from_pretrained(tiny, backend="pil").image_processor
+    rows = pd.read_csv(colour_table).query("split == 'test'")
+    images = [Image.open(colour_table.parent / name).convert("RGB") for name in rows["image"]]
+    with torch.no_grad():
+        logits = model(processor(images, return_tensors="pt")["pixel_values"]).logits
+    for name, scale in (("fitted", 1.0), ("trained", temperature["fitted"] / temperature["trained"])):
+        sure = (
+            (scale * logits).softmax(dim=1).amax(dim=1)
+        )  # every colour is told right: the error is what is missing to 1
+        assert metrics["after"]["test/accuracy"] == 1
+        told = metrics["calibration"]["expected_calibration_error"][name]
+        assert told == pytest.approx(1 - sure.mean().item(), abs=1e-4)
+
+
 def test_export_repeats_what_was_handed_out_bit_for_bit(run, tmp_path, capsys):
     assert main(["export", str(run.path), "--output", str(tmp_path / "again")]) == 0
     assert "of the interpolated model, at most 1e-05 allowed" in capsys.readouterr().out
