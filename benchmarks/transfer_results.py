@@ -41,8 +41,10 @@ class Cell:
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides the figures, as JSON would return it."""
-        elsewhere = ("name", "title", "trials", "tuned_like", "augmentations")  # the last in methods that augment
-        task = {key: value for key, value in dataclasses.asdict(self.task).items() if key not in elsewhere}
+        about_choice = ("name", "title", "trials", "tuned_like")
+        of_methods = ("augmentations",)  # those of them that augment name it among their own settings
+        left_out = (*about_choice, *of_methods)
+        task = {key: value for key, value in dataclasses.asdict(self.task).items() if key not in left_out}
         values = {"task": task, "method": self.method.settings(self.task, self.setting), "seed": self.seed}
         plain: dict[str, Any] = json.loads(json.dumps(values))
         return plain

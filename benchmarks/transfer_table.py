@@ -24,12 +24,11 @@ def format_table(results: Results, tasks: Sequence[Task], methods: Sequence[Meth
         tasks: Tasks in order.
         methods: Methods in order.
     """
-    lines = ["| " + " | ".join(HEADER) + " |", "| --- | --- | --- |" + " ---: |" * (len(HEADER) - 3)]
+    lines = []
     for task in tasks:
-        zero_shot = _places(results.read(Cell(task, METHODS[0], METHODS[0].trials[0], 0)))
-        cells = [_line(results, task, method, zero_shot) for method in methods if method.handles(task)]
-        lines += ["| " + " | ".join(line) + " |" for line in cells]
-    return "\n".join(lines)
+        zero_shot = _zero_shot(results, task)
+        lines += [_line(results, task, method, zero_shot) for method in methods if method.handles(task)]
+    return _markdown(HEADER, 3, lines)
 
 
 LINE_HEADER = (
@@ -52,17 +51,14 @@ def format_lines(results: Results, tasks: Sequence[Task], methods: Sequence[Meth
         tasks: Tasks in order.
         methods: Methods in order.
     """
-    lines = ["| " + " | ".join(LINE_HEADER) + " |", "| --- | --- |" + " ---: |" * (len(LINE_HEADER) - 2)]
+    lines = []
     for task, method in itertools.product(tasks, methods):
-        record = (
-            results.read(Cell(task, method, results.choose(task, method).setting, 0)) if method.handles(task) else None
-        )
+        record = results.read(Cell(task, method, method.trials[0], 0)) if method.handles(task) else None
         if record is None or "line" not in record:
             continue
-        zero_shot = results.read(Cell(task, METHODS[0], METHODS[0].trials[0], 0))
         line, errors = record["line"], record.get("calibration", {})
         before, chosen, full = line["at"]["0"], line["at"][f"{line['alpha']:g}"], line["at"]["1"]
-        start = _places(zero_shot)["target"]
+        start = _zero_shot(results, task)["target"]
         cells = [
             task.title,
             method.title,
@@ -72,8 +68,14 @@ def format_lines(results: Results, tasks: Sequence[Task], methods: Sequence[Meth
             f"{100 * worst_loss(before, full):.1f} %",
             *(f"{100 * errors[name]:.1f}" if errors else "-" for name in ("trained", "fitted")),
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return _markdown(LINE_HEADER, 2, lines)
+
+
+def _markdown(header: Sequence[str], words: int, lines: Sequence[Sequence[str]]) -> str:
+    """A table whose first columns hold words and the others numbers."""
+    aligned = ["---"] * words + ["---:"] * (len(header) - words)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, aligned, *lines))
 
 
 def worst_loss(before: Mapping[str, float], after: Mapping[str, float]) -> float:
@@ -112,6 +114,10 @@ def _line(results: Results, task: Task, method: Method, zero_shot: Mapping[str, 
         format_interval(changes, "+"),
         f"{statistics.median(record['train_seconds'] for record in records):.0f}",
     ]
+
+
+def _zero_shot(results: Results, task: Task) -> dict[str, float]:
+    return _places(results.read(Cell(task, METHODS[0], METHODS[0].trials[0], 0)))
 
 
 def _places(record: Mapping[str, Any] | None) -> dict[str, float]:

@@ -133,7 +133,8 @@ class Retrieval(Metric):
         Units are the queries, in the order of their ids. Those of ``mean_R@K`` are images and captions that belong
         together: what shares a row with one of them is drawn with it.
         """
-        pairs, placements = self._pairs(), self._placements()
+        images, captions, pairs = self._numbered()
+        placements = self._placements(images, captions, pairs)
         groups = dict(zip(_WAYS, _belonging_together(pairs), strict=True))
         hits = {f"{way}/R@{k}": placements[way].hits(k) for way in _WAYS for k in (1, 5, 10)}
         units = [groups[name.split("/")[0]] for name in hits]
@@ -154,18 +155,17 @@ class Retrieval(Metric):
 
         See ``Placement.ranks``.
         """
-        return {name: placement.ranks() for name, placement in self._placements().items()}
+        return {name: placement.ranks() for name, placement in self._placements(*self._numbered()).items()}
 
-    def _pairs(self) -> Tensor:
-        """The numbers of image and caption of each row, shape (N, 2)."""
-        ids = (dim_zero_cat(self.image_ids), dim_zero_cat(self.caption_ids))
-        return torch.stack([_first_of_each(each)[1] for each in ids], dim=1)
+    def _numbered(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The first row of each image, that of each caption, and their numbers in each row, shape (N, 2)."""
+        images, image_index = _first_of_each(dim_zero_cat(self.image_ids))
+        captions, caption_index = _first_of_each(dim_zero_cat(self.caption_ids))
+        return images, captions, torch.stack([image_index, caption_index], dim=1)
 
-    def _placements(self) -> dict[str, Placement]:
-        images, captions = (_first_of_each(dim_zero_cat(ids))[0] for ids in (self.image_ids, self.caption_ids))
+    def _placements(self, images: Tensor, captions: Tensor, pairs: Tensor) -> dict[str, Placement]:
         image_embeds = dim_zero_cat(self.image_embeds)[images]
         text_embeds = dim_zero_cat(self.text_embeds)[captions]
-        pairs = self._pairs()
         return {
             "image_to_text": retrieval_placements(image_embeds, text_embeds, pairs, self.chunk_size),
             "text_to_image": retrieval_placements(text_embeds, image_embeds, pairs.flip(1), self.chunk_size),
