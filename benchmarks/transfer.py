@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transfer_comparison import format_comparison
 from transfer_data import task_data
 from transfer_line import measure_calibration, measure_line
 from transfer_measure import measure
@@ -126,6 +127,8 @@ def main() -> None:
             if not options.list:
                 run_cell(cell, results, options.data)
     print(format_table(results, tasks, methods))
+    print()
+    print(format_comparison(results, tasks, methods))
     print()
     print(format_lines(results, tasks, methods))
 

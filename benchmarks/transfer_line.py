@@ -94,12 +94,24 @@ def measure_calibration(trained: Trained, data: TaskData) -> dict[str, float]:
         trained: What training left.
         data: A task with labels.
     """
-    factor = choose_temperature(class_scores(trained, data.val), data.val.label_ids)
-    target = data.galleries["target"]
-    scores = class_scores(trained, target)
-    return {"trained": _error(scores, target), "fitted": _error(factor * scores, target)}
+    val, target = data.val, data.galleries["target"]
+    scores = (class_scores(trained, val), class_scores(trained, target))
+    return calibration_errors(*scores, val.label_ids, target.label_ids)
 
 
-def _error(scores: Tensor, target: Pictures) -> float:
+def calibration_errors(val: Tensor, target: Tensor, val_ids: Tensor, target_ids: Tensor) -> dict[str, float]:
+    """Expected calibration error of the target's scores, as they are and at the temperature that `val` asks for.
+
+    Args:
+        val: Logits (N, C) of the validation rows.
+        target: Logits (M, C) of the target's.
+        val_ids: Labels (N,).
+        target_ids: Labels (M,).
+    """
+    factor = choose_temperature(val, val_ids)
+    return {"trained": _error(target, target_ids), "fitted": _error(target / factor, target_ids)}
+
+
+def _error(scores: Tensor, label_ids: Tensor) -> float:
     best = scores.softmax(dim=-1).max(dim=-1)
-    return round(float(calibration_error(best.values, best.indices == target.label_ids)), 5)
+    return round(float(calibration_error(best.values, best.indices == label_ids)), 5)

@@ -41,7 +41,7 @@ class Cell:
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides the figures, as JSON would return it."""
-        about_choice = ("name", "title", "trials", "tuned_like")
+        about_choice = ("name", "title", "seeds", "trials", "tuned_like")
         of_methods = ("augmentations",)  # those of them that augment name it among their own settings
         left_out = (*about_choice, *of_methods)
         task = {key: value for key, value in dataclasses.asdict(self.task).items() if key not in left_out}

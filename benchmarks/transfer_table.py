@@ -28,7 +28,7 @@ def format_table(results: Results, tasks: Sequence[Task], methods: Sequence[Meth
     for task in tasks:
         zero_shot = _zero_shot(results, task)
         lines += [_line(results, task, method, zero_shot) for method in methods if method.handles(task)]
-    return _markdown(HEADER, 3, lines)
+    return markdown(HEADER, 3, lines)
 
 
 LINE_HEADER = (
@@ -69,10 +69,10 @@ def format_lines(results: Results, tasks: Sequence[Task], methods: Sequence[Meth
             *(f"{100 * errors[name]:.1f}" if errors else "-" for name in ("trained", "fitted")),
         ]
         lines.append(cells)
-    return _markdown(LINE_HEADER, 2, lines)
+    return markdown(LINE_HEADER, 2, lines)
 
 
-def _markdown(header: Sequence[str], words: int, lines: Sequence[Sequence[str]]) -> str:
+def markdown(header: Sequence[str], words: int, lines: Sequence[Sequence[str]]) -> str:
     """A table whose first columns hold words and the others numbers."""
     aligned = ["---"] * words + ["---:"] * (len(header) - words)
     return "\n".join(f"| {' | '.join(line)} |" for line in (header, aligned, *lines))

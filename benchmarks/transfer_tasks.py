@@ -67,6 +67,7 @@ class Task:
         augmentations: Albumentations transforms as a recipe names them, the same for each method that augments.
         shift: The same concepts drawn by somebody else, None without such a table.
         shots: Training and validation rows of each class, drawn by the seed; None for all rows.
+        seeds: How often a method that draws anything is repeated.
         trials: Settings that each method may try on the validation rows.
         tuned_like: Name of the task whose choice of settings is taken over, None to choose here.
     """
@@ -78,6 +79,7 @@ class Task:
     augmentations: tuple[dict[str, Any], ...]
     shift: Gallery | None = None
     shots: int | None = None
+    seeds: int = 3
     trials: int = 2
     tuned_like: str | None = None
 
@@ -124,7 +126,7 @@ def _digits(shots: int | None, epochs: int, trials: int) -> Task:
     home = Gallery("digits/digits.csv", "split", 64, label="label", template="a photo of the handwritten digit {}.")
     name = "full" if shots is None else str(shots)
     title = "digits, all rows" if shots is None else f"digits, {shots} a class"
-    return Task(f"digits-{name}", title, home, epochs, (SHIFT,), shots=shots, trials=trials)
+    return Task(f"digits-{name}", title, home, epochs, (SHIFT,), shots=shots, seeds=5 if shots else 3, trials=trials)
 
 
 GOOGLE = Gallery("emoji/google.csv", "split", 96, caption="caption")
@@ -138,8 +140,10 @@ ELSEWHERE = {"photographs": PHOTOGRAPHS, "names": GOOGLE}
 """Where zero-shot align-mini is at least five times chance; drawings, sub-categories and digits are not."""
 
 TASKS: Sequence[Task] = (
-    Task("names-google", "emoji names, Google", GOOGLE, 3, (MOVE,), shift=TWITTER),
-    Task("names-twitter", "emoji names, Twitter", TWITTER, 3, (MOVE,), shift=GOOGLE, tuned_like="names-google"),
+    Task("names-google", "emoji names, Google", GOOGLE, 3, (MOVE,), shift=TWITTER, seeds=5),
+    Task(
+        "names-twitter", "emoji names, Twitter", TWITTER, 3, (MOVE,), shift=GOOGLE, seeds=5, tuned_like="names-google"
+    ),
     Task("kinds", "emoji sub-categories", KINDS, 4, (MOVE, FLIP), shift=OTHER_KINDS),
     Task("stamps", "stamps, photograph to drawing", DRAWINGS, 6, (MOVE,)),
     _digits(1, epochs=40, trials=2),

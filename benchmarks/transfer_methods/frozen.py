@@ -65,7 +65,7 @@ class LogisticRegressionOnFrozen:
     tuned_like = None
 
     def seeds(self, task: Task) -> int:
-        return 5 if task.shots else 1
+        return task.seeds if task.shots else 1
 
     def handles(self, task: Task) -> bool:
         return task.home.label is not None
@@ -92,7 +92,7 @@ class TipAdapter:
     tuned_like = None
 
     def seeds(self, task: Task) -> int:
-        return 5
+        return task.seeds
 
     def handles(self, task: Task) -> bool:
         return task.home.label is not None

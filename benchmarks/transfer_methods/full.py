@@ -38,7 +38,7 @@ class FullFineTuning:
         self.probe_first = probe_first
 
     def seeds(self, task: Task) -> int:
-        return 3
+        return task.seeds
 
     def handles(self, task: Task) -> bool:
         return task.home.label is not None or not self.probe_first

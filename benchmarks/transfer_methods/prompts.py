@@ -29,7 +29,7 @@ class ClassPromptLora:
     tuned_like = None
 
     def seeds(self, task: Task) -> int:
-        return 3
+        return task.seeds
 
     def handles(self, task: Task) -> bool:
         return task.home.label is not None

@@ -48,7 +48,7 @@ class Toolkit:
         self.trials: Sequence[Setting] = ({},) if words else ({}, {"lr": 2.5e-3}, {"lr": 4e-4})
 
     def seeds(self, task: Task) -> int:
-        return 1 if self.words else 3
+        return min(task.seeds, 3) if self.words else task.seeds
 
     def handles(self, task: Task) -> bool:
         return (task.home.label is not None) == self.labels

@@ -70,7 +70,7 @@ class TrainerPeft:
         self.tuned_like = tuned_like
 
     def seeds(self, task: Task) -> int:
-        return 3
+        return task.seeds
 
     def handles(self, task: Task) -> bool:
         return True

@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.special
 import scipy.stats
+import torch
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -16,12 +18,21 @@ def modules():
     sys.path.insert(0, str(BENCHMARKS))
     try:
         import transfer
+        import transfer_comparison
+        import transfer_line
         import transfer_results
         import transfer_table
         import transfer_tasks
     finally:
         sys.path.remove(str(BENCHMARKS))
-    return {"run": transfer, "results": transfer_results, "table": transfer_table, "tasks": transfer_tasks}
+    return {
+        "run": transfer,
+        "comparison": transfer_comparison,
+        "line": transfer_line,
+        "results": transfer_results,
+        "table": transfer_table,
+        "tasks": transfer_tasks,
+    }
 
 
 @pytest.fixture
@@ -105,3 +116,57 @@ def test_the_line_to_the_base_tells_gain_kept_and_the_worst_place(modules, logis
     results.write(cell(digits, logistic, logistic.trials[0], 0), found, 1.0)
     *_, line = modules["table"].format_lines(results, [digits], [zero_shot, logistic]).splitlines()
     assert line.split(" | ")[2:] == ["0.5", "90 %", "5.0 %", "50.0 %", "20.0", "5.0 |"]
+
+
+@pytest.mark.parametrize("sharpness", [0.3, 4.0])
+def test_a_temperature_fitted_on_the_same_kind_of_rows_calibrates_the_target(modules, sharpness):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 1.5, (3000, 8))
+    labels = np.array([rng.choice(8, p=scipy.special.softmax(row)) for row in logits])
+    scores, label_ids = torch.from_numpy(sharpness * logits).float(), torch.from_numpy(labels)
+    found = modules["line"].calibration_errors(scores[:1500], scores[1500:], label_ids[:1500], label_ids[1500:])
+
+    probabilities = scipy.special.softmax(sharpness * logits[1500:], axis=1)
+    confidences, correct = probabilities.max(1), probabilities.argmax(1) == labels[1500:]
+    bins = np.minimum((confidences * 15).astype(int), 14)
+    gaps = [abs((correct[bins == part] - confidences[bins == part]).sum()) for part in range(15)]
+    assert found["trained"] == pytest.approx(sum(gaps) / 1500, abs=1e-4)
+    assert found["trained"] > 0.1
+    assert found["fitted"] < 0.04
+
+
+def test_differences_are_paired_by_seed_and_their_mean_has_the_interval_of_the_seeds(modules):
+    rng = np.random.default_rng(0)
+    ours, theirs = ({seed: rng.normal(0.6, 0.1) for seed in range(5)} for _ in range(2))
+    found = modules["comparison"].difference(ours, {**theirs, 9: 0.0})
+    pairs = np.array([ours[seed] - theirs[seed] for seed in range(5)])
+    low, high = scipy.stats.ttest_1samp(pairs, 0).confidence_interval()
+    assert (found.mean - found.half_width, found.mean + found.half_width) == pytest.approx((low, high), abs=1e-5)
+
+    half = 0.5 * pairs + 0.02
+    other = modules["comparison"].difference(dict(enumerate(half)), {0: 0.0})
+    both = modules["comparison"].mean_difference([found, other])
+    welch = scipy.stats.ttest_ind(pairs, -half, equal_var=False).confidence_interval()
+    assert (both.mean - both.half_width, both.mean + both.half_width) == pytest.approx(
+        (welch.low / 2, welch.high / 2), abs=1e-5
+    )
+
+
+def test_a_recipe_is_compared_where_both_were_run(modules, logistic, digits, tmp_path):
+    results, cell = modules["results"].Results(tmp_path), modules["results"].Cell
+    ours = next(method for method in modules["run"].METHODS if method.name == "classify-head")
+
+    def both(target, photographs):
+        return {
+            "val": {"accuracy": target},
+            "target": {"accuracy": target},
+            "photographs": {"hit@10": photographs},
+            "names": {"hit@10": 0.2},
+        }
+
+    for seed, gain in enumerate((0.1, 0.2, 0.3)):
+        results.write(cell(digits, ours, ours.trials[0], seed), {"metrics": both(0.6 + gain, 0.5)}, 1.0)
+        results.write(cell(digits, logistic, logistic.trials[0], seed), {"metrics": both(0.6, 0.4)}, 1.0)
+    other = next(task for task in modules["run"].TASKS if task.name == "digits-1")
+    table = modules["comparison"].format_comparison(results, [digits, other], [ours, logistic])
+    assert table.splitlines()[2:] == [f"| {logistic.title} | +20.0 ± 24.8 | - | +20.0 ± 24.8 | +5.0 |"]
