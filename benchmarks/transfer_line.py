@@ -17,7 +17,7 @@ from transfer_measure import Trained, class_scores, main_figure, measure_place
 from finetune.classifier import interpolate_head
 from finetune.head import Head
 from finetune.interpolate import choose_alpha, interpolate
-from finetune.metrics import calibration_error, choose_temperature
+from finetune.metrics import calibration_error, chance_calibration_error, fit_temperature
 from finetune.task import AlignTask
 from finetune.towers.merge import merge_copy
 
@@ -102,14 +102,21 @@ def measure_calibration(trained: Trained, data: TaskData) -> dict[str, float]:
 def calibration_errors(val: Tensor, target: Tensor, val_ids: Tensor, target_ids: Tensor) -> dict[str, float]:
     """Expected calibration error of the target's scores, as they are and at the temperature that `val` asks for.
 
+    `by_chance` is that of a calibrated model in the place of the fitted one.
+
     Args:
         val: Logits (N, C) of the validation rows.
         target: Logits (M, C) of the target's.
         val_ids: Labels (N,).
         target_ids: Labels (M,).
     """
-    factor = choose_temperature(val, val_ids)
-    return {"trained": _error(target, target_ids), "fitted": _error(target / factor, target_ids)}
+    fitted = target / fit_temperature(val, val_ids)
+    by_chance = chance_calibration_error(fitted.softmax(dim=-1).amax(dim=-1))
+    return {
+        "trained": _error(target, target_ids),
+        "fitted": _error(fitted, target_ids),
+        "by_chance": round(by_chance, 5),
+    }
 
 
 def _error(scores: Tensor, label_ids: Tensor) -> float:

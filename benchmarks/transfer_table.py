@@ -17,7 +17,7 @@ HEADER = ("task", "method", "setting", "seeds", "target", "other vendor", "photo
 
 
 def format_table(results: Results, tasks: Sequence[Task], methods: Sequence[Method]) -> str:
-    """A line for each task and method; "-" where nothing was run.
+    """A line for each task and method that was run.
 
     Args:
         results: The cells.
@@ -27,7 +27,8 @@ def format_table(results: Results, tasks: Sequence[Task], methods: Sequence[Meth
     lines = []
     for task in tasks:
         zero_shot = _zero_shot(results, task)
-        lines += [_line(results, task, method, zero_shot) for method in methods if method.handles(task)]
+        found = [_line(results, task, method, zero_shot) for method in methods if method.handles(task)]
+        lines += [line for line in found if line]
     return markdown(HEADER, 3, lines)
 
 
@@ -40,6 +41,7 @@ LINE_HEADER = (
     "at alpha 1",
     "ECE, trained",
     "ECE, fitted",
+    "by chance",
 )
 
 
@@ -63,13 +65,18 @@ def format_lines(results: Results, tasks: Sequence[Task], methods: Sequence[Meth
             task.title,
             method.title,
             f"{line['alpha']:g}",
-            f"{100 * (chosen['target'] - start) / (full['target'] - start):.0f} %",
+            _gain_kept(start, chosen["target"], full["target"]),
             f"{100 * worst_loss(before, chosen):.1f} %",
             f"{100 * worst_loss(before, full):.1f} %",
-            *(f"{100 * errors[name]:.1f}" if errors else "-" for name in ("trained", "fitted")),
+            *(f"{100 * errors[name]:.1f}" if errors else "-" for name in ("trained", "fitted", "by_chance")),
         ]
         lines.append(cells)
     return markdown(LINE_HEADER, 2, lines)
+
+
+def _gain_kept(before: float, chosen: float, full: float) -> str:
+    """As a share of the whole gain; "-" where that is less than a point."""
+    return f"{100 * (chosen - before) / (full - before):.0f} %" if full - before >= 0.01 else "-"
 
 
 def markdown(header: Sequence[str], words: int, lines: Sequence[Sequence[str]]) -> str:
@@ -97,7 +104,7 @@ def _line(results: Results, task: Task, method: Method, zero_shot: Mapping[str, 
     found = [results.read(Cell(task, method, setting, seed)) for seed in range(method.seeds(task))]
     records = [record for record in found if record is not None]
     if not records:
-        return [task.title, method.title, *["-"] * (len(HEADER) - 2)]
+        return []
     places = [_places(record) for record in records]
     elsewhere = [name for name in places[0] if name in task.elsewhere() and name in zero_shot]
     changes = [statistics.mean(place[name] - zero_shot[name] for name in elsewhere) for place in places if elsewhere]

@@ -15,7 +15,7 @@ from finetune.evaluation import Evaluation, evaluate
 from finetune.head import Head
 from finetune.interpolate import ALPHAS, Point, choose_alpha, interpolate
 from finetune.measurement import compare_elsewhere
-from finetune.metrics import calibration_error, choose_temperature, reliability
+from finetune.metrics import calibration_error, chance_calibration_error, fit_temperature, reliability
 from finetune.objectives import Classification, Contrastive
 from finetune.run_settings import RunSettings
 from finetune.task import AlignTask
@@ -69,14 +69,16 @@ class Choice(NamedTuple):
         if self.temperature is None or after.class_scores is None or after.label_ids is None:
             return {}
         scores, labels = after.class_scores, after.label_ids
-        errors = {}
+        errors, by_chance = {}, {}
         for name, factor in (("trained", 1 / self.temperature.scale), ("fitted", 1.0)):
             best = (factor * scores).softmax(dim=-1).max(dim=-1)
             errors[name] = float(calibration_error(best.values, best.indices == labels))
+            by_chance[name] = chance_calibration_error(best.values)
         return {
             "calibration": {
                 "temperature": self.temperature._asdict(),
                 "expected_calibration_error": errors,
+                "of_a_calibrated_model": by_chance,
                 "bins": [part._asdict() for part in reliability(scores, labels)],
             }
         }
@@ -178,7 +180,7 @@ def choose(
 def _fit(validation: Evaluation, trained: float) -> Temperature:
     assert validation.class_scores is not None
     assert validation.label_ids is not None
-    factor = choose_temperature(validation.class_scores, validation.label_ids)
+    factor = fit_temperature(validation.class_scores, validation.label_ids)
     return Temperature(trained, torch.tensor(factor * trained).item())  # as the weights hold it
 
 

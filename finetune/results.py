@@ -55,7 +55,11 @@ def _format_calibration(calibration: Mapping[str, Any]) -> str:
         f"{100 * calibration['expected_calibration_error'][name]:.1f} %"
         for name in ("trained", "fitted")
     )
-    return f"Calibration: as trained {trained}; fitted on validation rows {fitted}."
+    by_chance = f"{100 * calibration['of_a_calibrated_model']['fitted']:.1f} %"
+    return (
+        f"Calibration: as trained {trained}; fitted on validation rows {fitted}. "
+        f"On so many rows a calibrated model would show {by_chance}."
+    )
 
 
 def list_results(metrics: Mapping[str, Any]) -> list[list[str]]:

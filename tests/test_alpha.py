@@ -15,7 +15,7 @@ from finetune.data.table import RandomSplit, Table
 from finetune.errors import RecipeError
 from finetune.evaluation import Evaluation
 from finetune.head import Head
-from finetune.metrics import choose_temperature
+from finetune.metrics import chance_calibration_error, fit_temperature
 from finetune.run_settings import RunSettings
 
 AUTO = RunSettings(alpha="auto", max_retention_loss=0.2)
@@ -106,7 +106,7 @@ def test_temperature_is_fitted_to_the_validation_rows_at_the_alpha(data, tiny, a
     state = average(tiny, adapted, 0.4)
     logits, labels, _ = logits_by_hand(tiny, state, colour_table, "val", data.templates)
     assert choice.temperature.trained == pytest.approx(float(state["temperature"]))
-    expected = choice.temperature.trained * choose_temperature(logits, labels)
+    expected = choice.temperature.trained * fit_temperature(logits, labels)
     assert choice.temperature.fitted == pytest.approx(expected, rel=1e-3)
     assert choice.as_metrics() == {"alpha": {"chosen": 0.4}}
 
@@ -167,6 +167,9 @@ def test_calibration_is_measured_on_the_same_scores_at_both_temperatures():
     assert found["temperature"] == {"trained": 0.02, "fitted": 0.05}
     assert found["expected_calibration_error"]["fitted"] == pytest.approx(error(scores), abs=1e-5)
     assert found["expected_calibration_error"]["trained"] == pytest.approx(error(scores * 0.05 / 0.02), abs=1e-5)
+    for name, logits in {"fitted": scores, "trained": scores * 0.05 / 0.02}.items():
+        sure = torch.from_numpy(logits).float().softmax(dim=1).amax(dim=1)
+        assert found["of_a_calibrated_model"][name] == pytest.approx(chance_calibration_error(sure))
     assert len(found["bins"]) == 15
     assert found["bins"][-1].keys() == {"confidence", "accuracy", "share"}
 

@@ -75,6 +75,7 @@ def test_results_tell_alpha_and_calibration_in_a_line_each():
     calibration = {
         "temperature": {"trained": 0.05, "fitted": 0.0421},
         "expected_calibration_error": {"trained": 0.054, "fitted": 0.021},
+        "of_a_calibrated_model": {"trained": 0.017, "fitted": 0.018},
         "bins": [],
     }
     alpha = {"chosen": 0.7, "max_retention_loss": 0.05, "curve": curve}
@@ -85,7 +86,8 @@ def test_results_tell_alpha_and_calibration_in_a_line_each():
     ) in lines
     assert (
         "Calibration: as trained temperature 0.05, expected calibration error 5.4 %; "
-        "fitted on validation rows temperature 0.0421, expected calibration error 2.1 %."
+        "fitted on validation rows temperature 0.0421, expected calibration error 2.1 %. "
+        "On so many rows a calibrated model would show 1.8 %."
     ) in lines
     assert format_results({"alpha": {"chosen": 0.25}}) == (
         "Alpha 0.25: the weights lie 25 % of the way from the base to what was trained."

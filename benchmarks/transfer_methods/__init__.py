@@ -10,7 +10,8 @@ from transfer_methods.toolkit import Toolkit
 from transfer_methods.trainer_peft import TrainerPeft
 
 CROP = "[{class_path: albumentations.RandomResizedCrop, init_args: {size: [96, 96], scale: [0.7, 1.0]}}]"
-SMOOTHING = ("--model.objective", "finetune.objectives.Contrastive", "--model.objective.label_smoothing", "0.1")
+SHARP = ("--model.objective.label_smoothing", "0.0")
+EQUAL = ("--model.image_lora.alpha", "32")
 PROMPTS = ("--model.objective.head_start", "finetune.objectives.FromPrompts", "--model.objective.lr_scale", "5.0")
 
 METHODS: Sequence[Method] = (
@@ -26,7 +27,8 @@ METHODS: Sequence[Method] = (
     Toolkit(
         "retrieval-crop", "ours, cropped instead of moved", "retrieval_lora", False, ("--data.augmentations", CROP)
     ),
-    Toolkit("retrieval-smoothing", "ours, label smoothing 0.1", "retrieval_lora", False, SMOOTHING),
+    Toolkit("retrieval-sharp", "ours, without label smoothing", "retrieval_lora", False, SHARP),
+    Toolkit("retrieval-equal", "ours, both towers at one rate", "retrieval_lora", False, EQUAL),
     Toolkit("classify-prompts", "ours, classify_prompts", "classify_prompts", labels=True),
     Toolkit("classify-head", "ours, classify_head", "classify_head", labels=True),
     Toolkit("head-from-prompts", "ours, head started from the prompts", "classify_head", True, PROMPTS),

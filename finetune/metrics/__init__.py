@@ -7,7 +7,7 @@ among the K best.
 
 from finetune.metrics.average_precision import AveragePrecision
 from finetune.metrics.bootstrap import Difference, paired_difference
-from finetune.metrics.calibration import calibration_error, choose_temperature, fit_temperature, reliability
+from finetune.metrics.calibration import calibration_error, chance_calibration_error, fit_temperature, reliability
 from finetune.metrics.choice import choose_metric
 from finetune.metrics.classification import ClassAccuracy, class_embeddings
 from finetune.metrics.cloud import Cloud, effective_rank, spread
@@ -35,8 +35,8 @@ __all__ = [
     "Similarities",
     "Suspicion",
     "choose_metric",
-    "choose_temperature",
     "calibration_error",
+    "chance_calibration_error",
     "class_embeddings",
     "compare_rows",
     "effective_rank",

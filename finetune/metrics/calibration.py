@@ -4,14 +4,11 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from scipy.optimize import minimize_scalar
 from scipy.stats import binned_statistic
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from torchmetrics.functional.classification import binary_calibration_error
-
-from finetune.metrics.bootstrap import paired_difference
-from finetune.metrics.figures import mean
 
 BINS = 15
 """Equal parts of [0, 1] that confidences are sorted into."""
@@ -19,8 +16,11 @@ BINS = 15
 LARGEST_FACTOR = 100.0
 """How far a fitted temperature may be from the trained one, up or down."""
 
-PRIOR = 0.25
-"""How much the trained temperature counts beside the rows that another one is fitted to."""
+PRIOR = 1.0
+"""How many rows the trained temperature counts as, beside those that another one is fitted to."""
+
+DRAWS = 200
+"""How often `chance_calibration_error` draws which rows are right."""
 
 
 class Bin(NamedTuple):
@@ -52,6 +52,27 @@ def calibration_error(confidences: Tensor, correct: Tensor) -> Tensor:
         tensor(0.4000)
     """
     return binary_calibration_error(confidences, correct.long(), n_bins=BINS, norm="l1")
+
+
+def chance_calibration_error(confidences: Tensor) -> float:
+    """Returns the calibration error that a calibrated model of these confidences would show on so many rows.
+
+    It is far from 0 where rows are few, as the bins' accuracies are those of a few rows each: an error near it is no
+    sign of a bad calibration. The mean over draws in which each row is right with its confidence (consistency
+    resampling, Bröcker and Smith 2007, Weather and Forecasting 22).
+
+    Args:
+        confidences: Float tensor of shape (N,), probability of the predicted class.
+
+    Example:
+        >>> import torch
+        >>> few, many = (chance_calibration_error(torch.linspace(0.2, 1, rows)) for rows in (100, 10_000))
+        >>> round(few, 2), round(many, 2)
+        (0.11, 0.01)
+    """
+    draws = np.random.default_rng(0).random((DRAWS, len(confidences)))
+    right = torch.from_numpy(draws) < confidences.double().cpu()
+    return float(torch.stack([calibration_error(confidences.cpu(), each) for each in right]).mean())
 
 
 def reliability(scores: Tensor, label_ids: Tensor) -> list[Bin]:
@@ -103,28 +124,3 @@ def fit_temperature(scores: Tensor, label_ids: Tensor) -> float:
     bound = math.log(LARGEST_FACTOR)
     found = minimize_scalar(loss, bounds=(-bound, bound), method="bounded", options={"xatol": 1e-6})
     return math.exp(-found.x)
-
-
-def choose_temperature(scores: Tensor, label_ids: Tensor) -> float:
-    """Returns the factor of `fit_temperature` where it clearly suits the rows better than none, else 1.
-
-    Clearly is where the paired bootstrap's 95 % interval of the mean of -log softmax(scores / factor)[label] lies below
-    that without the factor. What a few rows ask for is otherwise as likely to take from a calibrated model as to give.
-
-    Args:
-        scores: As for `fit_temperature`.
-        label_ids: Likewise.
-
-    Example:
-        >>> import torch
-        >>> scores, labels = torch.tensor([[8.0, 0.0]]), torch.tensor([0] * 75 + [1] * 25)
-        >>> round(choose_temperature(scores.repeat(100, 1), labels), 1)
-        7.2
-        >>> choose_temperature(scores.repeat(4, 1), torch.tensor([0, 0, 0, 1]))
-        1.0
-    """
-    factor = fit_temperature(scores, label_ids)
-    trained, fitted = (
-        mean(cross_entropy(each.double(), label_ids, reduction="none")) for each in (scores, scores / factor)
-    )
-    return factor if paired_difference(trained, fitted).verdict == "lower" else 1.0

@@ -95,7 +95,10 @@ def _show_calibration(calibration: dict[str, Any] | None) -> tuple[Chart, Grid, 
     if calibration is None:
         return None
     temperature, error = calibration["temperature"], calibration["expected_calibration_error"]
-    kinds = [[kind, f"{temperature[kind]:.4g}", _percent(error[kind])] for kind in temperature]
+    by_chance = calibration["of_a_calibrated_model"]
+    kinds = [
+        [kind, f"{temperature[kind]:.4g}", _percent(error[kind]), _percent(by_chance[kind])] for kind in temperature
+    ]
     bins = [
         [_percent(one["confidence"]), _percent(one["accuracy"]), _percent(one["share"])]
         for one in calibration["bins"]
@@ -103,7 +106,7 @@ def _show_calibration(calibration: dict[str, Any] | None) -> tuple[Chart, Grid, 
     ]
     return (
         draw_reliability(calibration),
-        Grid("Temperatures", ["temperature", "value", "expected calibration error"], kinds),
+        Grid("Temperatures", ["temperature", "value", "expected calibration error", "of a calibrated model"], kinds),
         Grid("Points of the diagram", ["confidence", "accuracy", "share of rows"], bins),
     )
 

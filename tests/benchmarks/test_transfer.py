@@ -95,11 +95,12 @@ def test_the_best_setting_of_the_first_seed_is_repeated_and_the_first_wins_a_tie
     assert [(cell.setting, cell.seed) for cell in missing] == [(logistic.trials[1], seed) for seed in (1, 2, 3, 4)]
 
 
-def test_what_was_not_run_is_a_dash(modules, logistic, digits, tmp_path):
+def test_what_was_not_run_has_no_line(modules, logistic, digits, tmp_path):
     results = modules["results"].Results(tmp_path)
+    results.write(modules["results"].Cell(digits, logistic, logistic.trials[0], 0), {"metrics": record(0.5)}, 1.0)
     zero_shot = modules["run"].METHODS[0]
     lines = modules["table"].format_table(results, [digits], [zero_shot, logistic]).splitlines()
-    assert [set(line.split(" | ")[2:-1]) for line in lines[2:]] == [{"-"}, {"-"}]
+    assert [line.split(" | ")[1:5] for line in lines[2:]] == [[logistic.title, "C 100 (1 of 2 tried)", "1", "50.0"]]
 
 
 def test_the_line_to_the_base_tells_gain_kept_and_the_worst_place(modules, logistic, digits, tmp_path):
@@ -112,10 +113,14 @@ def test_the_line_to_the_base_tells_gain_kept_and_the_worst_place(modules, logis
         alpha: {"target": target[alpha], "photographs": photographs, "names": names}
         for alpha, (photographs, names) in places.items()
     }
-    found = {"metrics": record(0.9), "line": {"alpha": 0.5, "at": at}, "calibration": {"trained": 0.2, "fitted": 0.05}}
+    found = {
+        "metrics": record(0.9),
+        "line": {"alpha": 0.5, "at": at},
+        "calibration": {"trained": 0.2, "fitted": 0.05, "by_chance": 0.03},
+    }
     results.write(cell(digits, logistic, logistic.trials[0], 0), found, 1.0)
     *_, line = modules["table"].format_lines(results, [digits], [zero_shot, logistic]).splitlines()
-    assert line.split(" | ")[2:] == ["0.5", "90 %", "5.0 %", "50.0 %", "20.0", "5.0 |"]
+    assert line.split(" | ")[2:] == ["0.5", "90 %", "5.0 %", "50.0 %", "20.0", "5.0", "3.0 |"]
 
 
 @pytest.mark.parametrize("sharpness", [0.3, 4.0])

@@ -156,6 +156,7 @@ METRICS = {
     "calibration": {
         "temperature": {"trained": 0.0512, "fitted": 0.0731},
         "expected_calibration_error": {"trained": 0.123, "fitted": 0.034},
+        "of_a_calibrated_model": {"trained": 0.021, "fitted": 0.022},
         "bins": [
             {"confidence": 0.35, "accuracy": 0.4, "share": 0.25},
             {"confidence": None, "accuracy": None, "share": 0.0},
