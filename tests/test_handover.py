@@ -104,10 +104,8 @@ def test_a_classifier_that_is_clearly_too_unsure_is_made_surer(tiny, colour_tabl
     with torch.no_grad():
         logits = model(processor(images, return_tensors="pt")["pixel_values"]).logits
     for name, scale in (("fitted", 1.0), ("trained", temperature["fitted"] / temperature["trained"])):
-        sure = (
-            (scale * logits).softmax(dim=1).amax(dim=1)
-        )  # every colour is told right: the error is what is missing to 1
-        assert metrics["after"]["test/accuracy"] == 1
+        sure = (scale * logits).softmax(dim=1).amax(dim=1)
+        assert metrics["after"]["test/accuracy"] == 1  # so the error is what is missing to 1
         told = metrics["calibration"]["expected_calibration_error"][name]
         assert told == pytest.approx(1 - sure.mean().item(), abs=1e-4)
 

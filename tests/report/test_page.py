@@ -73,7 +73,10 @@ def test_tables_hold_the_numbers_of_the_metrics_file(label_run):
         ["0.75", "70.0 %", "9.0 %"],
         ["1", "75.0 %", "25.0 %"],
     ]
-    assert page.table("Temperatures")[1:] == [["trained", "0.0512", "12.3 %"], ["fitted", "0.0731", "3.4 %"]]
+    assert page.table("Temperatures")[1:] == [
+        ["trained", "0.0512", "12.3 %", "2.1 %"],
+        ["fitted", "0.0731", "3.4 %", "2.2 %"],
+    ]
     assert page.table("Points of the diagram")[1:] == [["35.0 %", "40.0 %", "25.0 %"], ["90.0 %", "85.0 %", "75.0 %"]]
     assert page.table("Largest difference from the trained model")[1:] == [
         ["merged: image", "3.0e-07", "1e-05"],
