@@ -95,8 +95,9 @@ def measure_calibration(trained: Trained, data: TaskData) -> dict[str, float]:
         data: A task with labels.
     """
     val, target = data.val, data.galleries["target"]
-    scores = (class_scores(trained, val), class_scores(trained, target))
-    return calibration_errors(*scores, val.label_ids, target.label_ids)
+    return calibration_errors(
+        class_scores(trained, val), class_scores(trained, target), val.label_ids, target.label_ids
+    )
 
 
 def calibration_errors(val: Tensor, target: Tensor, val_ids: Tensor, target_ids: Tensor) -> dict[str, float]:

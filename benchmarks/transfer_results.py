@@ -113,6 +113,17 @@ class Results:
         _, setting = max(run, key=lambda pair: pair[0], default=(0.0, method.trials[0]))
         return Choice(setting, len(run), len(cells))
 
+    def repeats(self, task: Task, method: Method, setting: Setting) -> dict[int, dict[str, Any]]:
+        """The records there are of a setting, by seed.
+
+        Args:
+            task: Any task.
+            method: Any method.
+            setting: One of its trials.
+        """
+        records = {seed: self.read(Cell(task, method, setting, seed)) for seed in range(method.seeds(task))}
+        return {seed: record for seed, record in records.items() if record is not None}
+
 
 def deciders(task: Task, method: Method) -> tuple[Task, Method]:
     """The task and the method whose trials decide on the setting: the two themselves, or what they are tuned like."""

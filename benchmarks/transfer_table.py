@@ -1,12 +1,11 @@
 """The results as one Markdown table: target and retention side by side, mean and 95 % interval over the seeds."""
 
 import itertools
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scipy.stats import t
+from transfer_means import mean_of
 from transfer_measure import main_figure
 from transfer_methods import METHODS
 from transfer_methods.method import Method
@@ -101,11 +100,10 @@ def worst_loss(before: Mapping[str, float], after: Mapping[str, float]) -> float
 
 def _line(results: Results, task: Task, method: Method, zero_shot: Mapping[str, float]) -> list[str]:
     setting, tried, budget = results.choose(task, method)
-    found = [results.read(Cell(task, method, setting, seed)) for seed in range(method.seeds(task))]
-    records = [record for record in found if record is not None]
+    records = [*results.repeats(task, method, setting).values()]
     if not records:
         return []
-    places = [_places(record) for record in records]
+    places = [figures(record) for record in records]
     elsewhere = [name for name in places[0] if name in task.elsewhere() and name in zero_shot]
     changes = [statistics.mean(place[name] - zero_shot[name] for name in elsewhere) for place in places if elsewhere]
     words = ", ".join(f"{key} {value:g}" for key, value in setting.items()) or "as shipped"
@@ -124,10 +122,15 @@ def _line(results: Results, task: Task, method: Method, zero_shot: Mapping[str, 
 
 
 def _zero_shot(results: Results, task: Task) -> dict[str, float]:
-    return _places(results.read(Cell(task, METHODS[0], METHODS[0].trials[0], 0)))
+    return figures(results.read(Cell(task, METHODS[0], METHODS[0].trials[0], 0)))
 
 
-def _places(record: Mapping[str, Any] | None) -> dict[str, float]:
+def figures(record: Mapping[str, Any] | None) -> dict[str, float]:
+    """The main figure of each place; none where the cell was not run.
+
+    Args:
+        record: A cell's.
+    """
     return {name: main_figure(metrics) for name, metrics in record["metrics"].items()} if record else {}
 
 
@@ -142,10 +145,4 @@ def format_interval(values: Sequence[float], sign: str = "") -> str:
         >>> format_interval([0.5, 0.52, 0.54]), format_interval([0.25]), format_interval([])
         ('52.0 ± 5.0', '25.0', '-')
     """
-    if not values:
-        return "-"
-    mean = f"{100 * statistics.mean(values):{sign}.1f}"
-    if len(values) == 1:
-        return mean
-    error = statistics.stdev(values) / math.sqrt(len(values))
-    return f"{mean} ± {100 * t.ppf(0.975, len(values) - 1) * error:.1f}"
+    return mean_of(values).describe(sign) if values else "-"

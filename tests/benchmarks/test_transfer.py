@@ -20,6 +20,7 @@ def modules():
         import transfer
         import transfer_comparison
         import transfer_line
+        import transfer_means
         import transfer_results
         import transfer_table
         import transfer_tasks
@@ -29,6 +30,7 @@ def modules():
         "run": transfer,
         "comparison": transfer_comparison,
         "line": transfer_line,
+        "means": transfer_means,
         "results": transfer_results,
         "table": transfer_table,
         "tasks": transfer_tasks,
@@ -150,7 +152,7 @@ def test_differences_are_paired_by_seed_and_their_mean_has_the_interval_of_the_s
 
     half = 0.5 * pairs + 0.02
     other = modules["comparison"].difference(dict(enumerate(half)), {0: 0.0})
-    both = modules["comparison"].mean_difference([found, other])
+    both = modules["means"].mean_of_means([found, other])
     welch = scipy.stats.ttest_ind(pairs, -half, equal_var=False).confidence_interval()
     assert (both.mean - both.half_width, both.mean + both.half_width) == pytest.approx(
         (welch.low / 2, welch.high / 2), abs=1e-5
