@@ -151,7 +151,7 @@ def test_differences_are_paired_by_seed_and_their_mean_has_the_interval_of_the_s
     assert (found.mean - found.half_width, found.mean + found.half_width) == pytest.approx((low, high), abs=1e-5)
 
     half = 0.5 * pairs + 0.02
-    other = modules["comparison"].difference(dict(enumerate(half)), {0: 0.0})
+    other = modules["comparison"].difference(dict(enumerate(half)), dict.fromkeys(range(5), 0.0))
     both = modules["means"].mean_of_means([found, other])
     welch = scipy.stats.ttest_ind(pairs, -half, equal_var=False).confidence_interval()
     assert (both.mean - both.half_width, both.mean + both.half_width) == pytest.approx(
@@ -171,9 +171,18 @@ def test_a_recipe_is_compared_where_both_were_run(modules, logistic, digits, tmp
             "names": {"hit@10": 0.2},
         }
 
+    tip = next(method for method in modules["run"].METHODS if method.name == "tip-adapter-f")
+    kinds = next(task for task in modules["run"].TASKS if task.name == "kinds")
     for seed, gain in enumerate((0.1, 0.2, 0.3)):
-        results.write(cell(digits, ours, ours.trials[0], seed), {"metrics": both(0.6 + gain, 0.5)}, 1.0)
+        for task in (digits, kinds):
+            results.write(cell(task, ours, ours.trials[0], seed), {"metrics": both(0.6 + gain, 0.5)}, 1.0)
         results.write(cell(digits, logistic, logistic.trials[0], seed), {"metrics": both(0.6, 0.4)}, 1.0)
+    results.write(cell(kinds, logistic, logistic.trials[0], 0), {"metrics": both(0.9, 0.4)}, 1.0)
+    results.write(cell(kinds, tip, tip.trials[0], 1), {"metrics": both(0.7, 0.4)}, 1.0)
     other = next(task for task in modules["run"].TASKS if task.name == "digits-1")
-    table = modules["comparison"].format_comparison(results, [digits, other], [ours, logistic])
-    assert table.splitlines()[2:] == [f"| {logistic.title} | +20.0 ± 24.8 | - | +20.0 ± 24.8 | +5.0 |"]
+    table = modules["comparison"].format_comparison(results, [digits, kinds, other], [ours, logistic, tip])
+    assert table.splitlines()[2:] == [
+        f"| {logistic.title} | +20.0 ± 24.8 | -10.0 ± 24.8 | - | +5.0 ± 11.3 | +7.5 |",
+        f"| {tip.title} | - | +10.0 | - | +10.0 | +10.0 |",
+        "| the best of these in each task | +20.0 ± 24.8 | -10.0 ± 24.8 | - | +5.0 ± 11.3 | +7.5 |",
+    ]
