@@ -31,7 +31,7 @@ from transfer_measure import measure
 from transfer_methods import METHODS
 from transfer_methods.method import Method
 from transfer_results import Cell, Results, deciders, trials
-from transfer_table import format_lines, format_table
+from transfer_table import format_calibration, format_lines, format_table
 from transfer_tasks import TASKS, Task
 from transformers.utils import logging as transformers_logging
 
@@ -54,8 +54,9 @@ def run_cell(cell: Cell, results: Results, data: Path) -> None:
     trained = cell.method.learn(rows, cell.setting, cell.seed)
     seconds = time.perf_counter() - start
     found: dict[str, Any] = {"metrics": measure(trained, rows)}
-    if trained.at is not None and (cell.setting, cell.seed) == (cell.method.trials[0], 0):
-        found["line"] = measure_line(trained.at, rows)
+    if trained.at is not None and cell.setting == cell.method.trials[0]:
+        if cell.seed == 0:
+            found["line"] = measure_line(trained.at, rows)
         if rows.train.classes:
             found["calibration"] = measure_calibration(trained, rows)
     results.write(cell, found, seconds)
@@ -126,11 +127,8 @@ def main() -> None:
             print(cell.name, flush=True)
             if not options.list:
                 run_cell(cell, results, options.data)
-    print(format_table(results, tasks, methods))
-    print()
-    print(format_comparison(results, tasks, methods))
-    print()
-    print(format_lines(results, tasks, methods))
+    for form in (format_table, format_comparison, format_lines, format_calibration):
+        print(form(results, tasks, methods), end="\n\n")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import itertools
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from transfer_means import mean_of
@@ -31,21 +31,11 @@ def format_table(results: Results, tasks: Sequence[Task], methods: Sequence[Meth
     return markdown(HEADER, 3, lines)
 
 
-LINE_HEADER = (
-    "task",
-    "method",
-    "alpha",
-    "gain kept",
-    "worst loss elsewhere",
-    "at alpha 1",
-    "ECE, trained",
-    "ECE, fitted",
-    "by chance",
-)
+LINE_HEADER = ("task", "method", "alpha", "gain kept", "worst loss elsewhere", "at alpha 1")
 
 
 def format_lines(results: Results, tasks: Sequence[Task], methods: Sequence[Method]) -> str:
-    """What `--alpha auto` and the fitted temperature did in the first seed of a recipe as shipped.
+    """What `--alpha auto` did in the first seed of a recipe as shipped.
 
     Args:
         results: The cells.
@@ -57,7 +47,7 @@ def format_lines(results: Results, tasks: Sequence[Task], methods: Sequence[Meth
         record = results.read(Cell(task, method, method.trials[0], 0)) if method.handles(task) else None
         if record is None or "line" not in record:
             continue
-        line, errors = record["line"], record.get("calibration", {})
+        line = record["line"]
         before, chosen, full = line["at"]["0"], line["at"][f"{line['alpha']:g}"], line["at"]["1"]
         start = _zero_shot(results, task)["target"]
         cells = [
@@ -67,10 +57,40 @@ def format_lines(results: Results, tasks: Sequence[Task], methods: Sequence[Meth
             _gain_kept(start, chosen["target"], full["target"]),
             f"{100 * worst_loss(before, chosen):.1f} %",
             f"{100 * worst_loss(before, full):.1f} %",
-            *(f"{100 * errors[name]:.1f}" if errors else "-" for name in ("trained", "fitted", "by_chance")),
         ]
         lines.append(cells)
     return markdown(LINE_HEADER, 2, lines)
+
+
+CALIBRATION = ("trained", "fitted", "by_chance")
+
+
+def format_calibration(results: Results, tasks: Sequence[Task], methods: Sequence[Method]) -> str:
+    """What the fitted temperature did to the expected calibration error of a recipe as shipped: means over the seeds.
+
+    The last line of a method is its mean over the tasks.
+
+    Args:
+        results: The cells.
+        tasks: Tasks in order.
+        methods: Methods in order.
+    """
+    lines = []
+    for method in methods:
+        by_task = []
+        for task in tasks:
+            records = results.repeats(task, method, method.trials[0]).values() if method.handles(task) else ()
+            found = [record["calibration"] for record in records if "calibration" in record]
+            if found:
+                by_task.append([statistics.mean(each[name] for each in found) for name in CALIBRATION])
+                lines.append([task.title, method.title, str(len(found)), *_in_per_cent(by_task[-1])])
+        if by_task:
+            lines.append(["mean", method.title, "", *_in_per_cent(map(statistics.mean, zip(*by_task, strict=True)))])
+    return markdown(("task", "method", "seeds", "as trained", "fitted", "by chance"), 2, lines)
+
+
+def _in_per_cent(values: Iterable[float]) -> list[str]:
+    return [f"{100 * value:.1f}" for value in values]
 
 
 def _gain_kept(before: float, chosen: float, full: float) -> str:

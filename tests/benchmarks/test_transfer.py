@@ -115,14 +115,25 @@ def test_the_line_to_the_base_tells_gain_kept_and_the_worst_place(modules, logis
         alpha: {"target": target[alpha], "photographs": photographs, "names": names}
         for alpha, (photographs, names) in places.items()
     }
-    found = {
-        "metrics": record(0.9),
-        "line": {"alpha": 0.5, "at": at},
-        "calibration": {"trained": 0.2, "fitted": 0.05, "by_chance": 0.03},
-    }
+    found = {"metrics": record(0.9), "line": {"alpha": 0.5, "at": at}}
     results.write(cell(digits, logistic, logistic.trials[0], 0), found, 1.0)
     *_, line = modules["table"].format_lines(results, [digits], [zero_shot, logistic]).splitlines()
-    assert line.split(" | ")[2:] == ["0.5", "90 %", "5.0 %", "50.0 %", "20.0", "5.0", "3.0 |"]
+    assert line.split(" | ")[2:] == ["0.5", "90 %", "5.0 %", "50.0 % |"]
+
+
+def test_calibration_is_the_mean_over_the_seeds_and_then_over_the_tasks(modules, logistic, digits, tmp_path):
+    results, cell = modules["results"].Results(tmp_path), modules["results"].Cell
+    kinds = next(task for task in modules["run"].TASKS if task.name == "kinds")
+    for task, seed, error in ((digits, 0, 0.2), (digits, 1, 0.4), (kinds, 0, 0.1)):
+        found = {"metrics": record(0.9), "calibration": {"trained": error, "fitted": error / 4, "by_chance": 0.03}}
+        results.write(cell(task, logistic, logistic.trials[0], seed), found, 1.0)
+    results.write(cell(digits, logistic, logistic.trials[0], 2), {"metrics": record(0.9)}, 1.0)
+    lines = modules["table"].format_calibration(results, [digits, kinds], [logistic]).splitlines()
+    assert [line.split(" | ")[2:] for line in lines[2:]] == [
+        ["2", "30.0", "7.5", "3.0 |"],
+        ["1", "10.0", "2.5", "3.0 |"],
+        ["", "20.0", "5.0", "3.0 |"],
+    ]
 
 
 @pytest.mark.parametrize("sharpness", [0.3, 4.0])
