@@ -22,19 +22,8 @@ from finetune.suspects import cross_fit, deal_folds, rank_rows
 from finetune.task import AlignTask
 
 SHARE = 0.05
-MOVED = """[{class_path: albumentations.Affine, init_args:
-  {translate_percent: [-0.08, 0.08], scale: [0.9, 1.1], fill: 255, p: 1.0}},
-  {class_path: albumentations.HorizontalFlip}]"""
 CASES = {
-    "emoji": (
-        "retrieval_lora",
-        "caption",
-        {
-            "--data.augmentations": MOVED,
-            "--data.image_size": 96,
-            "--model.image_lora.last_blocks": 6,
-        },
-    ),
+    "emoji": ("retrieval_lora", "caption", {"--data.image_size": 96}),
     "digits": ("quickstart", "label", {}),
 }
 
