@@ -26,17 +26,19 @@ TRAINER_KEYS = ("max_epochs", "precision", "callbacks", "accumulate_grad_batches
 class Toolkit:
     """A shipped recipe on align-mini, at the task's image size, with the task's epochs and augmentations.
 
-    The learning rate tried first is the recipe's. Training is Lightning's, with the best weights by the validation
-    metric as in a run; merging, its proof and the report are left out, as they change no figure.
+    Nothing is chosen on the task's own rows: a recipe is run as it is shipped. Training is Lightning's, with the best
+    weights by the validation metric as in a run; merging, its proof and the report are left out, as they change no
+    figure.
 
     Args:
         name: Name in the files of results.
         title: Its words in the table.
         recipe: Name of the shipped recipe.
         labels: Whether it learns labels, else captions.
-        words: Overrides that make it a variant: tried once, at the recipe's learning rate.
+        words: Overrides that make it a variant.
     """
 
+    trials: Sequence[Setting] = ({},)
     tuned_like = None
 
     def __init__(self, name: str, title: str, recipe: str, labels: bool, words: Sequence[str] = ()) -> None:
@@ -45,7 +47,6 @@ class Toolkit:
         self.recipe = recipe
         self.labels = labels
         self.words = words
-        self.trials: Sequence[Setting] = ({},) if words else ({}, {"lr": 2.5e-3}, {"lr": 4e-4})
 
     def seeds(self, task: Task) -> int:
         return min(task.seeds, 3) if self.words else task.seeds
@@ -54,7 +55,7 @@ class Toolkit:
         return (task.home.label is not None) == self.labels
 
     def settings(self, task: Task, setting: Setting) -> dict[str, Any]:
-        values = yaml.safe_load(self._read(task, setting, ["--data.table.path", "table.csv"], 0).resolved)
+        values = yaml.safe_load(self._read(task, ["--data.table.path", "table.csv"], 0).resolved)
         data = {key: value for key, value in values["data"]["init_args"].items() if key not in ("table", "num_workers")}
         trainer = {key: values["trainer"][key] for key in TRAINER_KEYS}
         return {
@@ -65,7 +66,7 @@ class Toolkit:
             "trainer": trainer,
         }
 
-    def _read(self, task: Task, setting: Setting, table: Sequence[str], seed: int) -> Recipe:
+    def _read(self, task: Task, table: Sequence[str], seed: int) -> Recipe:
         column = "label" if self.labels else "caption"
         words = [
             *("--model.checkpoint", BASE),
@@ -83,15 +84,13 @@ class Toolkit:
         ]
         if self.labels:
             words += ["--data.templates", json.dumps([task.home.template])]
-        if "lr" in setting:
-            words += ["--model.optimizer", "torch.optim.AdamW", "--model.optimizer.lr", str(setting["lr"])]
         return read_recipe(find_recipe(self.recipe), [*words, *self.words])
 
     def learn(self, data: TaskData, setting: Setting, seed: int) -> Trained:
         table = ["--data.table.path", str(data.table.path)]
         if data.table.images is not None:
             table += ["--data.table.images", data.table.images]
-        recipe = self._read(data.task, setting, table, seed)
+        recipe = self._read(data.task, table, seed)
         module = recipe.build_data()
         task = recipe.build_task()
         with tempfile.TemporaryDirectory() as folder:
