@@ -8,6 +8,8 @@ both towers, on random images and captions; weights are random too with `--rando
 
 Memory is that of weights, gradients, optimizer and activations together: on CUDA the peak of the allocator, on
 the CPU the peak of the process less what it had before the model was loaded, sampled every 2 ms.
+
+`--whole depthwise` trains the image tower's depthwise kernels whole beside the adapters, as `classify_head` does.
 """
 
 import argparse
@@ -34,6 +36,7 @@ from finetune.checkpoint import load_processor
 from finetune.export import write_checkpoint
 from finetune.task import AlignTask
 from finetune.towers.checkpointing import checkpoint_blocks
+from finetune.towers.lora import TowerLora
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 IMAGE_PROCESSOR = {  # align-base's own settings
@@ -123,7 +126,7 @@ def measure_steps(options: argparse.Namespace, rows: int, checkpointing: bool) -
     """Peak memory in bytes, or None where there is too little of it, and the seconds of each step."""
     torch.manual_seed(0)
     before = 0 if DEVICE == "cuda" else psutil.Process().memory_info().rss
-    task = AlignTask(options.checkpoint).to(DEVICE)
+    task = AlignTask(options.checkpoint, image_lora=TowerLora(whole=options.whole)).to(DEVICE)
     if checkpointing:
         checkpoint_blocks(task.towers.align.vision_model)
     optimizer = torch.optim.AdamW([p for p in task.parameters() if p.requires_grad], lr=1e-4)
@@ -152,6 +155,7 @@ def measure_in_fresh_process(options: argparse.Namespace, rows: int, checkpointi
         *("--checkpoint", options.checkpoint, "--steps", options.steps, "--image-size", options.image_size),
         *("--tokens", options.tokens, "--cell", rows, int(checkpointing)),
         *(["--bf16"] if options.bf16 else []),
+        *(["--whole", *options.whole] if options.whole else []),
     ]
     command = [sys.executable, "-W", "ignore::FutureWarning", __file__, *map(str, words)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
@@ -202,6 +206,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--image-size", type=int, default=289, help="pixels a side (%(default)s)")
     parser.add_argument("--tokens", type=int, default=16, help="length of the captions (%(default)s)")
     parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
+    parser.add_argument("--whole", nargs="+", help="kinds of layer of the image tower that are trained whole (none)")
     parser.add_argument("--cell", type=int, nargs=2, help=argparse.SUPPRESS)
     return parser
 
