@@ -4,13 +4,16 @@ Alpha is chosen on the validation rows, and on every other row of the places els
 measured on the rows between. The temperature is fitted to the validation rows at alpha 1.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from peft import PeftModel
+from scipy.optimize import minimize_scalar
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transfer_data import Pictures, TaskData, load_base
 from transfer_measure import Trained, class_scores, main_figure, measure_place
 
@@ -18,6 +21,7 @@ from finetune.classifier import interpolate_head
 from finetune.head import Head
 from finetune.interpolate import choose_alpha, interpolate
 from finetune.metrics import calibration_error, chance_calibration_error, fit_temperature
+from finetune.metrics.calibration import LARGEST_FACTOR
 from finetune.task import AlignTask
 from finetune.towers.merge import merge_copy
 
@@ -103,7 +107,8 @@ def measure_calibration(trained: Trained, data: TaskData) -> dict[str, float]:
 def calibration_errors(val: Tensor, target: Tensor, val_ids: Tensor, target_ids: Tensor) -> dict[str, float]:
     """Expected calibration error of the target's scores, as they are and at the temperature that `val` asks for.
 
-    `by_chance` is that of a calibrated model in the place of the fitted one.
+    `by_likelihood` is that at the temperature of plain temperature scaling, `by_chance` that of a calibrated model in
+    the place of the fitted one.
 
     Args:
         val: Logits (N, C) of the validation rows.
@@ -116,8 +121,27 @@ def calibration_errors(val: Tensor, target: Tensor, val_ids: Tensor, target_ids:
     return {
         "trained": _error(target, target_ids),
         "fitted": _error(fitted, target_ids),
+        "by_likelihood": _error(target / temperature_of_most_likelihood(val, val_ids), target_ids),
         "by_chance": round(by_chance, 5),
     }
+
+
+def temperature_of_most_likelihood(scores: Tensor, label_ids: Tensor) -> float:
+    """Plain temperature scaling (Guo et al. 2017, arXiv 1706.04599), within the bounds of the toolkit's own.
+
+    Args:
+        scores: Logits (N, C).
+        label_ids: Labels (N,).
+    """
+    bound = math.log(LARGEST_FACTOR)
+    logits = scores.double()
+    return math.exp(
+        minimize_scalar(
+            lambda log_factor: float(cross_entropy(logits / math.exp(log_factor), label_ids)),
+            bounds=(-bound, bound),
+            method="bounded",
+        ).x
+    )
 
 
 def _error(scores: Tensor, label_ids: Tensor) -> float:

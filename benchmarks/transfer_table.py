@@ -62,7 +62,12 @@ def format_lines(results: Results, tasks: Sequence[Task], methods: Sequence[Meth
     return markdown(LINE_HEADER, 2, lines)
 
 
-CALIBRATION = ("trained", "fitted", "by_chance")
+CALIBRATION = {
+    "trained": "as trained",
+    "fitted": "fitted",
+    "by_likelihood": "temperature scaling",
+    "by_chance": "by chance",
+}
 
 
 def format_calibration(results: Results, tasks: Sequence[Task], methods: Sequence[Method]) -> str:
@@ -86,7 +91,7 @@ def format_calibration(results: Results, tasks: Sequence[Task], methods: Sequenc
                 lines.append([task.title, method.title, str(len(found)), *_in_per_cent(by_task[-1])])
         if by_task:
             lines.append(["mean", method.title, "", *_in_per_cent(map(statistics.mean, zip(*by_task, strict=True)))])
-    return markdown(("task", "method", "seeds", "as trained", "fitted", "by chance"), 2, lines)
+    return markdown(("task", "method", "seeds", *CALIBRATION.values()), 2, lines)
 
 
 def _in_per_cent(values: Iterable[float]) -> list[str]:

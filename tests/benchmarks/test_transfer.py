@@ -125,14 +125,15 @@ def test_calibration_is_the_mean_over_the_seeds_and_then_over_the_tasks(modules,
     results, cell = modules["results"].Results(tmp_path), modules["results"].Cell
     kinds = next(task for task in modules["run"].TASKS if task.name == "kinds")
     for task, seed, error in ((digits, 0, 0.2), (digits, 1, 0.4), (kinds, 0, 0.1)):
-        found = {"metrics": record(0.9), "calibration": {"trained": error, "fitted": error / 4, "by_chance": 0.03}}
+        errors = {"trained": error, "fitted": error / 4, "by_likelihood": error / 2, "by_chance": 0.03}
+        found = {"metrics": record(0.9), "calibration": errors}
         results.write(cell(task, logistic, logistic.trials[0], seed), found, 1.0)
     results.write(cell(digits, logistic, logistic.trials[0], 2), {"metrics": record(0.9)}, 1.0)
     lines = modules["table"].format_calibration(results, [digits, kinds], [logistic]).splitlines()
     assert [line.split(" | ")[2:] for line in lines[2:]] == [
-        ["2", "30.0", "7.5", "3.0 |"],
-        ["1", "10.0", "2.5", "3.0 |"],
-        ["", "20.0", "5.0", "3.0 |"],
+        ["2", "30.0", "7.5", "15.0", "3.0 |"],
+        ["1", "10.0", "2.5", "5.0", "3.0 |"],
+        ["", "20.0", "5.0", "10.0", "3.0 |"],
     ]
 
 
@@ -151,6 +152,7 @@ def test_a_temperature_fitted_on_the_same_kind_of_rows_calibrates_the_target(mod
     assert found["trained"] == pytest.approx(sum(gaps) / 1500, abs=1e-4)
     assert found["trained"] > 0.1
     assert found["fitted"] < 0.04
+    assert found["by_likelihood"] < 0.04
 
 
 def test_differences_are_paired_by_seed_and_their_mean_has_the_interval_of_the_seeds(modules):
