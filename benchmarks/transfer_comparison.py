@@ -10,8 +10,8 @@ from transfer_results import Results
 from transfer_table import figures, markdown
 from transfer_tasks import Task
 
-OURS = ("retrieval-lora", "classify-head")
-"""The recipe for captions and the one for labels."""
+OURS = ("retrieval-lora", "classify-head", "few-shot")
+"""The recipe for captions, the one for labels, and in its place the one for few of them."""
 
 
 class BySeed(NamedTuple):

@@ -36,23 +36,27 @@ class Toolkit:
         recipe: Name of the shipped recipe.
         labels: Whether it learns labels, else captions.
         words: Overrides that make it a variant.
+        few: Whether it is for a handful of rows a class alone.
     """
 
     trials: Sequence[Setting] = ({},)
     tuned_like = None
 
-    def __init__(self, name: str, title: str, recipe: str, labels: bool, words: Sequence[str] = ()) -> None:
+    def __init__(
+        self, name: str, title: str, recipe: str, labels: bool, words: Sequence[str] = (), few: bool = False
+    ) -> None:
         self.name = name
         self.title = title
         self.recipe = recipe
         self.labels = labels
         self.words = words
+        self.few = few
 
     def seeds(self, task: Task) -> int:
         return min(task.seeds, 3) if self.words else task.seeds
 
     def handles(self, task: Task) -> bool:
-        return (task.home.label is not None) == self.labels
+        return (task.home.label is not None) == self.labels and (task.shots is not None or not self.few)
 
     def settings(self, task: Task, setting: Setting) -> dict[str, Any]:
         values = yaml.safe_load(self._read(task, ["--data.table.path", "table.csv"], 0).resolved)
