@@ -9,7 +9,7 @@ both towers, on random images and captions; weights are random too with `--rando
 Memory is that of weights, gradients, optimizer and activations together: on CUDA the peak of the allocator, on
 the CPU the peak of the process less what it had before the model was loaded, sampled every 2 ms.
 
-`--whole depthwise` trains the image tower's depthwise kernels whole beside the adapters, as `classify_head` does.
+`--whole depthwise` trains the image tower's depthwise kernels whole beside the adapters, as `few_shot` does.
 """
 
 import argparse
