@@ -102,8 +102,9 @@ def _compare(results: Results, tasks: Sequence[Task], ours: Mapping[str, BySeed]
 
 def _line(title: str, tasks: Sequence[Task], found: Mapping[str, Compared]) -> list[str]:
     cells = [found[task.name].target.describe("+") if task.name in found else "-" for task in tasks]
-    targets, elsewhere = ([getattr(each, name) for each in found.values()] for name in ("target", "elsewhere"))
-    return [title, *cells, mean_of_means(targets).describe("+"), mean_of_means(elsewhere).describe("+")]
+    target = mean_of_means([compared.target for compared in found.values()])
+    elsewhere = mean_of_means([compared.elsewhere for compared in found.values()])
+    return [title, *cells, target.describe("+"), elsewhere.describe("+")]
 
 
 def _figures(results: Results, task: Task, method: Method, setting: Setting) -> BySeed:
