@@ -95,7 +95,7 @@ def fit_temperature(scores: Tensor, label_ids: Tensor) -> float:
     With it the mean confidence equals the accuracy (expectation consistency, Clarté et al. 2023, arXiv 2303.02644),
     which r right rows of n tell by Laplace's rule of succession: (r + 1) / (n + 2). So rows that are all right never
     ask for certainty. The likelihood that temperature scaling maximises (Guo et al. 2017, arXiv 1706.04599) is ruled by
-    the few rows that are surely wrong, which on some ten to hundred rows made others too unsure.
+    the few rows that are surely wrong, which can make all others too unsure.
 
     Args:
         scores: Float tensor of shape (N, C), logits at the temperature as it is.
