@@ -8,30 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
 from transformers.utils.logging import disable_progress_bar
 
 from finetune.alpha import Choice, check_settings
 from finetune.checkpoint import portable_name, resolve_checkpoint
 from finetune.classifier import write_classifier_card
 from finetune.classifier_task import ClassifierTask
-from finetune.collapse import CollapseWatch, Notice
 from finetune.data.check import tell
 from finetune.data.datamodule import ImageTextDataModule
 from finetune.data.unreadable import describe_skipped, read_skipped, write_skipped
 from finetune.evaluation import Evaluation, evaluate
 from finetune.files import fingerprint_file, fingerprint_weights, read_json, write_json, write_text
 from finetune.handover import hand_over
-from finetune.latest_best import LatestBest
 from finetune.measurement import Measurement, compare, compare_evaluations, measure
-from finetune.metrics import choose_metric
 from finetune.proof import PROOF_FILE
 from finetune.recipe import Recipe, read_recipe
 from finetune.report.page import write_report
 from finetune.results import format_proof, format_results, format_table, installed_versions, write_model_card
 from finetune.run_folder import RunFolder, open_run
 from finetune.task import AlignTask
+from finetune.training import fit
 
 _EXPECTED_WARNINGS = (
     r".*module\(s\) in eval mode at the start of training",  # BatchNorm and the base's dropout, on purpose
@@ -99,33 +95,6 @@ def quieten() -> None:
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     disable_progress_bar()
-
-
-def fit(recipe: Recipe, task: AlignTask, data: ImageTextDataModule, run: RunFolder) -> list[Notice]:
-    """Trains, and leaves the latest best weights by the validation metric in the task, or the last without one.
-
-    Args:
-        recipe: Has the trainer.
-        task: What is trained.
-        data: The table.
-        run: Where checkpoints and logged values are written.
-
-    Returns:
-        What went wrong in training.
-    """
-    rows = len(data.rows.indices("val"))
-    where: dict[str, Any] = {"dirpath": run.checkpoints, "filename": "best", "save_last": True}
-    metric = f"val/{choose_metric(data.class_prompts).headline}"
-    keep = LatestBest(rows, monitor=metric, **where) if rows else ModelCheckpoint(**where)
-    logger = CSVLogger(save_dir=run.path.parent, name=run.path.name, version="")
-    watch = CollapseWatch()
-    recipe.build_trainer([keep, watch], logger).fit(task, data)
-    # A fit that stops inside its first epoch (trainer.max_steps) is never validated: its last weights count.
-    path = keep.best_model_path or keep.last_model_path
-    best = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    unknown = task.load_state_dict(best, strict=False).unexpected_keys
-    assert not unknown, unknown
-    return watch.notices
 
 
 def _measure_exports(

@@ -55,21 +55,26 @@ class Recipe:
         """The data module."""
         return cast(ImageTextDataModule, self._build("data"))
 
-    def build_task(self) -> AlignTask:
-        """The task, adapters drawn anew from the seed."""
-        seed_everything(self.run.seed, verbose=False)
+    def build_task(self, seed: int | None = None) -> AlignTask:
+        """The task, adapters drawn anew from a seed, the run's own where none is given."""
+        seed_everything(self.run.seed if seed is None else seed, verbose=False)
         return cast(AlignTask, self._build("model"))
 
     def build_trainable(self) -> AlignTask:
         """The task, for training.
 
         Raises:
-            RecipeError: If nothing of it is trained.
+            RecipeError: If nothing of it is trained, or several trainings of it cannot be averaged.
         """
         task = self.build_task()
         if not task.towers.has_adapters and task.head is None:
             raise RecipeError(
                 "Expected something to train, but got none. Measure with `finetune test --config RECIPE`."
+            )
+        if self.run.soup > 1 and task.towers.has_magnitudes:
+            raise RecipeError(
+                f"Expected run.soup to be 1 with use_dora, but got {self.run.soup}. The average of several magnitudes "
+                "is not that of the models: set use_dora to false, or train once."
             )
         return task
 

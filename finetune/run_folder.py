@@ -63,6 +63,19 @@ class RunFolder:
         """Every logged value by step."""
         return self.path / "metrics.csv"
 
+    def members(self, count: int) -> "list[RunFolder]":
+        """Folders of the trainings that a soup averages: each has checkpoints and logged values of its own.
+
+        Args:
+            count: How many there are.
+        """
+        return [RunFolder(self.path / "members" / str(number)) for number in range(1, count + 1)]
+
+    @property
+    def logs(self) -> list[Path]:
+        """The files of logged values that there are: the run's own, or those of its members."""
+        return [path for path in (self.logged, *sorted(self.path.glob("members/*/metrics.csv"))) if path.is_file()]
+
     @property
     def metrics(self) -> Path:
         """Before, after, retention."""

@@ -15,6 +15,9 @@ class RunSettings:
         name: Name of the run's folder; null takes the recipe's file name.
         folder: Folder in which the run's folder is made.
         seed: Seed of adapters, dropout, training order and augmentations.
+        soup: How many trainings, alike save for their seeds, are averaged into the model that is handed out (a uniform
+            soup, Wortsman et al. 2022, arXiv 2203.05482). From few rows two or three learn more and forget less than
+            one, for as many times its time.
         floor: Whether a logistic regression on the frozen embeddings is measured too (tables with labels).
         neighbours: Of how many nearest training images the vote is measured too, as `test/knn_accuracy` (tables with
             labels): 20 as is usual, 1 as COYO-ALIGN's table; null for none. Embeds every training image.
@@ -31,6 +34,7 @@ class RunSettings:
     name: str | None = None
     folder: str = "runs"
     seed: int = 0
+    soup: int = 1
     floor: bool = True
     neighbours: int | None = None
     alpha: float | Literal["auto"] = 1.0
@@ -40,6 +44,8 @@ class RunSettings:
     def __post_init__(self) -> None:
         if self.neighbours is not None and self.neighbours < 1:
             raise RecipeError(f"Expected run.neighbours to be at least 1 or null, but got {self.neighbours}.")
+        if self.soup < 1:
+            raise RecipeError(f"Expected run.soup to be at least 1, but got {self.soup}. 1 trains once.")
         if self.alpha != "auto":
             check_alpha(self.alpha, "run.alpha")
         if not 0 <= self.max_retention_loss <= 1:

@@ -20,11 +20,12 @@ from finetune.data.splits import SPLITS, UNKNOWN
 from finetune.data.unreadable import SkippedRow, describe_skipped
 from finetune.errors import RecipeError
 from finetune.evaluation import Collect, build_trainer
-from finetune.experiment import fit, quieten
+from finetune.experiment import quieten
 from finetune.metrics import Suspicion, compare_rows, judge_captions, judge_labels
 from finetune.recipe import Recipe
 from finetune.run_folder import RunFolder
 from finetune.task import AlignTask
+from finetune.training import fit
 
 BLOCK = 4096
 """Rows of a caption table that are compared with each other at a time."""

@@ -10,11 +10,11 @@ import torch
 from finetune.cli import main
 from finetune.data.table import Table
 from finetune.errors import RecipeError
-from finetune.experiment import fit
 from finetune.recipe import read_recipe
 from finetune.run_folder import RunFolder
 from finetune.suspects import cross_fit, deal_folds, rank_rows
 from finetune.task import AlignTask
+from finetune.training import fit
 
 SWAPPED = (4, 11)  # a green and a blue square, as positions in the table
 

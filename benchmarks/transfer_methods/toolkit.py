@@ -1,4 +1,4 @@
-"""The toolkit itself: a shipped recipe, its task, data module and trainer, in this process."""
+"""The toolkit itself: a shipped recipe, its task, data module and training, in this process."""
 
 import json
 import tempfile
@@ -6,18 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from lightning.pytorch.loggers import CSVLogger
 from transfer_data import BASE, TaskData
 from transfer_line import line_of_task
 from transfer_measure import Trained
 from transfer_tasks import Task
 
 from finetune.head import build_head
-from finetune.latest_best import LatestBest
 from finetune.recipe import Recipe, read_recipe
+from finetune.run_folder import RunFolder
 from finetune.shipped import find_recipe
+from finetune.training import fit
 from transfer_methods.method import Setting
 
 TRAINER_KEYS = ("max_epochs", "precision", "callbacks", "accumulate_grad_batches", "gradient_clip_val")
@@ -62,9 +61,11 @@ class Toolkit:
         values = yaml.safe_load(self._read(task, ["--data.table.path", "table.csv"], 0).resolved)
         data = {key: value for key, value in values["data"]["init_args"].items() if key not in ("table", "num_workers")}
         trainer = {key: values["trainer"][key] for key in TRAINER_KEYS}
+        soup = values["run"]["soup"]
         return {
             "version": 1,
             "kept": "latest best",
+            **({"soup": soup} if soup > 1 else {}),
             "model": values["model"]["init_args"],
             "data": data,
             "trainer": trainer,
@@ -98,11 +99,7 @@ class Toolkit:
         module = recipe.build_data()
         task = recipe.build_task()
         with tempfile.TemporaryDirectory() as folder:
-            metric = "val/accuracy" if self.labels else "val/mean_R@K"
-            keep = LatestBest(len(data.val), dirpath=Path(folder) / "kept", monitor=metric)
-            recipe.build_trainer([keep], CSVLogger(folder)).fit(task, module)
-            best = torch.load(keep.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
-        task.load_state_dict(best, strict=False)
+            fit(recipe, task, module, RunFolder(Path(folder) / "run"))
         if task.head is None:
             return Trained(task.towers.align, at=line_of_task(task, None))
         head = build_head(task.head, data.train.classes, is_multilabel=False)

@@ -233,6 +233,16 @@ class ImageTextDataModule(LightningDataModule):
         other.rows = replace(self.rows, splits=codes.astype(self.rows.splits.dtype))
         return other
 
+    def with_seed(self, seed: int) -> "ImageTextDataModule":
+        """The same rows, split alike, in another order with other augmentations.
+
+        Args:
+            seed: As for the class.
+        """
+        other = copy.copy(self)
+        other.rows, other.seed = self.rows, seed
+        return other
+
     def find_concerns(self) -> list[Concern]:
         """What is seldom meant in the table; no image is decoded."""
         mirrors = self.augmentation is not None and bool(MIRRORING & {*name_steps(self.augmentation.compose)})

@@ -22,7 +22,8 @@ class Facts:
         metrics: `metrics.json`.
         environment: `environment.json`.
         recipe: `recipe.yaml`, as text.
-        logged: `metrics.csv`.
+        logged: `metrics.csv`; of several trainings the mean at each step.
+        trainings: How many there were.
         predictions: `predictions.csv`, with the column `place` in front: where the row stands, as `file:row`.
         proofs: `merge_proof.json` of each folder that is handed out, by its name.
         cards: The Python of each such folder's model card, likewise.
@@ -33,6 +34,7 @@ class Facts:
     environment: dict[str, Any]
     recipe: str
     logged: pd.DataFrame
+    trainings: int
     predictions: pd.DataFrame
     proofs: dict[str, dict[str, Any]]
     cards: dict[str, str]
@@ -56,7 +58,8 @@ class Facts:
             metrics=read_json(run.metrics),
             environment=environment,
             recipe=run.recipe.read_text(encoding="utf-8"),
-            logged=pd.read_csv(run.logged) if run.logged.is_file() else pd.DataFrame(),
+            logged=_read_logged(run),
+            trainings=len(run.logs),
             predictions=_read_predictions(run, environment),
             proofs={folder.name: read_json(folder / PROOF_FILE) for folder in folders},
             cards={
@@ -77,6 +80,13 @@ class Facts:
     def is_classified(self) -> bool:
         """Whether each test row has one label and one prediction."""
         return "test/accuracy" in self.metrics["after"]
+
+
+def _read_logged(run: RunFolder) -> pd.DataFrame:
+    logs = [pd.read_csv(path) for path in run.logs]
+    if len(logs) < 2:
+        return logs[0] if logs else pd.DataFrame()
+    return pd.concat(logs).groupby("step", as_index=False).mean()
 
 
 def _read_predictions(run: RunFolder, environment: dict[str, Any]) -> pd.DataFrame:

@@ -53,11 +53,12 @@ def build_sections(facts: Facts, pictures: Pictures) -> dict[str, Section]:
     """
     metrics, predictions = facts.metrics, facts.predictions
     head, *lines = list_results(metrics)
+    training = f"Training, mean of {facts.trainings}" if facts.trainings > 1 else "Training"
     is_wrong = facts.is_classified and (predictions["label"] != predictions["prediction"]).any()
     sections = {
         "results": Section("Before and after", Grid("On the test rows", head, lines)),
         "elsewhere": Section("Elsewhere", _show_elsewhere(metrics)),
-        "training": Section("Training", draw_training(facts)),
+        "training": Section(training, draw_training(facts)),
         "alpha": Section("Alpha", _show_alpha(metrics.get("alpha"))),
         "calibration": Section("Calibration", _show_calibration(metrics.get("calibration"))),
         "classes": Section("Classes", _show_recalls(facts)),

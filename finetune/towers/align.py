@@ -3,6 +3,7 @@
 from typing import Any, cast
 
 import torch
+from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import AlignModel
@@ -51,6 +52,12 @@ class AlignTowers(nn.Module):
     def has_adapters(self) -> bool:
         """Whether anything was attached that has to be merged."""
         return self.model is not self.align
+
+    @property
+    def has_magnitudes(self) -> bool:
+        """Whether adapters have magnitudes beside their factors (DoRA)."""
+        config = self.model.peft_config["default"] if isinstance(self.model, PeftModel) else None
+        return isinstance(config, LoraConfig) and config.use_dora
 
     @property
     def temperature(self) -> Tensor:

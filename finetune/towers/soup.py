@@ -1,0 +1,80 @@
+"""Adapters of several trainings as one: the adapter whose merge is the average of theirs."""
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from peft import LoraConfig, PeftModel
+from torch import Tensor
+from transformers import AlignModel
+
+
+def average_adapters(base: AlignModel, config: LoraConfig, members: Sequence[Mapping[str, Tensor]]) -> PeftModel:
+    """Puts the average of several trainings of one adapter into the base (a uniform soup, arXiv 2203.05482).
+
+    The average of products B A is no product of averages. It is one of factors that stand side by side,
+
+        alpha / r * (B1 A1 + ... + Bk Ak) / k = alpha / (k r) * [B1 ... Bk] [A1; ...; Ak],
+
+    that is LoRA of k times the rank with the same alpha. So it stays an adapter, and nothing is rounded off. Layers
+    trained whole, statistics and the temperature are averaged themselves.
+
+    Args:
+        base: The base they were trained on, float32 and without adapters; it is changed in place.
+        config: Their configuration.
+        members: What each trained, by the name in the adapted model's state dict; the same names in all.
+
+    Returns:
+        The adapted model, not to be trained further.
+
+    Raises:
+        ValueError: If the names differ or are not the adapted model's, or the adapters have magnitudes (DoRA): those
+            of an average are not the average of theirs.
+    """
+    if config.use_dora:
+        raise ValueError("Expected adapters without magnitudes, but got use_dora. Their average is no such adapter.")
+    adapted = PeftModel(base, _widen(config, len(members)))
+    unknown = adapted.load_state_dict(average_weights(members), strict=False).unexpected_keys
+    if unknown:
+        raise ValueError(f"Expected tensors of the adapted model, but got {unknown[0]}, which it does not have.")
+    return adapted.requires_grad_(False).eval()
+
+
+def average_weights(members: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Returns the average of state dicts; factors of LoRA stand side by side instead, see `average_adapters`.
+
+    Args:
+        members: Tensors by name, the same names in all.
+
+    Raises:
+        ValueError: If the names differ.
+
+    Example:
+        >>> members = [{"query.lora_B.default.weight": torch.tensor([[value]]), "bias": torch.tensor(value)}
+        ...            for value in (1.0, 2.0)]
+        >>> average_weights(members)
+        {'query.lora_B.default.weight': tensor([[1., 2.]]), 'bias': tensor(1.5000)}
+    """
+    if any(member.keys() != members[0].keys() for member in members):
+        raise ValueError("Expected all members to have trained the same tensors, but their names differ.")
+    return {name: _average(name, [member[name] for member in members]) for name in members[0]}
+
+
+def _average(name: str, tensors: list[Tensor]) -> Tensor:
+    if "lora_A" in name or "lora_embedding_A" in name:
+        return torch.cat(tensors, dim=0)
+    if "lora_B" in name or "lora_embedding_B" in name:
+        return torch.cat(tensors, dim=1)
+    return torch.stack(tensors).double().mean(0).to(tensors[0].dtype)
+
+
+def _widen(config: LoraConfig, times: int) -> LoraConfig:
+    """The configuration of factors side by side; rsLoRA, which divides by the root of the rank, needs a lower alpha."""
+    wide = copy.deepcopy(config)
+    shrunk = math.sqrt(times) if config.use_rslora else 1.0
+    wide.r *= times
+    wide.lora_alpha /= shrunk  # type: ignore[assignment]
+    wide.rank_pattern = {name: rank * times for name, rank in (config.rank_pattern or {}).items()}
+    wide.alpha_pattern = {name: alpha / shrunk for name, alpha in (config.alpha_pattern or {}).items()}
+    return wide
