@@ -64,16 +64,16 @@ class RunFolder:
         return self.path / "metrics.csv"
 
     def members(self, count: int) -> "list[RunFolder]":
-        """Folders of the trainings that a soup averages: each has checkpoints and logged values of its own.
+        """Where the trainings that a soup averages keep checkpoints and logged values: the first in the run's folder.
 
         Args:
             count: How many there are.
         """
-        return [RunFolder(self.path / "members" / str(number)) for number in range(1, count + 1)]
+        return [self, *(RunFolder(self.path / "members" / str(number)) for number in range(2, count + 1))]
 
     @property
     def logs(self) -> list[Path]:
-        """The files of logged values that there are: the run's own, or those of its members."""
+        """The files of logged values that there are, one of each training."""
         return [path for path in (self.logged, *sorted(self.path.glob("members/*/metrics.csv"))) if path.is_file()]
 
     @property

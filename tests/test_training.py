@@ -77,8 +77,8 @@ def test_its_adapter_is_a_standard_one_of_twice_the_rank(run, tiny):
 
 
 def test_each_training_keeps_its_logs_and_the_report_shows_their_mean(run):
-    logs = [pd.read_csv(run.path / "members" / number / "metrics.csv") for number in ("1", "2")]
-    assert not run.logged.exists()
+    logs = [pd.read_csv(path) for path in (run.logged, run.path / "members" / "2" / "metrics.csv")]
+    assert run.logs == [run.logged, run.path / "members" / "2" / "metrics.csv"]
     assert (run.path / "members" / "2" / "checkpoints" / "last.ckpt").is_file()
     losses = [log["val/loss"].dropna().to_numpy() for log in logs]
     assert (losses[0] != losses[1]).all()
