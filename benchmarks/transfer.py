@@ -31,6 +31,7 @@ from transfer_line import measure_calibration, measure_line
 from transfer_measure import measure
 from transfer_methods import METHODS
 from transfer_methods.method import Method
+from transfer_methods.toolkit import Toolkit
 from transfer_results import Cell, Results, deciders, trials
 from transfer_table import format_calibration, format_lines, format_table
 from transfer_tasks import TASKS, Task
@@ -39,7 +40,7 @@ from transformers.utils import logging as transformers_logging
 HERE = Path(__file__).parent
 QUICK_TASKS = {"digits-4": 20, "names-google": 1}  # epochs
 QUICK_METHODS = ("zero-shot", "logistic-regression", "tip-adapter-f", "tuned", "clip-lora", "retrieval-lora")
-QUICK_METHODS += ("classify-prompts", "classify-head")
+QUICK_METHODS += ("classify-prompts", "classify-head", "few-shot")
 
 
 def run_cell(cell: Cell, results: Results, data: Path) -> None:
@@ -127,8 +128,10 @@ def main() -> None:
             print(cell.name, flush=True)
             if not options.list:
                 run_cell(cell, results, options.data)
-    for form in (format_table, format_comparison, format_lines, format_calibration):
-        print(form(results, tasks, methods), end="\n\n")
+    shipped = [method for method in methods if not (isinstance(method, Toolkit) and method.words)]
+    print(format_table(results, tasks, methods), end="\n\n")
+    for form in (format_comparison, format_lines, format_calibration):
+        print(form(results, tasks, shipped), end="\n\n")
 
 
 if __name__ == "__main__":

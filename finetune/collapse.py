@@ -16,7 +16,8 @@ from torch.optim import Optimizer
 from finetune.batch import Batch, Embeddings
 from finetune.metrics import Cloud
 from finetune.objectives import positive_mask
-from finetune.task import AlignTask, total_steps
+from finetune.schedules import total_steps
+from finetune.task import AlignTask
 from finetune.towers.align import AlignTowers
 
 LEAST_SPREAD = 0.01

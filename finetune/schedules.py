@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
+from lightning import Trainer
 from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -81,3 +82,20 @@ def parameter_groups(named_parameters: Iterable[tuple[str, Parameter]]) -> list[
             (kept if is_free else decayed).append(parameter)
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
+
+
+def total_steps(trainer: Trainer) -> int:
+    """Optimizer steps of a whole fit, from lengths alone, so that asking does not disturb a restored loader.
+
+    Args:
+        trainer: A trainer that is fitting.
+    """
+    if trainer.max_steps >= 0:
+        return trainer.max_steps
+    datamodule = getattr(trainer, "datamodule", None)
+    if datamodule is None or trainer.max_epochs is None or trainer.max_epochs < 0:
+        return int(trainer.estimated_stepping_batches)
+    limit = trainer.limit_train_batches
+    batches = len(datamodule.train_dataloader())
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    return -(-batches // trainer.accumulate_grad_batches) * trainer.max_epochs

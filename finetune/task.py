@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import torch
 from jsonargparse import lazy_instance
-from lightning import LightningModule, Trainer
+from lightning import LightningModule
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import AdamW, Optimizer
@@ -19,7 +19,7 @@ from finetune.checkpoint import load_model
 from finetune.errors import RecipeError
 from finetune.metrics import choose_metric, class_embeddings
 from finetune.objectives import Classification, Contrastive, Objective, Seen
-from finetune.schedules import WarmupCosine, parameter_groups
+from finetune.schedules import WarmupCosine, parameter_groups, total_steps
 from finetune.towers.align import AlignTowers
 from finetune.towers.checkpointing import checkpoint_blocks
 from finetune.towers.lora import TowerLora, attach_lora
@@ -240,20 +240,3 @@ def _repeat(batches: DataLoader[Batch], epochs: int) -> Iterator[Batch]:
         if set_epoch is not None:
             set_epoch(epoch)
         yield from batches
-
-
-def total_steps(trainer: Trainer) -> int:
-    """Optimizer steps of a whole fit, from lengths alone, so that asking does not disturb a restored loader.
-
-    Args:
-        trainer: A trainer that is fitting.
-    """
-    if trainer.max_steps >= 0:
-        return trainer.max_steps
-    datamodule = getattr(trainer, "datamodule", None)
-    if datamodule is None or trainer.max_epochs is None or trainer.max_epochs < 0:
-        return int(trainer.estimated_stepping_batches)
-    limit = trainer.limit_train_batches
-    batches = len(datamodule.train_dataloader())
-    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-    return -(-batches // trainer.accumulate_grad_batches) * trainer.max_epochs

@@ -11,7 +11,8 @@ from finetune.data.datamodule import ImageTextDataModule
 from finetune.data.table import Table
 from finetune.metrics import ClassAccuracy, Retrieval
 from finetune.objectives import Contrastive, Sigmoid
-from finetune.task import AlignTask, total_steps
+from finetune.schedules import total_steps
+from finetune.task import AlignTask
 from finetune.towers.lora import TowerLora
 
 SMALL = TowerLora(rank=2)

@@ -9,8 +9,8 @@ from transfer_methods.prompts import ClassPromptLora
 from transfer_methods.toolkit import Toolkit
 from transfer_methods.trainer_peft import TrainerPeft
 
-SHARP = ("--model.objective.label_smoothing", "0.0")
-EQUAL = ("--model.image_lora.alpha", "32")
+ONCE = ("--run.soup", "1")
+ONCE_SLOWER = (*ONCE, "--model.optimizer.lr", "0.001")
 
 METHODS: Sequence[Method] = (
     ZeroShot(),
@@ -21,10 +21,14 @@ METHODS: Sequence[Method] = (
     FullFineTuning("full", "full fine-tuning", probe_first=False),
     FullFineTuning("lp-ft", "linear probe, then full", probe_first=True),
     ClassPromptLora(),
-    Toolkit("retrieval-lora", "ours, retrieval_lora", "retrieval_lora", labels=False),
-    Toolkit("retrieval-sharp", "ours, without label smoothing", "retrieval_lora", False, SHARP),
-    Toolkit("retrieval-equal", "ours, both towers at one rate", "retrieval_lora", False, EQUAL),
-    Toolkit("classify-prompts", "ours, classify_prompts", "classify_prompts", labels=True),
-    Toolkit("classify-head", "ours, classify_head", "classify_head", labels=True),
-    Toolkit("few-shot", "ours, few_shot", "few_shot", labels=True, few=True),
+    Toolkit("retrieval-lora", "ours, retrieval_lora", "retrieval_lora"),
+    Toolkit("retrieval-once", "ours, retrieval_lora once, lr 0.001", "retrieval_lora", ONCE_SLOWER),
+    Toolkit("retrieval-longer", "ours, retrieval_lora once, twice as long", "retrieval_lora", ONCE_SLOWER, length=2),
+    Toolkit("classify-prompts", "ours, classify_prompts", "classify_prompts"),
+    Toolkit("classify-head", "ours, classify_head", "classify_head"),
+    Toolkit("head-once", "ours, classify_head once", "classify_head", ONCE),
+    Toolkit("head-longer", "ours, classify_head once, twice as long", "classify_head", ONCE, length=2),
+    Toolkit("few-shot", "ours, few_shot", "few_shot"),
+    Toolkit("few-once", "ours, few_shot once, lr 0.001", "few_shot", ONCE_SLOWER),
+    Toolkit("few-longer", "ours, few_shot once, twice as long", "few_shot", ONCE_SLOWER, length=2),
 )

@@ -33,29 +33,26 @@ class Toolkit:
         name: Name in the files of results.
         title: Its words in the table.
         recipe: Name of the shipped recipe.
-        labels: Whether it learns labels, else captions.
         words: Overrides that make it a variant.
-        few: Whether it is for a handful of rows a class alone.
+        length: How often the task's epochs are trained.
     """
 
     trials: Sequence[Setting] = ({},)
     tuned_like = None
 
-    def __init__(
-        self, name: str, title: str, recipe: str, labels: bool, words: Sequence[str] = (), few: bool = False
-    ) -> None:
+    def __init__(self, name: str, title: str, recipe: str, words: Sequence[str] = (), length: int = 1) -> None:
         self.name = name
         self.title = title
         self.recipe = recipe
-        self.labels = labels
         self.words = words
-        self.few = few
+        self.length = length
+        self.labels = not recipe.startswith("retrieval")
 
     def seeds(self, task: Task) -> int:
-        return min(task.seeds, 3) if self.words else task.seeds
+        return task.seeds
 
     def handles(self, task: Task) -> bool:
-        return (task.home.label is not None) == self.labels and (task.shots is not None or not self.few)
+        return (task.home.label is not None) == self.labels and (task.shots is not None or self.recipe != "few_shot")
 
     def settings(self, task: Task, setting: Setting) -> dict[str, Any]:
         values = yaml.safe_load(self._read(task, ["--data.table.path", "table.csv"], 0).resolved)
@@ -81,7 +78,7 @@ class Toolkit:
             *("--data.image_size", str(task.home.image_size)),
             *("--data.augmentations", json.dumps(task.augmentations)),
             *("--data.num_workers", "0"),
-            *("--trainer.max_epochs", str(task.epochs)),
+            *("--trainer.max_epochs", str(self.length * task.epochs)),
             *("--trainer.accelerator", "cpu"),
             *("--trainer.precision", "bf16-mixed"),
             *("--trainer.enable_progress_bar", "false"),

@@ -21,7 +21,6 @@ from finetune.data.choices import RowChoices
 from finetune.data.concerns import MIRRORING, Concern, find_concerns, name_steps
 from finetune.data.copies import find_copies
 from finetune.data.dataset import ImageTextDataset
-from finetune.data.faults import TableFaultsError
 from finetune.data.images import Augmentation, ImagePreparation
 from finetune.data.limits import find_long_texts, find_small_images
 from finetune.data.loader import BatchLoader, TrainBatchLoader
@@ -31,8 +30,7 @@ from finetune.data.sampling import Sampling
 from finetune.data.splits import SPLITS, UNKNOWN
 from finetune.data.table import Rows, Table
 from finetune.data.texts import TextEncoder, write_prompts
-from finetune.data.unreadable import SkippedRow, Unreadable, image_fault, list_skipped
-from finetune.errors import TableError
+from finetune.data.unreadable import BadImages, SkippedRow, Unreadable, list_skipped
 
 
 class ImageTextDataModule(LightningDataModule):
@@ -81,8 +79,6 @@ class ImageTextDataModule(LightningDataModule):
                 raise ValueError(f"Expected {name} to be at least {least}, but got {value}.")
         if not templates:
             raise ValueError("Expected templates to hold at least one sentence, but got none.")
-        if on_bad_image not in ("error", "skip"):
-            raise ValueError(f"Expected on_bad_image to be error or skip, but got {on_bad_image!r}.")
         self.table = table
         self.templates = tuple(templates)
         write_prompts([], self.templates)
@@ -90,7 +86,7 @@ class ImageTextDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
-        self.on_bad_image = on_bad_image
+        self.bad_images = BadImages(on_bad_image)
         self.sampling = sampling
         if sampling is not None:
             sampling.check(table.label, table.weight)
@@ -108,7 +104,6 @@ class ImageTextDataModule(LightningDataModule):
         self.images = ImagePreparation.from_processor(self.processor.image_processor)
         self.texts = TextEncoder.from_processor(self.processor)
         self._rows: Rows | None = None
-        self._unreadable: dict[int, str] = {}
 
     @property
     def rows(self) -> Rows:
@@ -129,7 +124,7 @@ class ImageTextDataModule(LightningDataModule):
     @property
     def skipped(self) -> tuple[SkippedRow, ...]:
         """The rows that were left out so far, here and elsewhere, as their images cannot be read."""
-        own = list_skipped(self.rows, self._unreadable)
+        own = list_skipped(self.rows, self.bad_images.reasons)
         return (*own, *(row for other in self.retention.values() for row in other.skipped))
 
     @property
@@ -282,16 +277,12 @@ class ImageTextDataModule(LightningDataModule):
                 yield item
 
     def _report(self, unreadable: Sequence[Unreadable]) -> None:
-        """Stops at images that cannot be read, or notes down that their rows are left out."""
-        if self.on_bad_image == "error":
-            faults = dict.fromkeys(image_fault(self.rows, found, self.table.image) for found in unreadable)
-            raise TableError(f"{TableFaultsError([*faults])}\n`finetune check --full` finds all such images.")
-        self._unreadable.update(unreadable)
+        self.bad_images.report(self.rows, unreadable, self.table.image)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: the rows left out so far, as a run that goes on may not meet them again."""
-        return {"unreadable": self._unreadable}
+        return {"unreadable": self.bad_images.reasons}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remembers the rows that were left out before the run was stopped."""
-        self._unreadable.update(state_dict["unreadable"])
+        self.bad_images.reasons.update(state_dict["unreadable"])

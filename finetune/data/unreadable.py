@@ -1,4 +1,4 @@
-"""Rows whose images cannot be read: what a worker says of them, and the list of those that were left out."""
+"""Rows whose images cannot be read: what a worker says of them, what follows, and the list of those left out."""
 
 import csv
 import io
@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from finetune.data.concerns import count
-from finetune.data.faults import SHOWN, Fault
+from finetune.data.faults import SHOWN, Fault, TableFaultsError
 from finetune.data.images import FORMATS
 from finetune.data.members import place_of
 from finetune.data.rows import Rows
+from finetune.errors import TableError
 from finetune.files import write_text
 
 
@@ -40,6 +41,42 @@ class SkippedRow(NamedTuple):
     row: int | str
     image: str
     reason: str
+
+
+class BadImages:
+    """Decides what an image that cannot be read does, and remembers the rows that were left out.
+
+    Args:
+        on_bad_image: `error` stops, `skip` leaves its row out.
+
+    Attributes:
+        reasons: Why the image cannot be read, by position of the row, of the rows left out so far.
+
+    Raises:
+        ValueError: If `on_bad_image` is another word.
+    """
+
+    def __init__(self, on_bad_image: str) -> None:
+        if on_bad_image not in ("error", "skip"):
+            raise ValueError(f"Expected on_bad_image to be error or skip, but got {on_bad_image!r}.")
+        self.on_bad_image = on_bad_image
+        self.reasons: dict[int, str] = {}
+
+    def report(self, rows: Rows, unreadable: Sequence[Unreadable], column: str) -> None:
+        """Stops at images that cannot be read, or notes down that their rows are left out.
+
+        Args:
+            rows: The table.
+            unreadable: Its rows and the reasons.
+            column: The column of the image paths.
+
+        Raises:
+            TableError: If such an image is an error.
+        """
+        if self.on_bad_image == "error":
+            faults = dict.fromkeys(image_fault(rows, found, column) for found in unreadable)
+            raise TableError(f"{TableFaultsError([*faults])}\n`finetune check --full` finds all such images.")
+        self.reasons.update(unreadable)
 
 
 def image_fault(rows: Rows, unreadable: Unreadable, column: str) -> Fault:

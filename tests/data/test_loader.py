@@ -146,7 +146,7 @@ def test_a_place_with_several_captions_is_listed_once(folder: Path) -> None:
     data = ImageTextDataModule(table, "align-mini", image_size=32, on_bad_image="skip")
     assert [batch.rows.tolist() for batch in data.loader("test")] == [[2]]
     assert [(row.row, Path(row.image).name) for row in data.skipped] == [(1, "0.png")]
-    data.on_bad_image = "error"
+    data.bad_images.on_bad_image = "error"
     with pytest.raises(TableError) as caught:
         list(data.loader("test"))
     assert str(caught.value).count("two.jsonl:1:image") == 1
