@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from transfer_comparison import format_comparison
 from transfer_data import task_data
+from transfer_left_out import format_left_out
 from transfer_line import measure_calibration, measure_line
 from transfer_measure import measure
 from transfer_methods import METHODS
@@ -132,6 +133,7 @@ def main() -> None:
     print(format_table(results, tasks, methods), end="\n\n")
     for form in (format_comparison, format_lines, format_calibration):
         print(form(results, tasks, shipped), end="\n\n")
+    print(format_left_out(results, tasks, methods))
 
 
 if __name__ == "__main__":

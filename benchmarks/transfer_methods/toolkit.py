@@ -58,11 +58,10 @@ class Toolkit:
         values = yaml.safe_load(self._read(task, ["--data.table.path", "table.csv"], 0).resolved)
         data = {key: value for key, value in values["data"]["init_args"].items() if key not in ("table", "num_workers")}
         trainer = {key: values["trainer"][key] for key in TRAINER_KEYS}
-        soup = values["run"]["soup"]
         return {
             "version": 1,
             "kept": "latest best",
-            **({"soup": soup} if soup > 1 else {}),
+            "soup": values["run"]["soup"],
             "model": values["model"]["init_args"],
             "data": data,
             "trainer": trainer,

@@ -19,6 +19,7 @@ def modules():
     try:
         import transfer
         import transfer_comparison
+        import transfer_left_out
         import transfer_line
         import transfer_means
         import transfer_results
@@ -29,6 +30,7 @@ def modules():
     return {
         "run": transfer,
         "comparison": transfer_comparison,
+        "left_out": transfer_left_out,
         "line": transfer_line,
         "means": transfer_means,
         "results": transfer_results,
@@ -198,4 +200,25 @@ def test_a_recipe_is_compared_where_both_were_run(modules, logistic, digits, tmp
         f"| {logistic.title} | +20.0 ± 24.8 | -10.0 ± 24.8 | - | +5.0 ± 11.3 | +7.5 |",
         f"| {tip.title} | - | +10.0 | - | +10.0 | +10.0 |",
         "| the best of these in each task | +20.0 ± 24.8 | -10.0 ± 24.8 | - | +5.0 ± 11.3 | +7.5 |",
+    ]
+
+
+def test_a_task_left_out_takes_the_variant_that_the_others_choose(modules, tmp_path):
+    results = modules["results"].Results(tmp_path)
+    methods = [method for method in modules["run"].METHODS if method.name.startswith("few-")]
+    shipped, once, longer = methods
+    one, four = (next(task for task in modules["run"].TASKS if task.name == name) for name in ("digits-1", "digits-4"))
+    for task, method, val, target in (
+        (one, shipped, 0.9, 0.91),
+        (one, once, 0.8, 0.81),
+        (one, longer, 0.99, 0.98),  # not run in the other task, so it is not to be chosen
+        (four, shipped, 0.5, 0.51),
+        (four, once, 0.6, 0.61),
+    ):
+        found = {"metrics": {"val": {"accuracy": val}, "target": {"accuracy": target}}}
+        results.write(modules["results"].Cell(task, method, {}, 0), found, 1.0)
+    table = modules["left_out"].format_left_out(results, modules["run"].TASKS, methods)
+    assert table.splitlines()[2:] == [
+        f"| {one.title} | {shipped.title} | {once.title} | 81.0 | 91.0 |",
+        f"| {four.title} | {shipped.title} | {shipped.title} | 51.0 | 51.0 |",
     ]
