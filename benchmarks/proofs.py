@@ -52,6 +52,8 @@ WHOLE = {
     "everything whole": ["--model.image_lora.whole", "[all]", "--model.text_lora.whole", "[all]"],
 }
 
+SOUP = {"three trainings averaged": ["--run.soup", "3"]}
+
 
 def write_gated_base(folder: Path) -> str:
     """Writes align-mini with squeeze-excite layers that do something."""
@@ -83,7 +85,7 @@ def list_cases(gated: str) -> dict[str, tuple[str, list[str]]]:
             word for key in switches for side in ("image", "text") for word in (f"--model.{side}_lora.{key}", "true")
         ]
         cases[f"{variant} on every kind of layer"] = ("quickstart", words)
-    cases |= {name: ("quickstart", words) for name, words in WHOLE.items()}
+    cases |= {name: ("quickstart", words) for name, words in (WHOLE | SOUP).items()}
     return cases | {f"recipe `{name}`": (name, []) for name in shipped_recipes() if name != "zero_shot"}
 
 
