@@ -16,8 +16,8 @@ class RunSettings:
         folder: Folder in which the run's folder is made.
         seed: Seed of adapters, dropout, training order and augmentations.
         soup: How many trainings, alike save for their seeds, are averaged into the model that is handed out (a uniform
-            soup, Wortsman et al. 2022, arXiv 2203.05482). From few rows two or three learn more and forget less than
-            one, for as many times its time.
+            soup, Wortsman et al. 2022, arXiv 2203.05482). Two learn more than one of twice the length where the learning
+            rate is about twice what suits one.
         floor: Whether a logistic regression on the frozen embeddings is measured too (tables with labels).
         neighbours: Of how many nearest training images the vote is measured too, as `test/knn_accuracy` (tables with
             labels): 20 as is usual, 1 as COYO-ALIGN's table; null for none. Embeds every training image.
