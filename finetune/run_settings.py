@@ -16,7 +16,7 @@ class RunSettings:
         folder: Folder in which the run's folder is made.
         seed: Seed of adapters, dropout, training order and augmentations.
         soup: How many trainings, alike save for their seeds, are averaged into the model that is handed out (a uniform
-            soup, Wortsman et al. 2022, arXiv 2203.05482). Two learn more than one of twice the length where the learning
+            soup, Wortsman et al. 2022, arXiv 2203.05482). Two learn more than one of twice the length if the learning
             rate is about twice what suits one.
         floor: Whether a logistic regression on the frozen embeddings is measured too (tables with labels).
         neighbours: Of how many nearest training images the vote is measured too, as `test/knn_accuracy` (tables with

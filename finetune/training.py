@@ -22,7 +22,7 @@ from finetune.task import AlignTask
 from finetune.towers.align import AlignTowers
 from finetune.towers.soup import average_adapters, average_weights
 
-_MODEL, _OBJECTIVE = "towers.model.", "objective."
+_MODEL = "towers.model."
 
 
 def fit(recipe: Recipe, task: AlignTask, data: ImageTextDataModule, run: RunFolder) -> list[Notice]:
@@ -42,8 +42,7 @@ def fit(recipe: Recipe, task: AlignTask, data: ImageTextDataModule, run: RunFold
     """
     if recipe.run.soup == 1:
         kept, notices = _fit_once(recipe, task, data, run)
-        unknown = task.load_state_dict(kept, strict=False).unexpected_keys
-        assert not unknown, unknown
+        _load(task, kept)
         return notices
     members, notices = [], []
     for number, folder in enumerate(run.members(recipe.run.soup)):
@@ -86,13 +85,19 @@ def _fit_once(
 def _take_average(task: AlignTask, checkpoint: str, members: Sequence[Mapping[str, Tensor]]) -> None:
     """Puts the average of the members into one of them, whose adapter becomes as wide as all of theirs."""
     if isinstance(task.towers.model, PeftModel):
-        config = task.towers.model.peft_config["default"]
-        of_towers = [_below(_MODEL, member) for member in members]
-        adapted = average_adapters(load_model(checkpoint), cast(LoraConfig, config), of_towers)
+        config = cast(LoraConfig, task.towers.model.peft_config["default"])
+        of_towers = [
+            {name.removeprefix(_MODEL): tensor for name, tensor in member.items() if name.startswith(_MODEL)}
+            for member in members
+        ]
+        adapted = average_adapters(load_model(checkpoint), config, of_towers)
         task.towers = AlignTowers(adapted, train_temperature=False, min_temperature=task.towers.min_temperature)
-    of_objective = [_below(_OBJECTIVE, member) for member in members]
-    task.objective.load_state_dict(average_weights(of_objective))
+        members = [
+            {name: tensor for name, tensor in member.items() if not name.startswith(_MODEL)} for member in members
+        ]
+    _load(task, average_weights(members))
 
 
-def _below(prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+def _load(task: AlignTask, weights: Mapping[str, Tensor]) -> None:
+    unknown = task.load_state_dict(weights, strict=False).unexpected_keys
+    assert not unknown, unknown

@@ -108,3 +108,39 @@ def test_what_cannot_be_averaged_is_refused_before_anything_is_written(recipe_fi
     assert not (tmp_path / "runs").exists()
     with pytest.raises(RecipeError, match=r"run\.soup to be at least 1, but got 0"):
         read_recipe(recipe_file, ["--run.soup", "0"])
+
+
+OWN_TASK = """
+import torch
+from finetune import AlignTask
+from finetune.towers.lora import TowerLora
+
+
+class OwnTask(AlignTask):
+    def __init__(self, checkpoint: str) -> None:
+        super().__init__(checkpoint, None, TowerLora(rank=2))
+        self.own = torch.nn.Parameter(torch.rand(3))
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) + self.own.square().sum()
+"""
+
+
+def test_parameters_of_a_subclass_are_averaged_too(tiny, colour_table, tmp_path, monkeypatch):
+    (tmp_path / "own_task.py").write_text(OWN_TASK)
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / "own.yaml"
+    path.write_text(
+        f"model: {{class_path: own_task.OwnTask, init_args: {{checkpoint: {tiny}}}}}\n"
+        f"data: {{batch_size: 8, table: {{path: {colour_table}, caption: caption, split: split}}}}\n"
+        "trainer: {max_epochs: 2, accelerator: cpu, enable_progress_bar: false}\n"
+    )
+    found = []
+    for folder, words in (("soup", ["--run.soup", "2"]), ("one", []), ("two", ["--run.seed", str(member_seed(0, 1))])):
+        recipe = read_recipe(path, words, trust=["own_task"])
+        task = recipe.build_task()
+        fit(recipe, task, recipe.build_data(), RunFolder(tmp_path / folder))
+        found.append(task.own.detach())
+    soup, one, two = found
+    assert not torch.allclose(one, two, atol=1e-4)
+    torch.testing.assert_close(soup, (one + two) / 2)
