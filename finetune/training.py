@@ -86,16 +86,16 @@ def _take_average(task: AlignTask, checkpoint: str, members: Sequence[Mapping[st
     """Puts the average of the members into one of them, whose adapter becomes as wide as all of theirs."""
     if isinstance(task.towers.model, PeftModel):
         config = cast(LoraConfig, task.towers.model.peft_config["default"])
-        of_towers = [
-            {name.removeprefix(_MODEL): tensor for name, tensor in member.items() if name.startswith(_MODEL)}
-            for member in members
-        ]
-        adapted = average_adapters(load_model(checkpoint), config, of_towers)
+        towers, members = zip(*map(_divide, members), strict=True)
+        adapted = average_adapters(load_model(checkpoint), config, towers)
         task.towers = AlignTowers(adapted, train_temperature=False, min_temperature=task.towers.min_temperature)
-        members = [
-            {name: tensor for name, tensor in member.items() if not name.startswith(_MODEL)} for member in members
-        ]
     _load(task, average_weights(members))
+
+
+def _divide(member: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What was trained of the model, by name in it, and what else the task trains."""
+    inside = {name.removeprefix(_MODEL): tensor for name, tensor in member.items() if name.startswith(_MODEL)}
+    return inside, {name: tensor for name, tensor in member.items() if not name.startswith(_MODEL)}
 
 
 def _load(task: AlignTask, weights: Mapping[str, Tensor]) -> None:

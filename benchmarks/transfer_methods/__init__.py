@@ -1,6 +1,7 @@
 """What is compared: each method learns a task and leaves towers, class scores, or both."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from transfer_methods.frozen import LogisticRegressionOnFrozen, TipAdapter, ZeroShot
 from transfer_methods.full import FullFineTuning
@@ -12,6 +13,10 @@ from transfer_methods.trainer_peft import TrainerPeft
 ONCE = ("--run.soup", "1")
 ONCE_SLOWER = (*ONCE, "--model.optimizer.lr", "0.001")
 
+RETRIEVAL = Toolkit("retrieval-lora", "ours, retrieval_lora", "retrieval_lora", labels=False)
+HEAD = Toolkit("classify-head", "ours, classify_head", "classify_head", labels=True)
+FEW_SHOT = Toolkit("few-shot", "ours, few_shot", "few_shot", labels=True, few=True)
+
 METHODS: Sequence[Method] = (
     ZeroShot(),
     LogisticRegressionOnFrozen(),
@@ -21,14 +26,20 @@ METHODS: Sequence[Method] = (
     FullFineTuning("full", "full fine-tuning", probe_first=False),
     FullFineTuning("lp-ft", "linear probe, then full", probe_first=True),
     ClassPromptLora(),
-    Toolkit("retrieval-lora", "ours, retrieval_lora", "retrieval_lora"),
-    Toolkit("retrieval-once", "ours, retrieval_lora once, lr 0.001", "retrieval_lora", ONCE_SLOWER),
-    Toolkit("retrieval-longer", "ours, retrieval_lora once, twice as long", "retrieval_lora", ONCE_SLOWER, length=2),
-    Toolkit("classify-prompts", "ours, classify_prompts", "classify_prompts"),
-    Toolkit("classify-head", "ours, classify_head", "classify_head"),
-    Toolkit("head-once", "ours, classify_head once", "classify_head", ONCE),
-    Toolkit("head-longer", "ours, classify_head once, twice as long", "classify_head", ONCE, length=2),
-    Toolkit("few-shot", "ours, few_shot", "few_shot"),
-    Toolkit("few-once", "ours, few_shot once, lr 0.001", "few_shot", ONCE_SLOWER),
-    Toolkit("few-longer", "ours, few_shot once, twice as long", "few_shot", ONCE_SLOWER, length=2),
+    RETRIEVAL,
+    replace(RETRIEVAL, name="retrieval-once", title="ours, retrieval_lora once, lr 0.001", words=ONCE_SLOWER),
+    replace(
+        RETRIEVAL,
+        name="retrieval-longer",
+        title="ours, retrieval_lora once, twice as long",
+        words=ONCE_SLOWER,
+        length=2,
+    ),
+    Toolkit("classify-prompts", "ours, classify_prompts", "classify_prompts", labels=True),
+    HEAD,
+    replace(HEAD, name="head-once", title="ours, classify_head once", words=ONCE),
+    replace(HEAD, name="head-longer", title="ours, classify_head once, twice as long", words=ONCE, length=2),
+    FEW_SHOT,
+    replace(FEW_SHOT, name="few-once", title="ours, few_shot once, lr 0.001", words=ONCE_SLOWER),
+    replace(FEW_SHOT, name="few-longer", title="ours, few_shot once, twice as long", words=ONCE_SLOWER, length=2),
 )

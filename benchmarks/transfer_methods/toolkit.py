@@ -3,8 +3,9 @@
 import json
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from transfer_data import BASE, TaskData
@@ -22,6 +23,7 @@ from transfer_methods.method import Setting
 TRAINER_KEYS = ("max_epochs", "precision", "callbacks", "accumulate_grad_batches", "gradient_clip_val")
 
 
+@dataclass(frozen=True)
 class Toolkit:
     """A shipped recipe on align-mini, at the task's image size, with the task's epochs and augmentations.
 
@@ -33,26 +35,27 @@ class Toolkit:
         name: Name in the files of results.
         title: Its words in the table.
         recipe: Name of the shipped recipe.
+        labels: Whether it learns labels, else captions.
+        few: Whether it is for a handful of rows a class alone.
         words: Overrides that make it a variant.
         length: How often the task's epochs are trained.
     """
 
-    trials: Sequence[Setting] = ({},)
-    tuned_like = None
-
-    def __init__(self, name: str, title: str, recipe: str, words: Sequence[str] = (), length: int = 1) -> None:
-        self.name = name
-        self.title = title
-        self.recipe = recipe
-        self.words = words
-        self.length = length
-        self.labels = not recipe.startswith("retrieval")
+    name: str
+    title: str
+    recipe: str
+    labels: bool
+    few: bool = False
+    words: Sequence[str] = ()
+    length: int = 1
+    trials: ClassVar[Sequence[Setting]] = ({},)
+    tuned_like: ClassVar[None] = None
 
     def seeds(self, task: Task) -> int:
         return task.seeds
 
     def handles(self, task: Task) -> bool:
-        return (task.home.label is not None) == self.labels and (task.shots is not None or self.recipe != "few_shot")
+        return (task.home.label is not None) == self.labels and (task.shots is not None or not self.few)
 
     def settings(self, task: Task, setting: Setting) -> dict[str, Any]:
         values = yaml.safe_load(self._read(task, ["--data.table.path", "table.csv"], 0).resolved)
