@@ -75,11 +75,11 @@ def missing_cells(results: Results, tasks: Sequence[Task], methods: Sequence[Met
     for task, method in itertools.product(tasks, methods):
         if not method.handles(task):
             continue
-        if deciders(task, method) == (task, method):
-            yield from (cell for cell in trials(task, method) if results.read(cell) is None)
+        tried = trials(task, method) if deciders(task, method) == (task, method) else []
+        yield from (cell for cell in tried if results.read(cell) is None)
         setting = results.choose(task, method).setting
         repeated = [Cell(task, method, setting, seed) for seed in range(method.seeds(task))]
-        yield from (cell for cell in repeated if results.read(cell) is None)
+        yield from (cell for cell in repeated if cell not in tried and results.read(cell) is None)
 
 
 def quick_tasks() -> list[Task]:
@@ -131,7 +131,8 @@ def main() -> None:
                 run_cell(cell, results, options.data)
     shipped = [method for method in methods if not (isinstance(method, Toolkit) and method.words)]
     print(format_table(results, tasks, methods), end="\n\n")
-    for form in (format_comparison, format_lines, format_calibration):
+    print(format_comparison(results, tasks, methods), end="\n\n")
+    for form in (format_lines, format_calibration):
         print(form(results, tasks, shipped), end="\n\n")
     print(format_left_out(results, tasks, methods))
 

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +32,11 @@ class Cell:
     method: Method
     setting: Setting
     seed: int
+
+    @property
+    def what(self) -> str:
+        """The task, the method and the setting: the cell but for its seed, as text."""
+        return json.dumps([dataclasses.asdict(self.task), self.method.name, self.setting])
 
     @property
     def name(self) -> str:
@@ -73,6 +78,8 @@ class Results:
     """
 
     folder: Path
+    _settings: dict[str, dict[str, Any]] = field(default_factory=dict, init=False, repr=False)
+    """Of each task, method and setting asked for: a recipe takes longer to read than its cells, which share it."""
 
     def write(self, cell: Cell, found: Mapping[str, Any], seconds: float) -> None:
         """Keeps what was measured, with the settings and the machine.
@@ -87,7 +94,7 @@ class Results:
         record = {
             **found,
             "train_seconds": round(seconds, 1),
-            "settings": cell.settings(),
+            "settings": self._settings_of(cell),
             "machine": describe_machine(),
         }
         path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -98,7 +105,12 @@ class Results:
         if not path.is_file():
             return None
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return record if holds(record["settings"], cell.settings()) else None
+        return record if holds(record["settings"], self._settings_of(cell)) else None
+
+    def _settings_of(self, cell: Cell) -> dict[str, Any]:
+        if cell.what not in self._settings:
+            self._settings[cell.what] = cell.settings()
+        return {**self._settings[cell.what], "seed": cell.seed}
 
     def choose(self, task: Task, method: Method) -> Choice:
         """The setting with the best validation figure of the first seed, the earlier one where they tie.

@@ -99,6 +99,14 @@ def test_the_best_setting_of_the_first_seed_is_repeated_and_the_first_wins_a_tie
     assert [(cell.setting, cell.seed) for cell in missing] == [(logistic.trials[1], seed) for seed in (1, 2, 3, 4)]
 
 
+def test_a_cell_that_is_missing_is_named_once(modules, digits, tmp_path):
+    results = modules["results"].Results(tmp_path)
+    full = next(method for method in modules["run"].METHODS if method.name == "full")
+    cells = [(cell.setting, cell.seed) for cell in modules["run"].missing_cells(results, [digits], [full])]
+    first, second = full.trials[:2]
+    assert cells == [(first, 0), (second, 0), *((first, seed) for seed in (1, 2, 3, 4))]
+
+
 def test_what_was_not_run_has_no_line(modules, logistic, digits, tmp_path):
     results = modules["results"].Results(tmp_path)
     results.write(modules["results"].Cell(digits, logistic, logistic.trials[0], 0), {"metrics": record(0.5)}, 1.0)
@@ -176,11 +184,14 @@ def test_differences_are_paired_by_seed_and_their_mean_has_the_interval_of_the_s
 
 def test_a_recipe_is_compared_where_both_were_run(modules, logistic, digits, tmp_path):
     results, cell = modules["results"].Results(tmp_path), modules["results"].Cell
-    ours = next(method for method in modules["run"].METHODS if method.name == "classify-head")
+    ours, once = (
+        next(method for method in modules["run"].METHODS if method.name == name)
+        for name in ("classify-head", "head-once")
+    )
 
-    def both(target, photographs):
+    def both(target, photographs, val=0.5):
         return {
-            "val": {"accuracy": target},
+            "val": {"accuracy": val},
             "target": {"accuracy": target},
             "photographs": {"hit@10": photographs},
             "names": {"hit@10": 0.2},
@@ -191,15 +202,17 @@ def test_a_recipe_is_compared_where_both_were_run(modules, logistic, digits, tmp
     for seed, gain in enumerate((0.1, 0.2, 0.3)):
         for task in (digits, kinds):
             results.write(cell(task, ours, ours.trials[0], seed), {"metrics": both(0.6 + gain, 0.5)}, 1.0)
+            results.write(cell(task, once, once.trials[0], seed), {"metrics": both(0.65, 0.5, val=0.6)}, 1.0)
         results.write(cell(digits, logistic, logistic.trials[0], seed), {"metrics": both(0.6, 0.4)}, 1.0)
     results.write(cell(kinds, logistic, logistic.trials[0], 0), {"metrics": both(0.9, 0.4)}, 1.0)
     results.write(cell(kinds, tip, tip.trials[0], 1), {"metrics": both(0.7, 0.4)}, 1.0)
     other = next(task for task in modules["run"].TASKS if task.name == "digits-1")
-    table = modules["comparison"].format_comparison(results, [digits, kinds, other], [ours, logistic, tip])
+    table = modules["comparison"].format_comparison(results, [digits, kinds, other], [ours, once, logistic, tip])
     assert table.splitlines()[2:] == [
         f"| {logistic.title} | +20.0 ± 24.8 | -10.0 ± 24.8 | - | +5.0 ± 11.3 | +7.5 |",
         f"| {tip.title} | - | +10.0 | - | +10.0 | +10.0 |",
         "| the best of these in each task | +20.0 ± 24.8 | -10.0 ± 24.8 | - | +5.0 ± 11.3 | +7.5 |",
+        "| the same, ours as the other tasks choose | +5.0 ± 0.0 | -25.0 ± 0.0 | - | -10.0 | +7.5 |",
     ]
 
 
