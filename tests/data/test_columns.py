@@ -1,15 +1,12 @@
 """Several captions, display names, weights, image ids, and a limited number of rows."""
 
 import json
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from jsonargparse import ArgumentParser
 
-from finetune.data.choices import RowChoices
 from finetune.data.datamodule import ImageTextDataModule
 from finetune.data.faults import Fault, TableFaultsError
 from finetune.data.table import CaptionList, RandomSplit, Table
@@ -94,68 +91,6 @@ def test_splits_and_weights_go_with_every_caption(folder: Path) -> None:
     rows = Table(path, caption=("c1", "c2"), split="split", weight="weight").read()
     assert rows.splits.tolist() == [2, 2, 0]
     assert rows.weights.tolist() == [0.5, 0.5, 2.0]
-
-
-# ---- one drawn in each epoch
-
-
-def test_choices_against_a_plain_grouping() -> None:
-    generator = np.random.default_rng(0)
-    items, rows = generator.integers(0, 40, 200), np.sort(generator.choice(1_000, 200, replace=False))
-    choices = RowChoices.of_items(rows, items)
-    groups: dict[int, list[int]] = {}
-    for row, item in zip(rows.tolist(), items.tolist(), strict=True):
-        groups.setdefault(item, []).append(row)
-    assert len(choices) == len(groups)
-    for position, members in enumerate(groups.values()):  # in the order of first rows
-        drawn = Counter(choices.draw(position, epoch, seed=3) for epoch in range(200))
-        assert set(drawn) == set(members)
-        assert min(drawn.values()) > 200 / len(members) / 4
-        assert choices.draw(position, 7, seed=3) == choices.draw(position, 7, seed=3)
-
-
-def test_rows_of_one_item_each_keep_their_order() -> None:
-    rows = np.array([3, 5, 9])
-    for choices in (RowChoices.of_each(rows), RowChoices.of_items(rows, np.array([8, 2, 4]))):
-        assert [choices.draw(position, 5, 0) for position in range(len(choices))] == [3, 5, 9]
-
-
-def test_no_rows() -> None:
-    assert len(RowChoices.of_items(np.array([], dtype=np.int64), np.array([], dtype=np.int64))) == 0
-
-
-def test_training_sees_one_caption_an_epoch_and_evaluation_all(colour_table: Path, tmp_path: Path) -> None:
-    frame = pd.read_csv(colour_table, dtype=str)
-    frame["image"] = [str(colour_table.parent / name) for name in frame["image"]]
-    frame["other"] = "one " + frame["label"]
-    path = tmp_path / "t.csv"
-    frame.to_csv(path, index=False)
-    data = ImageTextDataModule(
-        Table(str(path), caption=("caption", "other"), split="split"), "align-mini", image_size=32
-    )
-    images = {split: int((frame["split"] == split).sum()) for split in ("train", "val", "test")}
-    assert len(data.dataset("train", training=True)) == images["train"]
-    assert len(data.dataset("test")) == 2 * images["test"]
-    loader = data.train_dataloader()
-    seen: dict[int, set[int]] = {}
-    for epoch in range(8):
-        loader.batch_sampler.set_epoch(epoch)
-        batches = list(loader)
-        ids = [image for batch in batches for image in batch.image_ids.tolist()]
-        assert len(ids) == len(set(ids)) == images["train"]
-        for batch in batches:
-            for image, row in zip(batch.image_ids.tolist(), batch.rows.tolist(), strict=True):
-                seen.setdefault(image, set()).add(row)
-    assert sum(len(rows) == 2 for rows in seen.values()) > len(seen) * 0.9
-
-
-def test_weights_reach_the_batch(colour_table: Path, tmp_path: Path) -> None:
-    frame = pd.read_csv(colour_table, dtype=str).assign(weight=[str(row / 4) for row in range(36)])
-    path = tmp_path / "t.csv"
-    frame.to_csv(path, index=False)
-    table = Table(str(path), label="label", split="split", weight="weight", images=str(colour_table.parent))
-    batch = next(iter(ImageTextDataModule(table, "align-mini", image_size=32).loader("test")))
-    assert batch.weights.tolist() == [row / 4 for row in batch.rows.tolist()]
 
 
 # ---- image ids
@@ -247,6 +182,15 @@ def test_names_go_with_a_label() -> None:
 # ---- weights and limits
 
 
+def test_weights_reach_the_batch(colour_table: Path, tmp_path: Path) -> None:
+    frame = pd.read_csv(colour_table, dtype=str).assign(weight=[str(row / 4) for row in range(36)])
+    path = tmp_path / "t.csv"
+    frame.to_csv(path, index=False)
+    table = Table(str(path), label="label", split="split", weight="weight", images=str(colour_table.parent))
+    batch = next(iter(ImageTextDataModule(table, "align-mini", image_size=32).loader("test")))
+    assert batch.weights.tolist() == [row / 4 for row in batch.rows.tolist()]
+
+
 @pytest.mark.parametrize("value", ["", "much", "-1", "nan", "inf", "1,5"])
 def test_weights_that_are_none(folder: Path, value: str) -> None:
     path = write(folder, image=["a.png", "b.png"], caption=["x", "y"], weight=["0", value])
@@ -273,47 +217,3 @@ def test_limited_rows_are_spread_over_the_table(folder: Path) -> None:
 def test_limit_below_one() -> None:
     with pytest.raises(RecipeError, match=r"Expected data\.table\.limit_rows to be at least 1, but got 0"):
         Table("t.csv", caption="caption", limit_rows=0)
-
-
-# ---- as recipe keys
-
-
-@pytest.mark.parametrize(
-    "table",
-    [
-        Table("t.csv", caption=("a", "b"), image_id="id", separator="\t"),
-        Table("t.csv", caption=CaptionList("texts"), filter="a > 0.5 and b in ('x', 'y')", limit_rows=7),
-        Table("t.csv", label="label", names="names.csv", weight="w", split=RandomSplit(0.0, 0.3, 4)),
-        Table("t.csv", label="label", label_separator="|"),
-    ],
-)
-def test_recipe_keys_are_dumped_and_read_again(table: Table) -> None:
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Table, "table")
-    values = {name: value for name, value in vars(table).items() if isinstance(value, str | int)}
-    if isinstance(table.split, RandomSplit):
-        values["split"] = vars(table.split)
-    if isinstance(table.caption, CaptionList | tuple):
-        values["caption"] = list(table.caption) if isinstance(table.caption, tuple) else vars(table.caption)
-    config = parser.parse_object({"table": values})
-    assert parser.instantiate(config).table == table
-    again = parser.parse_string(parser.dump(config))
-    assert parser.instantiate(again).table == table
-
-
-@pytest.mark.parametrize(
-    ("words", "caption"), [("text", "text"), ("[a, b]", ("a", "b")), ("{json_list: x}", CaptionList("x"))]
-)
-def test_captions_on_the_command_line(words: str, caption: object) -> None:
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Table, "table")
-    config = parser.parse_args(["--table.path", "t.csv", "--table.caption", words])
-    assert parser.instantiate(config).table.caption == caption
-
-
-@pytest.mark.parametrize("separator", ["|", ",", ";", " ", "/"])
-def test_label_separators_on_the_command_line(separator: str) -> None:
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Table, "table")
-    words = ["--table.path", "t.csv", "--table.label", "label", "--table.label_separator", separator]
-    assert parser.instantiate(parser.parse_args(words)).table.label_separator == separator

@@ -1,14 +1,20 @@
-"""Splits that lie in files of their own."""
+"""Splits that lie in files of their own, or are drawn by fraction."""
 
+import csv
+from collections import Counter
+from hashlib import blake2b
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from finetune.data.check import read_settings
 from finetune.data.table import RandomSplit, Table, TableFaultsError
-from finetune.errors import RecipeError
+from finetune.errors import RecipeError, TableError
 from finetune.recipe import read_recipe
+
+from .tables import GOOD, HEADER, Write
 
 
 @pytest.fixture
@@ -19,6 +25,9 @@ def folder(tmp_path: Path) -> Path:
         lines = [f"{at}.png,{'cat' if at % 2 else 'dog'},{at}" for at in rows]
         (tmp_path / f"{name}.csv").write_text("\n".join(["image,label,score", *lines]) + "\n")
     return tmp_path
+
+
+# ---- files of their own
 
 
 def test_a_file_or_pattern_for_each_split(folder: Path) -> None:
@@ -89,3 +98,91 @@ def test_recipe_tells_fractions_and_files_apart(folder: Path) -> None:
     assert settings.table == drawn
     with pytest.raises(RecipeError, match="'data.table.split.vl'. Did you mean 'val'"):
         read_recipe(path, ["--data.table.split.vl", "0.1"])
+
+
+# ---- drawn by fraction
+
+
+def draw(count: int, classes: int, split: RandomSplit) -> np.ndarray:
+    return split.draw([f"{image}.png" for image in range(count)], np.arange(count) % classes)
+
+
+def test_fractions_hold_overall_and_in_each_class() -> None:
+    codes = draw(1_000, 7, RandomSplit(val=0.1, test=0.2))
+    assert np.bincount(codes).tolist() == [700, 100, 200]
+    for label in range(7):
+        train, val, test = np.bincount(codes[np.arange(1_000) % 7 == label], minlength=3) / (1_000 / 7)
+        assert (train, val, test) == pytest.approx((0.7, 0.1, 0.2), abs=0.015)
+
+
+def test_small_classes_keep_an_image_for_training() -> None:
+    for size in (2, 3, 4):
+        codes = draw(100 * size, 100, RandomSplit(val=0.1, test=0.3))
+        labels = np.arange(100 * size) % 100
+        assert set(labels[codes == 0].tolist()) == set(range(100))
+        assert np.bincount(codes)[1:].tolist() == [10 * size, 30 * size]
+
+
+def test_draw_is_the_same_for_every_order_and_follows_the_seed() -> None:
+    paths = np.array([f"{image}.png" for image in range(200)])
+    labels = np.arange(200) % 3
+    order = np.random.default_rng(0).permutation(200)
+    codes = RandomSplit().draw(paths.tolist(), labels)
+    assert (RandomSplit().draw(paths[order].tolist(), labels[order]) == codes[order]).all()
+    assert (RandomSplit(seed=1).draw(paths.tolist(), labels) != codes).any()
+
+
+def test_draw_without_labels_by_hand() -> None:
+    paths = [f"{image}.png" for image in range(10)]
+    ranked = sorted(paths, key=lambda path: blake2b(f"3\0{path}".encode(), digest_size=8).digest())
+    codes = RandomSplit(val=0.1, test=0.1, seed=3).draw(paths, np.zeros(10, dtype=np.int64))
+    found = {path: int(code) for path, code in zip(paths, codes, strict=True)}
+    # Of the nine after the first, two evenly spaced ones: positions 9/4 and 27/4, rounded down.
+    assert [found[path] for path in ranked] == [0, 0, 0, 1, 0, 0, 0, 2, 0, 0]
+
+
+def test_draw_does_not_change_between_releases() -> None:
+    codes = draw(40, 4, RandomSplit(val=0.1, test=0.2, seed=0))
+    assert "".join(map(str, codes)) == PINNED
+
+
+PINNED = "0220111100000000000200000002202020000200"
+
+
+def test_split_goes_by_image_wherever_the_table_lies(tmp_path: Path) -> None:
+    drawn = []
+    for place in ("here", "there"):
+        folder = tmp_path / place
+        folder.mkdir()
+        with (folder / "table.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["image", "caption"])
+            for image in range(50):
+                (folder / f"{image}.png").touch()
+                writer.writerows([(f"{image}.png", f"caption {text} of {image}") for text in range(5)])
+        rows = Table(str(folder / "table.csv"), caption="caption").read()
+        by_image = Counter(zip(rows.image_ids.tolist(), rows.splits.tolist(), strict=True))
+        assert set(by_image.values()) == {5}
+        assert [len(rows.indices(split)) for split in ("train", "val", "test")] == [200, 25, 25]
+        drawn.append(rows.splits.tolist())
+    assert drawn[0] == drawn[1]
+
+
+def test_one_image_has_no_test_split(write: Write) -> None:
+    with pytest.raises(TableError, match="Expected rows in the split 'test'"):
+        Table(str(write(HEADER, GOOD[0])), caption="caption").read()
+
+
+def test_no_validation_asked_for() -> None:
+    assert set(draw(50, 2, RandomSplit(val=0.0, test=0.2)).tolist()) == {0, 2}
+
+
+@pytest.mark.parametrize(("val", "test"), [(-0.1, 0.1), (0.1, 1.0)])
+def test_fractions_out_of_range(val: float, test: float) -> None:
+    with pytest.raises(RecipeError, match=r"Expected split\.\w+ to be a fraction from 0 to below 1"):
+        RandomSplit(val=val, test=test)
+
+
+def test_fractions_leave_nothing() -> None:
+    with pytest.raises(RecipeError, match=r"Expected split\.val \+ split\.test to be below 1, but got 0\.6 \+ 0\.5"):
+        RandomSplit(val=0.6, test=0.5)
