@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transfer_alpha import format_lines, format_rules
 from transfer_comparison import format_comparison
 from transfer_data import task_data
 from transfer_left_out import format_left_out
@@ -34,7 +35,7 @@ from transfer_methods import METHODS
 from transfer_methods.method import Method
 from transfer_methods.toolkit import Toolkit
 from transfer_results import Cell, Results, deciders, trials
-from transfer_table import format_calibration, format_lines, format_table
+from transfer_table import format_calibration, format_table
 from transfer_tasks import TASKS, Task
 from transformers.utils import logging as transformers_logging
 
@@ -132,7 +133,7 @@ def main() -> None:
     shipped = [method for method in methods if not (isinstance(method, Toolkit) and method.words)]
     print(format_table(results, tasks, methods), end="\n\n")
     print(format_comparison(results, tasks, methods), end="\n\n")
-    for form in (format_lines, format_calibration):
+    for form in (format_lines, format_rules, format_calibration):
         print(form(results, tasks, shipped), end="\n\n")
     print(format_left_out(results, tasks, methods))
 

@@ -1,7 +1,6 @@
-"""What `--alpha auto` and the fitted temperature make of a model that the toolkit trained, as its commands would.
+"""Models between the base and one that the toolkit trained, and what its fitted temperature makes of that one.
 
-Alpha is chosen on the validation rows, and on every other row of the places elsewhere; what is reported of these was
-measured on the rows between. The temperature is fitted to the validation rows at alpha 1.
+Both are measured as the toolkit's commands would. The temperature is fitted to the validation rows at alpha 1.
 """
 
 import math
@@ -15,18 +14,18 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transfer_data import Pictures, TaskData, load_base
-from transfer_measure import Trained, class_scores, main_figure, measure_place
+from transfer_measure import Trained, class_scores, main_figure, measure_place, measure_retrieval
 
 from finetune.classifier import interpolate_head
 from finetune.head import Head
-from finetune.interpolate import choose_alpha, interpolate
-from finetune.metrics import calibration_error, chance_calibration_error, fit_temperature
+from finetune.interpolate import interpolate
+from finetune.measurement import relative_loss
+from finetune.metrics import Figure, Retrieval, calibration_error, chance_calibration_error, fit_temperature
 from finetune.metrics.calibration import LARGEST_FACTOR
 from finetune.task import AlignTask
 from finetune.towers.merge import merge_copy
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
-MAX_LOSS = 0.05
 
 
 def line_of_task(task: AlignTask, head: Head | None) -> Callable[[float], Trained]:
@@ -61,34 +60,38 @@ def every_other(pictures: Pictures, start: int) -> Pictures:
 
 
 def measure_line(at: Callable[[float], Trained], data: TaskData) -> dict[str, Any]:
-    """The alpha chosen and what it gives.
+    """All that alpha can be chosen from and judged by.
 
     Args:
         at: The models.
         data: The task.
 
     Returns:
-        `alpha`, the `curve` it was chosen from, and at alpha 0, the chosen one and 1 the figures of `target` and of
-        the rows elsewhere that did not choose.
+        `rows`, the number of validation rows, and `points`: of each alpha `alpha`, the figures on `val` and `target`,
+        and `elsewhere` with what is lost of the toolkit's retrieval metric in either half of each place's pictures,
+        `value` and `error`.
     """
-    elsewhere = [name for name in data.galleries if name in data.task.elsewhere()]
-    halves = [{name: every_other(data.galleries[name], start) for name in elsewhere} for start in (0, 1)]
+    places = {name: data.galleries[name] for name in data.galleries if name in data.task.elsewhere()}
+    halves = {name: [every_other(pictures, start) for start in (0, 1)] for name, pictures in places.items()}
 
-    def figures(alpha: float, places: dict[str, Pictures]) -> dict[str, float]:
+    def elsewhere(trained: Trained) -> dict[str, list[Figure]]:
+        return {
+            name: [measure_retrieval(trained, half).figures()[Retrieval.headline] for half in both]
+            for name, both in halves.items()
+        }
+
+    rows = {"val": data.val, "target": data.galleries["target"]}
+    before, points = elsewhere(at(0.0)), []
+    for alpha in ALPHAS:
         trained = at(alpha)
-        own = ("val", "target")
-        return {name: main_figure(measure_place(trained, place, name in own)) for name, place in places.items()}
-
-    before = figures(0.0, halves[0])
-
-    def score(alpha: float) -> tuple[float, float]:
-        found = figures(alpha, {"val": data.val, **halves[0]})
-        return found["val"], max(1 - found[name] / before[name] for name in elsewhere)
-
-    alpha, curve = choose_alpha(score, ALPHAS, MAX_LOSS)
-    places = {"target": data.galleries["target"], **halves[1]}
-    ends = {f"{value:g}": figures(value, places) for value in sorted({0.0, alpha, 1.0})}
-    return {"alpha": alpha, "curve": [point._asdict() for point in curve], "at": ends}
+        own = {name: main_figure(measure_place(trained, pictures, True)) for name, pictures in rows.items()}
+        after = elsewhere(trained) if alpha else before
+        lost = {
+            name: [relative_loss(*pair)._asdict() for pair in zip(both, after[name], strict=True)]
+            for name, both in before.items()
+        }
+        points.append({"alpha": alpha, **own, "elsewhere": lost})
+    return {"rows": len(data.val), "points": points}
 
 
 def measure_calibration(trained: Trained, data: TaskData) -> dict[str, float]:

@@ -106,13 +106,24 @@ def measure_place(trained: Trained, pictures: Pictures, uses_scores: bool) -> di
     """
     if pictures.classes:
         return _accuracy(class_scores(trained, pictures, uses_scores), pictures)
+    found = {name: float(value) for name, value in measure_retrieval(trained, pictures).compute().items()}
+    return {"hit@10": (found["image_to_text/R@10"] + found["text_to_image/R@10"]) / 2, **found}
+
+
+@torch.no_grad()
+def measure_retrieval(trained: Trained, pictures: Pictures) -> Retrieval:
+    """The toolkit's metric of a gallery of captions.
+
+    Args:
+        trained: What a method left.
+        pictures: The gallery.
+    """
     model = trained.model
     images = base_image_features(pictures) if model is None else image_features(model, pictures)
     texts = base_text_features(pictures) if model is None else text_features(model, list(pictures.texts))
     metric = Retrieval()
     metric.update(images, texts, pictures.image_ids, pictures.caption_ids)
-    found = {name: float(value) for name, value in metric.compute().items()}
-    return {"hit@10": (found["image_to_text/R@10"] + found["text_to_image/R@10"]) / 2, **found}
+    return metric
 
 
 def main_figure(metrics: Mapping[str, float]) -> float:

@@ -1,6 +1,5 @@
 """The results as one Markdown table: target and retention side by side, mean and 95 % interval over the seeds."""
 
-import itertools
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -25,41 +24,10 @@ def format_table(results: Results, tasks: Sequence[Task], methods: Sequence[Meth
     """
     lines = []
     for task in tasks:
-        zero_shot = _zero_shot(results, task)
+        zero_shot = zero_shot_figures(results, task)
         found = [_line(results, task, method, zero_shot) for method in methods if method.handles(task)]
         lines += [line for line in found if line]
     return markdown(HEADER, 3, lines)
-
-
-LINE_HEADER = ("task", "method", "alpha", "gain kept", "worst loss elsewhere", "at alpha 1")
-
-
-def format_lines(results: Results, tasks: Sequence[Task], methods: Sequence[Method]) -> str:
-    """What `--alpha auto` did in the first seed of a recipe as shipped.
-
-    Args:
-        results: The cells.
-        tasks: Tasks in order.
-        methods: Methods in order.
-    """
-    lines = []
-    for task, method in itertools.product(tasks, methods):
-        record = results.read(Cell(task, method, method.trials[0], 0)) if method.handles(task) else None
-        if record is None or "line" not in record:
-            continue
-        line = record["line"]
-        before, chosen, full = line["at"]["0"], line["at"][f"{line['alpha']:g}"], line["at"]["1"]
-        start = _zero_shot(results, task)["target"]
-        cells = [
-            task.title,
-            method.title,
-            f"{line['alpha']:g}",
-            _gain_kept(start, chosen["target"], full["target"]),
-            f"{100 * worst_loss(before, chosen):.1f} %",
-            f"{100 * worst_loss(before, full):.1f} %",
-        ]
-        lines.append(cells)
-    return markdown(LINE_HEADER, 2, lines)
 
 
 CALIBRATION = {
@@ -98,29 +66,10 @@ def _in_per_cent(values: Iterable[float]) -> list[str]:
     return [f"{100 * value:.1f}" for value in values]
 
 
-def _gain_kept(before: float, chosen: float, full: float) -> str:
-    """As a share of the whole gain; "-" where that is less than a point."""
-    return f"{100 * (chosen - before) / (full - before):.0f} %" if full - before >= 0.01 else "-"
-
-
 def markdown(header: Sequence[str], words: int, lines: Sequence[Sequence[str]]) -> str:
     """A table whose first columns hold words and the others numbers."""
     aligned = ["---"] * words + ["---:"] * (len(header) - words)
     return "\n".join(f"| {' | '.join(line)} |" for line in (header, aligned, *lines))
-
-
-def worst_loss(before: Mapping[str, float], after: Mapping[str, float]) -> float:
-    """The largest relative loss of the places elsewhere; below 0 where each gained.
-
-    Args:
-        before: The base's figures by place.
-        after: Another model's.
-
-    Example:
-        >>> round(worst_loss({"target": 0.1, "photographs": 0.4, "names": 0.2}, {"photographs": 0.38, "names": 0.2}), 3)
-        0.05
-    """
-    return max(1 - after[name] / before[name] for name in before if name != "target")
 
 
 def _line(results: Results, task: Task, method: Method, zero_shot: Mapping[str, float]) -> list[str]:
@@ -146,7 +95,13 @@ def _line(results: Results, task: Task, method: Method, zero_shot: Mapping[str, 
     ]
 
 
-def _zero_shot(results: Results, task: Task) -> dict[str, float]:
+def zero_shot_figures(results: Results, task: Task) -> dict[str, float]:
+    """The main figure of each place before anything is learned.
+
+    Args:
+        results: The cells.
+        task: The task.
+    """
     return figures(results.read(Cell(task, METHODS[0], METHODS[0].trials[0], 0)))
 
 

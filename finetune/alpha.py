@@ -1,7 +1,6 @@
 """How far from its base a trained model is handed out, and at which temperature: chosen on validation rows."""
 
 from collections.abc import Callable, Mapping
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -14,8 +13,8 @@ from finetune.errors import RecipeError
 from finetune.evaluation import Evaluation, evaluate
 from finetune.head import Head
 from finetune.interpolate import ALPHAS, Point, choose_alpha, interpolate
-from finetune.measurement import compare_elsewhere
-from finetune.metrics import calibration_error, chance_calibration_error, fit_temperature, reliability
+from finetune.measurement import relative_loss
+from finetune.metrics import Figure, calibration_error, chance_calibration_error, fit_temperature, reliability
 from finetune.objectives import Classification, Contrastive
 from finetune.run_settings import RunSettings
 from finetune.task import AlignTask
@@ -166,7 +165,8 @@ def choose(
         return Choice(settings.alpha)
     line = build_line()
     if settings.alpha == "auto":
-        alpha, curve = choose_alpha(_scorer(accelerator, line, data), ALPHAS, settings.max_retention_loss)
+        rows = len(data.rows.indices("val"))
+        alpha, curve = choose_alpha(_scorer(accelerator, line, data), ALPHAS, settings.max_retention_loss, rows)
         choice = Choice(alpha, curve=curve, max_retention_loss=settings.max_retention_loss)
     else:
         choice = Choice(settings.alpha)
@@ -184,7 +184,7 @@ def _fit(validation: Evaluation, trained: float) -> Temperature:
     return Temperature(trained, torch.tensor(factor * trained).item())  # as the weights hold it
 
 
-def _scorer(accelerator: str, line: Line, data: ImageTextDataModule) -> Callable[[float], tuple[float, float]]:
+def _scorer(accelerator: str, line: Line, data: ImageTextDataModule) -> Callable[[float], tuple[float, float, float]]:
     """The score function of `choose_alpha`: the main metric on the validation rows, and the worst loss elsewhere."""
     target = data.tested_on("val")
     tables = {
@@ -192,15 +192,19 @@ def _scorer(accelerator: str, line: Line, data: ImageTextDataModule) -> Callable
         for name, other in data.retention.items()
     }
 
-    @cache
-    def elsewhere(alpha: float) -> dict[str, tuple[str, float]]:
+    def elsewhere(alpha: float) -> dict[str, Figure]:
         task = line.towers_at(alpha)
-        return {name: evaluate(accelerator, task, other).main for name, other in tables.items()}
+        found = {name: evaluate(accelerator, task, other) for name, other in tables.items()}
+        return {name: evaluation.figures[evaluation.headline] for name, evaluation in found.items()}
 
-    def score(alpha: float) -> tuple[float, float]:
-        found = elsewhere(alpha if line.moves_towers else 0.0)
-        lost = compare_elsewhere(elsewhere(0.0), found)["worst_relative_loss"]
-        value = evaluate(accelerator, line.at(alpha), target).main[1]
-        return round(value, 6), round(lost or 0.0, 6)  # metrics are float32: their last digits shall choose nothing
+    before = elsewhere(0.0)
+
+    def score(alpha: float) -> tuple[float, float, float]:
+        after = elsewhere(alpha) if alpha and line.moves_towers else before
+        losses = [relative_loss(figure, after[name]) for name, figure in before.items()]
+        worst = max(losses, key=lambda loss: loss.value + loss.error)
+        reached = evaluate(accelerator, line.at(alpha), target).main[1]
+        # Metrics are float32: their last digits shall choose nothing.
+        return round(reached, 6), round(worst.value, 6), round(worst.error, 6)
 
     return score

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from finetune.data.datamodule import ImageTextDataModule
 from finetune.drift import Probe, drift, probe
 from finetune.evaluation import Evaluation, evaluate, find_device
-from finetune.metrics import paired_difference, value
+from finetune.metrics import Figure, paired_difference, value
 from finetune.task import AlignTask
 
 
@@ -98,6 +98,40 @@ def compare_elsewhere(
         "mean_relative_loss": sum(losses) / len(losses) if losses else None,
         "worst_relative_loss": max(losses, default=None),
     }
+
+
+class Loss(NamedTuple):
+    """What a model lost of what its base could do, as a share of that.
+
+    Attributes:
+        value: It; below 0 for a gain.
+        error: Its standard error, as the rows are few.
+    """
+
+    value: float
+    error: float
+
+
+def relative_loss(before: Figure, after: Figure) -> Loss:
+    """Returns how much of a metric is lost, and how sure that is.
+
+    Args:
+        before: The base's metric.
+        after: The adapted model's on the same rows.
+
+    Example:
+        >>> import torch
+        >>> from finetune.metrics.figures import mean
+        >>> lost = relative_loss(mean(torch.ones(100)), mean((torch.arange(100) >= 20).float()))
+        >>> round(lost.value, 2), round(lost.error, 2)
+        (0.2, 0.04)
+        >>> relative_loss(mean(torch.zeros(100)), mean(torch.ones(100)))
+        Loss(value=0.0, error=0.0)
+    """
+    could = float(value(before))
+    if not could > 0:
+        return Loss(0.0, 0.0)
+    return Loss((could - float(value(after))) / could, paired_difference(before, after).error / could)
 
 
 def compare(before: Measurement, after: Measurement) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def _format_alpha(alpha: Mapping[str, Any]) -> str:
             line += (
                 f" Chosen on validation rows: {100 * point['target']:.1f} % there, "
                 f"{_format_loss(point['retention_loss'])} lost elsewhere at worst, "
-                f"{_format_loss(alpha['max_retention_loss'])} allowed."
+                f"{_format_loss(alpha['max_retention_loss'])} allowed, a standard error included."
             )
     return line
 

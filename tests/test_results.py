@@ -69,8 +69,8 @@ def test_figures_of_single_classes_are_left_to_the_file():
 
 def test_results_tell_alpha_and_calibration_in_a_line_each():
     curve = [
-        {"alpha": 0.0, "target": 0.1, "retention_loss": 0.0},
-        {"alpha": 0.7, "target": 0.931, "retention_loss": 0.03},
+        {"alpha": 0.0, "target": 0.1, "retention_loss": 0.0, "retention_error": 0.0},
+        {"alpha": 0.7, "target": 0.931, "retention_loss": 0.03, "retention_error": 0.01},
     ]
     calibration = {
         "temperature": {"trained": 0.05, "fitted": 0.0421},
@@ -82,7 +82,8 @@ def test_results_tell_alpha_and_calibration_in_a_line_each():
     lines = format_results(COLUMNS | {"alpha": alpha, "calibration": calibration}).splitlines()
     assert (
         "Alpha 0.7: the weights lie 70 % of the way from the base to what was trained. "
-        "Chosen on validation rows: 93.1 % there, 3.0 % lost elsewhere at worst, 5.0 % allowed."
+        "Chosen on validation rows: 93.1 % there, 3.0 % lost elsewhere at worst, 5.0 % allowed, "
+        "a standard error included."
     ) in lines
     assert (
         "Calibration: as trained temperature 0.05, expected calibration error 5.4 %; "

@@ -1,5 +1,6 @@
 """How sure a difference between two models on the same rows is: the paired bootstrap."""
 
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +28,11 @@ class Difference(NamedTuple):
     value: float
     low: float
     high: float
+
+    @property
+    def error(self) -> float:
+        """Standard error: that of the normal distribution whose interval is as wide."""
+        return (self.high - self.low) / (2 * NormalDist().inv_cdf((1 + CONFIDENCE) / 2))
 
     @property
     def verdict(self) -> str:

@@ -86,10 +86,10 @@ def _show_alpha(alpha: dict[str, Any] | None) -> tuple[Chart, Grid] | None:
     if alpha is None or "curve" not in alpha:  # a number of the recipe's, which the page shows
         return None
     lines = [
-        [f"{point['alpha']:g}", *(_percent(point[key]) for key in ("target", "retention_loss"))]
+        [f"{point['alpha']:g}", *(_percent(point.get(key)) for key in ("target", "retention_loss", "retention_error"))]
         for point in alpha["curve"]
     ]
-    return draw_alpha(alpha), Grid("Each alpha", ["alpha", "target", "loss elsewhere"], lines)
+    return draw_alpha(alpha), Grid("Each alpha", ["alpha", "target", "loss elsewhere", "standard error"], lines)
 
 
 def _show_calibration(calibration: dict[str, Any] | None) -> tuple[Chart, Grid, Grid] | None:

@@ -18,6 +18,7 @@ def modules():
     sys.path.insert(0, str(BENCHMARKS))
     try:
         import transfer
+        import transfer_alpha
         import transfer_comparison
         import transfer_left_out
         import transfer_line
@@ -29,6 +30,7 @@ def modules():
         sys.path.remove(str(BENCHMARKS))
     return {
         "run": transfer,
+        "alpha": transfer_alpha,
         "comparison": transfer_comparison,
         "left_out": transfer_left_out,
         "line": transfer_line,
@@ -115,20 +117,37 @@ def test_what_was_not_run_has_no_line(modules, logistic, digits, tmp_path):
     assert [line.split(" | ")[1:5] for line in lines[2:]] == [[logistic.title, "C 100 (1 of 2 tried)", "1", "50.0"]]
 
 
-def test_the_line_to_the_base_tells_gain_kept_and_the_worst_place(modules, logistic, digits, tmp_path):
+def test_alpha_is_chosen_on_one_half_elsewhere_and_judged_on_the_other(modules, logistic, digits, tmp_path):
     results, cell = modules["results"].Results(tmp_path), modules["results"].Cell
     zero_shot = modules["run"].METHODS[0]
     results.write(cell(digits, zero_shot, {}, 0), {"metrics": record(0.1)}, 0.0)
-    places = {"0": (0.4, 0.20), "0.5": (0.38, 0.21), "1": (0.2, 0.22)}
-    target = {"0": 0.6, "0.5": 0.82, "1": 0.9}
-    at = {
-        alpha: {"target": target[alpha], "photographs": photographs, "names": names}
-        for alpha, (photographs, names) in places.items()
-    }
-    found = {"metrics": record(0.9), "line": {"alpha": 0.5, "at": at}}
+
+    def point(alpha, val, target, *losses):
+        places = {"photographs": losses[:2], "names": losses[2:]}
+        elsewhere = {name: [{"value": loss, "error": 0.01} for loss in both] for name, both in places.items()}
+        return {"alpha": alpha, "val": val, "target": target, "elsewhere": elsewhere}
+
+    points = [
+        point(0.0, 0.7, 0.6, 0.0, 0.0, 0.0, 0.0),
+        point(0.5, 0.8, 0.82, 0.04, 0.02, -0.3, 0.03),
+        point(0.75, 0.9, 0.86, 0.045, 0.06, 0.0, 0.041),  # too much by either half, on one place each
+        point(1.0, 0.99, 0.9, 0.3, 0.2, 0.1, 0.5),
+    ]
+    found = {"metrics": record(0.9), "line": {"rows": 40, "points": points}}
     results.write(cell(digits, logistic, logistic.trials[0], 0), found, 1.0)
-    *_, line = modules["table"].format_lines(results, [digits], [zero_shot, logistic]).splitlines()
-    assert line.split(" | ")[2:] == ["0.5", "90 %", "5.0 %", "50.0 % |"]
+    alpha = modules["alpha"]
+    judged = [alpha.choose_on_half(found["line"], 0.1, half, alpha.as_shipped) for half in (0, 1)]
+    assert [each.alpha for each in judged] == [0.5, 0.5]
+    assert [each.lost for each in judged] == [0.03, 0.04]
+    *_, row = alpha.format_lines(results, [digits], [zero_shot, logistic]).splitlines()
+    assert row.split(" | ")[2:] == ["1", "0.5", "90 %", "3.5 %", "4.0 %", "40.0 % |"]
+    rules = [row.split(" | ")[1:] for row in alpha.format_rules(results, [digits], [zero_shot, logistic]).splitlines()]
+    assert rules[2:] == [
+        ["92 %", "5.0 %", "6.0 %", "1 of 2 |"],  # by the first half 0.75, by the other 0.5
+        ["90 %", "3.5 %", "4.0 %", "0 of 2 |"],
+        ["92 %", "5.0 %", "6.0 %", "1 of 2 |"],
+        ["90 %", "3.5 %", "4.0 %", "0 of 2 |"],
+    ]
 
 
 def test_calibration_is_the_mean_over_the_seeds_and_then_over_the_tasks(modules, logistic, digits, tmp_path):

@@ -148,9 +148,9 @@ METRICS = {
         "chosen": 0.75,
         "max_retention_loss": 0.1,
         "curve": [
-            {"alpha": 0.0, "target": 0.25, "retention_loss": 0.0},
-            {"alpha": 0.75, "target": 0.7, "retention_loss": 0.09},
-            {"alpha": 1.0, "target": 0.75, "retention_loss": 0.25},
+            {"alpha": 0.0, "target": 0.25, "retention_loss": 0.0, "retention_error": 0.0},
+            {"alpha": 0.75, "target": 0.7, "retention_loss": 0.09, "retention_error": 0.03},
+            {"alpha": 1.0, "target": 0.75, "retention_loss": 0.25, "retention_error": 0.04},
         ],
     },
     "calibration": {

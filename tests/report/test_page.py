@@ -69,9 +69,9 @@ def test_tables_hold_the_numbers_of_the_metrics_file(label_run):
         ["worst", "", "", "", "25.0 %", ""],
     ]
     assert page.table("Each alpha")[1:] == [
-        ["0", "25.0 %", "0.0 %"],
-        ["0.75", "70.0 %", "9.0 %"],
-        ["1", "75.0 %", "25.0 %"],
+        ["0", "25.0 %", "0.0 %", "0.0 %"],
+        ["0.75", "70.0 %", "9.0 %", "3.0 %"],
+        ["1", "75.0 %", "25.0 %", "4.0 %"],
     ]
     assert page.table("Temperatures")[1:] == [
         ["trained", "0.0512", "12.3 %", "2.1 %"],
@@ -223,10 +223,13 @@ def test_sections_are_there_only_where_their_facts_are(label_run):
 
 
 def test_loss_elsewhere_may_be_unknown(label_run):
-    curve = [point | {"retention_loss": None} for point in METRICS["alpha"]["curve"]]
+    curve = [
+        {"alpha": point["alpha"], "target": point["target"], "retention_loss": None}
+        for point in METRICS["alpha"]["curve"]
+    ]
     change(label_run / "metrics.json", alpha={"chosen": 1.0, "max_retention_loss": None, "curve": curve})
     page = read_page(label_run)
-    assert page.table("Each alpha")[1] == ["0", "25.0 %", "-"]
+    assert page.table("Each alpha")[1] == ["0", "25.0 %", "-", "-"]
     assert "loss elsewhere" not in "".join(it.text for it in page.inside(page.section("alpha"), "figure"))
 
 

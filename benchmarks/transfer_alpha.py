@@ -1,0 +1,147 @@
+"""What `--alpha auto` chooses on the lines that were measured, what it keeps and what it costs."""
+
+import itertools
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from transfer_methods.method import Method
+from transfer_results import Results
+from transfer_table import markdown, zero_shot_figures
+from transfer_tasks import Task
+
+from finetune.interpolate import Point, choose_alpha
+
+MAX_LOSS = 0.05
+HEADER = ("task", "method", "seeds", "alpha", "gain kept", "lost elsewhere", "largest", "at alpha 1")
+Rule = Callable[[Sequence[Point], int], float]
+"""From the points and the number of validation rows to an alpha."""
+
+
+class Chosen(NamedTuple):
+    """One choice, judged where it was not made.
+
+    Attributes:
+        alpha: It.
+        kept: The gain on the target as a share of that at alpha 1; None where that is less than a point.
+        lost: The largest loss of the places elsewhere, below 0 where each gained.
+        lost_at_1: That at alpha 1.
+    """
+
+    alpha: float
+    kept: float | None
+    lost: float
+    lost_at_1: float
+
+
+def as_shipped(points: Sequence[Point], rows: int) -> float:
+    """What `--alpha auto` does: the largest not clearly worse than the best, of those that surely lose little."""
+    scores = {point.alpha: point[1:] for point in points}
+    return choose_alpha(scores.__getitem__, scores, MAX_LOSS, rows)[0]
+
+
+def best(points: Sequence[Point], rows: int) -> float:  # noqa: ARG001
+    """The best of those that lose little on the rows there are; of equals the one that loses least."""
+    allowed = [point for point in points if point.retention_loss <= MAX_LOSS]
+    return max(allowed, key=lambda point: (point.target, -point.retention_loss, -point.alpha)).alpha
+
+
+def best_surely(points: Sequence[Point], rows: int) -> float:
+    """The best of those that surely lose little: a standard error is on top of the loss."""
+    return best([point._replace(retention_loss=point.retention_loss + point.retention_error) for point in points], rows)
+
+
+def largest(points: Sequence[Point], rows: int) -> float:
+    """The largest not clearly worse than the best, of those that lose little on the rows there are."""
+    return as_shipped([point._replace(retention_error=0.0) for point in points], rows)
+
+
+RULES: Mapping[str, Rule] = {
+    "the best on the validation rows": best,
+    "the same, with a standard error on top of the loss": best_surely,
+    "the largest within a standard error of the best": largest,
+    "the same, with a standard error on top of the loss: as shipped": as_shipped,
+}
+
+
+def choose_on_half(line: Mapping[str, Any], before: float, half: int, rule: Rule) -> Chosen:
+    """Chooses by the validation rows and one half of the pictures elsewhere, and judges by the target and the other.
+
+    Args:
+        line: Of a cell's record.
+        before: Zero-shot on the target.
+        half: Which half chooses, 0 or 1.
+        rule: How.
+    """
+    at = {point["alpha"]: point for point in line["points"]}
+
+    def worst(alpha: float) -> dict[str, float]:
+        places = [place[half] for place in at[alpha]["elsewhere"].values()]
+        return max(places, key=lambda place: place["value"] + place["error"])
+
+    def lost(alpha: float) -> float:
+        return max(float(place[1 - half]["value"]) for place in at[alpha]["elsewhere"].values())
+
+    points = [Point(alpha, at[alpha]["val"], worst(alpha)["value"], worst(alpha)["error"]) for alpha in at]
+    alpha = rule(points, line["rows"])
+    gain, whole = (at[each]["target"] - before for each in (alpha, 1.0))
+    return Chosen(alpha, gain / whole if whole >= 0.01 else None, lost(alpha), lost(1.0))
+
+
+def format_lines(results: Results, tasks: Sequence[Task], methods: Sequence[Method]) -> str:
+    """A line for each task and recipe whose way to the base was measured: means over seeds and halves.
+
+    Args:
+        results: The cells.
+        tasks: Tasks in order.
+        methods: Methods in order.
+    """
+    lines = []
+    for (task, method), found in _choices(results, tasks, methods, as_shipped).items():
+        alphas = ", ".join(f"{alpha:g}" for alpha in sorted({each.alpha for each in found}))
+        at_1 = f"{100 * statistics.mean(each.lost_at_1 for each in found):.1f} %"
+        lines.append([task, method, str(len(found) // 2), alphas, *_kept_and_lost(found), at_1])
+    return markdown(HEADER, 2, lines)
+
+
+def format_rules(results: Results, tasks: Sequence[Task], methods: Sequence[Method]) -> str:
+    """What each rule makes of the same points, over all of them, and how often it exceeds the bound where it is judged.
+
+    Args:
+        results: The cells.
+        tasks: Tasks in order.
+        methods: Methods in order.
+    """
+    lines = []
+    for words, rule in RULES.items():
+        found = [each for some in _choices(results, tasks, methods, rule).values() for each in some]
+        if found:
+            beyond = sum(each.lost > MAX_LOSS for each in found)
+            lines.append([words, *_kept_and_lost(found), f"{beyond} of {len(found)}"])
+    return markdown(("alpha", "gain kept", "lost elsewhere", "largest", "beyond the bound"), 1, lines)
+
+
+def _choices(
+    results: Results, tasks: Sequence[Task], methods: Sequence[Method], rule: Rule
+) -> dict[tuple[str, str], list[Chosen]]:
+    """By titles of task and method, the choices of each seed and half."""
+    found = {}
+    for task, method in itertools.product(tasks, methods):
+        records = results.repeats(task, method, method.trials[0]).values() if method.handles(task) else ()
+        measured = [record["line"] for record in records if "line" in record]
+        if measured:
+            before = zero_shot_figures(results, task)["target"]
+            judged = [choose_on_half(line, before, half, rule) for line in measured for half in (0, 1)]
+            found[task.title, method.title] = judged
+    return found
+
+
+def _kept_and_lost(found: Sequence[Chosen]) -> list[str]:
+    """Mean gain kept, mean loss and the largest."""
+    kept = [each.kept for each in found if each.kept is not None]
+    losses = [each.lost for each in found]
+    return [
+        f"{100 * statistics.mean(kept):.0f} %" if kept else "-",
+        f"{100 * statistics.mean(losses):.1f} %",
+        f"{100 * max(losses):.1f} %",
+    ]
