@@ -14,6 +14,7 @@ ONCE = ("--run.soup", "1")
 ONCE_SLOWER = (*ONCE, "--model.optimizer.lr", "0.001")
 
 RETRIEVAL = Toolkit("retrieval-lora", "ours, retrieval_lora", "retrieval_lora", labels=False)
+PROMPTS = Toolkit("classify-prompts", "ours, classify_prompts", "classify_prompts", labels=True)
 HEAD = Toolkit("classify-head", "ours, classify_head", "classify_head", labels=True)
 FEW_SHOT = Toolkit("few-shot", "ours, few_shot", "few_shot", labels=True, few=True)
 
@@ -35,7 +36,13 @@ METHODS: Sequence[Method] = (
         words=ONCE_SLOWER,
         length=2,
     ),
-    Toolkit("classify-prompts", "ours, classify_prompts", "classify_prompts", labels=True),
+    PROMPTS,
+    replace(
+        PROMPTS,
+        name="prompts-once",
+        title="ours, classify_prompts once, lr 0.001, no label smoothing",
+        words=(*ONCE_SLOWER, "--model.objective", "finetune.Contrastive", "--model.objective.label_smoothing", "0"),
+    ),
     HEAD,
     replace(HEAD, name="head-once", title="ours, classify_head once", words=ONCE),
     replace(HEAD, name="head-longer", title="ours, classify_head once, twice as long", words=ONCE, length=2),
