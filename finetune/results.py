@@ -46,6 +46,8 @@ def _format_alpha(alpha: Mapping[str, Any]) -> str:
                 f"{_format_loss(point['retention_loss'])} lost elsewhere at worst, "
                 f"{_format_loss(alpha['max_retention_loss'])} allowed, a standard error included."
             )
+            if not chosen:
+                line += " That is the base: any other may lose more than allowed, or is clearly worse on these rows."
     return line
 
 

@@ -90,6 +90,12 @@ def test_results_tell_alpha_and_calibration_in_a_line_each():
         "fitted on validation rows temperature 0.0421, expected calibration error 2.1 %. "
         "On so many rows a calibrated model would show 1.8 %."
     ) in lines
+    assert format_results({"alpha": alpha | {"chosen": 0.0}}) == (
+        "Alpha 0: the weights lie 0 % of the way from the base to what was trained. "
+        "Chosen on validation rows: 10.0 % there, 0.0 % lost elsewhere at worst, 5.0 % allowed, "
+        "a standard error included. "
+        "That is the base: any other may lose more than allowed, or is clearly worse on these rows."
+    )
     assert format_results({"alpha": {"chosen": 0.25}}) == (
         "Alpha 0.25: the weights lie 25 % of the way from the base to what was trained."
     )
