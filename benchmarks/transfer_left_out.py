@@ -9,7 +9,8 @@ from transfer_results import Results
 from transfer_table import figures, markdown
 from transfer_tasks import Task
 
-OURS = ("retrieval-lora", "classify-head", "few-shot")
+CAPTIONS, LABELS, FEW_LABELS = "retrieval-lora", "classify-head", "few-shot"
+OURS = (CAPTIONS, LABELS, FEW_LABELS)
 """The recipe for captions, the one for labels, and in its place the one for few of them."""
 
 

@@ -232,6 +232,7 @@ def test_a_recipe_is_compared_where_both_were_run(modules, logistic, digits, tmp
         f"| {tip.title} | - | +10.0 | - | +10.0 | +10.0 |",
         "| the best of these in each task | +20.0 ± 24.8 | -10.0 ± 24.8 | - | +5.0 ± 11.3 | +7.5 |",
         "| the same, ours as the other tasks choose | +5.0 ± 0.0 | -25.0 ± 0.0 | - | -10.0 | +7.5 |",
+        "| the same, `classify_head` for few images too | +20.0 ± 24.8 | -10.0 ± 24.8 | - | +5.0 ± 11.3 | +7.5 |",
     ]
 
 
