@@ -1,6 +1,7 @@
 """What `--alpha auto` chooses on the lines that were measured, what it keeps and what it costs."""
 
 import itertools
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ class Chosen(NamedTuple):
 
     Attributes:
         alpha: It.
-        kept: The gain on the target as a share of that at alpha 1; None where that is less than a point.
+        kept: The gain on the target as a share of that at alpha 1; None where that is less than two points.
         lost: The largest loss of the places elsewhere, below 0 where each gained.
         lost_at_1: That at alpha 1.
     """
@@ -34,33 +35,35 @@ class Chosen(NamedTuple):
     lost_at_1: float
 
 
-def as_shipped(points: Sequence[Point], rows: int) -> float:
-    """What `--alpha auto` does: the largest not clearly worse than the best, of those that surely lose little."""
+def as_shipped(points: Sequence[Point], rows: int) -> float:  # noqa: ARG001
+    """What `--alpha auto` does: the best on the validation rows, of those that lose little on the rows there are."""
     scores = {point.alpha: point[1:] for point in points}
-    return choose_alpha(scores.__getitem__, scores, MAX_LOSS, rows)[0]
-
-
-def best(points: Sequence[Point], rows: int) -> float:  # noqa: ARG001
-    """The best of those that lose little on the rows there are; of equals the one that loses least."""
-    allowed = [point for point in points if point.retention_loss <= MAX_LOSS]
-    return max(allowed, key=lambda point: (point.target, -point.retention_loss, -point.alpha)).alpha
-
-
-def best_surely(points: Sequence[Point], rows: int) -> float:
-    """The best of those that surely lose little: a standard error is on top of the loss."""
-    return best([point._replace(retention_loss=point.retention_loss + point.retention_error) for point in points], rows)
+    return choose_alpha(scores.__getitem__, scores, MAX_LOSS)[0]
 
 
 def largest(points: Sequence[Point], rows: int) -> float:
-    """The largest not clearly worse than the best, of those that lose little on the rows there are."""
-    return as_shipped([point._replace(retention_error=0.0) for point in points], rows)
+    """The largest within a standard error of the best, of the same."""
+    allowed = [point for point in points if point.retention_loss <= MAX_LOSS]
+    highest = max(point.target for point in allowed)
+    least = highest - math.sqrt(highest * (1 - highest) / rows)
+    return max(point.alpha for point in allowed if point.target >= least)
+
+
+def surely(rule: Rule) -> Rule:
+    """A rule for which a standard error is on top of each loss."""
+
+    def choose(points: Sequence[Point], rows: int) -> float:
+        raised = [point._replace(retention_loss=point.retention_loss + point.retention_error) for point in points]
+        return rule(raised, rows)
+
+    return choose
 
 
 RULES: Mapping[str, Rule] = {
-    "the best on the validation rows": best,
-    "the same, with a standard error on top of the loss": best_surely,
+    "the best on the validation rows, as shipped": as_shipped,
+    "the best, with a standard error on top of the loss": surely(as_shipped),
     "the largest within a standard error of the best": largest,
-    "the same, with a standard error on top of the loss: as shipped": as_shipped,
+    "the same, with a standard error on top of the loss": surely(largest),
 }
 
 
@@ -85,7 +88,7 @@ def choose_on_half(line: Mapping[str, Any], before: float, half: int, rule: Rule
     points = [Point(alpha, at[alpha]["val"], worst(alpha)["value"], worst(alpha)["error"]) for alpha in at]
     alpha = rule(points, line["rows"])
     gain, whole = (at[each]["target"] - before for each in (alpha, 1.0))
-    return Chosen(alpha, gain / whole if whole >= 0.01 else None, lost(alpha), lost(1.0))
+    return Chosen(alpha, gain / whole if whole >= 0.02 else None, lost(alpha), lost(1.0))
 
 
 def format_lines(results: Results, tasks: Sequence[Task], methods: Sequence[Method]) -> str:

@@ -165,8 +165,7 @@ def choose(
         return Choice(settings.alpha)
     line = build_line()
     if settings.alpha == "auto":
-        rows = len(data.rows.indices("val"))
-        alpha, curve = choose_alpha(_scorer(accelerator, line, data), ALPHAS, settings.max_retention_loss, rows)
+        alpha, curve = choose_alpha(_scorer(accelerator, line, data), ALPHAS, settings.max_retention_loss)
         choice = Choice(alpha, curve=curve, max_retention_loss=settings.max_retention_loss)
     else:
         choice = Choice(settings.alpha)
@@ -202,7 +201,7 @@ def _scorer(accelerator: str, line: Line, data: ImageTextDataModule) -> Callable
     def score(alpha: float) -> tuple[float, float, float]:
         after = elsewhere(alpha) if alpha and line.moves_towers else before
         losses = [relative_loss(figure, after[name]) for name, figure in before.items()]
-        worst = max(losses, key=lambda loss: loss.value + loss.error)
+        worst = max(losses, key=lambda loss: loss.value)
         reached = evaluate(accelerator, line.at(alpha), target).main[1]
         # Metrics are float32: their last digits shall choose nothing.
         return round(reached, 6), round(worst.value, 6), round(worst.error, 6)

@@ -6,7 +6,6 @@ from typing import NamedTuple
 from torch import Tensor
 
 from finetune.errors import RecipeError
-from finetune.metrics import standard_error
 
 ALPHAS = tuple(step / 10 for step in range(11))
 """What `auto` looks at."""
@@ -80,34 +79,30 @@ def _between(base: Tensor, adapted: Tensor, alpha: float) -> Tensor:
 
 
 def choose_alpha(
-    score: Callable[[float], tuple[float, float, float]], alphas: Iterable[float], max_loss: float, rows: int
+    score: Callable[[float], tuple[float, float, float]], alphas: Iterable[float], max_loss: float
 ) -> tuple[float, list[Point]]:
-    """Chooses, of the alphas that surely lose little elsewhere, the largest that is not clearly worse than the best.
+    """Chooses the alpha with the best target among those that lose little enough elsewhere.
 
-    Surely is with a standard error on top of the loss. On few rows the best target is the best by chance, and all that
-    was trained would be given up for a row or two: not clearly worse is a target within a standard error of the
-    highest, as for the weights that are kept of a training, see `finetune.latest_best`.
+    Of equal targets the one that loses least is taken, and then the one nearest to the base.
 
     Args:
         score: Returns target, retention loss and its error of an alpha, see `Point`. It is called once for each.
         alphas: What to look at. With 0 among them there always is a choice, as the base loses nothing.
         max_loss: The largest retention loss allowed.
-        rows: Number of rows that the target is a mean over, its values being in [0, 1].
 
     Returns:
         The alpha, and the points in the order of `alphas`.
 
     Raises:
-        ValueError: If every alpha may lose more.
+        ValueError: If every alpha loses more.
 
     Example:
-        >>> choose_alpha(lambda alpha: (alpha, alpha**2, 0.01), [0.0, 0.5, 1.0], max_loss=0.3, rows=100)[0]
+        >>> choose_alpha(lambda alpha: (alpha, alpha**2, 0.01), [0.0, 0.5, 1.0], max_loss=0.3)[0]
         0.5
     """
     curve = [Point(alpha, *score(alpha)) for alpha in alphas]
-    allowed = [point for point in curve if point.retention_loss + point.retention_error <= max_loss]
+    allowed = [point for point in curve if point.retention_loss <= max_loss]
     if not allowed:
         raise ValueError(f"Expected an alpha that loses at most {max_loss} elsewhere, but got none. Add 0 to them.")
-    highest = max(point.target for point in allowed)
-    least = highest - standard_error(highest, rows)
-    return max(point.alpha for point in allowed if point.target >= least), curve
+    best = max(allowed, key=lambda point: (point.target, -point.retention_loss, -point.alpha))
+    return best.alpha, curve

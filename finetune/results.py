@@ -44,10 +44,10 @@ def _format_alpha(alpha: Mapping[str, Any]) -> str:
             line += (
                 f" Chosen on validation rows: {100 * point['target']:.1f} % there, "
                 f"{_format_loss(point['retention_loss'])} lost elsewhere at worst, "
-                f"{_format_loss(alpha['max_retention_loss'])} allowed, a standard error included."
+                f"{_format_loss(alpha['max_retention_loss'])} allowed."
             )
             if not chosen:
-                line += " That is the base: any other may lose more than allowed, or is clearly worse on these rows."
+                line += " That is the base: any other loses more than allowed, or is not better on these rows."
     return line
 
 

@@ -22,10 +22,8 @@ class RunSettings:
         neighbours: Of how many nearest training images the vote is measured too, as `test/knn_accuracy` (tables with
             labels): 20 as is usual, 1 as COYO-ALIGN's table; null for none. Embeds every training image.
         alpha: How far from the base towards what was trained the model is that is handed out: 1 is all of it, less
-            forgets less. `auto` takes the largest that is not clearly worse than the best on the validation rows, of
-            those that lose at most `max_retention_loss`.
-        max_retention_loss: What `auto` may lose on any table of `data.retention`, as a share of what the base can do, a
-            standard error included.
+            forgets less. `auto` takes the best on the validation rows within `max_retention_loss`.
+        max_retention_loss: What `auto` may lose on any table of `data.retention`, as a share of what the base can do.
         calibrate: Whether the temperature is fitted on the validation rows (tables with a label a row), so that the
             probabilities of the classes are as high as they are right.
 

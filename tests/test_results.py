@@ -82,8 +82,7 @@ def test_results_tell_alpha_and_calibration_in_a_line_each():
     lines = format_results(COLUMNS | {"alpha": alpha, "calibration": calibration}).splitlines()
     assert (
         "Alpha 0.7: the weights lie 70 % of the way from the base to what was trained. "
-        "Chosen on validation rows: 93.1 % there, 3.0 % lost elsewhere at worst, 5.0 % allowed, "
-        "a standard error included."
+        "Chosen on validation rows: 93.1 % there, 3.0 % lost elsewhere at worst, 5.0 % allowed."
     ) in lines
     assert (
         "Calibration: as trained temperature 0.05, expected calibration error 5.4 %; "
@@ -92,9 +91,8 @@ def test_results_tell_alpha_and_calibration_in_a_line_each():
     ) in lines
     assert format_results({"alpha": alpha | {"chosen": 0.0}}) == (
         "Alpha 0: the weights lie 0 % of the way from the base to what was trained. "
-        "Chosen on validation rows: 10.0 % there, 0.0 % lost elsewhere at worst, 5.0 % allowed, "
-        "a standard error included. "
-        "That is the base: any other may lose more than allowed, or is clearly worse on these rows."
+        "Chosen on validation rows: 10.0 % there, 0.0 % lost elsewhere at worst, 5.0 % allowed. "
+        "That is the base: any other loses more than allowed, or is not better on these rows."
     )
     assert format_results({"alpha": {"chosen": 0.25}}) == (
         "Alpha 0.25: the weights lie 25 % of the way from the base to what was trained."

@@ -23,7 +23,6 @@ from finetune.metrics.matching import (
 from finetune.metrics.neighbours import neighbour_votes
 from finetune.metrics.placement import Placement
 from finetune.metrics.retrieval import Retrieval, retrieval_placements, retrieval_ranks
-from finetune.metrics.uncertainty import standard_error
 
 __all__ = [
     "AveragePrecision",
@@ -51,6 +50,5 @@ __all__ = [
     "retrieval_placements",
     "retrieval_ranks",
     "spread",
-    "standard_error",
     "value",
 ]

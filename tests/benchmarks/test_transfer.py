@@ -130,20 +130,20 @@ def test_alpha_is_chosen_on_one_half_elsewhere_and_judged_on_the_other(modules, 
     points = [
         point(0.0, 0.7, 0.6, 0.0, 0.0, 0.0, 0.0),
         point(0.5, 0.8, 0.82, 0.04, 0.02, -0.3, 0.03),
-        point(0.75, 0.9, 0.86, 0.045, 0.06, 0.0, 0.041),  # too much by either half, on one place each
+        point(0.75, 0.9, 0.86, 0.045, 0.06, 0.0, 0.041),  # too much by the second half
         point(1.0, 0.99, 0.9, 0.3, 0.2, 0.1, 0.5),
     ]
     found = {"metrics": record(0.9), "line": {"rows": 40, "points": points}}
     results.write(cell(digits, logistic, logistic.trials[0], 0), found, 1.0)
     alpha = modules["alpha"]
     judged = [alpha.choose_on_half(found["line"], 0.1, half, alpha.as_shipped) for half in (0, 1)]
-    assert [each.alpha for each in judged] == [0.5, 0.5]
-    assert [each.lost for each in judged] == [0.03, 0.04]
+    assert [each.alpha for each in judged] == [0.75, 0.5]
+    assert [each.lost for each in judged] == [0.06, 0.04]
     *_, row = alpha.format_lines(results, [digits], [zero_shot, logistic]).splitlines()
-    assert row.split(" | ")[2:] == ["1", "0.5", "90 %", "3.5 %", "4.0 %", "40.0 % |"]
+    assert row.split(" | ")[2:] == ["1", "0.5, 0.75", "92 %", "5.0 %", "6.0 %", "40.0 % |"]
     rules = [row.split(" | ")[1:] for row in alpha.format_rules(results, [digits], [zero_shot, logistic]).splitlines()]
     assert rules[2:] == [
-        ["92 %", "5.0 %", "6.0 %", "1 of 2 |"],  # by the first half 0.75, by the other 0.5
+        ["92 %", "5.0 %", "6.0 %", "1 of 2 |"],
         ["90 %", "3.5 %", "4.0 %", "0 of 2 |"],
         ["92 %", "5.0 %", "6.0 %", "1 of 2 |"],
         ["90 %", "3.5 %", "4.0 %", "0 of 2 |"],
