@@ -84,14 +84,18 @@ def measure_line(at: Callable[[float], Trained], data: TaskData) -> dict[str, An
     before, points = elsewhere(at(0.0)), []
     for alpha in ALPHAS:
         trained = at(alpha)
-        own = {name: main_figure(measure_place(trained, pictures, True)) for name, pictures in rows.items()}
+        own = {name: round(main_figure(measure_place(trained, of, True)), 5) for name, of in rows.items()}
         after = elsewhere(trained) if alpha else before
         lost = {
-            name: [relative_loss(*pair)._asdict() for pair in zip(both, after[name], strict=True)]
+            name: [_rounded(relative_loss(*pair)._asdict()) for pair in zip(both, after[name], strict=True)]
             for name, both in before.items()
         }
         points.append({"alpha": alpha, **own, "elsewhere": lost})
     return {"rows": len(data.val), "points": points}
+
+
+def _rounded(figures: dict[str, float]) -> dict[str, float]:
+    return {key: round(figure, 5) for key, figure in figures.items()}
 
 
 def measure_calibration(trained: Trained, data: TaskData) -> dict[str, float]:
