@@ -1,7 +1,7 @@
 """How well align-mini is adapted, and what it forgets: the toolkit beside what a user would run instead.
 
     finetune prepare digits && finetune prepare emoji && finetune prepare stamps
-    python benchmarks/transfer.py            # runs each cell that is not there yet, about four hours on 2 cores
+    python benchmarks/transfer.py            # runs each cell that is not there yet; all of them take hours on 2 cores
     python benchmarks/transfer.py --quick    # two tasks, one seed, little training: ten minutes, kept apart
     python benchmarks/transfer.py --table    # prints what is there, runs nothing
 
