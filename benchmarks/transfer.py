@@ -40,9 +40,9 @@ from transfer_tasks import TASKS, Task
 from transformers.utils import logging as transformers_logging
 
 HERE = Path(__file__).parent
-QUICK_TASKS = {"digits-4": 20, "names-google": 1}  # epochs
+QUICK_TASKS = {"digits-4": 8, "names-google": 1}  # epochs
 QUICK_METHODS = ("zero-shot", "logistic-regression", "tip-adapter-f", "tuned", "clip-lora", "retrieval-lora")
-QUICK_METHODS += ("classify-prompts", "classify-head", "few-shot")
+QUICK_METHODS += ("classify-prompts", "few-shot")
 
 
 def run_cell(cell: Cell, results: Results, data: Path) -> None:
