@@ -80,7 +80,7 @@ def choose_on_half(line: Mapping[str, Any], before: float, half: int, rule: Rule
 
     def worst(alpha: float) -> dict[str, float]:
         places = [place[half] for place in at[alpha]["elsewhere"].values()]
-        return max(places, key=lambda place: place["value"] + place["error"])
+        return max(places, key=lambda place: place["value"])
 
     def lost(alpha: float) -> float:
         return max(float(place[1 - half]["value"]) for place in at[alpha]["elsewhere"].values())
@@ -130,8 +130,7 @@ def _choices(
     """By titles of task and method, the choices of each seed and half."""
     found = {}
     for task, method in itertools.product(tasks, methods):
-        records = results.repeats(task, method, method.trials[0]).values() if method.handles(task) else ()
-        measured = [record["line"] for record in records if "line" in record]
+        measured = results.parts(task, method, "line")
         if measured:
             before = zero_shot_figures(results, task)["target"]
             judged = [choose_on_half(line, before, half, rule) for line in measured for half in (0, 1)]

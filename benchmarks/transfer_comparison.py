@@ -80,7 +80,7 @@ def format_comparison(results: Results, tasks: Sequence[Task], methods: Sequence
         return {other.title: _compare(results, tasks, ours, other) for other in others}
 
     lines = less_others(own)
-    lines["the best of these in each task"] = _best(less_others(own))
+    lines["the best of these in each task"] = _best(lines)
     lines["the same, ours as the other tasks choose"] = _best(less_others(own | chosen))
     lines["the same, `classify_head` for few images too"] = _best(less_others(alone))
     header = ("ours less", *(task.name for task in tasks), "mean", "elsewhere")

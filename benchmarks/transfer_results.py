@@ -136,6 +136,17 @@ class Results:
         records = {seed: self.read(Cell(task, method, setting, seed)) for seed in range(method.seeds(task))}
         return {seed: record for seed, record in records.items() if record is not None}
 
+    def parts(self, task: Task, method: Method, name: str) -> list[dict[str, Any]]:
+        """What the records of a recipe as shipped hold beside the metrics, of each seed that has it.
+
+        Args:
+            task: Any task.
+            method: Any method; none where it cannot learn the task.
+            name: `line` or `calibration`.
+        """
+        records = self.repeats(task, method, method.trials[0]).values() if method.handles(task) else ()
+        return [record[name] for record in records if name in record]
+
 
 def deciders(task: Task, method: Method) -> tuple[Task, Method]:
     """The task and the method whose trials decide on the setting: the two themselves, or what they are tuned like."""

@@ -52,8 +52,7 @@ def format_calibration(results: Results, tasks: Sequence[Task], methods: Sequenc
     for method in methods:
         by_task = []
         for task in tasks:
-            records = results.repeats(task, method, method.trials[0]).values() if method.handles(task) else ()
-            found = [record["calibration"] for record in records if "calibration" in record]
+            found = results.parts(task, method, "calibration")
             if found:
                 by_task.append([statistics.mean(each[name] for each in found) for name in CALIBRATION])
                 lines.append([task.title, method.title, str(len(found)), *_in_per_cent(by_task[-1])])

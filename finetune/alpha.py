@@ -13,7 +13,7 @@ from finetune.errors import RecipeError
 from finetune.evaluation import Evaluation, evaluate
 from finetune.head import Head
 from finetune.interpolate import ALPHAS, Point, choose_alpha, interpolate
-from finetune.measurement import relative_loss
+from finetune.measurement import Loss, relative_loss
 from finetune.metrics import Figure, calibration_error, chance_calibration_error, fit_temperature, reliability
 from finetune.objectives import Classification, Contrastive
 from finetune.run_settings import RunSettings
@@ -201,7 +201,7 @@ def _scorer(accelerator: str, line: Line, data: ImageTextDataModule) -> Callable
     def score(alpha: float) -> tuple[float, float, float]:
         after = elsewhere(alpha) if alpha and line.moves_towers else before
         losses = [relative_loss(figure, after[name]) for name, figure in before.items()]
-        worst = max(losses, key=lambda loss: loss.value)
+        worst = max((loss for loss in losses if loss is not None), default=Loss(0.0, 0.0))
         reached = evaluate(accelerator, line.at(alpha), target).main[1]
         # Metrics are float32: their last digits shall choose nothing.
         return round(reached, 6), round(worst.value, 6), round(worst.error, 6)

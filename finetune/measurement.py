@@ -88,7 +88,7 @@ def compare_elsewhere(
             "metric": metric,
             "before": value,
             "after": after[name][1],
-            "relative_loss": (value - after[name][1]) / value if value else None,
+            "relative_loss": _share_lost(value, after[name][1]),
         }
         for name, (metric, value) in before.items()
     }
@@ -112,8 +112,8 @@ class Loss(NamedTuple):
     error: float
 
 
-def relative_loss(before: Figure, after: Figure) -> Loss:
-    """Returns how much of a metric is lost, and how sure that is.
+def relative_loss(before: Figure, after: Figure) -> Loss | None:
+    """Returns how much of a metric is lost, and how sure that is; None where the base scored 0.
 
     Args:
         before: The base's metric.
@@ -125,13 +125,17 @@ def relative_loss(before: Figure, after: Figure) -> Loss:
         >>> lost = relative_loss(mean(torch.ones(100)), mean((torch.arange(100) >= 20).float()))
         >>> round(lost.value, 2), round(lost.error, 2)
         (0.2, 0.04)
-        >>> relative_loss(mean(torch.zeros(100)), mean(torch.ones(100)))
-        Loss(value=0.0, error=0.0)
+        >>> relative_loss(mean(torch.zeros(100)), mean(torch.ones(100))) is None
+        True
     """
     could = float(value(before))
-    if not could > 0:
-        return Loss(0.0, 0.0)
-    return Loss((could - float(value(after))) / could, paired_difference(before, after).error / could)
+    lost = _share_lost(could, float(value(after)))
+    return None if lost is None else Loss(lost, paired_difference(before, after).error / could)
+
+
+def _share_lost(before: float, after: float) -> float | None:
+    """None where there is nothing to lose."""
+    return (before - after) / before if before > 0 else None
 
 
 def compare(before: Measurement, after: Measurement) -> dict[str, Any]:
