@@ -16,7 +16,7 @@ from finetune.files import write_text
 
 
 class Unreadable(NamedTuple):
-    """What a worker says of a row whose image it cannot read.
+    """What a worker says of a row whose image it cannot read or augment.
 
     Attributes:
         row: Position of the row in the table.
@@ -32,13 +32,13 @@ class SkippedRow(NamedTuple):
 
     Attributes:
         file: The table's file.
-        row: The row's number in it.
+        row: The row's number in it, in a tar its key.
         image: Path of the image.
         reason: Why it cannot be read.
     """
 
     file: str
-    row: int | str
+    row: str
     image: str
     reason: str
 
@@ -104,7 +104,7 @@ def list_skipped(rows: Rows, reasons: Mapping[int, str]) -> tuple[SkippedRow, ..
         reasons: Why the image cannot be read, by position of the row.
     """
     found = (
-        SkippedRow(str(rows.files[rows.file_ids[row]]), rows.number(row), place_of(str(rows.images[row])), reasons[row])
+        SkippedRow(str(rows.file(row)), str(rows.number(row)), place_of(str(rows.images[row])), reasons[row])
         for row in sorted(reasons)
     )
     return tuple({skipped[:2]: skipped for skipped in found}.values())
@@ -145,4 +145,4 @@ def read_skipped(path: Path) -> tuple[SkippedRow, ...]:
     if not path.is_file():
         return ()
     lines = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline=""))
-    return tuple(SkippedRow(line["file"], int(line["row"]), line["image"], line["reason"]) for line in lines)
+    return tuple(SkippedRow(**line) for line in lines)
