@@ -40,7 +40,7 @@ class Sampling(ABC):
         """The rows of an epoch, in the order of training.
 
         Args:
-            label_ids: Int64 array of shape (N,): the class of each row.
+            label_ids: Int64 array of shape (N,): the class of each row, -1 for none.
             weights: Float array of shape (N,): the weight of each row.
             seed: Seed of the run.
             epoch: Epoch, from 0.
@@ -57,7 +57,8 @@ class ClassBalanced(Sampling):
     (arXiv 1910.09217): 0 balances the classes, 1 leaves them as they are, 0.5 is square-root sampling.
 
     A class is dealt like a deck of cards: each of its rows comes once before one of them comes again, epochs
-    included. Of a large class an epoch sees a part, and the next epoch goes on with the rest.
+    included. Of a large class an epoch sees a part, and the next epoch goes on with the rest. Rows with no label, as
+    a table of several labels may have, are a class of their own.
 
     Args:
         power: From 0 (equally many of each class) to 1 (each row once).
@@ -141,7 +142,7 @@ def _deal(rows: Integers, draw: int, seed: int, epoch: int, label: int) -> Integ
     decks = -(-draw // len(rows))  # shuffled at a time: a generator for each of them would take seconds
     cards, first = decks * len(rows), epoch * draw
     dealt = [
-        np.random.default_rng([seed, part, label, 2]).permuted(np.tile(rows, (decks, 1)), axis=1).ravel()
+        np.random.default_rng([seed, part, label % 2**32, 2]).permuted(np.tile(rows, (decks, 1)), axis=1).ravel()
         for part in range(first // cards, -(-(first + draw) // cards))
     ]
     return np.concatenate(dealt)[first % cards :][:draw]

@@ -51,6 +51,13 @@ def test_no_row_comes_again_before_its_class_is_used_up_epochs_included(power):
     assert times[LABELS == 2].min() >= 1  # an epoch sees 40 of its 150 rows
 
 
+def test_rows_without_any_label_are_a_class_of_their_own():
+    labels = np.repeat([-1, 0, 1], [3, 30, 60])
+    order = ClassBalanced().order(labels, np.ones(93), seed=0, epoch=1)
+    assert np.unique_counts(labels[order]).counts.tolist() == [31, 31, 31]
+    assert np.bincount(order)[:3].min() >= 10
+
+
 def test_classes_are_spread_over_the_batches():
     labels = np.repeat([0, 1], [10, 4990])
     order = ClassBalanced().order(labels, np.ones(5000), seed=0, epoch=0)
