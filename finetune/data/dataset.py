@@ -20,7 +20,8 @@ from finetune.data.unreadable import Unreadable
 class ImageTextDataset(Dataset[Sample | Unreadable]):
     """The rows of one split. Items are asked for by (position, epoch), as augmentation depends on the epoch.
 
-    A row whose image cannot be read is told as `Unreadable`: raised in a worker, it would arrive as a traceback.
+    A row whose image cannot be read or augmented is told as `Unreadable`: raised in a worker, it would arrive as a
+    traceback.
 
     Args:
         rows: The whole table.
@@ -54,7 +55,10 @@ class ImageTextDataset(Dataset[Sample | Unreadable]):
         if self.augmentation is None:
             pixels = self.images(image)
         else:
-            pixels = self.images.finish(self.augmentation(image, self.seed, epoch, row))
+            try:
+                pixels = self.images.finish(self.augmentation(image, self.seed, epoch, row))
+            except Exception as error:  # transforms raise whatever they like, such as at an image that is too small
+                return Unreadable(row, f"data.augmentations fail on {image.width} x {image.height} pixels: {error}")
         return Sample(
             pixel_values=torch.from_numpy(pixels),
             input_ids=self.texts.encode(self.caption(row, epoch)),

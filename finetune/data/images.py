@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from finetune.data.members import Member, place_of, size_of
-from finetune.errors import CheckpointError, TableError
+from finetune.errors import CheckpointError, RecipeError, TableError
 
 if TYPE_CHECKING:
     from albumentations import BasicTransform
@@ -198,12 +198,21 @@ class Augmentation:
 
     Args:
         transforms: Applied in this order.
+
+    Raises:
+        RecipeError: If what they leave of a blank image is no image.
     """
 
     def __init__(self, transforms: Sequence["BasicTransform"]) -> None:
         from albumentations import Compose  # imports torch, which opening an image does not need
 
         self.compose = Compose(list(transforms))
+        try:
+            self(Image.new("RGB", (512, 512)), 0, 0, 0)
+        except RecipeError:
+            raise
+        except Exception:
+            pass
 
     def __call__(self, image: Image.Image, seed: int, epoch: int, row: int) -> Pixels:
         """Augments one image.
@@ -216,10 +225,19 @@ class Augmentation:
 
         Returns:
             Uint8 array of shape (H, W, 3), where H and W are what the transforms leave.
+
+        Raises:
+            RecipeError: If they leave something else.
         """
         # One stream for all transforms: set_random_seed would start the same one in each, and a horizontal
         # and a vertical flip would always come together.
         generator = np.random.default_rng([seed, epoch, row])
         self.compose.set_random_state(generator, random.Random(int(generator.integers(2**63))))
         augmented: Pixels = self.compose(image=np.asarray(image))["image"]
+        shape, kind = tuple(augmented.shape), str(augmented.dtype)
+        if not isinstance(augmented, np.ndarray) or len(shape) != 3 or shape[2] != 3 or kind != "uint8":
+            raise RecipeError(
+                f"Expected data.augmentations to leave RGB levels, uint8 of shape (H, W, 3), but got {kind} of shape "
+                f"{shape}. Leave out Normalize, ToFloat and ToTensorV2: the processor does that after them."
+            )
         return augmented

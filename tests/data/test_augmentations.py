@@ -9,6 +9,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from finetune.data.images import Augmentation, ImagePreparation
+from finetune.errors import RecipeError
 
 from .images import noise
 from .processors import PROCESSORS
@@ -70,6 +71,24 @@ def test_augmented_images_are_prepared_like_any_other(name: str) -> None:
         pixels = Augmentation(transforms)(IMAGE, 0, 0, 0)
         expected = processor(Image.fromarray(pixels), return_tensors="np")["pixel_values"][0]
         assert np.array_equal(preparation.finish(pixels), expected)
+
+
+@pytest.mark.parametrize(
+    ("last", "found"),
+    [
+        (albumentations.Normalize(), r"float32 of shape \(512, 512, 3\)"),
+        (albumentations.ToFloat(), r"float32 of shape \(512, 512, 3\)"),
+        (albumentations.ToTensorV2(), r"torch.uint8 of shape \(3, 512, 512\)"),
+    ],
+)
+def test_what_leaves_no_image_is_refused_before_any_is_opened(last: albumentations.BasicTransform, found: str) -> None:
+    with pytest.raises(RecipeError, match=f"Expected data.augmentations to leave RGB levels, .* but got {found}"):
+        Augmentation([*FLIPS, last])
+
+
+def test_a_crop_of_large_photographs_is_no_mistake() -> None:
+    pixels = Augmentation([albumentations.RandomCrop(600, 700)])(Image.new("RGB", (800, 800)), 0, 0, 0)
+    assert pixels.shape == (600, 700, 3)
 
 
 def test_reseeding_costs_little() -> None:

@@ -4,10 +4,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import albumentations
 import pandas as pd
 import pytest
 import torch
 from lightning import Trainer
+from PIL import Image
 
 from finetune.batch import Batch
 from finetune.data.datamodule import ImageTextDataModule
@@ -40,7 +42,7 @@ def without(batch: Batch, rows: set[int]) -> Batch:
     return Batch(*(part[kept] for part in batch))
 
 
-def listed(data: ImageTextDataModule) -> list[tuple[str, int, str]]:
+def listed(data: ImageTextDataModule) -> list[tuple[str, str, str]]:
     return [(Path(row.image).name, row.row, row.reason[:23]) for row in data.skipped]
 
 
@@ -58,10 +60,10 @@ def test_rows_are_left_out_and_the_others_are_as_ever(colour_table: Path, folder
         for one, other in zip(found, expected, strict=True):
             assert all(torch.equal(*parts) for parts in zip(one, without(other, bad), strict=True))
     reason = "image file is truncated"
-    assert listed(data) == [("0.png", 2, reason), ("5.png", 7, reason), ("13.png", 15, reason)]
+    assert listed(data) == [("0.png", "2", reason), ("5.png", "7", reason), ("13.png", "15", reason)]
     for split, rows in (("val", 9 - 1), ("test", 9 - 1)):
         assert sum(len(batch.rows) for batch in data.loader(split)) == rows
-    assert [row.row for row in data.skipped] == [2, 7, 8, 15, 37]
+    assert [row.row for row in data.skipped] == ["2", "7", "8", "15", "37"]
     assert data.skipped[0].file == str(folder / "colours.csv")
 
 
@@ -134,7 +136,7 @@ def test_a_split_without_any_image_stops(folder: Path, workers: int) -> None:
 def test_the_witness_holds_rows_that_can_be_read(folder: Path) -> None:
     data = module(folder)
     assert data.held_back(4).rows.tolist() == [7, 8, 18, 19]
-    assert [row.row for row in data.skipped] == [8]
+    assert [row.row for row in data.skipped] == ["8"]
     with pytest.raises(TableError, match="colours.csv:8:image: Expected a whole image"):
         module(folder, on_bad_image="error").held_back(4)
 
@@ -145,7 +147,7 @@ def test_a_place_with_several_captions_is_listed_once(folder: Path) -> None:
     table = Table(str(folder / "two.jsonl"), caption=CaptionList("captions"), split="split")
     data = ImageTextDataModule(table, "align-mini", image_size=32, on_bad_image="skip")
     assert [batch.rows.tolist() for batch in data.loader("test")] == [[2]]
-    assert [(row.row, Path(row.image).name) for row in data.skipped] == [(1, "0.png")]
+    assert [(row.row, Path(row.image).name) for row in data.skipped] == [("1", "0.png")]
     data.bad_images.on_bad_image = "error"
     with pytest.raises(TableError) as caught:
         list(data.loader("test"))
@@ -158,7 +160,7 @@ def test_a_run_that_goes_on_remembers_what_was_left_out(
     trainer = build_trainer(max_steps=1, limit_val_batches=0)
     data = module(folder, batch_size=18)
     trainer.fit(AlignTask(tiny), data)
-    assert [row.row for row in data.skipped] == [2, 7, 15]
+    assert [row.row for row in data.skipped] == ["2", "7", "15"]
     trainer.save_checkpoint(tmp_path / "stopped.ckpt")
     for name in BAD:  # repaired in between
         shutil.copy(folder / "1.png", folder / name)
@@ -172,3 +174,19 @@ def test_a_run_that_goes_on_remembers_what_was_left_out(
 def test_another_word_is_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="on_bad_image to be error or skip, but got 'ignore'"):
         module(folder, on_bad_image="ignore")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_the_augmentations_refuse_is_an_error_of_its_row(
+    colour_table: Path, tmp_path: Path, workers: int
+) -> None:
+    shutil.copytree(colour_table.parent, tmp_path / "colours")
+    Image.new("RGB", (9, 7)).save(tmp_path / "colours" / "5.png")
+    crops = [albumentations.RandomCrop(8, 8)]
+    stopped, skipping = (
+        module(tmp_path / "colours", workers, on_bad_image, augmentations=crops) for on_bad_image in ("error", "skip")
+    )
+    with pytest.raises(TableError, match=r"colours.csv:7:image: .*data.augmentations fail on 9 x 7 pixels: Crop"):
+        list(stopped.train_dataloader())
+    assert sum(len(batch.rows) for batch in skipping.train_dataloader()) == 17
+    assert [row.row for row in skipping.skipped] == ["7"]
