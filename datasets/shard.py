@@ -4,7 +4,8 @@
 
 Writes 00000.tar, 00001.tar, ... with three members for each row, in the table's order:
 
-- KEY.jpg (.png, .webp, ...): the bytes of the image file, as they are;
+- KEY.jpg (.png, .webp, ...): the bytes of the image file, as they are; where its name says nothing, the ending is that
+  of its content;
 - KEY.json: key, sha256 of the image, and the cells of the columns named here, as texts under their own names;
 - KEY.txt: the caption, where a column of captions is named.
 
@@ -23,8 +24,12 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from PIL import Image
+
 from finetune.data.faults import Fault
+from finetune.data.images import EXTENSIONS, FORMATS
 from finetune.data.members import place_of, read_bytes
+from finetune.data.pictures import SUFFIXES
 from finetune.data.sources import read_cells
 from finetune.data.splits import SPLITS
 from finetune.data.table import Table
@@ -67,6 +72,27 @@ def read_samples(table: Table, columns: Sequence[str]) -> Iterator[Sample]:
         yield Sample(image, caption if table.caption else None, {name: values[row] for name, values in fields.items()})
 
 
+def picture_ending(name: str, picture: bytes) -> str:
+    """The ending by which a reader of tars knows a picture: that of its name, or of its content.
+
+    Args:
+        name: Of the image file.
+        picture: Its bytes.
+
+    Raises:
+        TableError: If neither says what it is.
+    """
+    ending = PurePosixPath(name).suffix.lower()
+    if ending in EXTENSIONS:
+        return ending
+    try:
+        with Image.open(io.BytesIO(picture), formats=FORMATS) as image:
+            return SUFFIXES[str(image.format)]
+    except Exception as error:  # decoders raise whatever they meet: OSError, SyntaxError, struct.error, ...
+        message = f"Expected {name} to be an image ({', '.join(FORMATS)}), but it cannot be opened: {error}."
+        raise TableError(f"{message} Save it again, or remove its rows.") from error
+
+
 def write_shard(path: Path, number: int, samples: Sequence[Sample]) -> None:
     """Writes one tar.
 
@@ -80,7 +106,7 @@ def write_shard(path: Path, number: int, samples: Sequence[Sample]) -> None:
             key, picture = f"{number:05d}{at:04d}", read_bytes(sample.image)
             record = {"key": key, "sha256": hashlib.sha256(picture).hexdigest(), **sample.fields}
             members = {
-                PurePosixPath(place_of(sample.image)).suffix.lower(): picture,
+                picture_ending(place_of(sample.image), picture): picture,
                 ".json": json.dumps(record, ensure_ascii=False).encode(),
             }
             if sample.caption is not None:

@@ -12,6 +12,7 @@ import albumentations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from finetune.batch import Batch
 from finetune.data.datamodule import ImageTextDataModule
@@ -142,6 +143,18 @@ def test_every_run_writes_the_same_bytes_and_shards_can_be_sharded_again(colour_
     assert rows[0].splits.tolist() == rows[1].splits.tolist()
 
 
+def test_pictures_whose_names_do_not_say_what_they_are(shard, tmp_path):
+    for name, kind in (("photo", "JPEG"), ("hash.0f3a", "PNG"), ("scan.jfif", "JPEG"), ("SHOUT.PNG", "PNG")):
+        Image.new("RGB", (8, 8), "red").save(tmp_path / name, kind)
+    (tmp_path / "names.csv").write_text("image,caption\nphoto,a\nhash.0f3a,b\nscan.jfif,c\nSHOUT.PNG,d\n")
+    folder = shard(tmp_path / "names.csv", "--caption", "caption")
+    with tarfile.open(folder / "00000.tar") as tar:
+        assert [name for name in tar.getnames() if name.endswith("g")] == [
+            f"00000000{at}.{ending}" for at, ending in enumerate(("jpg", "png", "jpg", "png"))
+        ]
+    assert Table(str(folder / "*.tar"), caption="txt").read(()).captions.tolist() == ["a", "b", "c", "d"]
+
+
 def test_what_is_wrong(colour_table, main, tmp_path, capsys):
     words = ["--table", str(colour_table), "--output", str(tmp_path / "shards")]
     assert main([*words, "--caption", "captoin"]) == 2
@@ -157,6 +170,10 @@ def test_what_is_wrong(colour_table, main, tmp_path, capsys):
     told = capsys.readouterr().err
     assert "bad.csv:2:image" in told
     assert "bad.csv:3:caption" in told
+    (tmp_path / "noise").write_bytes(b"no picture")
+    (tmp_path / "noise.csv").write_text("image,caption\nnoise,x\n")
+    assert main([*words[2:], "--table", str(tmp_path / "noise.csv"), "--caption", "caption"]) == 2
+    assert "noise to be an image (BMP, " in capsys.readouterr().err
     assert not (tmp_path / "shards").exists()
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "00000.tar").touch()
