@@ -28,8 +28,9 @@ def logistic_regression_floor(images: FrozenImages, metric: Metric) -> dict[str,
         scores = classifiers.decision_function(test)
         scores = scores.reshape(images.test_truth.shape)  # of a single class scikit-learn returns no column
     else:
-        classifier.fit(train, images.train_truth.numpy())
-        scores = np.full((len(test), images.classes), -1e9)
-        scores[:, classifier.classes_] = classifier.predict_log_proba(test)
+        truth = images.train_truth.numpy()
+        known = np.unique(truth)
+        scores = np.full((len(test), images.classes), -np.inf)
+        scores[:, known] = classifier.fit(train, truth).predict_log_proba(test) if len(known) > 1 else 0.0
     metric.update(torch.from_numpy(scores), images.test_truth)
     return {f"test/{name}": float(value) for name, value in metric.compute().items()}

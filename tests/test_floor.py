@@ -1,4 +1,4 @@
-"""The floor where rows may have several labels: classes that are alone, or that training rows lack."""
+"""The floor where classes are alone, or where training rows lack some: of one label a row, and of several."""
 
 import numpy as np
 import pandas as pd
@@ -46,3 +46,27 @@ def test_each_label_has_a_classifier_of_its_own(tiny, colour_table, tmp_path, cl
         expected[f"test/average_precision/{name}"] = average_precision_score(test, scores)
     assert {name: value for name, value in found.items() if "/average_" in name} == pytest.approx(expected, abs=1e-4)
     assert found["test/mean_average_precision"] == pytest.approx(np.mean(list(expected.values())), abs=1e-4)
+
+
+@pytest.mark.parametrize("known", [["blue", "red"], ["red"]])
+def test_a_class_that_no_training_row_has_is_never_predicted(tiny, colour_table, tmp_path, known):
+    frame = pd.read_csv(colour_table, dtype=str)
+    kept = frame[(frame["split"] != "train") | frame["label"].isin(known)]
+    kept.to_csv(tmp_path / "t.csv", index=False)
+    table = Table(str(tmp_path / "t.csv"), label="label", split="split", images=str(colour_table.parent))
+    data = ImageTextDataModule(table, tiny)
+    found = evaluate("cpu", AlignTask(tiny, None, None), data, floor=True).floor
+
+    model, embeds, truth = AlignModel.from_pretrained(tiny), {}, {}
+    for split in ("train", "test"):
+        pixels = torch.cat([batch.pixel_values for batch in data.loader(split)])
+        with torch.no_grad():
+            features = model.get_image_features(pixel_values=pixels).pooler_output
+        embeds[split] = torch.nn.functional.normalize(features, dim=-1).numpy()
+        truth[split] = kept["label"][kept["split"] == split].to_numpy()
+    predicted = np.full(len(truth["test"]), known[0])
+    if len(known) > 1:
+        model = LogisticRegression(C=100.0, max_iter=2000).fit(embeds["train"], truth["train"])
+        predicted = model.predict(embeds["test"])
+    assert len({*truth["test"]}) > len(known)
+    assert found["test/accuracy"] == pytest.approx((predicted == truth["test"]).mean())
