@@ -28,9 +28,11 @@ def shared_table(colour_table, tmp_path):
     return tmp_path / "shared.csv", [f"{image}.png" for image in images], captions
 
 
-def test_ranks_and_what_was_retrieved_are_those_of_plain_transformers(tiny, shared_table):
+@pytest.mark.parametrize("merged", [True, False])
+def test_ranks_and_what_was_retrieved_are_those_of_plain_transformers(tiny, shared_table, merged):
     path, images, captions = shared_table
-    data = ImageTextDataModule(Table(str(path), caption="caption", split="split"), tiny, batch_size=4)
+    table = Table(str(path), caption="caption", split="split")
+    data = ImageTextDataModule(table, tiny, batch_size=4, merge_equal_captions=merged)
     found = evaluate("cpu", AlignTask(tiny, image_lora=None, text_lora=None), data).predictions
 
     model, processor = AlignModel.from_pretrained(tiny), AlignProcessor.from_pretrained(tiny)
@@ -39,19 +41,22 @@ def test_ranks_and_what_was_retrieved_are_those_of_plain_transformers(tiny, shar
         made = model(**processor(images=pictures, text=captions, padding=True, return_tensors="pt"))
     similarity = (made.image_embeds @ made.text_embeds.T).numpy()
 
-    distinct_images, distinct_captions = sorted(set(images)), sorted(set(captions))
+    queries = captions if merged else list(range(len(captions)))  # what a row's caption is told by
+    distinct_images, distinct_captions = sorted(set(images)), sorted(set(queries))
     of_images = similarity[[images.index(name) for name in distinct_images]]
-    of_pairs = of_images[:, [captions.index(text) for text in distinct_captions]]
-    rows = list(zip(images, captions, strict=True))
-    correct = np.array([[(name, text) in rows for text in distinct_captions] for name in distinct_images])
+    of_pairs = of_images[:, [queries.index(query) for query in distinct_captions]]
+    rows = list(zip(images, queries, strict=True))
+    correct = np.array([[(name, query) in rows for query in distinct_captions] for name in distinct_images])
 
     def rank(scores, is_correct):
-        return 1 + (scores > scores[is_correct].max()).sum()
+        others, best = scores[~is_correct], scores[is_correct].max()
+        equal = np.isclose(others, best, rtol=0, atol=1e-6)  # a caption that stands in another row once more
+        return 1 + (others[~equal] > best).sum() + equal.sum() / 2
 
     by_image = {name: rank(of_pairs[at], correct[at]) for at, name in enumerate(distinct_images)}
-    by_caption = {text: rank(of_pairs[:, at], correct[:, at]) for at, text in enumerate(distinct_captions)}
+    by_caption = {query: rank(of_pairs[:, at], correct[:, at]) for at, query in enumerate(distinct_captions)}
     assert found["image_to_text_rank"].tolist() == [by_image[name] for name in images]
-    assert found["text_to_image_rank"].tolist() == [by_caption[text] for text in captions]
+    assert found["text_to_image_rank"].tolist() == [by_caption[query] for query in queries]
     assert len({*by_image.values(), *by_caption.values()}) > 2
     assert found["similarity"].tolist() == pytest.approx(similarity.diagonal().tolist(), abs=1e-5)
     assert found["prediction"].tolist() == [captions[at] for at in similarity.argmax(axis=1)]
