@@ -82,12 +82,12 @@ def _head_of_task(objective: Classification, data: ImageTextDataModule) -> Head:
 
 @torch.no_grad()
 def _take_in(task: AlignTask, temperature: Temperature) -> None:
-    """Puts a fitted temperature into what the class scores come from: the head, or the towers without one."""
+    """Puts a fitted temperature into what the class scores come from: the head and its start, or else the towers."""
     if task.head is None:
         task.towers.temperature.fill_(temperature.fitted)
         return
-    for parameter in task.head.parameters():
-        parameter.mul_(temperature.scale)
+    for tensor in task.head.state_dict().values():
+        tensor.mul_(temperature.scale)
 
 
 def _export_merged(

@@ -97,6 +97,9 @@ def test_a_classifier_that_is_clearly_too_unsure_is_made_surer(tiny, colour_tabl
     metrics = json.loads(run.metrics.read_text())
     temperature = metrics["calibration"]["temperature"]
     assert temperature["fitted"] < 0.5 * temperature["trained"]
+    head = load_file(run.head)  # the start is at the same temperature, so that what lies between ranks alike
+    torch.testing.assert_close(head["start_weight"], head["weight"], rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(head["start_bias"], head["bias"], rtol=1e-5, atol=1e-6)
     model = AutoModelForImageClassification.from_pretrained(run.classifier)
     processor = AlignProcessor.from_pretrained(tiny, backend="pil").image_processor
     rows = pd.read_csv(colour_table).query("split == 'test'")
