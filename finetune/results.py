@@ -208,6 +208,11 @@ def write_model_card(folder: Path, name: str, metrics: Mapping[str, Any], proof:
         metrics: The content of `metrics.json`.
         proof: The content of `merge_proof.json`.
     """
+    if "zero-shot after" in metrics:  # "after" is that of the head's classifier, and so is what follows from it
+        of_head = ("zero-shot after", "difference", "calibration")
+        metrics = {key: part for key, part in metrics.items() if key not in of_head} | {
+            "after": metrics["zero-shot after"]
+        }
     difference = max(proof["max_abs_difference"].values())
     kept = [
         f"The {tower} tower is the base's, byte for byte." for tower, same in proof["identical_to_base"].items() if same

@@ -126,6 +126,26 @@ def test_model_card_has_metadata_table_and_proof(tmp_path):
     assert "The text tower" not in text
 
 
+def test_merged_card_of_a_head_tells_the_figures_by_prompts_and_not_the_heads(tmp_path):
+    metrics = {
+        "before": {"test/accuracy": 0.1},
+        "zero-shot after": {"test/accuracy": 0.3},
+        "after": {"test/accuracy": 0.9},
+        "difference": {"test/accuracy": {"value": 0.8, "low": 0.7, "high": 0.85, "verdict": "higher"}},
+        "calibration": {"temperature": {"trained": 1.0, "fitted": 2.0}},
+    }
+    proof = {
+        "base_model": "owner/name",
+        "identical_to_base": {},
+        "max_abs_difference": {"image": 2e-7},
+        "versions": {"transformers": "5.23.0"},
+    }
+    write_model_card(tmp_path, "birds", metrics, proof)
+    text = (tmp_path / "README.md").read_text()
+    expected = {"before": metrics["before"], "after": metrics["zero-shot after"]}
+    assert f"Measured on this folder:\n\n{format_table(expected)}\n\nR@K is" in text
+
+
 def test_installed_versions_are_those_imported():
     import torch
     import transformers
