@@ -90,12 +90,11 @@ def total_steps(trainer: Trainer) -> int:
     Args:
         trainer: A trainer that is fitting.
     """
-    if trainer.max_steps >= 0:
-        return trainer.max_steps
     datamodule = getattr(trainer, "datamodule", None)
     if datamodule is None or trainer.max_epochs is None or trainer.max_epochs < 0:
-        return int(trainer.estimated_stepping_batches)
+        return trainer.max_steps if trainer.max_steps >= 0 else int(trainer.estimated_stepping_batches)
     limit = trainer.limit_train_batches
     batches = len(datamodule.train_dataloader())
     batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-    return -(-batches // trainer.accumulate_grad_batches) * trainer.max_epochs
+    steps = -(-batches // trainer.accumulate_grad_batches) * trainer.max_epochs
+    return steps if trainer.max_steps < 0 else min(steps, trainer.max_steps)

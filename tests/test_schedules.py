@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn import Parameter
 from torch.optim import SGD
 
-from finetune.schedules import WarmupCosine, parameter_groups, warmup_cosine
+from finetune.schedules import WarmupCosine, parameter_groups, total_steps, warmup_cosine
+from finetune.task import AlignTask
 
 
 def learning_rates(total_steps, warmup, steps):
@@ -101,3 +102,11 @@ def test_empty_groups_are_dropped():
     assert "weight_decay" not in only
     [only] = parameter_groups([("bias", Parameter(torch.zeros(2)))])
     assert only["weight_decay"] == 0.0
+
+
+@pytest.mark.parametrize(("epochs", "steps", "expected"), [(2, -1, 6), (2, 10_000, 6), (2, 4, 4), (-1, 4, 4)])
+def test_total_steps_are_those_that_the_trainer_takes(tiny, labels, build_trainer, epochs, steps, expected):
+    """18 training rows in batches of 8."""
+    trainer = build_trainer(max_epochs=epochs, max_steps=steps, limit_val_batches=0)
+    trainer.fit(AlignTask(tiny), labels)
+    assert total_steps(trainer) == trainer.global_step == expected
