@@ -2,17 +2,17 @@
 
 from typing import Any, NamedTuple, cast
 
-import numpy as np
 import pandas as pd
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from finetune.classifier_task import ClassifierTask
-from finetune.data.cells import Integers
 from finetune.data.datamodule import ImageTextDataModule
 from finetune.data.table import Rows
+from finetune.errors import RecipeError
 from finetune.floor import logistic_regression_floor
 from finetune.frozen import embed_images, neighbour_accuracy
 from finetune.metrics import Figure, Retrieval, choose_metric, value
@@ -134,15 +134,21 @@ def build_trainer(accelerator: str, callbacks: list[Callback]) -> Trainer:
     Args:
         accelerator: As for Lightning's `Trainer`.
         callbacks: What follows it.
+
+    Raises:
+        RecipeError: If this machine has no such accelerator.
     """
-    return Trainer(
-        accelerator=accelerator,
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        callbacks=callbacks,
-    )
+    try:
+        return Trainer(
+            accelerator=accelerator,
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            callbacks=callbacks,
+        )
+    except (MisconfigurationException, ValueError, ImportError) as error:
+        raise RecipeError(f"Expected trainer.accelerator to be one of this machine, but got: {error}") from error
 
 
 def _classified(scores: Tensor, rows: Any, table: Rows) -> dict[str, Any]:
@@ -175,8 +181,8 @@ def _retrieved(collect: Collect, metric: Retrieval, rows: Any, table: Rows) -> d
         "prediction": [table.captions[rows[index]] for index in captions],
         "score": scores,
         "similarity": (images * texts).sum(dim=-1).tolist(),
-        "image_to_text_rank": _of_each(ranks["image_to_text"], table.image_ids[rows]),
-        "text_to_image_rank": _of_each(ranks["text_to_image"], table.caption_ids[rows]),
+        "image_to_text_rank": _of_each(ranks["image_to_text"], metric.image_ids),
+        "text_to_image_rank": _of_each(ranks["text_to_image"], metric.caption_ids),
         "retrieved": [table.place(rows[index]) for index in _nearest(texts, images)[1]],
     }
 
@@ -187,7 +193,7 @@ def _nearest(queries: Tensor, items: Tensor) -> tuple[list[float], list[int]]:
     return torch.cat([part.values for part in best]).tolist(), torch.cat([part.indices for part in best]).tolist()
 
 
-def _of_each(ranks: Tensor, ids: Integers) -> list[float]:
-    """The rank that each row's id has among the ranks, which are in the order of the ids."""
-    found: list[float] = ranks[np.unique(ids, return_inverse=True)[1]].tolist()
+def _of_each(ranks: Tensor, ids: list[Tensor]) -> list[float]:
+    """The rank that each row's id, as the metric took it in, has among the ranks, which are in the order of the ids."""
+    found: list[float] = ranks[torch.cat(ids).unique(return_inverse=True)[1]].tolist()
     return found

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.loggers.logger import DummyLogger
 from transformers.utils.logging import disable_progress_bar
 
 from finetune.alpha import Choice, check_settings
@@ -66,6 +67,7 @@ def run_experiment(recipe: Recipe, overwrite: bool = False) -> RunFolder:
     check_settings(recipe.run, data)
     tell(data.rows, data.find_concerns())
     task = recipe.build_trainable()
+    recipe.build_trainer([], DummyLogger())  # what is wrong with it is told before anything is written
     run = RunFolder(Path(recipe.run.folder) / recipe.name)
     run.create(overwrite)
     write_text(run.recipe, recipe.resolved)

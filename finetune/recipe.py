@@ -12,6 +12,7 @@ from typing import Any, cast, get_args, get_type_hints
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, Namespace, set_parsing_settings
 from lightning import Callback, Trainer, seed_everything
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
@@ -84,11 +85,19 @@ class Recipe:
         Args:
             callbacks: What the run needs to follow the training.
             logger: Used where the recipe names none.
+
+        Raises:
+            RecipeError: If its values do not go together, or with this machine.
         """
         values = dict(self._build("trainer"))
         values["callbacks"] = [*(values["callbacks"] or []), *callbacks]
         values["logger"] = values["logger"] or logger
-        return Trainer(**values)
+        try:
+            return Trainer(**values)
+        except (MisconfigurationException, ValueError, ImportError) as error:
+            raise RecipeError(
+                f"Expected the trainer's values to suit each other and this machine, but: {error}"
+            ) from error
 
     @property
     def accelerator(self) -> str:
@@ -123,7 +132,24 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = (), trust: Sequence
         config = parser.parse_args([*_default_classes(Path(path), overrides), *settings])
     except ArgumentError as error:
         raise RecipeError(f"{path}: {explain(str(error), parser)}") from error
+    _check_trainer(config.trainer)
     return Recipe(config, parser, Path(path).stem)
+
+
+def _check_trainer(trainer: Namespace) -> None:
+    """Refuses what a run cannot prove or do: rounded weights, and several processes that write one folder."""
+    if str(trainer.precision) in ("16-true", "bf16-true"):
+        repair = f"{str(trainer.precision).removesuffix('true')}mixed"
+        raise RecipeError(
+            f"Expected trainer.precision to keep the weights in float32, but got {trainer.precision}: the base would "
+            f"be rounded, and what is merged would not be what was trained. Set it to {repair}."
+        )
+    one_device = trainer.devices in (1, "1") or (isinstance(trainer.devices, list) and len(trainer.devices) == 1)
+    if not one_device or trainer.num_nodes != 1:
+        raise RecipeError(
+            f"Expected a run on one device, but got trainer.devices {trainer.devices} and trainer.num_nodes "
+            f"{trainer.num_nodes}. Set both to 1, or trainer.devices to a list of one, such as [1] for the second GPU."
+        )
 
 
 def build_parser() -> LightningArgumentParser:
@@ -134,7 +160,7 @@ def build_parser() -> LightningArgumentParser:
     parser.add_lightning_class_args(ImageTextDataModule, "data", subclass_mode=True)
     parser.add_lightning_class_args(Trainer, "trainer")
     parser.add_class_arguments(RunSettings, "run")
-    parser.set_defaults({"trainer.log_every_n_steps": 5, "trainer.enable_model_summary": False})
+    parser.set_defaults({"trainer.devices": 1, "trainer.log_every_n_steps": 5, "trainer.enable_model_summary": False})
     parser.link_arguments("model.init_args.checkpoint", "data.init_args.checkpoint")
     parser.link_arguments("run.seed", "data.init_args.seed")
     return parser

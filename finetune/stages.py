@@ -11,8 +11,7 @@ class HeadFirst(Callback):
     """Keeps the adapters as they are in the first epochs, so that the head is trained alone, then trains all.
 
     A head that does not fit the features yet would distort them (Kumar et al. 2022, arXiv 2202.10054). While
-    the head is trained alone the image tower needs no backward pass, so these epochs are cheap. With several
-    processes DDP must be told that adapters come later: ``trainer.strategy: ddp_find_unused_parameters_true``.
+    the head is trained alone the image tower needs no backward pass, so these epochs are cheap.
 
     Args:
         epochs: Epochs of the head alone, at least 1.

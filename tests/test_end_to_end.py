@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -216,6 +217,29 @@ def test_existing_run_is_refused(workplace, colour_table, monkeypatch, capsys):
     assert main(["fit", "--config", "quickstart", *arguments]) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert (workplace / "runs" / "colours" / "finished.json").is_file()
+
+
+def test_an_accelerator_that_is_not_there_is_told_before_anything_is_written(colour_table, tmp_path, finetune_here):
+    words = ["--data.table.path", colour_table, "--trainer.accelerator", "tpu"]
+    for command in ("fit", "test"):
+        told = finetune_here(command, "--config", "quickstart", *words, cwd=tmp_path, code=2)
+        assert "error: Expected " in told
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_is_stopped_says_so_and_is_no_success(colour_table, tmp_path):
+    words = ["--data.table.path", colour_table, "--trainer.max_epochs", "10000", "--run", "stopped"]
+    command = [sys.executable, "-m", "finetune", "fit", "--config", "quickstart", *map(str, words)]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        run = tmp_path / "runs" / "stopped"
+        while not (run / "checkpoints").exists():  # written when the first epoch ends
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.1)
+        process.terminate()
+        told = process.communicate(timeout=100)[1]
+    assert process.returncode == 143
+    assert told.splitlines()[-1].startswith("error: stopped by SIGTERM")
+    assert not (run / "finished.json").exists()
 
 
 def test_export_of_an_unfinished_run_is_refused(workplace, monkeypatch, capsys):

@@ -5,6 +5,7 @@ import inspect
 import sys
 
 import pytest
+import yaml
 from docstring_parser import parse
 
 import finetune
@@ -141,6 +142,28 @@ def test_alpha_is_a_number_or_auto(recipe_file):
 def test_settings_of_the_run_out_of_range_are_refused(recipe_file, key, value, message):
     with pytest.raises(RecipeError, match=message):
         read_recipe(recipe_file, [f"--run.{key}={value}"])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("precision", "bf16-true", "to keep the weights in float32, but got bf16-true: .* Set it to bf16-mixed"),
+        ("precision", "16-true", "to keep the weights in float32, but got 16-true: .* Set it to 16-mixed"),
+        ("devices", "2", "Expected a run on one device, but got trainer.devices 2 and trainer.num_nodes 1"),
+        ("devices", "auto", "Expected a run on one device, but got trainer.devices auto"),
+        ("devices", "[0,1]", r"Expected a run on one device, but got trainer.devices \[0, 1\]"),
+        ("num_nodes", "2", "Expected a run on one device, but got trainer.devices 1 and trainer.num_nodes 2"),
+    ],
+)
+def test_a_trainer_whose_model_could_not_be_proven_is_refused(recipe_file, key, value, message):
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(recipe_file, [f"--trainer.{key}={value}"])
+
+
+@pytest.mark.parametrize("devices", [1, [3]])
+def test_any_one_device_is_taken(recipe_file, devices):
+    resolved = read_recipe(recipe_file, [f"--trainer.devices={devices}"]).resolved
+    assert str(yaml.safe_load(resolved)["trainer"]["devices"]) == str(devices)
 
 
 def test_constructor_errors_name_the_part(recipe_file):
