@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+SHOWN = 50  # names; no group of a recipe's keys has more
+
 
 class TableError(ValueError):
     """The table, or an image it names, is not usable. The message names file, row, column and repair."""
@@ -17,7 +19,7 @@ class CheckpointError(OSError):
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
-    """Returns the sentence that names the nearest valid name, or all of them where none is near.
+    """Returns the sentence that names the nearest valid name, or the first of them where none is near.
 
     Args:
         name: What the user wrote.
@@ -31,4 +33,5 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
     """
     known = sorted(valid)
     near = get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"Did you mean {near[0]!r}?" if near else f"Valid names: {', '.join(known)}."
+    more = f", and {len(known) - SHOWN:,} more" if len(known) > SHOWN else ""
+    return f"Did you mean {near[0]!r}?" if near else f"Valid names: {', '.join(known[:SHOWN])}{more}."

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from finetune.data.arrow_filter import compile_filter, count_removed, typed_fields
+from finetune.data.arrow_filter import compile_filter, count_removed, nan_to_null, typed_fields
 from finetune.data.cells import Cells, Strings, as_strings, check_columns
 from finetune.data.faults import Fault, TableFaultsError
 from finetune.data.filters import RowFilter
@@ -26,7 +26,7 @@ BATCH = 1 << 15  # rows decoded at a time; with four batches read ahead, memory 
 def read_parquet(path: Path, names: Sequence[str], row_filter: RowFilter | None) -> tuple[Cells, list[int]]:
     """Reads columns of a Parquet file. Rows are counted from 0, as pandas' `iloc` does.
 
-    Texts stay as they are, numbers are written out, lists become JSON, null is an empty cell.
+    Texts stay as they are, numbers are written out, lists become JSON, null and NaN are empty cells.
 
     Args:
         path: The file; faults name it as it is given here.
@@ -50,7 +50,7 @@ def read_frame(frame: "DataFrame", names: Sequence[str], row_filter: RowFilter |
     """Reads columns of a DataFrame. Rows are counted from 0, as its `iloc` does.
 
     Args:
-        frame: The table.
+        frame: The table; a column whose name is no text goes by what `str` makes of it.
         names: The columns to keep.
         row_filter: Which rows to keep.
 
@@ -58,10 +58,11 @@ def read_frame(frame: "DataFrame", names: Sequence[str], row_filter: RowFilter |
         TableFaultsError: If it has not these columns.
     """
     wanted = [*names, *(row_filter.columns if row_filter else ())]
-    if wrong := check_columns(FRAME, None, [str(name) for name in frame.columns], list(dict.fromkeys(wanted))):
+    frame = frame.set_axis([str(name) for name in frame.columns], axis="columns")
+    if wrong := check_columns(FRAME, None, list(frame.columns), list(dict.fromkeys(wanted))):
         raise TableFaultsError(wrong)
-    table = pa.table({name: _as_array(frame[name]) for name in wanted})
     try:
+        table = pa.table({name: _as_array(frame[name]) for name in wanted})
         return _scan(ds.dataset(table), FRAME, names, row_filter)
     except pa.ArrowException as error:
         rule, repair = "columns of texts and numbers", "Convert them first."
@@ -72,6 +73,8 @@ def _as_array(series: Any) -> pa.Array:
     try:
         return pa.array(series, from_pandas=True)
     except pa.ArrowException:  # objects of several types, or of another, such as paths
+        if any(isinstance(value, list | tuple | dict | np.ndarray) for value in series):
+            raise
         missing = series.isna()
         return pa.array(
             [None if gone else str(value) for value, gone in zip(series, missing, strict=True)], pa.string()
@@ -110,17 +113,24 @@ def _scan(
     assert len(numbers) == length, (len(numbers), length)  # both scans keep the order of the rows
     if kept is None and not length:
         raise TableFaultsError([Fault(file, None, None, None, "a table with rows", "Write one for each image.")])
-    return Cells.of_file(file, numbers, columns), counts
+    nested = frozenset(name for name in names if _is_list(dataset.schema.field(name).type))
+    return Cells.of_file(file, numbers, columns, nested), counts
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
 def _as_cells(column: pa.Array, file: str, name: str) -> Strings:
     kind = column.type
     if pa.types.is_dictionary(kind):
         column, kind = column.cast(kind.value_type), kind.value_type
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    if _is_list(kind):
         values = ["" if value is None else json.dumps(value, ensure_ascii=False) for value in column.to_pylist()]
         return as_strings(values)
     if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         rule, repair = "texts, numbers or lists of texts", "Save images as files, and their paths in this column."
         raise TableFaultsError([Fault(file, None, name, str(kind), rule, repair)])
+    if pa.types.is_floating(kind):
+        column = nan_to_null(column, kind)
     return as_strings(column.cast(pa.large_string()).fill_null("").to_pylist())

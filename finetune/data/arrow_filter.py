@@ -61,7 +61,14 @@ def _compare(left: ast.expr, operation: ast.cmpop, right: ast.expr, fields: Mapp
 
 
 def typed_fields(row_filter: RowFilter, schema: pa.Schema, file: str, faults: list[Fault]) -> dict[str, pc.Expression]:
-    """The columns of a typed table as a filter compares them; a column of another kind becomes a fault."""
+    """The columns of a typed table as a filter compares them, null where a cell is empty.
+
+    Args:
+        row_filter: The filter.
+        schema: Of the table.
+        file: The table.
+        faults: Receives a fault for each column of another kind than it is compared with.
+    """
     fields = {}
     for name in row_filter.columns:
         kind, field = schema.field(name).type, pc.field(name)
@@ -73,13 +80,29 @@ def typed_fields(row_filter: RowFilter, schema: pa.Schema, file: str, faults: li
             test(kind) for test in (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_boolean)
         )
         compared = "texts" if name in row_filter.texts else "numbers"
+        if is_text:
+            field = field.cast(pa.large_string())  # nulls alone have a type of their own
+            field = pc.if_else(pc.utf8_trim_whitespace(field) == "", pa.scalar(None, pa.large_string()), field)
         if compared == "numbers" and not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-            field = field.cast(pa.float64())
+            kind = pa.float64()
+            field = field.cast(kind)
+        if compared == "numbers" and pa.types.is_floating(kind):
+            field = nan_to_null(field, kind)
         if not is_text and (compared == "texts" or not is_number):
             repair = "Compare it with what it holds, or another column."
             faults.append(Fault(file, None, name, str(kind), f"{compared}, as data.table.filter compares it", repair))
         fields[name] = field
     return fields
+
+
+def nan_to_null(column: Any, kind: pa.DataType) -> Any:
+    """A column of floating-point numbers, or the expression of one, with null for NaN: both are empty cells.
+
+    Args:
+        column: The column.
+        kind: Its type.
+    """
+    return pc.if_else(pc.is_nan(column), pa.scalar(None, kind), column)
 
 
 def count_removed(dataset: ds.Dataset, conditions: list[pc.Expression]) -> tuple[Mask, list[int]]:
@@ -112,7 +135,9 @@ def filter_cells(cells: Cells, row_filter: RowFilter, faults: list[Fault]) -> tu
     columns, unread = {}, np.zeros(len(cells), dtype=bool)
     for name in row_filter.columns:
         if name in row_filter.texts:
-            columns[name] = pa.array([text or None for text in cells.columns[name].tolist()], pa.string())
+            columns[name] = pa.array(
+                [text if text.strip() else None for text in cells.columns[name].tolist()], pa.string()
+            )
             continue
         numbers, wrong = parse_numbers(cells.columns[name])
         repair = f"data.table.filter compares {name} with numbers. Correct the cell or leave it empty."

@@ -52,7 +52,7 @@ def read_captions(cells: Cells, caption: CaptionColumns, faults: list[Fault]) ->
     Args:
         cells: With the columns.
         caption: Where the captions stand.
-        faults: Receives a fault for each row without a caption.
+        faults: Receives a fault for each row without a caption, or with a list where one text is expected.
 
     Returns:
         The captions, row by row, and the position in `cells` of each one's row.
@@ -62,6 +62,9 @@ def read_captions(cells: Cells, caption: CaptionColumns, faults: list[Fault]) ->
     names = caption_columns(caption)
     texts = np.stack([np.strings.strip(cells.columns[name]) for name in names], axis=1)
     filled = texts != ""
+    for name in names:
+        repair = f"State data.table.caption as {{json_list: {name}}}, or write one text."
+        faults += cells.faults_of_nested(name, repair)
     rule = "a caption" if len(names) == 1 else f"a caption in one of {', '.join(names)}"
     faults += cells.faults_where(~filled.any(axis=1), names[0], rule, "Fill it in or remove the row.")
     return texts[filled], np.nonzero(filled)[0]

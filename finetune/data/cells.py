@@ -1,7 +1,7 @@
 """The cells of a table, as they are written in its files: strings, and the file and row each stands in."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Self, TypeAlias
 
@@ -29,20 +29,24 @@ class Cells:
         file_ids: Int32 array of shape (N,): the position in `files` of each row's file.
         numbers: Array of shape (N,): each row's number in its file (int64), or its key in a tar (strings).
         columns: A string array of shape (N,) for each column asked for.
+        nested: The columns that hold lists or objects, written as JSON, in some file.
     """
 
     files: tuple[str, ...]
     file_ids: npt.NDArray[np.int32]
     numbers: Integers | Strings
     columns: dict[str, Strings]
+    nested: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     @classmethod
-    def of_file(cls, file: str, numbers: Integers | Strings, columns: dict[str, Strings]) -> Self:
+    def of_file(
+        cls, file: str, numbers: Integers | Strings, columns: dict[str, Strings], nested: frozenset[str] = frozenset()
+    ) -> Self:
         """The cells of a single file."""
-        return cls((file,), np.zeros(len(numbers), np.int32), numbers, columns)
+        return cls((file,), np.zeros(len(numbers), np.int32), numbers, columns, nested)
 
     @classmethod
     def gather(cls, file: str, names: Sequence[str], records: Iterable[tuple[int, Sequence[str]]]) -> Self:
@@ -76,16 +80,17 @@ class Cells:
             ),
             numbers=np.concatenate([part.numbers for part in parts]),
             columns={name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns},
+            nested=frozenset().union(*(part.nested for part in parts)),
         )
 
     def select(self, names: Sequence[str]) -> "Cells":
         """Some of the columns."""
-        return Cells(self.files, self.file_ids, self.numbers, {name: self.columns[name] for name in names})
+        return replace(self, columns={name: self.columns[name] for name in names})
 
     def take(self, kept: Mask | Integers) -> "Cells":
         """The rows that a mask or positions choose."""
         columns = {name: column[kept] for name, column in self.columns.items()}
-        return Cells(self.files, self.file_ids[kept], self.numbers[kept], columns)
+        return Cells(self.files, self.file_ids[kept], self.numbers[kept], columns, self.nested)
 
     def without(self, faults: Iterable[Fault]) -> "Cells":
         """The rows that no fault names."""
@@ -107,6 +112,17 @@ class Cells:
             yield Fault(
                 self.files[file], row, column, value, rule, repair if isinstance(repair, str) else repair(value)
             )
+
+    def faults_of_nested(self, column: str, repair: str) -> Iterator[Fault]:
+        """Yields a fault for each cell of a column that is a list or an object where one text is expected.
+
+        Args:
+            column: The column.
+            repair: What to do about it.
+        """
+        if column in self.nested:  # elsewhere a text that looks like JSON is the text that it is
+            ends = [text[:1] + text[-1:] for text in self.columns[column].tolist()]
+            yield from self.faults_where(np.isin(ends, ["[]", "{}"]), column, "a text", repair)
 
 
 def as_strings(values: Sequence[str]) -> Strings:

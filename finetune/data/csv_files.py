@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -10,9 +11,21 @@ from finetune.data.cells import Cells, check_columns
 from finetune.data.faults import Fault, TableFaultsError
 from finetune.data.text_files import read_text
 
+LONGEST_FIELD = 1 << 26  # characters; what is longer is a quote that is never closed
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
+@contextmanager
+def long_fields() -> Iterator[None]:
+    """Lets `csv` read fields of more than 131,072 characters; that limit is the whole process's, so it is put back."""
+    limit = csv.field_size_limit(LONGEST_FIELD)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)
+
+
+@long_fields()
 def read_csv(path: Path, names: Sequence[str], separator: str, faults: list[Fault]) -> Cells:
     """Reads columns of a text file with a header. The header is row 1.
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,15 @@ from finetune.data.cells import Cells, check_columns
 from finetune.data.faults import Fault, TableFaultsError
 from finetune.data.text_files import read_text
 
-_DECODER = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str)
+_DECODER = json.JSONDecoder(
+    parse_int=str, parse_float=str, parse_constant=lambda constant: None if constant == "NaN" else constant
+)
 
 
 def read_json_lines(path: Path, names: Sequence[str], faults: list[Fault]) -> Cells:
     """Reads columns of a file with a JSON object on each line. A row's number is its line's.
 
-    Numbers stay the characters they are written with, lists stay JSON, null and absent keys are empty cells.
+    Numbers stay the characters they are written with, lists stay JSON, null, NaN and absent keys are empty cells.
 
     Args:
         path: The file; faults name it as it is given here.
@@ -26,21 +29,21 @@ def read_json_lines(path: Path, names: Sequence[str], faults: list[Fault]) -> Ce
         TableFaultsError: If the file cannot be read, has no line, or lacks a key.
     """
     file, text = str(path), read_text(path, lambda before: before.count("\n") + 1)
-    keys: dict[str, None] = {}
+    keys, nested = dict[str, None](), set[str]()
     before = len(faults)
-    cells = Cells.gather(file, names, _read_records(text, names, keys, file, faults))
+    cells = Cells.gather(file, names, _read_records(text, names, keys, nested, file, faults))
     if not len(cells) and len(faults) == before:
         rule, repair = "a JSON object on each line", "Write one for each image."
         raise TableFaultsError([Fault(file, None, None, None, rule, repair)])
     if keys and (missing := check_columns(file, None, list(keys), names)):
         raise TableFaultsError([*faults, *missing])
-    return cells
+    return replace(cells, nested=frozenset(nested))
 
 
 def _read_records(
-    text: str, names: Sequence[str], keys: dict[str, None], file: str, faults: list[Fault]
+    text: str, names: Sequence[str], keys: dict[str, None], nested: set[str], file: str, faults: list[Fault]
 ) -> Iterator[tuple[int, list[str]]]:
-    """Yields number and cells of each line, and notes the keys it has."""
+    """Yields number and cells of each line, and notes the keys it has and those of lists and objects."""
     for number, line in enumerate(text.split("\n"), start=1):  # splitlines would also split within texts
         if not line.strip():
             continue
@@ -52,11 +55,12 @@ def _read_records(
             faults.append(Fault(file, number, None, line.strip(), "a JSON object", repair))
             continue
         keys.update(dict.fromkeys(record))
+        nested.update(name for name in names if isinstance(record.get(name), list | dict))
         yield number, cells
 
 
 def read_record(text: str) -> dict[str, Any]:
-    """Reads a JSON object, numbers as the characters they are written with.
+    """Reads a JSON object, numbers as the characters they are written with, NaN as null.
 
     Args:
         text: The JSON.

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from finetune.data.cells import Cells, Integers, Strings, as_strings
+from finetune.data.csv_files import long_fields
 from finetune.data.faults import Fault
 from finetune.data.label_sets import LabelSets, split_labels
 from finetune.data.text_files import check_file, read_text
@@ -48,7 +49,7 @@ def read_labels(
         column: The column, or None for a table without labels.
         separator: What separates the labels in a cell, which may be empty then; None for one label a row.
         names: File of the names that labels are shown with, or None.
-        faults: Receives a fault for each row without its label, and the faults of the names.
+        faults: Receives a fault for each row without its label, or with a list of them, and the faults of the names.
 
     Raises:
         TableFaultsError: If the file of names cannot be read.
@@ -56,6 +57,10 @@ def read_labels(
     if column is None:
         nothing = np.full(len(cells), -1, dtype=np.int64)
         return Labels((), nothing, nothing)
+    joined = "|" if separator is None else separator
+    repair = f"Write its labels as one text, cat{joined}dog, with data.table.label_separator {joined!r}."
+    nested = [*cells.faults_of_nested(column, repair)]
+    faults += nested
     if separator is not None:
         labels = _read_several(cells, column, separator, faults)
     else:
@@ -63,7 +68,7 @@ def read_labels(
         faults += cells.faults_where(values == "", column, "a label", "Fill it in or remove the row.")
         classes, label_ids = number_classes(values)
         labels = Labels(classes, label_ids, label_ids)
-    if names is None:
+    if names is None or nested:
         return labels
     given = [label for label in labels.classes if label]  # an empty one is a fault already
     return labels._replace(classes=name_classes(given, Path(names).expanduser(), faults))
@@ -112,6 +117,7 @@ def _natural_key(name: str) -> tuple[list[tuple[str, int]], str]:
     return [(text, int(digits) if digits else -1) for text, digits in parts], name
 
 
+@long_fields()
 def name_classes(labels: Sequence[str], path: Path, faults: list[Fault]) -> tuple[str, ...]:
     """Looks up the display name of each class in a file of lines such as `n01440764,tench`.
 
@@ -138,8 +144,10 @@ def name_classes(labels: Sequence[str], path: Path, faults: list[Fault]) -> tupl
             faults.append(Fault(file, number, None, ",".join(record), "a label and its name", repair))
         elif names.setdefault(fields[0], fields[1]) != fields[1]:
             faults.append(Fault(file, number, None, fields[0], "each label once", "Remove one of its names."))
-    absent = [label for label in labels if label not in names]
-    faults += [Fault(file, None, None, None, f"a name for the label {it!r}", did_you_mean(it, names)) for it in absent]
+    swapped, repair = set(names.values()), "It stands among the names: write label,name on each line, in this order."
+    for label in (label for label in labels if label not in names):
+        told = repair if label in swapped else did_you_mean(label, names)
+        faults.append(Fault(file, None, None, None, f"a name for the label {label!r}", told))
     first: dict[str, str] = {}
     for label in labels:
         other = first.setdefault(names.get(label, f"\0{label}"), label)

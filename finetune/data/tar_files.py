@@ -34,14 +34,15 @@ def read_tar(path: Path, names: Sequence[str], faults: list[Fault]) -> Cells:
     file, before = str(path), len(faults)
     samples = _list_samples(path, faults)
     endings = {ending for sample in samples.values() for ending in sample} - PICTURES - {JSON}
-    columns = dict.fromkeys([IMAGE, *sorted(endings)])
-    cells = Cells.gather(file, [KEY, *names], enumerate(_read_samples(path, samples, names, columns, faults)))
+    columns, nested = dict.fromkeys([IMAGE, *sorted(endings)]), set[str]()
+    records = _read_samples(path, samples, names, columns, nested, faults)
+    cells = Cells.gather(file, [KEY, *names], enumerate(records))
     if not len(cells) and len(faults) == before:
         rule, repair = "a tar with samples", "Write KEY.jpg, KEY.txt and KEY.json for each, or remove the tar."
         raise TableFaultsError([Fault(file, None, None, None, rule, repair)])
     if len(cells) and (missing := check_columns(file, None, list(columns), names)):
         raise TableFaultsError([*faults, *missing])
-    return Cells.of_file(file, cells.columns[KEY], {name: cells.columns[name] for name in names})
+    return Cells.of_file(file, cells.columns[KEY], {name: cells.columns[name] for name in names}, frozenset(nested))
 
 
 class _Header(tarfile.TarInfo):
@@ -89,9 +90,14 @@ def _list_samples(path: Path, faults: list[Fault]) -> dict[str, Sample]:
 
 
 def _read_samples(
-    path: Path, samples: dict[str, Sample], names: Sequence[str], columns: dict[str, None], faults: list[Fault]
+    path: Path,
+    samples: dict[str, Sample],
+    names: Sequence[str],
+    columns: dict[str, None],
+    nested: set[str],
+    faults: list[Fault],
 ) -> Iterator[list[str]]:
-    """Yields key and cells of each sample without fault, and adds the fields of its JSON to the columns."""
+    """Yields key and cells of each sample without fault, and notes the fields of its JSON and those with lists."""
     tar, is_json_needed = str(path.absolute()), not columns.keys() >= set(names)
     with path.open("rb") as content:
 
@@ -110,6 +116,7 @@ def _read_samples(
             try:
                 fields = read_record(read(sample[JSON])) if is_json_needed and JSON in sample else {}
                 columns.update(dict.fromkeys(fields))
+                nested.update(name for name in names if isinstance(fields.get(name), list | dict))
                 yield [key, *_read_cells({**fields, IMAGE: address}, sample, names, read)]
             except (ValueError, RecursionError) as error:
                 rule, repair = "an object in .json, and UTF-8 texts", "Write the sample again, or remove it."

@@ -21,10 +21,12 @@ def check_file(path: Path, role: str = "the table") -> None:
     """
     if path.is_file():
         return
-    kind = "folder" if path.is_dir() else None
+    if path.is_dir():
+        repair = f"Name a file in it, or all of them by the pattern {path / '*'}{path.suffix or '.csv'}."
+        raise TableFaultsError([Fault(str(path), None, None, "folder", f"{role} to be a file", repair)])
     beside = [other.name for other in path.parent.glob("*") if other.is_file()]
     repair = did_you_mean(path.name, beside) if 0 < len(beside) <= 100 else f"Nothing is at {path.absolute()}."
-    raise TableFaultsError([Fault(str(path), None, None, kind, f"{role} to be a file", repair)])
+    raise TableFaultsError([Fault(str(path), None, None, None, f"{role} to be a file", repair)])
 
 
 def read_text(path: Path, row_at: Callable[[str], int]) -> str:
@@ -39,9 +41,9 @@ def read_text(path: Path, row_at: Callable[[str], int]) -> str:
     """
     file, content = str(path), _read_bytes(path)
     try:
-        text = content.decode("utf-8-sig")
+        text = content.decode().removeprefix("\ufeff")  # "utf-8-sig" would count an error's position after the mark
     except UnicodeDecodeError as error:
-        row = row_at(content[: error.start].decode("utf-8"))
+        row = row_at(content[: error.start].decode("utf-8-sig"))
         found = f"byte 0x{content[error.start]:02x} at position {error.start}"
         raise TableFaultsError([Fault(file, row, None, found, "UTF-8 text", _explain_bytes(content))]) from error
     if "\0" in text:

@@ -18,6 +18,8 @@ def read_weights(cells: Cells, column: str | None, faults: list[Fault]) -> npt.N
     if column is None:
         return np.ones(len(cells), dtype=np.float32)
     numbers, wrong = parse_numbers(cells.columns[column])
-    wrong |= ~np.isfinite(numbers) | (numbers < 0)
-    faults += cells.faults_where(wrong, column, "a weight from 0", "Write a number, as 1 or 0.25.")
-    return numbers.astype(np.float32)
+    with np.errstate(over="ignore"):  # beyond 3e38 they become infinite
+        weights = numbers.astype(np.float32)
+    wrong |= ~np.isfinite(weights) | (numbers < 0)
+    faults += cells.faults_where(wrong, column, "a weight from 0", "Write a number up to 3e38, as 1 or 0.25.")
+    return weights

@@ -168,6 +168,31 @@ def test_faults_of_names(folder: Path, names: str, message: str) -> None:
         labelled(folder, names, ["cat", "dog"]).read(required=())
 
 
+def test_names_that_are_swapped(folder: Path) -> None:
+    labels = [f"n{number:08d}" for number in range(1_000)]
+    lines = "".join(f"thing number {label},{label}\n" for label in labels)
+    faults = faults_of(labelled(folder, lines, labels[:100]))
+    assert [fault.rule for fault in faults] == [f"a name for the label {label!r}" for label in labels[:100]]
+    assert {fault.repair for fault in faults} == {
+        "It stands among the names: write label,name on each line, in this order."
+    }
+    with pytest.raises(TableError) as caught:
+        labelled(folder, lines, labels[:100]).read(required=())
+    assert len(str(caught.value)) < 4_000
+
+
+def test_names_without_any_of_the_labels(folder: Path) -> None:
+    lines = "".join(f"{number},thing {number}\n" for number in range(1_000))
+    with pytest.raises(TableError, match=r"Valid names: 0, 1, 10, .*, and 950 more\.$"):
+        labelled(folder, lines, ["cat"]).read(required=())
+
+
+def test_long_names(folder: Path) -> None:
+    """Longer than csv reads by default."""
+    long = "x" * 200_000
+    assert labelled(folder, f"cat,{long}\n", ["cat"]).read(required=()).classes == (long,)
+
+
 def test_names_file_missing(folder: Path) -> None:
     table = Table(write(folder, image=["a.png"], label=["x"]), label="label", names=str(folder / "nams.csv"))
     with pytest.raises(TableError, match=r"nams\.csv: Expected data\.table\.names to be a file"):
@@ -191,7 +216,7 @@ def test_weights_reach_the_batch(colour_table: Path, tmp_path: Path) -> None:
     assert batch.weights.tolist() == [row / 4 for row in batch.rows.tolist()]
 
 
-@pytest.mark.parametrize("value", ["", "much", "-1", "nan", "inf", "1,5"])
+@pytest.mark.parametrize("value", ["", "much", "-1", "-1e-50", "nan", "inf", "1e39", "1,5"])
 def test_weights_that_are_none(folder: Path, value: str) -> None:
     path = write(folder, image=["a.png", "b.png"], caption=["x", "y"], weight=["0", value])
     with pytest.raises(TableError, match=r"csv:3:weight: Expected a weight from 0, but got .*Write a number"):

@@ -114,6 +114,59 @@ def test_empty_cells_meet_no_condition(tmp_path: Path, name: str, text: str) -> 
     assert rows.captions.tolist() == expected["text"].tolist()
 
 
+UNKNOWN = {
+    "image": ["a.png"] * 4,
+    "text": list("wxyz"),
+    "source": ["web", "", "  ", "x"],
+    "score": [0.9, float("nan"), None, 0.1],
+    "digits": ["9", "", " ", "1"],
+}
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl", "t.parquet", "dictionary.parquet", "frame"])
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("source != 'web'", "z"),
+        ("not source == 'web'", "z"),
+        ("source not in ('web', 'y')", "z"),
+        ("source < 'z'", "wz"),
+        ("source == '' or source == '  '", ""),
+        ("score != 0.9", "z"),
+        ("not score < 0.5", "w"),
+        ("score not in (0.9, 2)", "z"),
+        ("score != digits", "wz"),
+        ("not digits < 5", "w"),
+        ("not score > 1 and source != 'y'", "wz"),
+    ],
+)
+def test_every_format_has_the_same_empty_cells(tmp_path: Path, name: str, text: str, kept: str) -> None:
+    (tmp_path / "a.png").touch()
+    frame = pd.DataFrame(UNKNOWN)
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    frame.to_json(tmp_path / "t.jsonl", orient="records", lines=True)
+    typed = pa.table(UNKNOWN)
+    assert typed["score"].null_count == 1
+    pq.write_table(typed, tmp_path / "t.parquet")
+    pq.write_table(pa.table({key: typed[key].dictionary_encode() for key in UNKNOWN}), tmp_path / "dictionary.parquet")
+    table = Table(
+        frame if name == "frame" else str(tmp_path / name), "image", "text", images=str(tmp_path), filter=text
+    )
+    if kept:
+        assert "".join(table.read(required=()).captions.tolist()) == kept
+    else:
+        with pytest.raises(TableError, match=r"Expected rows that pass data\.table\.filter"):
+            table.read(required=())
+
+
+@pytest.mark.parametrize("text", ["n != 'x'", "n != 1"])
+def test_a_column_of_nulls_alone_meets_no_condition(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.png").touch()
+    pq.write_table(pa.table({"image": ["a.png"], "text": ["x"], "n": [None]}), tmp_path / "t.parquet")
+    with pytest.raises(TableError, match=r"Rows removed by each condition: n != '?[x1]'?: 1\."):
+        Table(str(tmp_path / "t.parquet"), caption="text", filter=text).read(required=())
+
+
 def test_filter_comes_before_all_checks(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
     (tmp_path / "t.csv").write_text("image,text,n\na.png,x,1\nmissing.png,,0\n")

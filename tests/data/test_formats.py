@@ -3,6 +3,7 @@
 import gzip
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,133 @@ def test_numbers_of_json_lines_keep_their_digits(folder: Path) -> None:
     rows = Table(str(folder / "t.jsonl"), label="label", split="split").read()
     assert sorted(rows.classes) == ["1.10", "true"]
     assert rows.numbers.tolist() == [1, 3]
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "float.parquet", "double.parquet", "half.parquet", "dictionary.parquet"])
+def test_nan_is_an_empty_cell(folder: Path, name: str) -> None:
+    path, labels = folder / name, [1.0, float("nan")]
+    kinds = {"float": pa.float32(), "double": pa.float64(), "half": pa.float16(), "dictionary": pa.float64()}
+    if path.suffix == ".jsonl":
+        lines = [json.dumps({"image": "a.png", "label": label}) for label in labels]
+        assert "NaN" in lines[1]
+        path.write_text("\n".join(lines))
+    else:
+        column = pa.array(np.array(labels, np.float16 if path.stem == "half" else np.float64), kinds[path.stem])
+        assert column.null_count == 0
+        table = pa.table({"image": ["a.png", "b.png"], "label": column})
+        pq.write_table(
+            table.set_column(1, "label", column.dictionary_encode()) if path.stem == "dictionary" else table, path
+        )
+    row = FIRST_ROW[path.suffix] + 1
+    fault = Fault(str(path), row, "label", "", "a label", "Fill it in or remove the row.")
+    assert faults_of(Table(str(path), label="label")) == (fault,)
+
+
+def test_infinity_of_json_lines_is_a_text(folder: Path) -> None:
+    (folder / "t.jsonl").write_text('{"image": "a.png", "caption": Infinity}')
+    assert Table(str(folder / "t.jsonl"), caption="caption").read(required=()).captions.tolist() == ["Infinity"]
+
+
+# ---- lists where a text is expected
+
+
+def lists(folder: Path, name: str, column: str, cells: list[object]) -> Table:
+    frame = pd.DataFrame({"image": [f"{letter}.png" for letter in "abcdef"[: len(cells)]], column: cells})
+    path = folder / name
+    if path.suffix == ".jsonl":
+        to_json_lines(frame, path)
+    elif path.suffix == ".parquet":
+        frame.to_parquet(path)
+    source = frame if name == "frame" else str(path)
+    return Table(source, images=str(folder), **{column: column})
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.parquet", "frame"])
+@pytest.mark.parametrize(
+    ("column", "repair"),
+    [
+        ("caption", "State data.table.caption as {json_list: caption}, or write one text."),
+        ("label", "Write its labels as one text, cat|dog, with data.table.label_separator '|'."),
+    ],
+)
+def test_lists_are_no_captions_or_labels(folder: Path, name: str, column: str, repair: str) -> None:
+    faults = faults_of(lists(folder, name, column, [["a", "b"], None, ["c, d"], []]))
+    first = FIRST_ROW.get(Path(name).suffix, 0)
+    assert [(fault.row, fault.column, fault.value, fault.rule) for fault in faults] == [
+        (first, column, '["a", "b"]', "a text"),
+        (first + 1, column, "", f"a {column}"),
+        (first + 2, column, '["c, d"]', "a text"),
+        (first + 3, column, "[]", "a text"),
+    ]
+    assert {fault.repair for fault in faults if fault.rule == "a text"} == {repair}
+
+
+def test_lists_are_no_labels_where_these_are_separated(folder: Path) -> None:
+    table = replace(lists(folder, "t.parquet", "label", [["cat", "dog"], ["cow"]]), label_separator="/")
+    with pytest.raises(TableError, match=r"parquet:0:label: Expected a text, but got .*one text, cat/dog, with"):
+        table.read()
+
+
+def test_lists_of_labels_are_not_looked_up_in_the_names(folder: Path) -> None:
+    (folder / "names.csv").write_text("cat,house cat\n")
+    table = replace(lists(folder, "t.parquet", "label", [["cat", "dog"], ["cat"]]), names=str(folder / "names.csv"))
+    assert [(fault.row, fault.rule) for fault in faults_of(table)] == [(0, "a text"), (1, "a text")]
+
+
+def test_lists_in_one_of_several_columns_of_captions(folder: Path) -> None:
+    table = pa.table({"image": ["a.png"], "caption": ["a cat"], "more": [["a", "b"]]})
+    pq.write_table(table, folder / "t.parquet")
+    message = r"parquet:0:more: Expected a text, but got .*State data\.table\.caption as \{json_list: more\}, or write"
+    with pytest.raises(TableError, match=message):
+        Table(str(folder / "t.parquet"), caption=("caption", "more")).read()
+
+
+def test_objects_and_texts_beside_lists(folder: Path) -> None:
+    """A text that looks like a list stays the caption it is where the column holds no list."""
+    table = lists(folder, "t.jsonl", "caption", ["a cat", {"en": "a dog"}, "[sic] a cow"])
+    assert [(fault.row, fault.value) for fault in faults_of(table)] == [(2, '{"en": "a dog"}')]
+    table = lists(folder, "t.jsonl", "caption", ["a cat", '["a", "b"]', "{c}"])
+    assert table.read(required=()).captions.tolist() == ["a cat", '["a", "b"]', "{c}"]
+
+
+def test_lists_in_one_of_many_files(folder: Path) -> None:
+    lists(folder, "p0.jsonl", "caption", ["a cat"])
+    lists(folder, "p1.parquet", "caption", [["a", "b"]])
+    lists(folder, "p2.jsonl", "caption", ["a cow"])
+    faults = faults_of(Table(str(folder / "p*"), caption="caption"))
+    assert [(Path(fault.file).name, fault.row) for fault in faults] == [("p1.parquet", 0)]
+
+
+def test_lists_that_a_filter_or_no_key_reads(folder: Path) -> None:
+    path = folder / "t.jsonl"
+    records = [{"image": "a.png", "caption": ["a", "b"], "n": 1}, {"image": "b.png", "caption": "c", "n": 2}]
+    path.write_text("\n".join(json.dumps(record | {"tags": ["x"]}) for record in records))
+    assert Table(str(path), caption="caption", filter="n > 1").read(required=()).captions.tolist() == ["c"]
+    path = folder / "t.parquet"
+    pq.write_table(pa.table({"image": ["a.png"], "caption": ["c"], "tags": [["x"]]}), path)
+    assert Table(str(path), caption="caption").read(required=()).captions.tolist() == ["c"]
+
+
+def test_data_frame_that_mixes_lists_and_texts(folder: Path) -> None:
+    for cell in (["a", "b"], ("a", "b"), np.array(["a", "b"])):
+        table = lists(folder, "frame", "caption", [cell, "c"])
+        with pytest.raises(TableError, match=r"DataFrame: Expected columns of texts and numbers.*Convert them first"):
+            table.read()
+
+
+# ---- columns of a DataFrame
+
+
+def test_data_frame_with_integer_names(folder: Path) -> None:
+    frame = FRAME.set_axis(range(4), axis="columns")
+    check_rows(Table(frame, "0", "1", "2", split="3", images=str(folder)).read(), folder)
+    assert frame.columns.tolist() == [0, 1, 2, 3]
+    rows = Table(frame, "0", "1", images=str(folder), filter="image != 'x'")
+    with pytest.raises(TableError, match=r"DataFrame: Expected a column 'image', but got '0,1,2,3'"):
+        rows.read()
+    twice = FRAME.assign(other="x").set_axis([0, 1, 2, 3, "1"], axis="columns")
+    with pytest.raises(TableError, match=r"DataFrame:1: Expected each column's name once, but got '1'"):
+        Table(twice, "0", "1", images=str(folder)).read()
 
 
 def test_line_separators_within_json_texts(folder: Path) -> None:

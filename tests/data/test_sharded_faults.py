@@ -54,6 +54,14 @@ def test_faults_of_samples_are_told_by_tar_and_key(tmp_path: Path) -> None:
     assert whole.numbers.tolist() == ["000000000"]
 
 
+def test_a_list_is_no_text_of_a_field(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "00000.tar", *(sample(number, tags=["a", "b"]) for number in range(6)))
+    for name in ("caption", "label"):
+        found = faults(path, **{"caption": None, name: "tags"})
+        assert [fault.row for fault in found] == [f"00000000{number}" for number in range(6)]
+        assert str(found[0]).startswith(f'{path}:000000000:tags: Expected a text, but got \'["a", "b"]\'.')
+
+
 def test_broken_tars_are_told_all_together(shards: Path) -> None:
     content = (shards / "00000.tar").read_bytes()
     (shards / "00000.tar").write_bytes(content[:20_000])

@@ -1,8 +1,10 @@
 """What can be wrong with a table's file and its rows, all of it at once."""
 
+import csv
 import os
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from finetune.data.faults import Fault
@@ -31,8 +33,17 @@ def test_missing_folder(tmp_path: Path) -> None:
 
 
 def test_folder_for_a_file(tmp_path: Path) -> None:
-    with pytest.raises(TableError, match="Expected the table to be a file, but got 'folder'"):
-        captions(tmp_path).read()
+    """Also one as Spark and Dask write for a table, beside which nothing else lies."""
+    path = tmp_path / "x.parquet"
+    path.mkdir()
+    for folder, pattern in ((path, "x.parquet/*.parquet"), (tmp_path, f"{tmp_path.name}/*.csv")):
+        with pytest.raises(TableError, match="Expected the table to be a file, but got 'folder'") as caught:
+            captions(folder).read()
+        assert str(caught.value).endswith(f"or all of them by the pattern {folder.parent}/{pattern}.")
+    pd.DataFrame([GOOD[0], GOOD[2]], columns=HEADER).to_parquet(path / "part-0.parquet")
+    (path / "a.png").touch()
+    (path / "c.png").touch()
+    assert len(captions(path / "*.parquet").read()) == 2
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "\ufeff"])
@@ -73,6 +84,30 @@ def test_not_utf8(write: Write) -> None:
     with pytest.raises(TableError, match=r"csv:3: Expected UTF-8 text, but got 'byte 0xe9 at position 53'\. Save"):
         captions(write(text=text.encode("latin-1"))).read()
     assert text.encode("latin-1")[53] == 0xE9
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize(
+    ("text", "row"),
+    [("image,caption\n1.png,a\u00e9\u00e9", 2), ("", 1), ("image,caption\n1.png,x\n2.png,\u00e9", 3), ("im", 1)],
+)
+def test_not_utf8_after_a_byte_order_mark(write: Write, mark: bytes, text: str, row: int) -> None:
+    content = mark + text.encode() + b"\xff\n"
+    found = f"byte 0xff at position {content.index(0xFF)}"
+    path = write(text=content)
+    fault = Fault(str(path), row, None, found, "UTF-8 text", "Save the file as UTF-8 text.")
+    assert faults_of(captions(path)) == (fault,)
+
+
+def test_part_of_a_byte_order_mark(write: Write) -> None:
+    with pytest.raises(TableError, match=r"csv:1: Expected UTF-8 text, but got 'byte 0xef at position 0'"):
+        captions(write(text=b"\xef\xbbimage,caption,split\n")).read()
+
+
+@pytest.mark.parametrize("header", ["image,caption,split", '"image","caption","split"'])
+def test_a_byte_order_mark_is_no_part_of_the_header(write: Write, header: str) -> None:
+    text = f"\ufeff{header}\na.png,\ufeffx,train\nb.png,y,test\n"
+    assert captions(write(text=text)).read().captions.tolist() == ["\ufeffx", "y"]
 
 
 def test_utf16(write: Write) -> None:
@@ -130,6 +165,17 @@ def test_quote_that_swallows_the_file(write: Write) -> None:
     text = 'image,caption,split\na.png,"x,train\n' + "b.png,some long caption,train\n" * 10_000
     faults = faults_of(captions(write(text=text)))
     assert [(fault.row, fault.value) for fault in faults] == [(2, 'a.png,"x,train')]
+
+
+def test_long_cells(write: Write) -> None:
+    """Longer than csv reads by default, also where a row is counted up to a byte that is no UTF-8."""
+    limit = csv.field_size_limit()
+    long = "two\nlines " * limit
+    path = write(HEADER, GOOD[0], ("b.png", long, "dog", "train"), GOOD[2])
+    assert captions(path).read().captions.tolist() == ["a cat", long.strip(), "a cat"]
+    path.write_bytes(path.read_bytes() + b"\xff\n")
+    assert [fault.row for fault in faults_of(captions(path))] == [5]
+    assert csv.field_size_limit() == limit
 
 
 def test_missing_image_names_the_nearest(write: Write, tmp_path: Path) -> None:
