@@ -21,18 +21,21 @@ from finetune.data.splits import SPLITS
 from finetune.data.table import Table
 
 DATA_MODULES = ("ImageTextDataModule", "ShardedImageText")
+TABLE_KEYS = ("table", "retention")
 
 
 class TableSettings(NamedTuple):
-    """What a recipe says of its table.
+    """What a recipe says of its tables.
 
     Attributes:
         table: The table.
         mirrors: Whether its augmentations mirror images.
+        retention: The tables that stand for elsewhere.
     """
 
     table: Table
     mirrors: bool
+    retention: tuple[Table, ...] = ()
 
 
 @dataclass
@@ -91,35 +94,43 @@ class Report:
 
 
 def check_table(settings: TableSettings, full: bool = False) -> Report:
-    """Checks a table; of rows that have faults, only the others are looked at for warnings.
+    """Checks a table, and for faults those that stand for elsewhere; rows without fault are looked at for warnings.
 
     Args:
-        settings: The table.
+        settings: The tables.
         full: Whether every image is decoded.
     """
-    rows, faults = settings.table.inspect()
+    report = _find_faults(settings.table, ("train", "test"), full)
+    for other in settings.retention:
+        report.faults += _find_faults(other, ("test",), full).faults
+    if report.rows is not None:
+        report.concerns = [*find_concerns(report.rows, settings.mirrors), *find_copies(report.rows)]
+    return report
+
+
+def _find_faults(table: Table, required: Sequence[str], full: bool) -> Report:
+    rows, faults = table.inspect()
     if rows is None:
         return Report(faults)
     try:
-        rows.require("train", "test")
+        rows.require(*required)
     except TableFaultsError as error:
         faults = (*faults, *error.faults)
-    found = [*find_concerns(rows, settings.mirrors), *find_copies(rows)]
     if not full:
-        return Report(faults, found, rows)
-    decoded = decode_images(rows, settings.table.image)
-    return Report((*faults, *decoded.faults), found, rows, decoded.sizes)
+        return Report(faults, rows=rows)
+    decoded = decode_images(rows, table.image)
+    return Report((*faults, *decoded.faults), rows=rows, sizes=decoded.sizes)
 
 
 def read_settings(recipe: Path, overrides: Sequence[str] = ()) -> TableSettings | None:
-    """Reads what a recipe says of its table, without what the rest of it needs.
+    """Reads what a recipe says of its tables, without what the rest of it needs.
 
     Args:
         recipe: The recipe's file.
-        overrides: Words of the command line; those that begin with `--data.table` count.
+        overrides: Words of the command line; those that begin with `--data.table` or `--data.retention` count.
 
     Returns:
-        None where the recipe has no table, or one that cannot be read, as reading the whole recipe will tell.
+        None where the recipe has no table, or any that cannot be read, as reading the whole recipe will tell.
     """
     try:
         data = (yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}).get("data") or {}
@@ -129,22 +140,23 @@ def read_settings(recipe: Path, overrides: Sequence[str] = ()) -> TableSettings 
         parser = ArgumentParser(exit_on_error=False)
         parser.add_argument("--config", action="config")
         parser.add_class_arguments(Table, "table")
-        given = ["--config", json.dumps({"table": values["table"]})] if "table" in values else []
-        table = parser.instantiate(parser.parse_args([*given, *_table_words(overrides)])).table
+        parser.add_argument("--retention", type=list[Table] | None)
+        given = json.dumps({key: values[key] for key in TABLE_KEYS if key in values})
+        found = parser.instantiate(parser.parse_args(["--config", given, *_table_words(overrides)]))
     except (OSError, ValueError, AttributeError, TypeError, yaml.YAMLError, ArgumentError):
         return None
     mirrors = bool(MIRRORING & {*name_transforms(values.get("augmentations"))})
-    return TableSettings(table, mirrors)
+    return TableSettings(found.table, mirrors, tuple(found.retention or ()))
 
 
 def _table_words(overrides: Sequence[str]) -> list[str]:
-    """The words that replace values of the table, as its own parser takes them."""
+    """The words that replace values of the tables, as their own parser takes them."""
     kept, follows = [], False
     for word in overrides:
         if word.startswith("--"):
             key = word.replace("--data.init_args.", "--data.", 1)
-            follows = key.startswith("--data.table")
-            word = key.replace("--data.table", "--table", 1)
+            follows = key.startswith(tuple(f"--data.{name}" for name in TABLE_KEYS))
+            word = key.replace("--data.", "--", 1)
         if follows:
             kept.append(word)
     return kept

@@ -42,7 +42,8 @@ def find_concerns(rows: Rows, mirrors: bool) -> list[Concern]:
         rows: The table.
         mirrors: Whether training images may be mirrored.
     """
-    found = [*_unlabelled(rows), *_single_rows(rows), *_imbalance(rows), *_near_labels(rows), *_shared_captions(rows)]
+    found = [*_unlabelled(rows), *_one_class(rows), *_single_rows(rows), *_imbalance(rows)]
+    found += [*_near_labels(rows), *_shared_captions(rows)]
     return [*found, *_sides(rows)] if mirrors else found
 
 
@@ -87,6 +88,13 @@ def _unlabelled(rows: Rows) -> list[Concern]:
         message = "No row has more than one label: data.table.label_separator may not be the one that the cells have."
         found.append(Concern("no_label_separator", message))
     return found
+
+
+def _one_class(rows: Rows) -> list[Concern]:
+    if len(rows.classes) != 1 or (rows.label_ids < 0).any():
+        return []
+    message = f"All rows are of one class, {rows.classes[0]!r}: nothing can be learnt or measured with it alone."
+    return [Concern("one_class", message)]
 
 
 def _single_rows(rows: Rows) -> list[Concern]:

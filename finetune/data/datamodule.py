@@ -52,6 +52,7 @@ class ImageTextDataModule(LightningDataModule):
         sampling: Draws the training rows of an epoch, as `ClassBalanced`; null takes each row once.
         merge_equal_captions: Whether evaluation takes equal captions of several images for one, a match for each of
             them; false takes each row's caption for itself, a match for its own image alone, as published tables do.
+            The same for `retention`.
 
     Raises:
         ValueError: If a number is out of its range, a template has no `{}`, `on_bad_image` is another word, or the
@@ -99,6 +100,7 @@ class ImageTextDataModule(LightningDataModule):
             batch_size=batch_size,
             num_workers=num_workers,
             on_bad_image=on_bad_image,
+            merge_equal_captions=merge_equal_captions,
         )
         self.retention = {name: elsewhere(other) for name, other in name_tables(retention or []).items()}
         self.images = ImagePreparation.from_processor(self.processor.image_processor)

@@ -114,7 +114,10 @@ class Rows:
             TableFaultsError: If one of them has none.
         """
         counts = ", ".join(f"{len(self.indices(split)):,} {split}" for split in SPLITS)
-        repair = f"The rows are: {counts}. Mark more rows in the split column, or give larger fractions."
+        repair = (
+            f"The rows are: {counts}. Mark more rows in a split column; or give a fraction above 0 and add images, "
+            "as each class keeps one for training."
+        )
         faults = [
             Fault(str(self.source), None, None, None, f"rows in the split {split!r}", repair)
             for split in splits

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 
 from finetune.data.cells import Cells, Integers
 from finetune.data.faults import Fault, TableFaultsError
-from finetune.data.sources import find_files
+from finetune.data.sources import find_files, find_folder
 from finetune.errors import RecipeError, did_you_mean
 
 SPLITS = ("train", "val", "test")
@@ -35,13 +36,16 @@ class RandomSplit:
     """Draws the splits, the same ones on every machine and for every order of the rows; or names files of their own.
 
     The draw goes by image: all rows of an image fall into one split. Images are ordered by the BLAKE2b hash of
-    seed and path (relative to the images' folder), label by label, and evenly spaced ones of that order are
-    held out. So each label gives its share to each split, to within one image, and keeps at least one image
-    for training. Of several labels an image counts for the one that the fewest rows have.
+    seed and path (relative to the images' folder), label by label. The first of each label is kept for training, and
+    of the others evenly spaced ones are held out, as many as the fractions are of all images: of each label the same
+    share of its others, to within two images. So the fractions hold overall, and labels of many images give somewhat
+    more where those of few can give but little. Where too few are left for both, the test comes first. Of several
+    labels an image counts for the one that the fewest rows have.
 
     Args:
         val: Fraction of the images for validation, 0 for none; or the file or pattern that holds its rows, which are
-            then read beside those of `data.table.path`.
+            then read beside those of `data.table.path`; without `data.table.images`, image paths are relative to its
+            own folder.
         test: The same for the test.
         seed: Another number draws other images.
 
@@ -74,6 +78,39 @@ class RandomSplit:
         """The files or patterns of the splits that have some of their own."""
         return {split: part for split, part in (("val", self.val), ("test", self.test)) if isinstance(part, str)}
 
+    def of_files(self, files: Sequence[str]) -> Codes:
+        """The split that each file of a table holds.
+
+        Args:
+            files: Those of `data.table.path`, then those of the splits, as `read_cells` reads them.
+
+        Returns:
+            Int8 array of shape (files,): positions in `SPLITS`, -1 for the files that rows are drawn from.
+
+        Raises:
+            TableFaultsError: If a file is in two splits.
+        """
+        own = [SPLITS.index(name) for name, pattern in self.files.items() for _ in find_files(pattern)]
+        codes = [UNKNOWN] * (len(files) - len(own)) + own
+        found: dict[Path, set[int]] = {}
+        for file, code in zip(files, codes, strict=True):
+            found.setdefault(Path(file).resolve(), set()).add(code)
+        twice = [file for file in dict.fromkeys(files) if len(found[Path(file).resolve()]) > 1]
+        if twice:
+            repair = "Name it in one of data.table.path, split.val and split.test alone."
+            raise TableFaultsError([Fault(file, None, None, None, "a file of one split", repair) for file in twice])
+        return np.array(codes, dtype=np.int8)
+
+    def folders_of(self, files: Sequence[str], folder: str) -> list[str]:
+        """The folder that the image paths of each file are relative to.
+
+        Args:
+            files: As for `of_files`.
+            folder: That of `data.table.path`.
+        """
+        own = {SPLITS.index(name): str(find_folder(pattern)) for name, pattern in self.files.items()}
+        return [own.get(code, folder) for code in self.of_files(files).tolist()]
+
     def draw(self, paths: Sequence[str], label_ids: Integers) -> Codes:
         """Assigns images to splits.
 
@@ -96,6 +133,7 @@ class RandomSplit:
             count = np.arange(held)
             chosen = candidates[(2 * count + 1) * len(candidates) // (2 * held)]
             is_test = (count + 1) * test // (val + test) > count * test // (val + test)
+            is_test[0] |= test > 0 and not is_test.any()  # of few candidates: a run requires test rows, not val rows
             codes[chosen] = np.where(is_test, SPLITS.index("test"), SPLITS.index("val"))
         return codes
 
@@ -113,15 +151,7 @@ def draw_splits(split: RandomSplit, cells: Cells, keys: Sequence[str], ids: Inte
     Raises:
         TableFaultsError: If a file is in two splits.
     """
-    of_file = np.full(len(cells.files), UNKNOWN, dtype=np.int8)
-    for name, pattern in split.files.items():
-        own = {str(file) for file in find_files(pattern)}
-        of_file[[file in own for file in cells.files]] = SPLITS.index(name)
-    if len(set(cells.files)) < len(cells.files):
-        twice = dict.fromkeys(file for file in cells.files if cells.files.count(file) > 1)
-        repair = "Name it in one of data.table.path, split.val and split.test alone."
-        raise TableFaultsError([Fault(file, None, None, None, "a file of one split", repair) for file in twice])
-    codes = of_file[cells.file_ids]
+    codes = split.of_files(cells.files)[cells.file_ids]
     is_drawn = codes == UNKNOWN
     if not is_drawn.any():  # a filter has left rows of files alone
         return codes

@@ -62,7 +62,7 @@ class Table:
         label_separator: What separates the labels in a cell, for several labels a row; an empty cell is an image with
             none of them. Null takes the cell for one label.
         split: Column that holds `train`, `val` or `test`, or fractions to draw them by, or files for val and test.
-        images: Folder that the image paths are relative to; null for the table's own folder.
+        images: Folder that the image paths are relative to; null for the folder of each row's own file or pattern.
         image_id: Column that is equal for rows of the same image; training draws one of them each epoch. Null takes
             equal paths for the same image, and each row in each epoch.
         names: CSV file without header that gives labels the names they are shown with, as `n01440764,tench`.
@@ -171,7 +171,10 @@ class Table:
     def _build(self, cells: Cells, removed: tuple[Removed, ...], faults: list[Fault]) -> Rows | None:
         """Interprets the cells; None if there are faults."""
         folder = self._find_folder()
-        files = _check_images(cells, self.image, folder, faults)
+        folders = [folder] * len(cells.files)
+        if self.images is None and isinstance(self.split, RandomSplit):
+            folders = self.split.folders_of(cells.files, folder)
+        files = _check_images(cells, self.image, folders, faults)
         captions, at = None, np.arange(len(cells))
         if self.caption is not None:
             captions, at = read_captions(cells, self.caption, faults)
@@ -187,6 +190,8 @@ class Table:
             drawn_by = _relative_paths(files, folder) if keys is None else keys.tolist()
             splits = draw_splits(self.split, cells, drawn_by, image_ids, labels.label_ids)
         assert splits is not None
+        if self.image_id == self.image:  # equal names in the folders of two splits are two images
+            image_ids = files.ids
         texts = labels.texts() if captions is None else captions
         caption_ids = (
             labels.text_ids if captions is None else np.unique(captions, return_inverse=True)[1].astype(np.int64)
@@ -226,9 +231,19 @@ def _in_order(faults: list[Fault], files: tuple[str, ...]) -> list[Fault]:
     return sorted(faults, key=lambda fault: (place.get(fault.file, -1), fault.row is not None, fault.row or 0))
 
 
-def _check_images(cells: Cells, column: str, folder: str, faults: list[Fault]) -> ImageFiles:
+def _check_images(cells: Cells, column: str, folders: Sequence[str], faults: list[Fault]) -> ImageFiles:
+    """The image of each row, its path relative to the folder of the row's file."""
+    if len(set(folders)) > 1:
+        paths = as_strings([""] * len(cells))
+        for folder in dict.fromkeys(folders):
+            own = np.array([other == folder for other in folders])[cells.file_ids]
+            part = cells.take(own)
+            files = _check_images(part, column, [folder], faults)
+            paths[own] = files.paths[files.ids]
+        distinct, ids = np.unique(paths, return_inverse=True)
+        return ImageFiles(distinct, ids.astype(np.int64))
     values = cells.columns[column]
-    files, refused = find_images(values, folder)
+    files, refused = find_images(values, folders[0])
     if refused:
         wrong = np.isin(values, as_strings(list(refused)))
         found = cells.faults_where(wrong, column, "", "")

@@ -25,6 +25,13 @@ def test_classes_with_one_row(folder: Path) -> None:
     assert concern.places == (f"{folder / 't.csv'}:2", f"{folder / 't.csv'}:5")
 
 
+def test_a_single_class(folder: Path) -> None:
+    for captions in (None, ["a cat", "a cat asleep"]):
+        (concern,) = find_concerns(labelled(folder, ["cat"] * 2, captions), mirrors=False)
+        assert concern.about == "one_class"
+        assert concern.message == "All rows are of one class, 'cat': nothing can be learnt or measured with it alone."
+
+
 @pytest.mark.parametrize(("most", "concerned"), [(40, False), (41, True)])
 def test_imbalance(folder: Path, most: int, concerned: bool) -> None:
     concerns = find_concerns(labelled(folder, ["cat"] * most + ["dog"] * 2), mirrors=False)
@@ -93,6 +100,12 @@ def test_another_separator_than_the_cells(folder: Path) -> None:
     (concern,) = find_concerns(several(folder, ["cat,dog", "cat,dog", "emu", "emu"]), mirrors=False)
     assert concern.about == "no_label_separator"
     assert concern.message.startswith("No row has more than one label: data.table.label_separator may not be")
+
+
+def test_a_single_class_among_several_labels(folder: Path) -> None:
+    assert about(find_concerns(several(folder, ["cat", "cat"]), mirrors=False)) == ["no_label_separator", "one_class"]
+    # Which images show a cat at all can be learnt.
+    assert "one_class" not in about(find_concerns(several(folder, ["cat", "cat", ""]), mirrors=False))
 
 
 def test_classes_with_one_row_of_several_labels(folder: Path) -> None:

@@ -64,6 +64,49 @@ def test_a_file_of_two_splits_is_refused(folder: Path) -> None:
         Table(str(folder / "t*.csv"), label="label", split=files).read()
 
 
+def test_a_file_of_two_splits_is_refused_however_it_is_spelt(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "link").symlink_to(folder)
+    for again in (folder / "train.csv", "./train.csv", "link/tr*.csv"):
+        with pytest.raises(TableFaultsError, match=r"^train\.csv: Expected a file of one split"):
+            Table("train.csv", label="label", split=RandomSplit(val=str(again), test=0.3)).read()
+    with pytest.raises(TableFaultsError, match=r"^val\.csv: Expected a file of one split"):
+        Table("train.csv", label="label", split=RandomSplit("val.csv", str(folder / "v*.csv"))).read()
+
+
+def test_images_lie_beside_the_files_of_each_split(tmp_path: Path) -> None:
+    names = [f"{at}.png" for at in range(8)]
+    for split, number in (("train", 8), ("val", 3), ("test/a", 2), ("test/b", 2)):
+        (tmp_path / split).mkdir(parents=True)
+        for name in names[:number]:
+            (tmp_path / split / name).touch()
+        lines = ["image,label", *(f"{name},{'cat' if at % 2 else 'dog'}" for at, name in enumerate(names[:number]))]
+        (tmp_path / split / "labels.csv").write_text("\n".join(lines) + "\n")
+    path, val = str(tmp_path / "train/labels.csv"), str(tmp_path / "val/labels.csv")
+    alone = Table(path, label="label", split=RandomSplit(val=0, test=0.3)).read()
+
+    for image_id in (None, "image"):
+        rows = Table(path, label="label", split=RandomSplit(val=val, test=0.3), image_id=image_id).read()
+        assert rows.images.tolist() == [
+            *(str(tmp_path / "train" / name) for name in names), *(str(tmp_path / "val" / name) for name in names[:3])
+        ]  # fmt: skip
+        assert rows.splits.tolist() == [*alone.splits.tolist(), 1, 1, 1]
+        assert len(set(rows.image_ids.tolist())) == len(rows)
+
+    (tmp_path / "test/a/labels.csv").write_text("image,label\na/0.png,cat\na/1.png,dog\n")
+    (tmp_path / "test/b/labels.csv").write_text(f"image,label\nb/0.png,cat\n{tmp_path}/test/b/1.png,dog\n")
+    files = RandomSplit(val=val, test=str(tmp_path / "test/*/labels.csv"))
+    rows = Table(path, label="label", split=files).read()
+    found = [str(Path(image).relative_to(tmp_path)) for image in rows.images[rows.indices("test")].tolist()]
+    assert found == ["test/a/0.png", "test/a/1.png", "test/b/0.png", "test/b/1.png"]
+
+    (tmp_path / "val" / "2.png").unlink()
+    with pytest.raises(TableFaultsError, match=f"^{val}:4:image: Expected an image file.*{tmp_path}/val/2.png"):
+        Table(path, label="label", split=RandomSplit(val=val, test=0.3)).read()
+    rows = Table(path, label="label", split=RandomSplit(val=val, test=0.3), images=str(tmp_path / "train")).read()
+    assert {Path(image).parent for image in rows.images.tolist()} == {tmp_path / "train"}
+
+
 def test_files_beside_a_frame_are_refused() -> None:
     with pytest.raises(RecipeError, match="Expected fractions for data.table.split of a DataFrame, but got files"):
         Table(pd.DataFrame({"image": ["a.png"], "label": ["x"]}), label="label", split=RandomSplit(test="b.csv"))
@@ -123,6 +166,20 @@ def test_small_classes_keep_an_image_for_training() -> None:
         assert np.bincount(codes)[1:].tolist() == [10 * size, 30 * size]
 
 
+def test_classes_share_what_the_smallest_cannot_give() -> None:
+    labels = np.repeat(np.arange(201), [1_000, *[2] * 200])
+    codes = RandomSplit().draw([f"{image}.png" for image in range(1_400)], labels)
+    assert np.bincount(codes).tolist() == [1_400 - 280, 140, 140]
+    # 999 of the 1,199 images that are no first ones of their class: its share of the 140, to within one image.
+    assert np.bincount(codes[labels == 0])[1:] == pytest.approx(999 / 1_199 * 140, abs=1)
+
+
+@pytest.mark.parametrize(("count", "classes"), [(2, 1), (20, 19), (22, 20)])
+def test_the_test_comes_first_where_few_can_be_held_out(count: int, classes: int) -> None:
+    codes = draw(count, classes, RandomSplit(val=0.4, test=0.05))
+    assert np.bincount(codes, minlength=3).tolist() == [classes, count - classes - 1, 1]
+
+
 def test_draw_is_the_same_for_every_order_and_follows_the_seed() -> None:
     paths = np.array([f"{image}.png" for image in range(200)])
     labels = np.arange(200) % 3
@@ -171,6 +228,14 @@ def test_split_goes_by_image_wherever_the_table_lies(tmp_path: Path) -> None:
 def test_one_image_has_no_test_split(write: Write) -> None:
     with pytest.raises(TableError, match="Expected rows in the split 'test'"):
         Table(str(write(HEADER, GOOD[0])), caption="caption").read()
+
+
+def test_classes_of_one_image_have_no_test_split(folder: Path) -> None:
+    lines = [f"{at}.png,class {at}" for at in range(9)]
+    (folder / "train.csv").write_text("\n".join(["image,label", *lines]) + "\n")
+    repair = "give a fraction above 0 and add images, as each class keeps one for training"
+    with pytest.raises(TableFaultsError, match=rf"The rows are: 9 train, 0 val, 0 test\. Mark more rows .*{repair}\."):
+        Table(str(folder / "train.csv"), label="label").read()
 
 
 def test_no_validation_asked_for() -> None:
