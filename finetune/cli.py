@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Words after the program's name; None takes the process's own.
 
     Returns:
-        Exit code: 0, or 2 where the input is at fault.
+        Exit code: 0, 2 where the input is at fault, or 143 where SIGTERM stopped it.
     """
     parser = _build_parser()
     options, overrides = parser.parse_known_args(arguments)
@@ -32,6 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (TableError, RecipeError, CheckpointError, FileExistsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except SystemExit as stop:
+        if stop.code is not None:
+            raise
+        print("error: stopped by SIGTERM; what is there of the run is not finished", file=sys.stderr)
+        return 143  # Lightning's SIGTERMException has no code, and would say that all went well
     return code or 0
 
 
