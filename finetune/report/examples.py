@@ -110,11 +110,14 @@ def show_place(row: dict[Hashable, Any], column: str) -> str:
     """A place as it is shown: `file:row`, with the file's folder where the table has several files.
 
     Example:
-        >>> show_place({"place": "data/birds.csv:7"}, "place")
+        >>> show_place({"place": "data/birds.csv:7", "row": "7"}, "place")
         'birds.csv:7'
     """
     place = str(row[column])
-    return place if "file" in row else PurePath(place).name
+    if "file" in row:
+        return place
+    file = str(row["place"]).removesuffix(f":{row['row']}")
+    return PurePath(file).name + place.removeprefix(file)
 
 
 def _as_example(row: dict[Hashable, Any], text: str, pictures: Pictures) -> Example:

@@ -10,7 +10,7 @@ from finetune.files import read_json
 from finetune.proof import PROOF_FILE
 from finetune.run_folder import RunFolder
 
-_TEXTS = ("label", "caption", "prediction", "before", "retrieved", "file")
+_TEXTS = ("row", "label", "caption", "prediction", "before", "retrieved", "file")
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +94,7 @@ def _read_predictions(run: RunFolder, environment: dict[str, Any]) -> pd.DataFra
     tables = [table["path"] for table in environment["table"]]
     only = tables[0] if len(tables) == 1 else "row"  # a DataFrame has no file
     files = found["file"] if "file" in found else pd.Series(only, found.index)
-    found.insert(0, "place", files + ":" + found["row"].astype(str))
+    found.insert(0, "place", files + ":" + found["row"])
     return found
 
 

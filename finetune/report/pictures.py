@@ -27,6 +27,7 @@ class Pictures:
 
     def __init__(self, rows: Rows | None, absence: str = "") -> None:
         self._rows = rows
+        self._numbers = np.array([]) if rows is None else rows.numbers.astype(np.dtypes.StringDType())
         self.absence = absence
 
     @classmethod
@@ -55,14 +56,16 @@ class Pictures:
         """The picture of a row as a data URI, or None where there is none.
 
         Args:
-            place: The row, as `file:row`.
+            place: The row, as `file:row`; in a tar the row is a key, which may be any text.
         """
         if self._rows is None:
             return None
-        file, _, number = place.rpartition(":")
-        is_file = np.array([str(it) == file for it in self._rows.files])
-        found = np.flatnonzero((self._rows.numbers == int(number)) & is_file[self._rows.file_ids])
-        return _draw(str(self._rows.images[found[0]])) if len(found) else None
+        for file_id, file in enumerate(self._rows.files):
+            number = place.removeprefix(f"{file}:")
+            if number != place:
+                found = np.flatnonzero((self._numbers == number) & (self._rows.file_ids == file_id))
+                return _draw(str(self._rows.images[found[0]])) if len(found) else None
+        return None
 
 
 def _draw(path: str) -> str | None:
