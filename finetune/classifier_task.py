@@ -32,13 +32,15 @@ class ClassifierTask(LightningModule):
         Raises:
             TableError: If they are not.
         """
-        prompts: ClassPrompts | None = getattr(self.trainer, "datamodule").class_prompts  # noqa: B009
+        datamodule = getattr(self.trainer, "datamodule", None)  # None where the trainer was given loaders alone
+        prompts: ClassPrompts | None = getattr(datamodule, "class_prompts", None)
         expected = tuple(self.model.config.id2label[index] for index in range(self.model.config.num_labels))
         found = () if prompts is None else prompts.names
         if found != expected:
+            got = f"{len(found)}: {', '.join(found[:5])}" if found else "none"
             raise TableError(
                 f"Expected the table to have the classifier's {len(expected)} classes, {', '.join(expected[:5])}"
-                f"{', ...' if len(expected) > 5 else ''}, but got {len(found)}: {', '.join(found[:5])}. "
+                f"{', ...' if len(expected) > 5 else ''}, but got {got}. "
                 "Test on a table with the labels that it was trained on."
             )
 

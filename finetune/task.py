@@ -2,7 +2,8 @@
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, Self, cast
 
 import torch
 from jsonargparse import lazy_instance
@@ -16,7 +17,7 @@ from torchmetrics import Metric
 
 from finetune.batch import Batch, ClassPrompts, Embeddings
 from finetune.checkpoint import load_model
-from finetune.errors import RecipeError
+from finetune.errors import CheckpointError, RecipeError
 from finetune.metrics import choose_metric, class_embeddings
 from finetune.objectives import Classification, Contrastive, Objective, Seen
 from finetune.schedules import WarmupCosine, parameter_groups, total_steps
@@ -95,15 +96,25 @@ class AlignTask(LightningModule):
         if stage != "fit" or self.head is None:
             return
         self.towers.temperature.requires_grad_(False)  # the head has taken it in
-        datamodule = getattr(self.trainer, "datamodule")  # noqa: B009
-        prompts: ClassPrompts | None = datamodule.class_prompts
-        if prompts is None:
-            raise RecipeError("Expected data.table.label to name a column with Classification, but got none.")
+        prompts = cast(ClassPrompts, self._find_prompts())
         if not self.head.is_started:
             self.to(self.trainer.strategy.root_device)
             start = self.head.head_start
-            seen = self._see(datamodule.train_dataloader(), start.rows, start.views)
+            loader = getattr(self.trainer, "datamodule").train_dataloader()  # noqa: B009
+            seen = self._see(loader, start.rows, start.views)
             self.head.start(*start(self.class_embeds(prompts), self.towers.temperature, seen))
+
+    def _find_prompts(self) -> ClassPrompts | None:
+        """The class prompts of the data module; none where it has none, or the trainer was given loaders alone."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        prompts: ClassPrompts | None = getattr(datamodule, "class_prompts", None)
+        if prompts is None and self.head is not None:
+            raise RecipeError(
+                "Expected data.table.label to name a column with Classification, but got "
+                f"{'loaders without a table' if datamodule is None else 'none'}. "
+                "Give the trainer an ImageTextDataModule whose table has labels."
+            )
+        return prompts
 
     @torch.no_grad()
     def _see(self, batches: DataLoader[Batch], rows: int, views: int) -> Seen:
@@ -177,15 +188,17 @@ class AlignTask(LightningModule):
 
     def _update_accuracy(self, image_features: Tensor, class_embeds: Tensor, batch: Batch) -> Tensor:
         scores = self.class_scores(image_features, class_embeds)
+        _require_finite(scores)
         cast(Metric, self.metric).update(scores, batch.truth)
         return scores
 
     def _update_retrieval(self, embeddings: Embeddings, batch: Batch) -> None:
+        _require_finite(embeddings.image_embeds, embeddings.text_embeds)
         metric = cast(Metric, self.metric)
         metric.update(embeddings.image_embeds, embeddings.text_embeds, batch.image_ids, batch.caption_ids)
 
     def _start_evaluation(self) -> None:
-        prompts: ClassPrompts | None = getattr(self.trainer, "datamodule").class_prompts  # noqa: B009
+        prompts = self._find_prompts()
         self._class_embeds = None if prompts is None else self.class_embeds(prompts)
         self.metric = choose_metric(prompts).to(self.device)
 
@@ -231,6 +244,51 @@ class AlignTask(LightningModule):
         checkpoint["state_dict"] = {
             name: weights[name] for name in weights if name in self._trained or not name.startswith("towers.")
         }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Starts the head that a checkpoint holds, so that there is a place for it.
+
+        Raises:
+            CheckpointError: If it holds weights that have no place in this task.
+        """
+        weights = checkpoint["state_dict"]
+        if self.head is not None and {"objective.weight", "objective.bias"} <= weights.keys():
+            self.head.start(weights["objective.weight"].to(self.device), weights["objective.bias"].to(self.device))
+        if unknown := sorted(weights.keys() - self.state_dict().keys()):
+            raise CheckpointError(
+                "Expected a checkpoint of a task like this one, but got weights that have no place in it, the first of "
+                f"{len(unknown)}: {unknown[0]}. Build the task with the adapters and the objective that were trained."
+            )
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]  # Lightning's takes no argument named checkpoint
+        cls, checkpoint_path: str | Path, map_location: Any = "cpu", **init_args: Any
+    ) -> Self:
+        """Builds a task and restores what `on_save_checkpoint` kept.
+
+        Args:
+            checkpoint_path: The file.
+            map_location: As for `torch.load`.
+            init_args: What the trained task was built with, `checkpoint` among them. The file does not say, unless a
+                subclass called `save_hyperparameters`.
+
+        Raises:
+            CheckpointError: As `on_load_checkpoint`.
+        """
+        saved = torch.load(checkpoint_path, map_location=map_location, weights_only=True)
+        task = cls(**{**saved.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {}), **init_args})
+        task.on_load_checkpoint(saved)
+        task.load_state_dict(saved["state_dict"], strict=False)
+        return task
+
+
+def _require_finite(*outputs: Tensor) -> None:
+    """Refuses what no metric can rank."""
+    if not all(output.isfinite().all() for output in outputs):
+        raise RecipeError(
+            "Expected finite numbers of images and texts, but got NaN or infinity: training has diverged. Lower the "
+            "learning rate of model.optimizer tenfold, or set trainer.gradient_clip_val to 1.0."
+        )
 
 
 def _repeat(batches: DataLoader[Batch], epochs: int) -> Iterator[Batch]:

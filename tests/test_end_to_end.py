@@ -227,6 +227,18 @@ def test_an_accelerator_that_is_not_there_is_told_before_anything_is_written(col
         assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("kind", ["label", "caption"])
+def test_a_run_that_diverges_is_stopped_with_the_repair(tiny, colour_table, tmp_path, finetune_here, kind):
+    (tmp_path / "wild.yaml").write_text(
+        f"model:\n  checkpoint: {tiny}\n  optimizer:\n    class_path: torch.optim.SGD\n    init_args: {{lr: 1e30}}\n"
+        f"data:\n  table:\n    path: {colour_table}\n    {kind}: {kind}\n    split: split\n"
+        "trainer:\n  max_epochs: 2\n  accelerator: cpu\n  enable_progress_bar: false\n"
+    )
+    told = finetune_here("fit", "--config", "wild.yaml", cwd=tmp_path, code=2)
+    assert "training has diverged. Lower the learning rate of model.optimizer tenfold" in told.splitlines()[-1]
+    assert not (tmp_path / "runs" / "wild" / "finished.json").exists()
+
+
 def test_a_run_that_is_stopped_says_so_and_is_no_success(colour_table, tmp_path):
     words = ["--data.table.path", colour_table, "--trainer.max_epochs", "10000", "--run", "stopped"]
     command = [sys.executable, "-m", "finetune", "fit", "--config", "quickstart", *map(str, words)]

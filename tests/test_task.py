@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch.optim import SGD
 
-from finetune.batch import Batch
 from finetune.data.datamodule import ImageTextDataModule
 from finetune.data.table import Table
 from finetune.metrics import ClassAccuracy, Retrieval
@@ -124,20 +123,3 @@ def test_temperature_stays_above_its_bound_in_training(build_trainer, tiny, labe
     )
     build_trainer(max_steps=3).fit(task, labels)
     assert task.towers.temperature.item() >= torch.tensor(0.04).item()
-
-
-class HardTask(AlignTask):
-    """Counts a row twice whose text is nearer to another row's image than to its own."""
-
-    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
-        embeddings = self(batch)
-        similarity = embeddings.image_embeds @ embeddings.text_embeds.T
-        is_hard = similarity.argmax(dim=0) != torch.arange(len(similarity))
-        self.log("train/hard", is_hard.float().mean())
-        return self.objective(embeddings, batch._replace(weights=batch.weights + is_hard))
-
-
-def test_subclass_of_ten_lines_trains_from_python(build_trainer, tiny, captions):
-    trainer = build_trainer(max_steps=2)
-    trainer.fit(HardTask(tiny, SMALL, SMALL), captions)
-    assert 0 <= trainer.callback_metrics["train/hard"] <= 1

@@ -74,8 +74,9 @@ class AlignTowers(nn.Module):
 
     @torch.no_grad()
     def bound_temperature(self) -> None:
-        """Sets the temperature to `min_temperature` where an optimiser step took it below. Call after a step."""
-        self.temperature.clamp_(min=self.min_temperature)
+        """Sets a trained temperature to `min_temperature` where a step took it below. Call after an optimiser step."""
+        if self.temperature.requires_grad:
+            self.temperature.clamp_(min=self.min_temperature)
 
     def image_features(self, pixel_values: Tensor) -> Tensor:
         """Unnormalised image features.
