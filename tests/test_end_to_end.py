@@ -239,6 +239,7 @@ def test_a_run_that_diverges_is_stopped_with_the_repair(tiny, colour_table, tmp_
     assert not (tmp_path / "runs" / "wild" / "finished.json").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_says_so_and_is_no_success(colour_table, tmp_path):
     words = ["--data.table.path", colour_table, "--trainer.max_epochs", "10000", "--run", "stopped"]
     command = [sys.executable, "-m", "finetune", "fit", "--config", "quickstart", *map(str, words)]

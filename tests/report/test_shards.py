@@ -88,6 +88,7 @@ def test_queries_show_pictures_and_texts_of_captions(shards, tiny):
             assert [number_shown(img) for img in page.inside(line, "img")] == [number, other]
 
 
+@pytest.mark.slow
 def test_mistakes_show_pictures_of_labels(shards, tiny):
     run = fit(shards, tiny, label="species")
     page = Page(run.report.read_text(encoding="utf-8"))
