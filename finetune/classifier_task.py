@@ -1,5 +1,6 @@
 """A classifier's folder under test: the model that is handed out, run as any user would run it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -34,15 +35,8 @@ class ClassifierTask(LightningModule):
         """
         datamodule = getattr(self.trainer, "datamodule", None)  # None where the trainer was given loaders alone
         prompts: ClassPrompts | None = getattr(datamodule, "class_prompts", None)
-        expected = tuple(self.model.config.id2label[index] for index in range(self.model.config.num_labels))
-        found = () if prompts is None else prompts.names
-        if found != expected:
-            got = f"{len(found)}: {', '.join(found[:5])}" if found else "none"
-            raise TableError(
-                f"Expected the table to have the classifier's {len(expected)} classes, {', '.join(expected[:5])}"
-                f"{', ...' if len(expected) > 5 else ''}, but got {got}. "
-                "Test on a table with the labels that it was trained on."
-            )
+        expected = [self.model.config.id2label[index] for index in range(self.model.config.num_labels)]
+        require_classes(expected, () if prompts is None else prompts.names)
 
     def on_test_epoch_start(self) -> None:
         """Forgets what was counted before."""
@@ -62,3 +56,22 @@ class ClassifierTask(LightningModule):
     def on_test_epoch_end(self) -> None:
         """Logs the keys that a test of `AlignTask` logs, such as `test/accuracy`."""
         self.log_dict({f"test/{name}": value for name, value in self.metric.compute().items()})
+
+
+def require_classes(expected: Sequence[str], found: Sequence[str]) -> None:
+    """Refuses a table that has other classes than a trained head, or the same in another order.
+
+    Args:
+        expected: The head's.
+        found: The table's.
+
+    Raises:
+        TableError: If they differ.
+    """
+    if list(found) != list(expected):
+        got = f"{len(found)}: {', '.join(found[:5])}" if found else "none"
+        raise TableError(
+            f"Expected the table to have the classifier's {len(expected)} classes, {', '.join(expected[:5])}"
+            f"{', ...' if len(expected) > 5 else ''}, but got {got}. "
+            "Take a table with the labels that it was trained on."
+        )

@@ -18,6 +18,7 @@ from finetune.classifier_task import ClassifierTask
 from finetune.data.check import tell
 from finetune.data.datamodule import ImageTextDataModule
 from finetune.data.unreadable import describe_skipped, read_skipped, write_skipped
+from finetune.errors import RecipeError
 from finetune.evaluation import Evaluation, evaluate
 from finetune.files import fingerprint_file, fingerprint_weights, read_json, write_json, write_text
 from finetune.handover import hand_over
@@ -69,17 +70,19 @@ def run_experiment(recipe: Recipe, overwrite: bool = False) -> RunFolder:
     task = recipe.build_trainable()
     recipe.build_trainer([], DummyLogger())  # what is wrong with it is told before anything is written
     run = RunFolder(Path(recipe.run.folder) / recipe.name)
-    run.create(overwrite)
+    base = resolve_checkpoint(recipe.checkpoint)
+    tables = [file for one in (data, *data.retention.values()) for file in one.rows.files]
+    run.create(overwrite, needed=[base, *map(Path, tables)])
     write_text(run.recipe, recipe.resolved)
-    fingerprint = fingerprint_weights(resolve_checkpoint(recipe.checkpoint))
+    fingerprint = fingerprint_weights(base)
     write_json(run.environment, _environment(data, recipe.checkpoint, fingerprint))
 
-    base = _untouched(recipe.checkpoint)
-    before = measure(recipe.accelerator, base, data, recipe.run.neighbours, recipe.run.floor)
+    untouched = _untouched(recipe.checkpoint)
+    before = measure(recipe.accelerator, untouched, data, recipe.run.neighbours, recipe.run.floor)
     metrics: dict[str, Any] = {"before": before.evaluation.metrics}
     if before.evaluation.floor:
         metrics["floor"] = before.evaluation.floor
-    del base
+    del untouched
 
     notices = fit(recipe, task, data, run)
     choice, proofs = hand_over(recipe, task, data, run, fingerprint)
@@ -167,14 +170,14 @@ def measure_run(run: str | Path, overrides: Sequence[str] = (), trust: Sequence[
         trust: Modules that the run's recipe may name.
 
     Raises:
-        RecipeError: If there is no such run.
+        RecipeError: If there is no such run, or `run.neighbours` has no training rows.
         CheckpointError: If its merged folder does not load.
     """
     folder = open_run(run)
     recipe = read_recipe(folder.recipe, overrides, trust)
     if folder.classifier.is_dir():
-        return _measure(str(folder.classifier), recipe, lambda: ClassifierTask(folder.classifier))
-    return _measure(str(folder.merged), recipe, lambda: _untouched(str(folder.merged)))
+        return _measure(str(folder.classifier), recipe, None, lambda: ClassifierTask(folder.classifier))
+    return _measure(str(folder.merged), recipe, recipe.run.neighbours, lambda: _untouched(str(folder.merged)))
 
 
 def measure_checkpoint(recipe: Recipe) -> str:
@@ -183,15 +186,22 @@ def measure_checkpoint(recipe: Recipe) -> str:
     Args:
         recipe: Names the checkpoint and the table.
     """
-    return _measure(recipe.checkpoint, recipe, lambda: _untouched(recipe.checkpoint))
+    return _measure(recipe.checkpoint, recipe, recipe.run.neighbours, lambda: _untouched(recipe.checkpoint))
 
 
-def _measure(title: str, recipe: Recipe, build_task: Callable[[], AlignTask | ClassifierTask]) -> str:
+def _measure(
+    title: str, recipe: Recipe, neighbours: int | None, build_task: Callable[[], AlignTask | ClassifierTask]
+) -> str:
     """Measures a task, built once the table is known to be without fault."""
     quieten()
     data = recipe.build_data()
-    data.rows.require(*(["train"] if recipe.run.neighbours else []), "test")
-    found = format_table({title: evaluate(recipe.accelerator, build_task(), data, recipe.run.neighbours).metrics})
+    data.rows.require("test")
+    if neighbours and data.rows.classes and data.rows.label_sets is None and not len(data.rows.indices("train")):
+        raise RecipeError(
+            f"Expected training rows in {data.rows.source} for run.neighbours {neighbours}, but got none. Measure "
+            "without them by --run.neighbours null."
+        )
+    found = format_table({title: evaluate(recipe.accelerator, build_task(), data, neighbours).metrics})
     return "\n".join([found, *describe_skipped(data.skipped)])
 
 

@@ -12,6 +12,7 @@ from transformers import AutoImageProcessor
 from finetune.alpha import Choice, Line, Temperature, choose
 from finetune.checkpoint import load_model, portable_name, resolve_checkpoint
 from finetune.classifier import export_classifier, write_classifier_card
+from finetune.classifier_task import require_classes
 from finetune.data.datamodule import ImageTextDataModule
 from finetune.errors import CheckpointError, RecipeError
 from finetune.export import export_merged, write_adapter
@@ -19,7 +20,7 @@ from finetune.files import fingerprint_weights, read_json, refuse_existing
 from finetune.head import Head, build_head, read_head, write_head
 from finetune.interpolate import check_alpha
 from finetune.objectives import Classification
-from finetune.proof import write_witness
+from finetune.proof import PROOF_FILE, write_witness
 from finetune.recipe import Recipe, read_recipe
 from finetune.results import write_model_card
 from finetune.run_folder import RunFolder, open_run
@@ -132,12 +133,13 @@ def export_run(
 
     Raises:
         RecipeError: If there is no such run, `alpha` is not in [0, 1], or there is nothing to choose it by.
-        FileExistsError: If `output` exists and `overwrite` is false.
+        FileExistsError: If `output` exists and `overwrite` is false, or it is no folder that was exported.
         CheckpointError: If the run is not finished or did not train what is asked for, or as `export_merged`.
     """
     folder = open_run(run)
     _check_run(folder, classifier)
     refuse_existing(output, overwrite)
+    _check_replaceable(output)
     if overrides and alpha != "auto":
         raise RecipeError(f"Expected recipe keys with --alpha auto only, but got {overrides[0]}. Remove it.")
     checkpoint = read_json(folder.environment)["checkpoint"]["name"]
@@ -156,6 +158,17 @@ def export_run(
         proof = _export_merged(folder, checkpoint, output, choice, overwrite)
         write_model_card(output, folder.path.name, shown, proof)
     return proof
+
+
+def _check_replaceable(output: Path) -> None:
+    """Refuses to replace what no export wrote: a run, or a user's own files."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not (output / PROOF_FILE).is_file() or RunFolder(output).recipe.is_file():
+        raise FileExistsError(
+            f"Expected {output} to be absent, empty or a folder that was exported, but it holds something else. Name "
+            "another folder with --output."
+        )
 
 
 def _check_run(run: RunFolder, classifier: bool) -> None:
@@ -184,12 +197,16 @@ def _choose_again(run: RunFolder, checkpoint: str, overrides: Sequence[str], tru
     for elsewhere in data.retention.values():
         elsewhere.rows.require("test")
 
+    head = read_head(run.head) if run.head.is_file() else None
+    if head is not None:
+        require_classes(head.classes, data.rows.classes)
+
     def build_line() -> Line:
         adapted = None
         if run.adapter.is_dir():
             fingerprint = fingerprint_weights(resolve_checkpoint(checkpoint))
             adapted = merge_adapter(load_model(checkpoint), run.adapter, fingerprint).state_dict()
-        return Line(checkpoint, adapted, read_head(run.head) if run.head.is_file() else None)
+        return Line(checkpoint, adapted, head)
 
     return choose(recipe.run, recipe.accelerator, data, build_line)
 

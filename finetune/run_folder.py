@@ -1,6 +1,7 @@
 """The names and states of a run's files."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,14 +107,16 @@ class RunFolder:
         """Whether the run went to its end."""
         return self.finished.is_file()
 
-    def create(self, overwrite: bool) -> None:
+    def create(self, overwrite: bool, needed: Sequence[Path] = ()) -> None:
         """Makes the folder for a new run.
 
         Args:
             overwrite: Whether a run that is already there is removed.
+            needed: What the new run reads, which may not be removed with it.
 
         Raises:
-            RecipeError: If a run of that name exists and `overwrite` is false, or a folder that is no run.
+            RecipeError: If a run of that name exists and `overwrite` is false, or holds what is needed, or a folder
+                that is no run.
         """
         if self.path.exists():
             if any(self.path.iterdir()) and not self.recipe.is_file():
@@ -125,6 +128,11 @@ class RunFolder:
                 raise RecipeError(
                     f"Expected no run at {self.path}, but there is one. Replace it with --overwrite, or choose another "
                     "name with --run NAME."
+                )
+            if inside := [path for path in needed if self.path.resolve() in path.resolve().parents]:
+                raise RecipeError(
+                    f"Expected what the run reads to lie outside {self.path}, which it replaces, but got {inside[0]}. "
+                    "Choose another name with --run NAME."
                 )
             shutil.rmtree(self.path)
         self.path.mkdir(parents=True)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AlignModel, AlignProcessor, AutoModelForImageClassification
 
 from finetune.cli import main
-from finetune.errors import CheckpointError, RecipeError
+from finetune.errors import CheckpointError, RecipeError, TableError
 from finetune.experiment import run_experiment
 from finetune.files import fingerprint_file, fingerprint_weights
 from finetune.handover import export_run
@@ -111,6 +111,14 @@ def test_a_classifier_that_is_clearly_too_unsure_is_made_surer(tiny, colour_tabl
         assert metrics["after"]["test/accuracy"] == 1  # so the error is what is missing to 1
         told = metrics["calibration"]["expected_calibration_error"][name]
         assert told == pytest.approx(1 - sure.mean().item(), abs=1e-4)
+    for name, labels in (("renamed", {"red": "rot"}), ("fewer", {"red": "blue"})):
+        path = tmp_path / f"{name}.csv"
+        pd.read_csv(colour_table, dtype=str).replace({"label": labels}).to_csv(path, index=False)
+        words = ["--data.table.path", str(path), "--data.table.images", str(colour_table.parent)]
+        with pytest.raises(
+            TableError, match="to have the classifier's 3 classes, blue, green, red, but got [23]: blue"
+        ):
+            export_run(run.path, tmp_path / "never", alpha="auto", classifier=True, overrides=words)
 
 
 def test_export_repeats_what_was_handed_out_bit_for_bit(run, tmp_path, capsys):
@@ -154,6 +162,20 @@ def test_faults_of_an_export_are_told_and_leave_no_folder(run, tmp_path, capsys,
 def test_existing_folder_is_refused_before_anything_is_measured(run, tmp_path):
     with pytest.raises(FileExistsError, match="Remove it or pass --overwrite"):
         export_run(run.path, tmp_path, alpha="auto", overrides=["--data.table.path", "nowhere.csv"])
+
+
+def test_what_no_export_wrote_is_not_replaced(run, tmp_path, capsys):
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "photos.csv").touch()
+    for folder in (run.path, run.path.parent, tmp_path / "project", run.path / "recipe.yaml"):
+        assert main(["export", str(run.path), "--output", str(folder), "--overwrite"]) == 2
+        assert "to be absent, empty or a folder that was exported" in capsys.readouterr().err
+    assert run.is_finished
+    assert run.adapter.is_dir()
+    (tmp_path / "again").mkdir()
+    for _ in range(2):  # an empty folder, then what was exported to it
+        assert main(["export", str(run.path), "--output", str(tmp_path / "again"), "--overwrite"]) == 0
+    assert same_tensors(tmp_path / "again", run.merged)
 
 
 def test_alpha_that_is_no_number_is_refused(capsys):

@@ -1,5 +1,7 @@
 """A run's folder: refused when it is there, whole when it is finished."""
 
+from pathlib import Path
+
 import pytest
 
 from finetune.errors import RecipeError
@@ -14,6 +16,19 @@ def test_existing_run_is_refused_naming_the_ways_out(tmp_path):
         run.create(overwrite=False)
     assert run.recipe.is_file()
     run.create(overwrite=True)
+    assert not list(run.path.iterdir())
+
+
+def test_what_the_new_run_reads_is_not_removed_with_the_old_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = RunFolder(Path("runs/first"))
+    run.create(overwrite=False)
+    run.merged.mkdir()
+    run.recipe.touch()
+    with pytest.raises(RecipeError, match="to lie outside runs/first, which it replaces, but got runs/first/merged"):
+        run.create(overwrite=True, needed=[tmp_path / "t.csv", Path("runs/first/merged")])
+    assert run.merged.is_dir()
+    run.create(overwrite=True, needed=[tmp_path / "t.csv", Path("runs/first-base")])
     assert not list(run.path.iterdir())
 
 
