@@ -64,7 +64,7 @@ def _check_config(folder: Path) -> None:
             "Pass an AlignModel's folder."
         )
     for key, value in _flatten(config):
-        attention = "attn_implementation" in key and value not in (None, "eager")
+        attention = "attn_implementation" in key and value not in (None, "eager") and not isinstance(value, bool)
         if attention or (key in REFUSED_KEYS and value is not None):
             raise CheckpointError(
                 f"Expected {path} to ask for nothing but ALIGN's own layers, but got {key!r}: {value!r}. "

@@ -92,6 +92,7 @@ def test_old_position_ids_are_no_fault(folder: Path) -> None:
 
 
 def test_progress_bars_come_back(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    logging.enable_progress_bar()  # a run in this process may have left them off
     verbosity = logging.get_verbosity()
     load_model(str(folder))
     assert capfd.readouterr().err == ""
@@ -190,6 +191,12 @@ def test_a_config_cannot_reach_out(folder: Path, values: dict[str, object]) -> N
     edit_json(folder / "config.json", **values)
     with pytest.raises(CheckpointError, match=r"to ask for nothing but ALIGN's own layers, but got '"):
         resolve_checkpoint(str(folder))
+
+
+def test_a_config_of_transformers_4_is_taken(folder: Path) -> None:
+    """4.49 writes whether it chose the attention itself, and which."""
+    edit_json(folder / "config.json", _attn_implementation_autoset=True, attn_implementation="eager")
+    assert resolve_checkpoint(str(folder)) == folder
 
 
 @pytest.mark.parametrize("shard", ["../model.safetensors", "/etc/model.safetensors", "model-\\..\\x.safetensors"])
