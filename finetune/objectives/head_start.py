@@ -101,11 +101,13 @@ class FromProbe(HeadStart):
     def __call__(self, class_embeds: Tensor, temperature: Tensor, seen: Seen) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """Returns the probe; see ``HeadStart``. Neither prompts nor temperature are read."""
         features, truth, weights = seen
+        weights = weights.double() / weights.double().mean()  # their scale counts for nothing, as in the loss
+        weights = weights.nan_to_num(1.0)  # all of those seen were 0
         if truth.ndim == 2:
             weight, bias = one_against_rest(features, truth, weights, self.shrinkage)
         else:
             weight, bias = discriminant(features, truth, weights, len(class_embeds), self.shrinkage)
-        factor = best_factor(features.double() @ weight.T + bias, truth, weights.double(), self.smoothing)
+        factor = best_factor(features.double() @ weight.T + bias, truth, weights, self.smoothing)
         return (factor * weight).float(), (factor * bias).float()
 
 

@@ -88,3 +88,22 @@ def test_probe_is_as_sure_of_separable_rows_as_its_smoothing_says():
 def test_numbers_out_of_range_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_the_scale_of_the_weights_does_not_count(several):
+    """As in the loss. Where all rows seen weigh nothing, each counts once."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(40, 8, generator=generator)
+    truth = torch.rand(40, 3, generator=generator) < 0.3 if several else torch.arange(40) % 3
+    weights = torch.rand(40, generator=generator) + 0.5
+    weights *= 40 / weights.sum()
+
+    def probe(weights):
+        return torch.cat(
+            [part.ravel() for part in FromProbe()(torch.eye(3), torch.tensor(1.0), Seen(features, truth, weights))]
+        )
+
+    for factor in (1e-4, 100.0):
+        torch.testing.assert_close(probe(factor * weights), probe(weights), rtol=1e-4, atol=1e-5)
+    assert torch.equal(probe(torch.zeros(40)), probe(torch.ones(40)))
