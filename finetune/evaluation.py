@@ -63,7 +63,9 @@ class Collect(Callback):
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:  # noqa: ARG002
         """Takes in a batch."""
-        self.parts.append({name: tensor.float().cpu() for name, tensor in outputs.items()})
+        self.parts.append(
+            {name: (tensor.float() if tensor.is_floating_point() else tensor).cpu() for name, tensor in outputs.items()}
+        )
 
     def joined(self, name: str) -> Tensor:
         """One of the tensors, all batches together."""

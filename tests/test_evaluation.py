@@ -13,8 +13,8 @@ from transformers import AlignModel, AlignProcessor
 
 from finetune.data.datamodule import ImageTextDataModule
 from finetune.data.table import Table
-from finetune.errors import RecipeError, TableError
-from finetune.evaluation import evaluate
+from finetune.errors import RecipeError
+from finetune.evaluation import Collect, evaluate
 from finetune.experiment import measure_checkpoint
 from finetune.recipe import read_recipe
 from finetune.shipped import shipped_recipes
@@ -86,7 +86,14 @@ def test_neighbours_need_training_rows_and_a_number(colour_table, tiny, tmp_path
     path = tmp_path / "test.csv"
     frame = pd.read_csv(colour_table)
     frame[frame["split"] == "test"].to_csv(path, index=False)
-    with pytest.raises(TableError, match="rows in the split 'train'"):
+    with pytest.raises(RecipeError, match=r"training rows in .*test.csv for run.neighbours 1, .*--run.neighbours null"):
         measure_checkpoint(read_recipe(shipped_recipes()["zero_shot"], [*words, str(path), "--run.neighbours", "1"]))
     with pytest.raises(RecipeError, match=r"Expected run\.neighbours to be at least 1 or null, but got 0\."):
         read_recipe(shipped_recipes()["zero_shot"], [*words, str(path), "--run.neighbours", "0"])
+
+
+def test_rows_are_told_apart_however_many_there_are():
+    collect, rows = Collect(), torch.tensor([2**24 + 1, 2**24 + 3])  # which float32 would round
+    collect.on_test_batch_end(None, None, {"rows": rows, "image_features": torch.ones(2, 4, dtype=torch.bfloat16)})
+    assert torch.equal(collect.joined("rows"), rows)
+    assert collect.joined("image_features").dtype == torch.float32
