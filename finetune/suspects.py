@@ -95,12 +95,18 @@ def deal_folds(table: Rows, folds: int, seed: int) -> Integers:
         The fold of each row of the table, -1 for those of the other splits.
 
     Raises:
-        RecipeError: If there are fewer than 2 folds, or more than training images, or a row may have several labels.
+        RecipeError: If there are fewer than 2 folds, or more than training images, or a row may have several labels, or
+            all have the same one.
     """
     if table.label_sets is not None:
         raise RecipeError(
             "Expected a table with a caption or one label a row, but got several labels a row, of which none can be "
             "told to fit worse than another. Name one column in data.table.label without a separator."
+        )
+    if len(table.classes) == 1:
+        raise RecipeError(
+            f"Expected a table with a caption a row or several classes, but got {table.classes[0]!r} alone, beside which "
+            "no label can fit better. Name another column in data.table.label."
         )
     rows = table.indices("train")
     _, firsts, positions = np.unique(table.image_ids[rows], return_index=True, return_inverse=True)

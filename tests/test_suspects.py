@@ -138,6 +138,15 @@ def test_several_labels_a_row_are_refused(colour_table):
         deal_folds(table.read(required=()), 3, seed=0)
 
 
+def test_a_single_class_is_refused(colour_table, tmp_path):
+    pd.read_csv(colour_table, dtype=str).assign(label="red").to_csv(tmp_path / "red.csv", index=False)
+    table = Table(str(tmp_path / "red.csv"), label="label", split="split", images=str(colour_table.parent))
+    with pytest.raises(
+        RecipeError, match="Expected a table with a caption a row or several classes, but got 'red' alone"
+    ):
+        deal_folds(table.read(), 3, seed=0)
+
+
 def test_tasks_are_trained_as_if_the_rows_they_judge_were_not_there(recipe_file):
     words = ["--data.table.label", "label", "--trainer.max_epochs", "1"]
     recipe = read_recipe(recipe_file, words)
