@@ -2,10 +2,12 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from torch import Tensor
 from transformers import AlignModel, AlignProcessor
 
 from finetune.checkpoint import load_model, open_processor, resolve_checkpoint
@@ -63,8 +65,8 @@ def export_merged(
         temperature: What divides the similarities in place of the interpolated temperature.
 
     Returns:
-        The content of `merge_proof.json`; `identical_to_base` says of either tower whether all its tensors are the
-        base's byte for byte, so that an index built with the base stays valid.
+        The content of `merge_proof.json`; `identical_to_base` says of either tower whether all its tensors are, byte
+        for byte, the base's as it is loaded in float32, so that an index built with the base stays valid.
 
     Raises:
         FileExistsError: If `output` exists and `overwrite` is false.
@@ -72,8 +74,7 @@ def export_merged(
         RecipeError: If `alpha` is not in [0, 1], likewise.
     """
     with write_folder(output, overwrite) as staging:
-        base = resolve_checkpoint(checkpoint)
-        fingerprint = fingerprint_weights(base)
+        fingerprint = fingerprint_weights(resolve_checkpoint(checkpoint))
         model = merge_adapter(load_model(checkpoint), adapter, fingerprint)
         if alpha == 1 and temperature in (None, model.temperature.item()):
             shutil.copyfile(witness, staging / WITNESS_FILE)
@@ -88,14 +89,23 @@ def export_merged(
         proof["base_model"] = checkpoint
         proof["alpha"] = alpha
         proof["temperature"] = model.temperature.item()
-        proof["identical_to_base"] = {
-            tower: fingerprint_weights(staging, prefixes) == fingerprint_weights(base, prefixes)
-            for tower, prefixes in _TOWERS.items()
-        }
+        proof["identical_to_base"] = _find_identical(model.state_dict(), load_model(checkpoint).state_dict())
         proof["sha256"]["base_model"] = fingerprint
         proof["sha256"]["adapter"] = fingerprint_file(adapter / "adapter_model.safetensors")
         write_json(staging / PROOF_FILE, proof)
     return proof
+
+
+def _find_identical(merged: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, bool]:
+    """Whether a tower's tensors are the base's byte for byte, whatever the precision the base is stored in."""
+    return {
+        tower: all(
+            tensor.numpy().tobytes() == base[name].numpy().tobytes()
+            for name, tensor in merged.items()
+            if name.startswith(prefixes)
+        )
+        for tower, prefixes in _TOWERS.items()
+    }
 
 
 def write_checkpoint(model: AlignModel, processor: AlignProcessor, folder: Path) -> None:

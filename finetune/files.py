@@ -136,14 +136,13 @@ def fingerprint_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def fingerprint_weights(folder: Path, prefixes: tuple[str, ...] = ("",)) -> str:
+def fingerprint_weights(folder: Path) -> str:
     """SHA-256 over the name, dtype, shape and bytes of every tensor in a folder's safetensors files.
 
     Tensors are taken in the order of their names, so that sharding and file layout do not matter.
 
     Args:
         folder: A checkpoint folder with `model*.safetensors`.
-        prefixes: Only tensors whose names start with one of these count.
 
     Raises:
         FileNotFoundError: If the folder holds no such file.
@@ -153,8 +152,7 @@ def fingerprint_weights(folder: Path, prefixes: tuple[str, ...] = ("",)) -> str:
         raise FileNotFoundError(f"Expected {folder} to hold model*.safetensors, but it holds none.")
     tensors = {name: tensor for shard in shards for name, tensor in deserialize(shard.read_bytes())}
     digest = hashlib.sha256()
-    for name in sorted(name for name in tensors if name.startswith(prefixes)):
-        tensor = tensors[name]
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor['dtype']} {list(tensor['shape'])}\n".encode())
         digest.update(tensor["data"])
     return digest.hexdigest()

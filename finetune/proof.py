@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import AlignModel
 
 from finetune.batch import Batch
 from finetune.errors import CheckpointError
-from finetune.files import fingerprint_file, fingerprint_weights, read_json
+from finetune.files import fingerprint_file, fingerprint_weights, read_json, write_bytes
 from finetune.objectives import Classification
 from finetune.towers.align import AlignTowers
 
@@ -26,6 +27,15 @@ TOLERANCE = 1e-5
 
 PROOF_FILE = "merge_proof.json"
 WITNESS_FILE = "witness.safetensors"
+_PREPARATION = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+"""Files that decide how images and texts become the tensors that a witness begins with."""
+
 _INPUTS = ("pixel_values", "input_ids", "attention_mask")
 _FRESH_PROCESS = Path(__file__).with_name("fresh_process.py")
 
@@ -59,9 +69,7 @@ def record(
     tensors = {name: inputs[name] for name in _INPUTS} | _answer(align, inputs)
     if logits is not None:
         tensors["logits"] = logits(tensors["image_features"])
-    staging = path.with_name(f".{path.name}")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, staging)
-    staging.replace(path)
+    write_bytes(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
 
 
 def _answer(align: AlignModel, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -135,8 +143,8 @@ def prove(folder: Path, witness: Path) -> dict[str, Any]:
 
     Returns:
         What `merge_proof.json` records: `max_abs_difference` of the normalised embeddings of either tower, or
-        `max_relative_difference` of the logits; hashes of weights, config and witness, versions of the fresh
-        process.
+        `max_relative_difference` of the logits; hashes of weights, config, witness, processor and
+        tokenizer, versions of the fresh process.
 
     Raises:
         CheckpointError: If the folder does not open, a tensor is missing or left over, or a value deviates by
@@ -180,6 +188,7 @@ def _fingerprints(folder: Path, witness: Path) -> dict[str, str]:
         "model": fingerprint_weights(folder),
         "config": fingerprint_file(folder / "config.json"),
         "witness": fingerprint_file(witness),
+        **{name: fingerprint_file(folder / name) for name in _PREPARATION if (folder / name).is_file()},
     }
 
 
@@ -217,12 +226,29 @@ def verify(folder: Path) -> dict[str, Any]:
                 f"Expected {folder} to be a folder written by `finetune export`, but {name} is missing. "
                 "Export the run again."
             )
-    recorded = read_json(folder / PROOF_FILE)["sha256"]
-    found = _fingerprints(folder, folder / WITNESS_FILE)
-    for name, digest in found.items():
-        if digest != recorded[name]:
+    recorded = _read_digests(folder / PROOF_FILE)
+    try:
+        found = _fingerprints(folder, folder / WITNESS_FILE)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"Expected model.safetensors and config.json of {folder} to be there and whole, but got: "
+            f"{str(error).rstrip('.')}. Export the run again."
+        ) from error
+    is_older = recorded.keys().isdisjoint(_PREPARATION)  # from before processor and tokenizer were part of it
+    for name in ("model", "config", "witness") + (() if is_older else _PREPARATION):
+        expected, digest = recorded.get(name, "none"), found.get(name, "none")
+        if digest != expected:
             raise CheckpointError(
-                f"Expected the {name} of {folder} to have SHA-256 {recorded[name]}, but got {digest}. "
+                f"Expected the {name} of {folder} to have SHA-256 {expected}, but got {digest}. "
                 "It was changed after it was proven: export the run again."
             )
     return _compare(folder, folder / WITNESS_FILE, found)
+
+
+def _read_digests(path: Path) -> dict[str, str]:
+    try:
+        return dict(read_json(path)["sha256"])
+    except (KeyError, TypeError, ValueError) as error:  # no JSON, or none that a proof is
+        raise CheckpointError(
+            f"Expected {path} to be a proof with its hashes, but got {error!r}. Export the run again."
+        ) from error

@@ -132,6 +132,16 @@ def test_verify_repeats_the_proof_and_notices_changes(trained, tmp_path):
     with pytest.raises(CheckpointError, match=r"Expected the config of .* to have SHA-256"):
         verify(folder)
     (folder / "config.json").write_text(config)
+    processor = (folder / "preprocessor_config.json").read_text()
+    assert '"height": 64' in processor
+    (folder / "preprocessor_config.json").write_text(processor.replace('"height": 64', '"height": 32'))
+    with pytest.raises(CheckpointError, match=r"Expected the preprocessor_config\.json of .* to have SHA-256"):
+        verify(folder)
+    (folder / "preprocessor_config.json").write_text(processor)
+    (folder / "processor_config.json").write_text(json.dumps({"image_processor": json.loads(processor)}))
+    with pytest.raises(CheckpointError, match=r"Expected the processor_config\.json of .* to have SHA-256 none"):
+        verify(folder)
+    (folder / "processor_config.json").unlink()
     model = AutoModelForImageClassification.from_pretrained(folder)
     model.classifier.weight.data[0, 0] += 1e-3
     model.save_pretrained(folder)

@@ -1,19 +1,23 @@
 """Every adapter kind and variant, exported and proven in a fresh process; failures leave nothing."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AlignModel, AlignProcessor
 
 from finetune.checkpoint import load_model, load_processor, resolve_checkpoint
+from finetune.cli import main
 from finetune.errors import CheckpointError, RecipeError
-from finetune.export import export_merged, write_adapter
+from finetune.export import export_merged, write_adapter, write_checkpoint
 from finetune.files import fingerprint_weights
 from finetune.proof import verify, write_witness
 from finetune.towers.align import AlignTowers
@@ -103,9 +107,60 @@ def test_tower_that_was_not_adapted_is_said_to_be_the_base_byte_for_byte(tiny, b
     assert all(base[name].numpy().tobytes() == merged[name].numpy().tobytes() for name in vision)
 
 
+@pytest.fixture(scope="module")
+def half(tiny, batch, tmp_path_factory):
+    """A base that is stored in float16, an adapter of its text tower, and their merge."""
+    folder = tmp_path_factory.mktemp("half")
+    (folder / "base").mkdir()
+    write_checkpoint(load_model(tiny).half(), load_processor(tiny), folder / "base")
+    assert load_file(folder / "base" / "model.safetensors")["temperature"].dtype == torch.float16
+    adapter, witness = adapter_of(str(folder / "base"), folder, batch, None, TowerLora(rank=2))
+    proof = export_merged(str(folder / "base"), adapter, witness, folder / "merged")
+    return folder, proof
+
+
+def test_tower_of_a_half_precision_base_that_was_not_adapted_is_said_to_be_the_base(half):
+    folder, proof = half
+    assert proof["identical_to_base"] == {"image": True, "text": False}
+    base, merged = (load_file(folder / name / "model.safetensors") for name in ("base", "merged"))
+    vision = [name for name in base if name.startswith("vision_model.")]
+    assert {merged[name].dtype for name in vision} == {torch.float32, torch.int64}
+    assert all(base[name].to(merged[name].dtype).equal(merged[name]) for name in vision)
+
+
+def test_adapter_of_a_half_precision_base_alone_as_documented_equals_the_merged_folder(half, tmp_path):
+    folder, _ = half
+    page = (Path(__file__).parent.parent / "docs" / "adapter-alone.md").read_text()
+    (tmp_path / "alone.py").write_text(page.split("```python\n")[1].split("```")[0])
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8))
+    image.save(tmp_path / "photo.png")
+    arguments = ["alone.py", folder / "adapter", folder / "base", "photo.png"]
+    done = subprocess.run([sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = torch.load(tmp_path / "outputs.pt", weights_only=True)
+    model, processor = (kind.from_pretrained(folder / "merged") for kind in (AlignModel, AlignProcessor))
+    with torch.no_grad():
+        labels = ["an image of a cat", "an image of a dog"]
+        expected = model(**processor(images=image, text=labels, return_tensors="pt"))
+    torch.testing.assert_close(found["image_embeds"], expected.image_embeds, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found["logits_per_image"], expected.logits_per_image, atol=1e-3, rtol=0)
+
+
+def test_files_have_the_mode_that_the_umask_asks_for(tiny, batch, tmp_path):
+    former = os.umask(0o027)
+    try:
+        adapter_of(tiny, tmp_path, batch, None, TowerLora(rank=2))
+    finally:
+        os.umask(former)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {"adapter_model.safetensors", "witness.safetensors"} < {path.name for path in files}
+    assert {f"{path.stat().st_mode & 0o777:o}" for path in files} == {"640"}
+
+
 def test_verify_repeats_the_proof_and_notices_changes(exported, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(exported / "merged", folder)
+    (folder / "README.md").write_text("my own words")
     assert max(verify(folder)["max_abs_difference"].values()) <= 1e-5
     model = AlignModel.from_pretrained(folder)
     model.text_projection.weight.data[0, 0] += 1e-3
@@ -115,6 +170,84 @@ def test_verify_repeats_the_proof_and_notices_changes(exported, tmp_path):
     (folder / "merge_proof.json").unlink()
     with pytest.raises(CheckpointError, match="merge_proof.json is missing"):
         verify(folder)
+
+
+PREPARATION = ["preprocessor_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json"]
+
+
+def swap_words(folder):
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["cat"], vocabulary["dog"] = vocabulary["dog"], vocabulary["cat"]
+    path.write_text(json.dumps(tokenizer))
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("preprocessor_config.json", '"height": 64', '"height": 32'),
+        ("processor_config.json", '"do_normalize": true', '"do_normalize": false'),
+        ("tokenizer_config.json", '"do_lower_case": true', '"do_lower_case": false'),
+    ],
+)
+def test_verify_names_the_file_that_prepares_otherwise(exported, tmp_path, name, old, new):
+    folder = tmp_path / "copy"
+    shutil.copytree(exported / "merged", folder)
+    text = (folder / name).read_text()
+    assert old in text
+    (folder / name).write_text(text.replace(old, new))
+    with pytest.raises(CheckpointError, match=f"Expected the {name} of .* to have SHA-256 .*: export the run again"):
+        verify(folder)
+
+
+def test_verify_notices_two_words_that_changed_places_and_files_that_came_or_went(exported, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(exported / "merged", folder)
+    tokenizer = (folder / "tokenizer.json").read_text()
+    swap_words(folder)
+    with pytest.raises(CheckpointError, match=r"Expected the tokenizer\.json of .* to have SHA-256"):
+        verify(folder)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=r"Expected the tokenizer\.json of .* SHA-256 \w{64}, but got none"):
+        verify(folder)
+    (folder / "tokenizer.json").write_text(tokenizer)
+    (folder / "special_tokens_map.json").write_text('{"cls_token": "dog"}')
+    with pytest.raises(CheckpointError, match=r"Expected the special_tokens_map\.json of .* to have SHA-256 none"):
+        verify(folder)
+
+
+def test_verify_asks_no_more_of_an_older_proof_than_it_says(exported, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(exported / "merged", folder)
+    proof = json.loads((folder / "merge_proof.json").read_text())
+    for name in PREPARATION:
+        del proof["sha256"][name]
+    (folder / "merge_proof.json").write_text(json.dumps(proof))
+    swap_words(folder)
+    assert max(verify(folder)["max_abs_difference"].values()) <= 1e-5
+
+
+def test_verify_tells_of_weights_and_proofs_that_are_not_whole(exported, tmp_path, capsys):
+    folder = tmp_path / "copy"
+    shutil.copytree(exported / "merged", folder)
+    weights, proof = folder / "model.safetensors", folder / "merge_proof.json"
+    whole, said = weights.read_bytes(), proof.read_text()
+    weights.write_bytes(whole[:-1000])
+    assert main(["verify", str(folder)]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: Expected model.safetensors and config.json of {folder} to be there and whole")
+    assert message.endswith("Export the run again.\n")
+    weights.unlink()
+    with pytest.raises(CheckpointError, match=r"whole, but got: .* holds none\. Export the run again\."):
+        verify(folder)
+    weights.write_bytes(whole)
+    for text in (said[:100], "[]", '{"tolerance": 1e-05}', '{"sha256": null}', '{"sha256": "abc"}'):
+        proof.write_text(text)
+        assert main(["verify", str(folder)]) == 2
+        message = capsys.readouterr().err
+        assert message.startswith(f"error: Expected {proof} to be a proof with its hashes, but got ")
+        assert message.endswith("Export the run again.\n")
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,5 @@ def test_fingerprint_of_weights_sees_tensors_not_layout(tmp_path):
     save_file({"a": one}, sharded / "model-00002-of-00002.safetensors", metadata={"format": "pt"})
     save_file({"a": one.view(1, 3), "b": two}, changed / "model.safetensors")
     assert fingerprint_weights(whole) == fingerprint_weights(sharded) != fingerprint_weights(changed)
-    assert fingerprint_weights(whole, ("b",)) == fingerprint_weights(changed, ("b",)) != fingerprint_weights(whole)
     with pytest.raises(FileNotFoundError, match="hold model"):
         fingerprint_weights(tmp_path)
