@@ -129,6 +129,7 @@ def _add_checkpoint_commands(commands: "argparse._SubParsersAction[argparse.Argu
     classify.add_argument("images", metavar="IMAGE", nargs="+", type=Path, help="image files or folders of them")
     classify.add_argument("--label", action="append", required=True, help="a label, worded as the model reads it")
     classify.add_argument("--output", metavar="CSV", type=Path, help="write image, label, probability")
+    classify.add_argument("--overwrite", action="store_true", help="replace CSV")
     classify.set_defaults(command=_classify)
 
 
@@ -210,15 +211,21 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _classify(options: argparse.Namespace) -> None:
+    from finetune.files import refuse_existing, write_text
+
+    if options.output:
+        if options.output.is_dir() or not options.output.parent.is_dir():
+            raise RecipeError(f"Expected --output to name a file in a folder that exists, but got {options.output}.")
+        refuse_existing(options.output, options.overwrite)
     from finetune.inference import classify, list_images
 
     found = classify(options.model, list_images(options.images), options.label)
-    if options.output:
-        found.to_csv(options.output, index=False)
     for image, rows in found.groupby("image", sort=False):
         print(image)
         for label, probability in zip(rows["label"], rows["probability"], strict=True):
             print(f"  {probability:.6f}  {label}")
+    if options.output:
+        write_text(options.output, found.to_csv(index=False, lineterminator="\n"))
 
 
 def _prepare(options: argparse.Namespace) -> int:

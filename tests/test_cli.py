@@ -61,6 +61,8 @@ def test_copied_recipe_is_the_shipped_one_and_never_overwrites(tmp_path, capsys)
         (["fit", "--config", "quickstart"], "data/digits/digits.csv"),
         (["suspects", "--config", "quickstart"], "data/digits/digits.csv"),
         (["classify", "align-mini", "nowhere.png", "--label", "a cat"], "Expected nowhere.png to be an image file"),
+        (["classify", "align-mini", "a.png", "--label", "a cat", "--output", "nodir/a.csv"], "but got nodir/a.csv"),
+        (["classify", "align-mini", "a.png", "--label", "a cat", "--output", "."], "Expected --output to name a file"),
         (["classify", "algin-mini", "nowhere.png", "--label", "a cat"], "Did you mean 'align-mini'"),
     ],
 )
@@ -71,6 +73,21 @@ def test_faults_of_the_input_are_told_in_one_message_with_exit_code_2(words, mes
     assert found.startswith("error: ")
     assert message in found
     assert not list(tmp_path.iterdir())
+
+
+def test_classify_replaces_a_file_only_when_told_to(tiny, colour_table, tmp_path, capsys):
+    table = tmp_path / "found.csv"
+    table.write_text("mine")
+    words = ["classify", tiny, str(colour_table.parent / "0.png"), "--label", "a cat", "--label", "a dog"]
+    words += ["--output", str(table)]
+    assert main(words) == 2
+    assert "Remove it or pass --overwrite" in capsys.readouterr().err
+    assert table.read_text() == "mine"
+    assert main([*words, "--overwrite"]) == 0
+    header, *lines = table.read_text().splitlines()
+    assert header == "image,label,probability"
+    assert sum(float(line.split(",")[-1]) for line in lines) == pytest.approx(1)
+    assert [line.split(",")[1] for line in lines] == ["a cat", "a dog"]
 
 
 def test_unknown_option_is_refused(capsys):
