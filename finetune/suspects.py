@@ -105,8 +105,8 @@ def deal_folds(table: Rows, folds: int, seed: int) -> Integers:
         )
     if len(table.classes) == 1:
         raise RecipeError(
-            f"Expected a table with a caption a row or several classes, but got {table.classes[0]!r} alone, beside which "
-            "no label can fit better. Name another column in data.table.label."
+            f"Expected a table with a caption a row or several classes, but got {table.classes[0]!r} alone: no label "
+            "can fit better. Name another column in data.table.label."
         )
     rows = table.indices("train")
     _, firsts, positions = np.unique(table.image_ids[rows], return_index=True, return_inverse=True)
