@@ -7,7 +7,8 @@
 
 A cell is one task, method, setting and seed; its figures are kept as JSON in `benchmarks/results/transfer`, with the
 settings that led to them. When a setting changes, its cells are run anew and the others stay. What changes in the code
-of a method and not in its settings needs a new `version` in them; of a table that is prepared otherwise, remove the cells.
+of a method and not in its settings needs a new `version` in them; the cells of a table that is prepared otherwise have
+to be removed.
 
 A recipe is run as it is shipped. Each other method may try the same number of settings on the validation rows of the
 first seed; the best is repeated with the other seeds. It is a test of mechanisms on a small stand-in for ALIGN, on
