@@ -41,9 +41,11 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from PIL import Image
 
+from finetune.data.splits import SPLITS, RandomSplit
 from finetune.files import fingerprint_file, require_own, write_folder
 
 VERSION = "16.0.0"
@@ -53,7 +55,7 @@ SHA256 = {
 }
 COLUMNS = ["image", "caption", "short_name", "category", "subcategory", "vendor"]
 COLUMNS += ["split", "split_by_picture", "family"]
-SPLITS = ("train", "val", "test")
+PICTURE_SPLIT = RandomSplit(val=0.1, test=0.2)
 WRITTEN = {"google", "twitter", "google.csv", "twitter.csv", "emoji.csv"}
 
 LARGEST_HELD_OUT = 8
@@ -121,12 +123,10 @@ def split_families(families: pd.Series) -> pd.Series:
     return pd.Series("train", families.index).mask(drawn < 0.28, "val").mask(drawn < 0.22, "test")
 
 
-def split_pictures(table: pd.DataFrame) -> pd.Series:
-    """About 20 % test and 5 % val of each sub-category, by the hash of the short name."""
-    groups = table["short_name"].map(draw).groupby(table["subcategory"])
-    rank, size = groups.rank(), groups.transform("size")
-    split = pd.Series("train", table.index).mask(rank <= (0.25 * size).round(), "val")
-    return split.mask(rank <= (0.2 * size).round(), "test")
+def split_pictures(table: pd.DataFrame) -> list[str]:
+    """A fifth for the test and a tenth for validation, of the sub-categories as they weigh among all pictures."""
+    labels = table["subcategory"].astype("category").cat.codes.to_numpy(dtype=np.int64)
+    return [SPLITS[code] for code in PICTURE_SPLIT.draw(table["short_name"].tolist(), labels)]
 
 
 def build_table(emoji: list[dict[str, Any]]) -> pd.DataFrame:

@@ -178,7 +178,15 @@ def test_every_sub_category_occurs_in_train_by_picture(output: Path) -> None:
     table = read(output / "google.csv")
     by_picture = table[table["split_by_picture"] == "train"]
     assert set(by_picture["subcategory"]) == set(table["subcategory"])
-    assert (table["split_by_picture"] == "test").mean() == pytest.approx(0.2, abs=0.05)
+
+
+def test_sub_categories_weigh_as_much_in_each_split_as_among_all_pictures(output: Path) -> None:
+    table = read(output / "google.csv")
+    of_all = table["subcategory"].value_counts()
+    for split, share in (("val", 0.1), ("test", 0.2)):
+        held = table[table["split_by_picture"] == split]["subcategory"].value_counts()
+        assert (held.reindex(of_all.index, fill_value=0) - share * of_all).abs().max() <= 1
+        assert held.sum() == round(share * len(table))
 
 
 def test_pictures_are_rgb_on_white(output: Path) -> None:
