@@ -204,6 +204,7 @@ def test_head_of_another_run_leaves_no_folder_between(trained, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["witness.safetensors"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trained", ["align-mini"], indirect=True)
 def test_clipped_features_leave_no_folder(trained, tmp_path, monkeypatch):
     assert feature_scale(load_model(trained.merged).vision_model) > 1

@@ -288,6 +288,7 @@ class WarmTask(AlignTask):
 '''
 
 
+@pytest.mark.slow
 def test_subclass_runs_from_a_recipe_when_it_is_trusted(tmp_path, colour_table, finetune_here):
     (tmp_path / "warm.py").write_text(SUBCLASS)
     (tmp_path / "warm.yaml").write_text(

@@ -1,6 +1,7 @@
 """Runs handed out between base and adapter, at the fitted temperature, and exported once more."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -170,9 +171,9 @@ def test_what_no_export_wrote_is_not_replaced(run, tmp_path, capsys):
         assert "to be absent, empty or a folder that was exported" in capsys.readouterr().err
     assert run.is_finished
     assert run.adapter.is_dir()
-    (tmp_path / "again").mkdir()
-    for _ in range(2):  # an empty folder, then what was exported to it
-        assert main(["export", str(run.path), "--output", str(tmp_path / "again"), "--overwrite"]) == 0
+    shutil.copytree(run.merged, tmp_path / "again")
+    (tmp_path / "again" / "model.safetensors").unlink()
+    assert main(["export", str(run.path), "--output", str(tmp_path / "again"), "--overwrite"]) == 0
     assert same_tensors(tmp_path / "again", run.merged)
 
 

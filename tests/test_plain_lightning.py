@@ -129,7 +129,7 @@ def test_a_head_needs_the_names_of_its_classes(build_trainer, tiny, labels):
 def test_a_classifier_needs_the_names_of_its_classes(tmp_path, build_trainer, tiny, labels):
     weight, bias = torch.randn(3, 64), torch.zeros(3)
     build_classifier(load_model(tiny), Head(weight, bias, ("a", "b", "c"), weight, bias)).save_pretrained(tmp_path)
-    with pytest.raises(TableError, match=r"the classifier's 3 classes, a, b, c, but got none\. Test on a table with"):
+    with pytest.raises(TableError, match=r"the classifier's 3 classes, a, b, c, but got none\. Take a table with"):
         build_trainer().test(ClassifierTask(tmp_path), plain(labels.test_dataloader()), verbose=False)
 
 
