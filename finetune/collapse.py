@@ -17,7 +17,7 @@ from finetune.batch import Batch, Embeddings
 from finetune.metrics import Cloud
 from finetune.objectives import positive_mask
 from finetune.schedules import total_steps
-from finetune.task import AlignTask
+from finetune.task import CALM_DOWN, AlignTask
 from finetune.towers.align import AlignTowers
 
 LEAST_SPREAD = 0.01
@@ -30,8 +30,6 @@ AT_CHANCE = 0.99
 """Share of the loss at equal similarities above which an epoch has learned nothing."""
 
 _TOWERS = {"image": ("vision_model.",), "text": ("text_model.", "text_projection.")}
-
-_CALM_DOWN = "Lower the learning rate of model.optimizer tenfold, or set trainer.gradient_clip_val to 1.0."
 
 
 class Notice(NamedTuple):
@@ -183,7 +181,7 @@ def judge_cloud(tower: str, cloud: Cloud, possible: int) -> Notice | None:
     return Notice(
         f"{tower}_collapse",
         f"The {tower} embeddings have collapsed: effective rank {rank:.1f} of {possible}, mean cosine "
-        f"{1 - spread:.2f}. {_CALM_DOWN} Look whether the table's {tower}s differ at all.",
+        f"{1 - spread:.2f}. {CALM_DOWN} Look whether the table's {tower}s differ at all.",
     )
 
 
@@ -203,7 +201,7 @@ def judge_loss(loss: float, chance: float) -> Notice | None:
     if not math.isfinite(loss):
         return Notice(
             "loss_not_finite",
-            f"The loss is {loss}: training has diverged. {_CALM_DOWN}",
+            f"The loss is {loss}: training has diverged. {CALM_DOWN}",
         )
     if chance == 0:
         return Notice(
@@ -247,5 +245,5 @@ def broken_features(tower: str, cloud: Cloud) -> Notice:
     return Notice(
         f"{tower}_diverged",
         f"{cloud.broken:,} of {cloud.count + cloud.broken:,} {tower} features are 0 or not finite: training has "
-        f"diverged. {_CALM_DOWN}",
+        f"diverged. {CALM_DOWN}",
     )

@@ -96,7 +96,7 @@ class Recipe:
             return Trainer(**values)
         except (MisconfigurationException, ValueError, ImportError) as error:
             raise RecipeError(
-                f"Expected the trainer's values to suit each other and this machine, but: {error}"
+                f"Expected the trainer's values to suit each other and this machine, but got: {error}"
             ) from error
 
     @property

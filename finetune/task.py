@@ -25,6 +25,9 @@ from finetune.towers.align import AlignTowers
 from finetune.towers.checkpointing import checkpoint_blocks
 from finetune.towers.lora import TowerLora, attach_lora
 
+CALM_DOWN = "Lower the learning rate of model.optimizer tenfold, or set trainer.gradient_clip_val to 1.0."
+"""What repairs a training that diverges or collapses."""
+
 
 class AlignTask(LightningModule):
     """Adapts a pretrained ALIGN to image-text pairs.
@@ -286,8 +289,7 @@ def _require_finite(*outputs: Tensor) -> None:
     """Refuses what no metric can rank."""
     if not all(output.isfinite().all() for output in outputs):
         raise RecipeError(
-            "Expected finite numbers of images and texts, but got NaN or infinity: training has diverged. Lower the "
-            "learning rate of model.optimizer tenfold, or set trainer.gradient_clip_val to 1.0."
+            f"Expected finite numbers of images and texts, but got NaN or infinity: training has diverged. {CALM_DOWN}"
         )
 
 

@@ -211,7 +211,7 @@ class Augmentation:
             self(Image.new("RGB", (512, 512)), 0, 0, 0)
         except RecipeError:
             raise
-        except Exception:
+        except Exception:  # a blank image of that size may be none that they take; of the rows' own each is told
             pass
 
     def __call__(self, image: Image.Image, seed: int, epoch: int, row: int) -> Pixels:
