@@ -1,8 +1,10 @@
 """A small sound table, and how it is read."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from finetune.data.faults import Fault, TableFaultsError
@@ -26,3 +28,7 @@ def faults_of(table: Table) -> tuple[Fault, ...]:
     with pytest.raises(TableFaultsError) as caught:
         table.read()
     return caught.value.faults
+
+
+def to_json_lines(frame: pd.DataFrame, path: Path) -> None:
+    path.write_text("".join(json.dumps(record) + "\n" for record in frame.to_dict("records")))
