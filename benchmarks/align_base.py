@@ -31,12 +31,12 @@ import torch
 from transformers import AlignConfig, AlignModel, AlignProcessor, AutoImageProcessor
 from transformers.utils.logging import disable_progress_bar
 
-from finetune.batch import Batch
-from finetune.checkpoint import load_processor
-from finetune.export import write_checkpoint
-from finetune.task import AlignTask
-from finetune.towers.checkpointing import checkpoint_blocks
-from finetune.towers.lora import TowerLora
+from finetune.core.types import Batch
+from finetune.export.merged import write_checkpoint
+from finetune.model.base import load_processor
+from finetune.model.lora import TowerLora
+from finetune.model.recompute import checkpoint_blocks
+from finetune.training.task import AlignTask
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 IMAGE_PROCESSOR = {  # align-base's own settings

@@ -24,12 +24,12 @@ import torch
 from lightning import Trainer, seed_everything
 from safetensors.torch import save_file
 
-from finetune.data.datamodule import ImageTextDataModule
-from finetune.data.table import Table
-from finetune.drift import probe
-from finetune.evaluation import evaluate
-from finetune.task import AlignTask
-from finetune.towers.lora import TowerLora
+from finetune.data.loading.datamodule import ImageTextDataModule
+from finetune.data.table.table import Table
+from finetune.evaluation.drift import probe
+from finetune.evaluation.evaluate import evaluate
+from finetune.model.lora import TowerLora
+from finetune.training.task import AlignTask
 
 OUTPUT = Path("data/drift")
 SIDE, BATCH = 96, 32

@@ -4,7 +4,7 @@
 
 Prints Spearman's rank correlation of each meter with the relative loss of the mean hit rate on the photographs: over
 the adapters to choose a meter by, and within each of their tasks; and over the others. Then the chosen meter,
-`finetune.drift.drift`, of each adapter. Both are kept in `benchmarks/results/drift.json`.
+`finetune.evaluation.drift.drift`, of each adapter. Both are kept in `benchmarks/results/drift.json`.
 """
 
 import argparse
@@ -18,8 +18,8 @@ from scipy.spatial.distance import jensenshannon
 from scipy.special import softmax
 from scipy.stats import spearmanr
 
-from finetune.drift import Probe, drift
-from finetune.files import write_json
+from finetune.core.files import write_json
+from finetune.evaluation.drift import Probe, drift
 
 RESULTS = Path(__file__).parent / "results" / "drift.json"
 CHOSEN = "scores, both centred, concordance"

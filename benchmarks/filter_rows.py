@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from finetune.data.table import Table
+from finetune.data.table.table import Table
 
 FILTER = "clip_similarity_vitb32 > 0.3 and watermark_score < 0.5 and nsfw_score_opennsfw2 < 0.1 and num_faces == 0"
 FILE_ROWS = 1_000_000

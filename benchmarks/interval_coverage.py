@@ -14,7 +14,7 @@ from torch import Tensor
 
 from finetune.metrics import paired_difference, value
 from finetune.metrics.calibration import BINS
-from finetune.metrics.figures import Figure, MeanAveragePrecision, MeanOfMeans, Median, mean
+from finetune.metrics.statistics import Figure, MeanAveragePrecision, MeanOfMeans, Median, mean
 
 POPULATION, ROWS, TABLES = 1_000_000, 300, 200
 

@@ -16,13 +16,13 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from finetune.checkpoint import load_model, load_processor
-from finetune.experiment import run_experiment
-from finetune.export import write_checkpoint
-from finetune.files import read_json
-from finetune.proof import PROOF_FILE
-from finetune.recipe import read_recipe
-from finetune.shipped import find_recipe, shipped_recipes
+from finetune.core.files import read_json
+from finetune.core.shipped import find_recipe, shipped_recipes
+from finetune.export.merged import write_checkpoint
+from finetune.export.proof import PROOF_FILE
+from finetune.model.base import load_model, load_processor
+from finetune.pipeline.experiment import run_experiment
+from finetune.pipeline.recipe import read_recipe
 
 COYO = {
     "clip_similarity_vitb32": "0.35",

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.data.table import RandomSplit, Table
+from finetune.data.table.table import RandomSplit, Table
 
 SHARD = 10_000
 PICTURE = 20_000  # bytes

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from finetune.experiment import quieten
-from finetune.recipe import read_recipe
-from finetune.shipped import find_recipe
-from finetune.suspects import cross_fit, deal_folds, rank_rows
-from finetune.task import AlignTask
+from finetune.core.shipped import find_recipe
+from finetune.pipeline.experiment import quieten
+from finetune.pipeline.recipe import read_recipe
+from finetune.pipeline.suspects import cross_fit, deal_folds, rank_rows
+from finetune.training.task import AlignTask
 
 SHARE = 0.05
 CASES = {

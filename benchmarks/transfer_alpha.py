@@ -11,7 +11,7 @@ from transfer_results import Results
 from transfer_table import markdown, zero_shot_figures
 from transfer_tasks import Task
 
-from finetune.interpolate import Point, choose_alpha
+from finetune.model.interpolate import Point, choose_alpha
 
 MAX_LOSS = 0.05
 HEADER = ("task", "method", "seeds", "alpha", "gain kept", "lost elsewhere", "largest", "at alpha 1")

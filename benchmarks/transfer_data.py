@@ -10,11 +10,11 @@ from torch import Tensor
 from transfer_tasks import Gallery, Task
 from transformers import AlignModel, AlignProcessor
 
-from finetune.checkpoint import load_model, load_processor
-from finetune.data.images import ImagePreparation, Pixels, open_image
-from finetune.data.rows import Rows
-from finetune.data.table import Table
-from finetune.data.texts import TextEncoder
+from finetune.data.prepare.images import ImagePreparation, Pixels, open_image
+from finetune.data.prepare.texts import TextEncoder
+from finetune.data.table.rows import Rows
+from finetune.data.table.table import Table
+from finetune.model.base import load_model, load_processor
 
 BASE = "align-mini"
 

@@ -16,14 +16,14 @@ from torch.nn.functional import cross_entropy
 from transfer_data import Pictures, TaskData, load_base
 from transfer_measure import Trained, class_scores, main_figure, measure_place, measure_retrieval
 
-from finetune.classifier import interpolate_head
-from finetune.head import Head
-from finetune.interpolate import interpolate
-from finetune.measurement import relative_loss
+from finetune.evaluation.forgetting import relative_loss
+from finetune.export.classifier import interpolate_head
 from finetune.metrics import Figure, Retrieval, calibration_error, chance_calibration_error, fit_temperature
 from finetune.metrics.calibration import LARGEST_FACTOR
-from finetune.task import AlignTask
-from finetune.towers.merge import merge_copy
+from finetune.model.head import Head
+from finetune.model.interpolate import interpolate
+from finetune.model.merge import merge_copy
+from finetune.training.task import AlignTask
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 

@@ -14,7 +14,7 @@ from transfer_methods import METHODS
 from transfer_methods.method import Method, Setting
 from transfer_tasks import TASKS, Task
 
-from finetune.results import installed_versions
+from finetune.run.results import installed_versions
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from finetune.data.table import Table
+from finetune.data.table.table import Table
 
 MOVE = {
     "class_path": "albumentations.Affine",

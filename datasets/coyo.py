@@ -26,8 +26,8 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from finetune.errors import TableError
-from finetune.files import require_own, write_folder
+from finetune.core.errors import TableError
+from finetune.core.files import require_own, write_folder
 
 BATCH = 1_000_000  # rows of metadata in memory at a time
 WRITTEN = {"coyo.parquet"}

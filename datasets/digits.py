@@ -27,8 +27,8 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from finetune.data.splits import SPLITS, RandomSplit
-from finetune.files import require_own, write_folder, write_text
+from finetune.core.files import require_own, write_folder, write_text
+from finetune.data.table.splits import SPLITS, RandomSplit
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SPLIT = RandomSplit(val=0.1, test=0.3, seed=0)

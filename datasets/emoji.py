@@ -45,8 +45,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from finetune.data.splits import SPLITS, RandomSplit
-from finetune.files import fingerprint_file, require_own, write_folder
+from finetune.core.files import fingerprint_file, require_own, write_folder
+from finetune.data.table.splits import SPLITS, RandomSplit
 
 VERSION = "16.0.0"
 SHA256 = {

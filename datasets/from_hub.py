@@ -37,10 +37,10 @@ from typing import Any, NamedTuple
 import yaml
 from tqdm import tqdm
 
-from finetune.data.pictures import Pictures
-from finetune.data.splits import OTHER_NAMES, SPLITS
-from finetune.errors import TableError, did_you_mean
-from finetune.files import require_own, write_folder
+from finetune.core.errors import TableError, did_you_mean
+from finetune.core.files import require_own, write_folder
+from finetune.data.prepare.pictures import Pictures
+from finetune.data.table.splits import OTHER_NAMES, SPLITS
 
 WRITTEN = {"images", "table.csv"}
 SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves

@@ -30,12 +30,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.data.cells import as_strings
-from finetune.data.faults import SHOWN, Fault, TableFaultsError
-from finetune.data.image_files import find_images
-from finetune.data.splits import SPLITS
-from finetune.errors import TableError, did_you_mean
-from finetune.files import require_own, write_folder, write_text
+from finetune.core.errors import TableError, did_you_mean
+from finetune.core.files import require_own, write_folder, write_text
+from finetune.data.table.cells import as_strings
+from finetune.data.table.faults import SHOWN, Fault, TableFaultsError
+from finetune.data.table.image_files import find_images
+from finetune.data.table.splits import SPLITS
 
 WRITTEN = {"captions.csv"}
 COLUMNS = ["image", "caption", "split", "image_id", "caption_id"]

@@ -26,15 +26,15 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from finetune.data.faults import Fault
-from finetune.data.images import EXTENSIONS, FORMATS
-from finetune.data.members import place_of, read_bytes
-from finetune.data.pictures import SUFFIXES
-from finetune.data.sources import read_cells
-from finetune.data.splits import SPLITS
-from finetune.data.table import Table
-from finetune.errors import RecipeError, TableError
-from finetune.files import require_own, write_folder
+from finetune.core.errors import RecipeError, TableError
+from finetune.core.files import require_own, write_folder
+from finetune.data.prepare.images import EXTENSIONS, FORMATS
+from finetune.data.prepare.members import place_of, read_bytes
+from finetune.data.prepare.pictures import SUFFIXES
+from finetune.data.table.faults import Fault
+from finetune.data.table.sources import read_cells
+from finetune.data.table.splits import SPLITS
+from finetune.data.table.table import Table
 
 
 class Sample(NamedTuple):

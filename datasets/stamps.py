@@ -39,7 +39,7 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 from PIL import Image
 
-from finetune.files import require_own, write_folder
+from finetune.core.files import require_own, write_folder
 
 PACKAGE = "tuxpaint-stamps-default"
 INSTALLED = Path("/usr/share/tuxpaint/stamps")

@@ -5,49 +5,49 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from finetune.batch import Batch, ClassPrompts, Embeddings
-    from finetune.checkpoint import load_model, load_processor
-    from finetune.data.datamodule import ImageTextDataModule
-    from finetune.data.sampling import ClassBalanced, Sampling, WeightedRows
-    from finetune.data.sharded import ShardedImageText
-    from finetune.data.table import RandomSplit, Table
-    from finetune.errors import CheckpointError, RecipeError, TableError
-    from finetune.experiment import run_experiment
-    from finetune.handover import export_run
+    from finetune.core.errors import CheckpointError, RecipeError, TableError
+    from finetune.core.types import Batch, ClassPrompts, Embeddings
+    from finetune.data.loading.datamodule import ImageTextDataModule
+    from finetune.data.loading.sampling import ClassBalanced, Sampling, WeightedRows
+    from finetune.data.loading.sharded import ShardedImageText
+    from finetune.data.table.table import RandomSplit, Table
+    from finetune.export.proof import verify
+    from finetune.model.base import load_model, load_processor
+    from finetune.model.lora import TowerLora
     from finetune.objectives import Classification, Contrastive, Objective, Sigmoid
-    from finetune.proof import verify
-    from finetune.recipe import read_recipe
-    from finetune.schedules import WarmupCosine
-    from finetune.task import AlignTask
-    from finetune.towers.lora import TowerLora
+    from finetune.pipeline.experiment import run_experiment
+    from finetune.pipeline.handover import export_run
+    from finetune.pipeline.recipe import read_recipe
+    from finetune.training.schedules import WarmupCosine
+    from finetune.training.task import AlignTask
 
 _HOME = {
-    "AlignTask": "task",
-    "Batch": "batch",
-    "CheckpointError": "errors",
-    "ClassBalanced": "data.sampling",
-    "ClassPrompts": "batch",
+    "AlignTask": "training.task",
+    "Batch": "core.types",
+    "CheckpointError": "core.errors",
+    "ClassBalanced": "data.loading.sampling",
+    "ClassPrompts": "core.types",
     "Classification": "objectives",
     "Contrastive": "objectives",
-    "Embeddings": "batch",
-    "ImageTextDataModule": "data.datamodule",
+    "Embeddings": "core.types",
+    "ImageTextDataModule": "data.loading.datamodule",
     "Objective": "objectives",
-    "RandomSplit": "data.table",
-    "RecipeError": "errors",
-    "Sampling": "data.sampling",
-    "ShardedImageText": "data.sharded",
+    "RandomSplit": "data.table.table",
+    "RecipeError": "core.errors",
+    "Sampling": "data.loading.sampling",
+    "ShardedImageText": "data.loading.sharded",
     "Sigmoid": "objectives",
-    "Table": "data.table",
-    "TableError": "errors",
-    "TowerLora": "towers.lora",
-    "WarmupCosine": "schedules",
-    "WeightedRows": "data.sampling",
-    "export_run": "handover",
-    "load_model": "checkpoint",
-    "load_processor": "checkpoint",
-    "read_recipe": "recipe",
-    "run_experiment": "experiment",
-    "verify": "proof",
+    "Table": "data.table.table",
+    "TableError": "core.errors",
+    "TowerLora": "model.lora",
+    "WarmupCosine": "training.schedules",
+    "WeightedRows": "data.loading.sampling",
+    "export_run": "pipeline.handover",
+    "load_model": "model.base",
+    "load_processor": "model.base",
+    "read_recipe": "pipeline.recipe",
+    "run_experiment": "pipeline.experiment",
+    "verify": "export.proof",
 }
 
 __version__ = version("align-finetune")

@@ -19,7 +19,7 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
-    from finetune.cli import main as run_command  # only now, as the other may have replaced parts of it
+    from finetune.commands.cli import main as run_command  # only now, as the other may have replaced parts of it
 
     return run_command()
 

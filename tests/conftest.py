@@ -14,11 +14,11 @@ from lightning import Trainer
 from PIL import Image
 from transformers import AlignConfig, AlignModel, AlignTextConfig, AlignVisionConfig
 
-from finetune.batch import Batch
-from finetune.checkpoint import load_processor
-from finetune.data.datamodule import ImageTextDataModule
-from finetune.data.table import Table
-from finetune.export import write_checkpoint
+from finetune.core.types import Batch
+from finetune.data.loading.datamodule import ImageTextDataModule
+from finetune.data.table.table import Table
+from finetune.export.merged import write_checkpoint
+from finetune.model.base import load_processor
 
 NAMES = ("red", "green", "blue")
 COYO = {

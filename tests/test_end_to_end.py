@@ -15,8 +15,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AlignModel, AlignProcessor, pipeline
 
-from finetune.cli import main
-from finetune.mini import mini_folder
+from finetune.commands.cli import main
+from finetune.model.mini import mini_folder
 
 LABELS = ["an image of a red square", "an image of a blue square"]
 

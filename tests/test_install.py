@@ -139,12 +139,12 @@ def test_the_checkout_works_without_the_datasets_library(without_datasets):
     program = """
 import importlib.util, sys
 assert importlib.util.find_spec("datasets").origin is None, "the library is there"
-import finetune.task
+import finetune.training.task
 from PIL import Image
-from finetune.checkpoint import load_processor
+from finetune.model.base import load_processor
 pixels = load_processor("align-mini")(images=Image.new("RGB", (40, 30)), return_tensors="pt")["pixel_values"]
 assert pixels.shape == (1, 3, 224, 224)
-print(finetune.task.__file__)
+print(finetune.training.task.__file__)
 """
     # -S leaves the environment's own folder off the import path; the folder of links takes its place.
     where = expect_success(run([sys.executable, "-S", "-c", program], ROOT, PYTHONPATH=without_datasets))

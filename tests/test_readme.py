@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from finetune.batch import Batch, Embeddings
+from finetune.core.types import Batch, Embeddings
 from finetune.objectives import Objective
-from finetune.task import AlignTask
+from finetune.training.task import AlignTask
 
 README = Path(__file__).parents[1] / "README.md"
 

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from finetune.recipe import read_recipe
-from finetune.shipped import shipped_folder, shipped_recipes
+from finetune.core.shipped import shipped_folder, shipped_recipes
+from finetune.pipeline.recipe import read_recipe
 
 RECIPES = sorted(path for path in shipped_folder("recipes").rglob("*.yaml"))
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from transfer_data import TaskData
 from transformers import get_cosine_schedule_with_warmup
 
-from finetune.data.images import Augmentation
+from finetune.data.prepare.images import Augmentation
 
 BATCH_SIZE = 64
 

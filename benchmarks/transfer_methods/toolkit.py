@@ -13,11 +13,11 @@ from transfer_line import line_of_task
 from transfer_measure import Trained
 from transfer_tasks import Task
 
-from finetune.head import build_head
-from finetune.recipe import Recipe, read_recipe
-from finetune.run_folder import RunFolder
-from finetune.shipped import find_recipe
-from finetune.training import fit
+from finetune.core.shipped import find_recipe
+from finetune.model.head import build_head
+from finetune.pipeline.recipe import Recipe, read_recipe
+from finetune.pipeline.train import fit
+from finetune.run.folder import RunFolder
 from transfer_methods.method import Setting
 
 TRAINER_KEYS = ("max_epochs", "precision", "callbacks", "accumulate_grad_batches", "gradient_clip_val")

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import AlignTextConfig, AlignTextModel, AutoTokenizer
 
-from finetune.files import fingerprint_weights, read_json
-from finetune.mini import (
+from finetune.core.files import fingerprint_weights, read_json
+from finetune.model.mini import (
     SHIPPED,
     TEXT_PROJECTION,
     TOKENIZER,

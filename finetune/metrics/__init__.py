@@ -5,24 +5,16 @@ same, gets exactly the figures of guessing. R@K is a hit rate: the share of quer
 among the K best.
 """
 
+from finetune.metrics.accuracy import ClassAccuracy, class_embeddings
 from finetune.metrics.average_precision import AveragePrecision
 from finetune.metrics.bootstrap import Difference, paired_difference
 from finetune.metrics.calibration import calibration_error, chance_calibration_error, fit_temperature, reliability
 from finetune.metrics.choice import choose_metric
-from finetune.metrics.classification import ClassAccuracy, class_embeddings
-from finetune.metrics.cloud import Cloud, effective_rank, spread
-from finetune.metrics.figures import Figure, value
-from finetune.metrics.matching import (
-    Similarities,
-    Suspicion,
-    compare_rows,
-    judge_captions,
-    judge_labels,
-    match_probabilities,
-)
-from finetune.metrics.neighbours import neighbour_votes
-from finetune.metrics.placement import Placement
+from finetune.metrics.geometry import Cloud, effective_rank, spread
+from finetune.metrics.knn import neighbour_votes
+from finetune.metrics.ranking import Placement
 from finetune.metrics.retrieval import Retrieval, retrieval_placements, retrieval_ranks
+from finetune.metrics.statistics import Figure, value
 
 __all__ = [
     "AveragePrecision",
@@ -32,18 +24,12 @@ __all__ = [
     "Cloud",
     "Difference",
     "Figure",
-    "Similarities",
-    "Suspicion",
     "choose_metric",
     "calibration_error",
     "chance_calibration_error",
     "class_embeddings",
-    "compare_rows",
     "effective_rank",
     "fit_temperature",
-    "judge_captions",
-    "judge_labels",
-    "match_probabilities",
     "neighbour_votes",
     "paired_difference",
     "reliability",

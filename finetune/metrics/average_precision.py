@@ -7,7 +7,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from finetune.metrics.figures import Figure, MeanAveragePrecision, mean, value
+from finetune.metrics.statistics import Figure, MeanAveragePrecision, mean, value
 
 
 class AveragePrecision(Metric):

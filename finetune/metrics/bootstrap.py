@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from finetune.metrics.figures import Figure
+from finetune.metrics.statistics import Figure
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -59,7 +59,7 @@ def paired_difference(before: Figure, after: Figure) -> Difference:
 
     Example:
         >>> import torch
-        >>> from finetune.metrics.figures import mean
+        >>> from finetune.metrics.statistics import mean
         >>> paired_difference(mean(torch.zeros(4)), mean(torch.ones(4))).verdict
         'higher'
         >>> paired_difference(mean(torch.tensor([0.0, 1.0])), mean(torch.tensor([1.0, 0.0]))).verdict

@@ -1,8 +1,8 @@
 """Which metric a table is measured by."""
 
-from finetune.batch import ClassPrompts
+from finetune.core.types import ClassPrompts
+from finetune.metrics.accuracy import ClassAccuracy
 from finetune.metrics.average_precision import AveragePrecision
-from finetune.metrics.classification import ClassAccuracy
 from finetune.metrics.retrieval import Retrieval
 
 

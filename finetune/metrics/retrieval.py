@@ -9,8 +9,8 @@ from torch.nn.functional import normalize
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from finetune.metrics.figures import Figure, MeanOfMeans, Median, mean, value
-from finetune.metrics.placement import TIE, Placement, place
+from finetune.metrics.ranking import TIE, Placement, place
+from finetune.metrics.statistics import Figure, MeanOfMeans, Median, mean, value
 
 _WAYS = ("image_to_text", "text_to_image")
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from finetune.batch import Batch, Embeddings
+from finetune.core.types import Batch, Embeddings
 
 
 class Objective(nn.Module, ABC):

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from finetune.batch import Batch
+from finetune.core.types import Batch
 
 
 def positive_mask(batch: Batch) -> Tensor:

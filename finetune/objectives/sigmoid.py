@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from finetune.batch import Batch, Embeddings
+from finetune.core.types import Batch, Embeddings
 from finetune.objectives.objective import Objective, cosine_logits, weighted_mean
 from finetune.objectives.positives import positive_mask
 

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from finetune.data.cells import as_strings
-from finetune.data.labels import number_classes
+from finetune.data.table.cells import as_strings
+from finetune.data.table.labels import number_classes
 
 MOST_CONFUSED = 20
 """Classes in the confusion matrix, and pairs in the list beside it."""

@@ -5,10 +5,10 @@ from typing import Any, Self
 
 import pandas as pd
 
-from finetune.errors import RecipeError
-from finetune.files import read_json
-from finetune.proof import PROOF_FILE
-from finetune.run_folder import RunFolder
+from finetune.core.errors import RecipeError
+from finetune.core.files import read_json
+from finetune.export.proof import PROOF_FILE
+from finetune.run.folder import RunFolder
 
 _TEXTS = ("row", "label", "caption", "prediction", "before", "retrieved", "file")
 

@@ -5,12 +5,12 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from finetune.files import write_text
+from finetune.core.files import write_text
 from finetune.report.facts import Facts
 from finetune.report.pictures import Pictures
 from finetune.report.sections import build_sections
 from finetune.report.words import judge, summarise
-from finetune.run_folder import open_run
+from finetune.run.folder import open_run
 
 _FOLDER = Path(__file__).parent
 _TEMPLATE, _STYLE = "report.html.j2", "style.css"

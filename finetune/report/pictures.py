@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from finetune.data.check import read_settings
-from finetune.data.images import open_image
-from finetune.data.rows import Rows
-from finetune.errors import TableError
-from finetune.files import fingerprint_file
+from finetune.core.errors import TableError
+from finetune.core.files import fingerprint_file
+from finetune.data.checks.check import read_settings
+from finetune.data.prepare.images import open_image
+from finetune.data.table.rows import Rows
 
 SIDE = 160
 """Longest side of a picture, in pixels."""

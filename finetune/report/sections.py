@@ -10,7 +10,7 @@ from finetune.report.curves import draw_alpha, draw_reliability, draw_training
 from finetune.report.examples import find_mistakes, find_queries
 from finetune.report.facts import Facts
 from finetune.report.pictures import Pictures
-from finetune.results import list_results, list_retention
+from finetune.run.results import list_results, list_retention
 
 MOST_CLASSES = 40
 """Classes in the table of recalls; of more, those that lost and those that gained most."""

@@ -3,7 +3,7 @@
 from typing import Any
 
 from finetune.report.facts import Facts
-from finetune.results import format_proof, format_value
+from finetune.run.results import format_proof, format_value
 
 _NAMES = {
     "test/accuracy": "accuracy",

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from finetune.data.concerns import Concern
-from finetune.data.table import Rows, Table
+from finetune.data.checks.concerns import Concern
+from finetune.data.table.table import Rows, Table
 
 
 def write(folder: Path, **columns: object) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from finetune.data.table import Table
+from finetune.data.table.table import Table
 
 SPECIES = ("cat", "dog", "emu")
 ENDINGS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}

@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from finetune.data.faults import Fault, TableFaultsError
-from finetune.data.table import Table
+from finetune.data.table.faults import Fault, TableFaultsError
+from finetune.data.table.table import Table
 
 Write = Callable[..., Path]
 HEADER = ("image", "caption", "label", "split")

@@ -3,7 +3,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, label_ranking_average_precision_score
 
-from finetune.batch import ClassPrompts
+from finetune.core.types import ClassPrompts
 from finetune.metrics import AveragePrecision, ClassAccuracy, Retrieval, choose_metric
 
 NAMES = ("cat", "dog", "emu", "fox", "gnu")

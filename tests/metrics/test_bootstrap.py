@@ -6,7 +6,7 @@ import torch
 from scipy.stats import bootstrap
 
 from finetune.metrics import Difference, paired_difference
-from finetune.metrics.figures import MeanAveragePrecision, Median, mean
+from finetune.metrics.statistics import MeanAveragePrecision, Median, mean
 
 
 def values(count: int = 200) -> tuple[np.ndarray, np.ndarray]:

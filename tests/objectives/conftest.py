@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from finetune.batch import Batch, Embeddings
+from finetune.core.types import Batch, Embeddings
 
 
 @pytest.fixture

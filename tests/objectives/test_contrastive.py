@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from finetune.batch import Batch
+from finetune.core.types import Batch
 from finetune.objectives import Contrastive
 from finetune.objectives.contrastive import anchor_losses
 

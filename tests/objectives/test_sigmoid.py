@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.batch import Batch
+from finetune.core.types import Batch
 from finetune.objectives import Sigmoid, positive_mask
 
 

@@ -14,8 +14,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from finetune.cli import main
-from finetune.errors import RecipeError
+from finetune.commands.cli import main
+from finetune.core.errors import RecipeError
 from finetune.report.page import write_report
 
 from .conftest import METRICS, Page

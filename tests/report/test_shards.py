@@ -10,9 +10,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from finetune.experiment import run_experiment
-from finetune.recipe import read_recipe
-from finetune.run_folder import RunFolder
+from finetune.pipeline.experiment import run_experiment
+from finetune.pipeline.recipe import read_recipe
+from finetune.run.folder import RunFolder
 
 from ..data.shards import SPECIES, sample, write_tar
 from .conftest import Element, Page

@@ -6,7 +6,7 @@ import pytest
 
 from finetune.report.facts import Facts
 from finetune.report.words import judge, summarise
-from finetune.run_folder import RunFolder
+from finetune.run.folder import RunFolder
 
 from .conftest import METRICS
 

@@ -1,0 +1,1 @@
+"""One file a command: argparse, free of torch until a command runs."""

@@ -1,0 +1,1 @@
+"""Types, errors and files that every other folder shares."""

@@ -1,0 +1,46 @@
+"""The recipes and preparation scripts that come with the package, in a checkout and in an installed wheel."""
+
+from pathlib import Path
+
+from finetune.core.errors import RecipeError, did_you_mean
+
+
+def shipped_folder(name: str) -> Path:
+    """The folder `recipes` or `datasets`: inside the package of a wheel, beside it in a checkout.
+
+    Args:
+        name: `recipes` or `datasets`.
+    """
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "shipped" / name
+    return installed if installed.is_dir() else package.parent / name
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The shipped recipes by name, in alphabetical order."""
+    return {path.stem: path for path in sorted(shipped_folder("recipes").glob("*.yaml"))}
+
+
+def find_recipe(recipe: str) -> Path:
+    """The file of a recipe that is given by path or by a shipped recipe's name.
+
+    Args:
+        recipe: `my/recipe.yaml` or `quickstart`.
+
+    Raises:
+        RecipeError: If it is neither.
+    """
+    known = shipped_recipes()
+    if recipe in known:
+        return known[recipe]
+    path = Path(recipe)
+    if path.is_file():
+        return path
+    raise RecipeError(
+        f"Expected a recipe file or the name of a shipped recipe, but got {recipe!r}. {did_you_mean(recipe, known)}"
+    )
+
+
+def recipe_goal(path: Path) -> str:
+    """The first comment line of a recipe, without its marks."""
+    return path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ").removeprefix("Goal: ")

@@ -1,0 +1,201 @@
+"""What is not wrong with a table, but seldom meant."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+from unicodedata import normalize
+
+import numpy as np
+
+from finetune.data.table.cells import Mask
+from finetune.data.table.rows import Rows
+from finetune.data.table.splits import SPLITS
+
+IMBALANCE = 20
+"""How many times as many training rows the largest class may have as the smallest."""
+
+MIRRORING = {"D4", "HorizontalFlip", "SquareSymmetry", "Transpose"}
+"""Transforms of albumentations that exchange left and right."""
+
+SHOWN = 3
+_SIDES = re.compile(r"\b(left|right)(most|wards?)?\b", re.IGNORECASE)
+
+
+class Concern(NamedTuple):
+    """One thing that is seldom meant.
+
+    Attributes:
+        about: What it is about, a word for machines.
+        message: What was found, one or two sentences.
+        places: The rows it is about, as `file:row`, all of them; or none.
+    """
+
+    about: str
+    message: str
+    places: tuple[str, ...] = ()
+
+
+def find_concerns(rows: Rows, mirrors: bool) -> list[Concern]:
+    """Looks at labels and captions; no image is opened.
+
+    Args:
+        rows: The table.
+        mirrors: Whether training images may be mirrored.
+    """
+    found = [*_unlabelled(rows), *_one_class(rows), *_single_rows(rows), *_imbalance(rows)]
+    found += [*_near_labels(rows), *_shared_captions(rows)]
+    return [*found, *_sides(rows)] if mirrors else found
+
+
+def show_some(values: Iterable[object]) -> str:
+    """The first few values, and how many more there are.
+
+    Example:
+        >>> show_some("abcde")
+        "'a', 'b', 'c' and 2 more"
+    """
+    known = [repr(str(value)) for value in values]
+    more = f" and {len(known) - SHOWN:,} more" if len(known) > SHOWN else ""
+    return ", ".join(known[:SHOWN]) + more
+
+
+def count(number: int, one: str, many: str) -> str:
+    """A number and what it counts.
+
+    Example:
+        >>> count(1, "row", "rows"), count(2_000, "row", "rows")
+        ('1 row', '2,000 rows')
+    """
+    return f"{number:,} {one if number == 1 else many}"
+
+
+def places_where(rows: Rows, chosen: Mask) -> tuple[str, ...]:
+    """Where the chosen rows stand, each place once."""
+    return tuple(dict.fromkeys(rows.place(row) for row in np.flatnonzero(chosen).tolist()))
+
+
+def _unlabelled(rows: Rows) -> list[Concern]:
+    """What a table with several labels a row would hide: labels that were forgotten, a separator that is another."""
+    if rows.label_sets is None:
+        return []
+    found = []
+    without = rows.label_ids < 0
+    if without.any():
+        told = count(int(without.sum()), "row has", "rows have")
+        message = f"{told} no label: taken for images that show none of the classes."
+        found.append(Concern("no_label", message, places_where(rows, without)))
+    if np.diff(rows.label_sets.starts).max() < 2:
+        message = "No row has more than one label: data.table.label_separator may not be the one that the cells have."
+        found.append(Concern("no_label_separator", message))
+    return found
+
+
+def _one_class(rows: Rows) -> list[Concern]:
+    if len(rows.classes) != 1 or (rows.label_ids < 0).any():
+        return []
+    message = f"All rows are of one class, {rows.classes[0]!r}: nothing can be learnt or measured with it alone."
+    return [Concern("one_class", message)]
+
+
+def _single_rows(rows: Rows) -> list[Concern]:
+    if not rows.classes:
+        return []
+    at, labels = rows.labelled()
+    counts = np.bincount(labels, minlength=len(rows.classes))
+    single = np.flatnonzero(counts == 1)
+    if not len(single):
+        return []
+    names = show_some(rows.classes[label] for label in single)
+    message = f"{count(len(single), 'class has', 'classes have')} one row only: {names}."
+    chosen = np.zeros(len(rows), dtype=bool)
+    chosen[at[np.isin(labels, single)]] = True
+    return [Concern("single_rows", message, places_where(rows, chosen))]
+
+
+def _imbalance(rows: Rows) -> list[Concern]:
+    at, labels = rows.labelled()
+    counts = np.bincount(labels[rows.splits[at] == SPLITS.index("train")], minlength=len(rows.classes))
+    present = np.flatnonzero(counts)
+    if not len(present):
+        return []
+    most, least = present[np.argmax(counts[present])], present[np.argmin(counts[present])]
+    if counts[most] <= IMBALANCE * counts[least]:
+        return []
+    message = (
+        f"The class {rows.classes[most]!r} has {counts[most]:,} training rows, {rows.classes[least]!r} "
+        f"{counts[least]:,}: more than {IMBALANCE} times as many."
+    )
+    return [Concern("imbalance", message)]
+
+
+def _near_labels(rows: Rows) -> list[Concern]:
+    alike: dict[str, list[str]] = {}
+    for name in rows.classes:
+        alike.setdefault(_fold(name), []).append(name)
+    return [
+        Concern("near_equal_labels", f"The classes {show_some(names)} differ in case, spaces or punctuation alone.")
+        for names in alike.values()
+        if len(names) > 1
+    ]
+
+
+def _fold(name: str) -> str:
+    """A name without case and punctuation; one of nothing else, such as '+', stays."""
+    folded = normalize("NFKC", name).casefold()
+    return re.sub(r"[\W_]+", "", folded) or folded
+
+
+def _shared_captions(rows: Rows) -> list[Concern]:
+    """Equal captions for different classes."""
+    if not rows.classes or np.array_equal(rows.caption_ids, rows.label_ids):
+        return []
+    length = int(rows.caption_ids.max()) + 1
+    least, most = np.full(length, len(rows.classes)), np.full(length, -1)
+    np.minimum.at(least, rows.caption_ids, rows.label_ids)
+    np.maximum.at(most, rows.caption_ids, rows.label_ids)
+    shared = (least < most)[rows.caption_ids]
+    if not shared.any():
+        return []
+    texts = list(dict.fromkeys(rows.captions[shared].tolist()))
+    message = f"{count(len(texts), 'caption stands', 'captions stand')} with different classes: {show_some(texts)}."
+    return [Concern("caption_of_several_classes", message, places_where(rows, shared))]
+
+
+def _sides(rows: Rows) -> list[Concern]:
+    training = rows.indices("train")
+    says = np.zeros(len(rows), dtype=bool)
+    says[training] = [_SIDES.search(text) is not None for text in rows.captions[training].tolist()]
+    if not says.any():
+        return []
+    texts = dict.fromkeys(rows.captions[says].tolist())
+    message = (
+        f"An augmentation mirrors images, but {count(int(says.sum()), 'row says', 'rows say')} left or right: "
+        f"{show_some(texts)}."
+    )
+    return [Concern("mirrored_sides", message, places_where(rows, says))]
+
+
+def name_transforms(value: object) -> Sequence[str]:
+    """The names of the classes that a recipe's augmentations are made of, nested ones included.
+
+    Example:
+        >>> name_transforms([{"class_path": "albumentations.D4", "init_args": {"p": 0.5}}])
+        ['D4']
+    """
+    if isinstance(value, list):
+        return [name for part in value for name in name_transforms(part)]
+    if isinstance(value, str):
+        return [value.rpartition(".")[2]]
+    if not isinstance(value, dict):
+        return []
+    settings = value.get("init_args")
+    inner = [part for part in settings.values() if isinstance(part, list | dict)] if isinstance(settings, dict) else []
+    own = name_transforms(value["class_path"]) if "class_path" in value else []
+    return [*own, *name_transforms(inner)]
+
+
+def name_steps(transform: Any) -> Iterator[str]:
+    """Yields the names of an albumentations transform's class and of those inside it."""
+    yield type(transform).__name__
+    for part in getattr(transform, "transforms", ()):
+        yield from name_steps(part)

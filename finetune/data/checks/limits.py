@@ -1,0 +1,85 @@
+"""What a checkpoint's limits do to a table: texts that are cut off, images that are enlarged."""
+
+from collections import Counter
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers.pre_tokenizers import BertPreTokenizer
+
+from finetune.data.checks.concerns import Concern, count, places_where, show_some
+from finetune.data.prepare.images import ImagePreparation
+from finetune.data.prepare.texts import TextEncoder, write_prompts
+from finetune.data.table.cells import Integers, as_strings
+from finetune.data.table.rows import Rows
+
+CHUNK = 10_000  # texts encoded at a time
+
+
+def find_long_texts(rows: Rows, templates: tuple[str, ...], texts: TextEncoder) -> list[Concern]:
+    """Finds texts that the checkpoint cuts off.
+
+    Args:
+        rows: The table.
+        templates: Sentences that labels are written into; empty for captions.
+        texts: Encodes as the checkpoint's tokenizer does.
+    """
+    distinct = as_strings(write_prompts(rows.classes, templates)) if templates else np.unique(rows.captions)
+    most = texts.max_length - texts.tokenizer.num_special_tokens_to_add()
+    doubtful = distinct[_bound_tokens(distinct.tolist(), texts.tokenizer) > most]
+    lost = np.zeros(len(doubtful), dtype=np.int64)
+    for start in range(0, len(doubtful), CHUNK):
+        chunk = doubtful[start : start + CHUNK].tolist()
+        made = texts.tokenizer(chunk, truncation=False, verbose=False, return_attention_mask=False, return_length=True)
+        lost[start : start + CHUNK] = np.maximum(0, np.array(made["length"]) - texts.max_length)
+    long = doubtful[lost > 0]
+    if not len(long):
+        return []
+    kind = "class prompt" if templates else "caption"
+    message = (
+        f"{count(len(long), f'{kind} is', f'{kind}s are')} longer than {texts.max_length} tokens; "
+        f"{count(int(lost.sum()), 'token is', 'tokens are')} cut off: "
+        f"{show_some(text[:40] for text in long.tolist())}."
+    )
+    places = () if templates else places_where(rows, np.isin(rows.captions, long))
+    return [Concern("long_texts", message, places)]
+
+
+def _bound_tokens(texts: list[str], tokenizer: Any) -> Integers:
+    """As many tokens as each text can have, special ones aside, so that most texts need not be encoded.
+
+    A token stands for at least one byte. Where BERT's rules split texts, no token goes beyond a space: there the bound
+    is the sum over the words, of which those that come more than once are encoded.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or not isinstance(backend.pre_tokenizer, BertPreTokenizer):
+        return np.array([len(text.encode()) for text in texts], dtype=np.int64)
+    times = Counter(chain.from_iterable(text.split(" ") for text in texts))
+    bounds = {word: len(word.encode()) for word in times}
+    common = [word for word, seen in times.items() if seen > 1]
+    for start in range(0, len(common), CHUNK):
+        chunk = common[start : start + CHUNK]
+        encoded = tokenizer(chunk, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+        bounds.update(zip(chunk, map(len, encoded), strict=True))
+    return np.array([sum(map(bounds.__getitem__, text.split(" "))) for text in texts], dtype=np.int64)
+
+
+def find_small_images(rows: Rows, sizes: npt.NDArray[np.int64], images: ImagePreparation) -> list[Concern]:
+    """Finds images that are enlarged to the size the checkpoint's processor makes of them.
+
+    Args:
+        rows: The table.
+        sizes: Int64 array of shape (N, 2): width and height of each image, 0 where it cannot be read.
+        images: Prepares as the checkpoint's processor does.
+    """
+    if images.size is None:
+        return []
+    height, width = images.size
+    small = (sizes[:, 0] > 0) & ((sizes[:, 0] < width) | (sizes[:, 1] < height))
+    distinct = len(np.unique(rows.images[small]))
+    if not distinct:
+        return []
+    smaller = count(distinct, "image is", "images are")
+    message = f"{smaller} smaller than {width} x {height}, the size that images are brought to."
+    return [Concern("small_images", message, places_where(rows, small))]

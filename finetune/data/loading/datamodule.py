@@ -1,0 +1,290 @@
+"""A table as Lightning's loaders: training rows in a resumable order, evaluation rows as they stand."""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from typing import Any, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from albumentations import BasicTransform
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
+
+from finetune.core.types import Batch, ClassPrompts, Sample
+from finetune.data.checks.concerns import MIRRORING, Concern, find_concerns, name_steps
+from finetune.data.checks.copies import find_copies
+from finetune.data.checks.limits import find_long_texts, find_small_images
+from finetune.data.checks.unreadable import BadImages, SkippedRow, Unreadable, list_skipped
+from finetune.data.loading.choices import RowChoices
+from finetune.data.loading.dataset import ImageTextDataset
+from finetune.data.loading.loader import BatchLoader, TrainBatchLoader
+from finetune.data.loading.sampler import InOrder, TrainBatches
+from finetune.data.loading.sampling import Sampling
+from finetune.data.prepare.images import Augmentation, ImagePreparation
+from finetune.data.prepare.texts import TextEncoder, write_prompts
+from finetune.data.table.cells import Integers
+from finetune.data.table.retention import name_tables
+from finetune.data.table.splits import SPLITS, UNKNOWN
+from finetune.data.table.table import Rows, Table
+from finetune.model.base import load_processor
+
+
+class ImageTextDataModule(LightningDataModule):
+    """Images with captions, or images with labels, from one table.
+
+    Args:
+        table: File, columns and split.
+        checkpoint: Hub id, local folder, or `align-mini`, whose processor prepares pixels and words.
+        retention: Tables that stand for elsewhere, in captions or labels: what the base can do on their test rows is
+            measured before and after. Their labels are written into the default template.
+        templates: Sentences that class names are written into in place of `{}`; a class is embedded as the mean of all.
+        augmentations: Albumentations transforms of the training images, applied in this order before the image is
+            resized as the checkpoint's processor does; null for none.
+        image_size: Side of the image the towers see, in pixels; null for the checkpoint's own.
+        batch_size: Largest number of rows in a batch.
+        num_workers: Processes that read images; 0 reads in the main process.
+        seed: Seed of the training order, of augmentations and of the template choice.
+        on_bad_image: What an image that cannot be read does: `error` stops, `skip` leaves its row out and lists it.
+        sampling: Draws the training rows of an epoch, as `ClassBalanced`; null takes each row once.
+        merge_equal_captions: Whether evaluation takes equal captions of several images for one, a match for each of
+            them; false takes each row's caption for itself, a match for its own image alone, as published tables do.
+            The same for `retention`.
+
+    Raises:
+        ValueError: If a number is out of its range, a template has no `{}`, `on_bad_image` is another word, or the
+            table lacks what `sampling` needs.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        checkpoint: str = "kakaobrain/align-base",
+        retention: list[Table] | None = None,
+        templates: tuple[str, ...] = ("a photo of a {}.",),
+        augmentations: list[BasicTransform] | None = None,
+        image_size: int | None = None,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        seed: int = 0,
+        on_bad_image: Literal["error", "skip"] = "error",
+        sampling: Sampling | None = None,
+        merge_equal_captions: bool = True,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
+            if value < least:
+                raise ValueError(f"Expected {name} to be at least {least}, but got {value}.")
+        if not templates:
+            raise ValueError("Expected templates to hold at least one sentence, but got none.")
+        self.table = table
+        self.templates = tuple(templates)
+        write_prompts([], self.templates)
+        self.augmentation = Augmentation(augmentations) if augmentations else None
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.bad_images = BadImages(on_bad_image)
+        self.sampling = sampling
+        if sampling is not None:
+            sampling.check(table.label, table.weight)
+        self.merge_equal_captions = merge_equal_captions
+        self.processor = load_processor(checkpoint, image_size)
+        elsewhere = partial(
+            ImageTextDataModule,
+            checkpoint=checkpoint,
+            image_size=image_size,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            on_bad_image=on_bad_image,
+            merge_equal_captions=merge_equal_captions,
+        )
+        self.retention = {name: elsewhere(other) for name, other in name_tables(retention or []).items()}
+        self.images = ImagePreparation.from_processor(self.processor.image_processor)
+        self.texts = TextEncoder.from_processor(self.processor)
+        self._rows: Rows | None = None
+
+    @property
+    def rows(self) -> Rows:
+        """The table's rows, read and checked at the first use; which splits must have some, `require` says."""
+        if self._rows is None:
+            self._rows = self.read_rows()
+        return self._rows
+
+    @rows.setter
+    def rows(self, rows: Rows) -> None:
+        """Takes rows that were read before, those of a table with faults too."""
+        self._rows = rows
+
+    def read_rows(self) -> Rows:
+        """Reads and checks the table."""
+        return self.table.read(required=())
+
+    @property
+    def skipped(self) -> tuple[SkippedRow, ...]:
+        """The rows that were left out so far, here and elsewhere, as their images cannot be read."""
+        own = list_skipped(self.rows, self.bad_images.reasons)
+        return (*own, *(row for other in self.retention.values() for row in other.skipped))
+
+    @property
+    def class_prompts(self) -> ClassPrompts | None:
+        """Every class name in every template, or None where the table has no labels."""
+        if not self.rows.classes:
+            return None
+        texts = write_prompts(list(self.rows.classes), self.templates)
+        input_ids, attention_mask = self.texts.pad([self.texts.encode(text) for text in texts])
+        classes = torch.arange(len(self.rows.classes))
+        return ClassPrompts(
+            names=self.rows.classes,
+            input_ids=torch.as_tensor(input_ids),
+            attention_mask=torch.as_tensor(attention_mask),
+            label_ids=classes.repeat_interleave(len(self.templates)),
+            is_multilabel=self.rows.label_sets is not None,
+        )
+
+    def dataset(self, split: str, training: bool = False) -> ImageTextDataset:
+        """The rows of one split, `train`, `val` or `test`.
+
+        Args:
+            split: Its name.
+            training: Whether images are augmented, and one template, and one of an image's captions, drawn each epoch.
+        """
+        rows, table = self.rows.indices(split), self.rows
+        if training and self.sampling is not None and self.sampling.replaces_weights:
+            table = replace(table, weights=np.ones_like(table.weights))
+        if not (training or self.merge_equal_captions or self.table.label):
+            table = replace(table, caption_ids=np.arange(len(table)))
+        return ImageTextDataset(
+            rows=table,
+            choices=RowChoices.of_items(rows, self.rows.items[rows]) if training else RowChoices.of_each(rows),
+            images=self.images,
+            texts=self.texts,
+            templates=() if self.table.caption else self.templates,
+            augmentation=self.augmentation if training else None,
+            training=training,
+            seed=self.seed,
+        )
+
+    def loader(self, split: str) -> BatchLoader:
+        """The rows of one split in the table's order, without augmentation."""
+        dataset = self.dataset(split)
+        return BatchLoader(
+            cast(Dataset[Batch], dataset),  # what it yields, once collated
+            self._report,
+            batch_size=self.batch_size,
+            sampler=InOrder(len(dataset)),
+            num_workers=self.num_workers,
+            collate_fn=dataset.collate_readable,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def train_dataloader(self) -> TrainBatchLoader:
+        """Training rows, augmented, in the order of seed and epoch."""
+        dataset = self.dataset("train", training=True)
+        return TrainBatchLoader(
+            cast(Dataset[Batch], dataset),
+            self._report,
+            batch_sampler=TrainBatches(len(dataset), self.batch_size, self.seed, self._draw(dataset.choices)),
+            num_workers=self.num_workers,
+            collate_fn=dataset.collate_readable,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _draw(self, choices: RowChoices) -> Callable[[int, int], Integers] | None:
+        if self.sampling is None:
+            return None
+        return partial(self.sampling.order, choices.labels(self.rows.label_ids), choices.weights(self.rows.weights))
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+        """Validation rows; none where the table has no such split."""
+        return self.loader("val") if len(self.rows.indices("val")) else []
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Test rows."""
+        return self.loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """Test rows."""
+        return self.loader("test")
+
+    def tested_on(self, split: str) -> "ImageTextDataModule":
+        """The same table with the rows of a split as its test rows and no others, for measuring on them.
+
+        Args:
+            split: `train`, `val` or `test`.
+        """
+        chosen = self.rows.splits == SPLITS.index(split)
+        return self.with_splits(np.where(chosen, SPLITS.index("test"), UNKNOWN))
+
+    def with_splits(self, codes: Integers) -> "ImageTextDataModule":
+        """The same table, split otherwise.
+
+        Args:
+            codes: Integer array of shape (N,): positions in `finetune.data.table.splits.SPLITS`, -1 for no split.
+        """
+        other = copy.copy(self)
+        other.rows = replace(self.rows, splits=codes.astype(self.rows.splits.dtype))
+        return other
+
+    def with_seed(self, seed: int) -> "ImageTextDataModule":
+        """The same rows, split alike, in another order with other augmentations.
+
+        Args:
+            seed: As for the class.
+        """
+        other = copy.copy(self)
+        other.rows, other.seed = self.rows, seed
+        return other
+
+    def find_concerns(self) -> list[Concern]:
+        """What is seldom meant in the table; no image is decoded."""
+        mirrors = self.augmentation is not None and bool(MIRRORING & {*name_steps(self.augmentation.compose)})
+        return [*find_concerns(self.rows, mirrors), *find_copies(self.rows), *self.find_limits(self.rows)]
+
+    def find_limits(self, rows: Rows, sizes: npt.NDArray[np.int64] | None = None) -> list[Concern]:
+        """What the checkpoint's limits do to a table: texts cut off, and images enlarged where sizes are known.
+
+        Args:
+            rows: The table.
+            sizes: Int64 array of shape (N, 2): width and height of each row's image, 0 where it cannot be read.
+        """
+        long = find_long_texts(rows, () if self.table.caption else self.templates, self.texts)
+        return long if sizes is None else [*long, *find_small_images(rows, sizes, self.images)]
+
+    def held_back(self, count: int) -> Batch:
+        """The first rows of the validation split, or of the test split where there is none, as one batch.
+
+        Args:
+            count: Largest number of rows.
+        """
+        dataset = self.dataset("val" if len(self.rows.indices("val")) else "test")
+        return dataset.collate(list(islice(self.samples(dataset, range(len(dataset))), count)))
+
+    def samples(self, dataset: ImageTextDataset, positions: Iterable[int]) -> Iterator[Sample]:
+        """Yields the rows at some positions whose images can be read; others stop it or are left out and listed.
+
+        Args:
+            dataset: The rows of a split.
+            positions: Positions in it.
+        """
+        for position in positions:
+            item = dataset[position, 0]
+            if isinstance(item, Unreadable):
+                self._report([item])
+            else:
+                yield item
+
+    def _report(self, unreadable: Sequence[Unreadable]) -> None:
+        self.bad_images.report(self.rows, unreadable, self.table.image)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the rows left out so far, as a run that goes on may not meet them again."""
+        return {"unreadable": self.bad_images.reasons}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remembers the rows that were left out before the run was stopped."""
+        self.bad_images.reasons.update(state_dict["unreadable"])

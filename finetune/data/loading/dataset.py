@@ -1,0 +1,112 @@
+"""Rows of a table as samples, and samples stacked into a batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from finetune.core.types import Batch, Sample
+from finetune.data.checks.unreadable import Unreadable
+from finetune.data.loading.choices import RowChoices
+from finetune.data.loading.loader import Collated
+from finetune.data.prepare.images import Augmentation, ImagePreparation, try_image
+from finetune.data.prepare.texts import TextEncoder
+from finetune.data.table.table import Rows
+
+
+@dataclass(frozen=True)
+class ImageTextDataset(Dataset[Sample | Unreadable]):
+    """The rows of one split. Items are asked for by (position, epoch), as augmentation depends on the epoch.
+
+    A row whose image cannot be read or augmented is told as `Unreadable`: raised in a worker, it would arrive as a
+    traceback.
+
+    Args:
+        rows: The whole table.
+        choices: The rows of this split: each an item of its own, or one of an image's rows drawn in each epoch.
+        images: Prepares pixels as the checkpoint's processor does.
+        texts: Encodes captions as the checkpoint's tokenizer does.
+        templates: Sentences that labels are written into, one of them per row and epoch; empty for captions.
+        augmentation: Applied to the image before it is prepared; None for evaluation.
+        training: Whether templates are drawn; else it is the first.
+        seed: Seed of augmentation and template choice.
+    """
+
+    rows: Rows
+    choices: RowChoices
+    images: ImagePreparation
+    texts: TextEncoder
+    templates: tuple[str, ...]
+    augmentation: Augmentation | None
+    training: bool
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.choices)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample | Unreadable:
+        position, epoch = key
+        row = self.choices.draw(position, epoch, self.seed)
+        image = try_image(self.rows.images[row])
+        if isinstance(image, str):
+            return Unreadable(row, image)
+        if self.augmentation is None:
+            pixels = self.images(image)
+        else:
+            try:
+                pixels = self.images.finish(self.augmentation(image, self.seed, epoch, row))
+            except Exception as error:  # transforms raise whatever they like, such as at an image that is too small
+                return Unreadable(row, f"data.augmentations fail on {image.width} x {image.height} pixels: {error}")
+        return Sample(
+            pixel_values=torch.from_numpy(pixels),
+            input_ids=self.texts.encode(self.caption(row, epoch)),
+            row=row,
+            image_id=int(self.rows.image_ids[row]),
+            caption_id=int(self.rows.caption_ids[row]),
+            label_id=self.label_id(row, epoch),
+            weight=float(self.rows.weights[row]),
+        )
+
+    def label_id(self, row: int, epoch: int) -> int:
+        """The class that a row's text names: its label; one drawn of several; without any, one drawn of all classes.
+
+        A text that names none of an image's labels is a negative of that image, and so tells what it is not.
+        """
+        labels = self.rows.labels_of(row)
+        if not len(labels):
+            labels = np.arange(len(self.rows.classes))
+        if len(labels) == 1:
+            return int(labels[0])
+        return int(np.random.default_rng([self.seed, epoch, row, 2]).choice(labels))
+
+    def caption(self, row: int, epoch: int) -> str:
+        """The text of a row as the model reads it: its caption, or its label in a template."""
+        if not self.templates:
+            return str(self.rows.captions[row])
+        choice = 0
+        if self.training and len(self.templates) > 1:
+            choice = int(np.random.default_rng([self.seed, epoch, row]).integers(len(self.templates)))
+        return self.templates[choice].replace("{}", self.rows.classes[self.label_id(row, epoch)])
+
+    def collate_readable(self, items: Sequence[Sample | Unreadable]) -> Collated:
+        """Stacks the rows whose images can be read, and puts the others beside them."""
+        samples = [item for item in items if isinstance(item, Sample)]
+        unreadable = [item for item in items if isinstance(item, Unreadable)]
+        return Collated(self.collate(samples) if samples else None, unreadable)
+
+    def collate(self, samples: list[Sample]) -> Batch:
+        """Stacks samples; texts are padded to the longest of them."""
+        input_ids, attention_mask = self.texts.pad([sample.input_ids for sample in samples])
+        return Batch(
+            pixel_values=torch.stack([sample.pixel_values for sample in samples]),
+            input_ids=torch.as_tensor(input_ids),
+            attention_mask=torch.as_tensor(attention_mask),
+            rows=torch.tensor([sample.row for sample in samples]),
+            image_ids=torch.tensor([sample.image_id for sample in samples]),
+            caption_ids=torch.tensor([sample.caption_id for sample in samples]),
+            label_ids=torch.tensor([sample.label_id for sample in samples]),
+            weights=torch.tensor([sample.weight for sample in samples]),
+            targets=torch.from_numpy(self.rows.targets(np.array([sample.row for sample in samples]))),
+        )

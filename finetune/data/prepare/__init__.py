@@ -1,0 +1,1 @@
+"""One sample: an image as pixels, a text as token ids."""

@@ -1,0 +1,243 @@
+"""From an image file to the pixels a checkpoint's processor would make of it, and augmentation on the way."""
+
+import os
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from finetune.core.errors import CheckpointError, RecipeError, TableError
+from finetune.data.prepare.members import Member, place_of, size_of
+
+if TYPE_CHECKING:
+    from albumentations import BasicTransform
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # of the 43 that Pillow would open
+EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+MOST_PIXELS = 89_478_485  # 256 MiB as RGB; more in a small file is how a decompression bomb looks
+BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # tags of TIFF
+
+Pixels = npt.NDArray[np.uint8]
+PixelValues = npt.NDArray[np.float32]
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """Opens an image file as RGB, upright, as its author saw it.
+
+    The EXIF orientation is applied, transparent pixels lie on white, 12- and 16-bit grey is scaled to 8 bits, of
+    an animation the first frame is taken. The file is decoded whole, so that half a file is found out here.
+
+    Args:
+        path: A file in one of `FORMATS`, whatever its extension, or the address of one in a tar (see `Member`).
+
+    Raises:
+        TableError: If the file is none, in another format, damaged, or of more than `MOST_PIXELS` pixels.
+    """
+    member = Member.parse(str(path))
+    if member is None and not os.path.isfile(path):  # noqa: PTH113 (no name makes it raise); a pipe would wait
+        raise TableError(f"Expected {path} to be an image file, but got none. Correct the path or remove its rows.")
+    try:
+        if not size_of(str(path)):
+            raise ValueError("an empty file")
+        with Image.open(path if member is None else BytesIO(member.read()), formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > MOST_PIXELS:
+                raise Image.DecompressionBombError(f"{width} x {height} pixels, more than {MOST_PIXELS:,}")
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return _convert_to_rgb(image)
+    except Exception as error:  # decoders raise whatever they meet: OSError, SyntaxError, struct.error, ...
+        raise TableError(
+            f"Expected {place_of(str(path))} to be a whole image ({', '.join(FORMATS)}), but got: {_explain(error)}. "
+            "Save it again as a PNG or JPEG of ordinary size, or remove its rows."
+        ) from error
+
+
+def try_image(path: str | Path) -> Image.Image | str:
+    """The image as `open_image` opens it, or why it cannot be read, in a few words."""
+    try:
+        return open_image(path)
+    except TableError as error:
+        return "no file" if error.__cause__ is None else _explain(error.__cause__)
+
+
+def _explain(error: BaseException) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "its content is of none of these formats"
+    return str(error) or type(error).__name__
+
+
+def _convert_to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        return Image.fromarray(_scale_grey(image)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError("32-bit grey levels, or signed ones, whose range the file does not tell")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _scale_grey(image: Image.Image) -> Pixels:
+    """12- or 16-bit grey as 8 bits. TIFF may count from white, and Pillow leaves that to us; PNG may hide one level."""
+    tags = getattr(image, "tag_v2", {})
+    highest = 4_095 if tags.get(BITS_PER_SAMPLE) == (12,) else 65_535
+    grey = np.asarray(image).astype(np.uint32)
+    scaled = ((grey * 255 + highest // 2) // highest).astype(np.uint8)
+    if tags.get(PHOTOMETRIC) == 0:
+        scaled = 255 - scaled
+    if "transparency" in image.info:
+        scaled[grey == image.info["transparency"]] = 255
+    return scaled
+
+
+@dataclass(frozen=True, eq=False)
+class ImagePreparation:
+    """Resizes, crops and scales an image as a checkpoint's processor does, bit for bit.
+
+    Args:
+        size: Height and width in pixels to resize to, whatever the aspect; None leaves the size.
+        resample: Pillow's filter for the resize.
+        crop: Height and width in pixels of the centre crop, black beyond the borders; None crops nothing.
+        levels: Float32 array of shape (3, 256): what each level of each channel becomes.
+    """
+
+    size: tuple[int, int] | None
+    resample: Image.Resampling
+    crop: tuple[int, int] | None
+    levels: PixelValues
+
+    @classmethod
+    def from_processor(cls, image_processor: Any) -> Self:
+        """Reads the settings off an image processor of transformers.
+
+        The levels are what the processor itself makes of an image that holds all 256 of them.
+
+        Args:
+            image_processor: An `EfficientNetImageProcessor` with the Pillow backend.
+
+        Raises:
+            CheckpointError: If it runs on another backend, or resizes by an edge instead of to height and width.
+        """
+        if image_processor.backend != "pil":
+            raise CheckpointError(
+                f"Expected the image processor to run on Pillow, but got the backend {image_processor.backend!r}, "
+                "which makes other pixels. Load it with backend='pil'."
+            )
+        ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None, :, None].repeat(3, axis=2))
+        made = image_processor(ramp, do_resize=False, do_center_crop=False, return_tensors="np")
+        return cls(
+            size=_read_sides(image_processor.size) if image_processor.do_resize else None,
+            resample=Image.Resampling(image_processor.resample),
+            crop=_read_sides(image_processor.crop_size) if image_processor.do_center_crop else None,
+            levels=made["pixel_values"][0, :, 0, :].astype(np.float32),
+        )
+
+    def __call__(self, image: Image.Image) -> PixelValues:
+        """Prepares an RGB image.
+
+        Returns:
+            Float32 array of shape (3, H, W).
+        """
+        if self.size is not None:
+            height, width = self.size
+            image = image.resize((width, height), self.resample)
+        if self.crop is not None:
+            height, width = self.crop
+            top, left = (image.height - height) // 2, (image.width - width) // 2
+            image = image.crop((left, top, left + width, top + height))
+        pixels = np.asarray(image)
+        return np.stack([self.levels[channel][pixels[..., channel]] for channel in range(3)])
+
+    def finish(self, pixels: Pixels) -> PixelValues:
+        """Prepares an augmented image, by the same steps as any other, whatever size it has.
+
+        Args:
+            pixels: Uint8 array of shape (H, W, 3), RGB.
+
+        Returns:
+            Float32 array of shape (3, H, W).
+        """
+        return self(Image.fromarray(pixels))
+
+    def invert(self, values: PixelValues) -> Pixels:
+        """The levels that prepared pixels were made of: what the towers see, as a picture.
+
+        Args:
+            values: Float32 array of shape (3, H, W), as `__call__` returns it.
+
+        Returns:
+            Uint8 array of shape (H, W, 3), RGB.
+        """
+        found = [np.searchsorted(self.levels[channel], values[channel]) for channel in range(3)]
+        return np.stack(found, axis=-1).astype(np.uint8)
+
+
+def _read_sides(size: Any) -> tuple[int, int]:
+    sides = {side: pixels for side, pixels in dict(size).items() if pixels is not None}
+    if sides.keys() != {"height", "width"}:
+        raise CheckpointError(
+            f"Expected the image processor's sizes to be a height and a width, but got {sides}. "
+            "Set them in its preprocessor_config.json."
+        )
+    return sides["height"], sides["width"]
+
+
+class Augmentation:
+    """Albumentations transforms whose random draws depend on seed, epoch and row alone.
+
+    They receive the image as it is in the file, before it is resized: on photographs of many megapixels put
+    one first that makes it small, such as `RandomResizedCrop`. Its output is prepared like any other image, so
+    give it the size that the checkpoint's processor resizes to (346 for align-base).
+
+    Args:
+        transforms: Applied in this order.
+
+    Raises:
+        RecipeError: If what they leave of a blank image is no image.
+    """
+
+    def __init__(self, transforms: Sequence["BasicTransform"]) -> None:
+        from albumentations import Compose  # imports torch, which opening an image does not need
+
+        self.compose = Compose(list(transforms))
+        try:
+            self(Image.new("RGB", (512, 512)), 0, 0, 0)
+        except RecipeError:
+            raise
+        except Exception:  # a blank image of that size may be none that they take; of the rows' own each is told
+            pass
+
+    def __call__(self, image: Image.Image, seed: int, epoch: int, row: int) -> Pixels:
+        """Augments one image.
+
+        Args:
+            image: RGB, of any size.
+            seed: Seed of the run.
+            epoch: Epoch, from 0.
+            row: Position in the table.
+
+        Returns:
+            Uint8 array of shape (H, W, 3), where H and W are what the transforms leave.
+
+        Raises:
+            RecipeError: If they leave something else.
+        """
+        # One stream for all transforms: set_random_seed would start the same one in each, and a horizontal
+        # and a vertical flip would always come together.
+        generator = np.random.default_rng([seed, epoch, row])
+        self.compose.set_random_state(generator, random.Random(int(generator.integers(2**63))))
+        augmented: Pixels = self.compose(image=np.asarray(image))["image"]
+        shape, kind = tuple(augmented.shape), str(augmented.dtype)
+        if not isinstance(augmented, np.ndarray) or len(shape) != 3 or shape[2] != 3 or kind != "uint8":
+            raise RecipeError(
+                f"Expected data.augmentations to leave RGB levels, uint8 of shape (H, W, 3), but got {kind} of shape "
+                f"{shape}. Leave out Normalize, ToFloat and ToTensorV2: the processor does that after them."
+            )
+        return augmented

@@ -1,0 +1,97 @@
+"""From texts to token ids, as a checkpoint's processor makes them, and class names written into templates."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from finetune.core.errors import RecipeError
+
+if TYPE_CHECKING:
+    from transformers import AlignProcessor
+
+PLACE = "{}"
+
+TokenIds = npt.NDArray[np.int64]
+
+
+class TextEncoder:
+    """Encodes texts, truncated at the model's limit and padded no further than needed.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+        max_length: Largest number of tokens of a text, the special ones included.
+    """
+
+    def __init__(self, tokenizer: Any, max_length: int) -> None:
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+
+    @classmethod
+    def from_processor(cls, processor: "AlignProcessor") -> Self:
+        """Takes the tokenizer of a processor, and the lower of the processor's and the tokenizer's limits."""
+        tokenizer: Any = processor.tokenizer
+        padded: Any = processor(text=[""])  # the processor pads to its limit: 64 for align-base
+        return cls(tokenizer, min(len(padded["input_ids"][0]), tokenizer.model_max_length))
+
+    def encode(self, text: str) -> list[int]:
+        """The token ids of a text, truncated, not padded."""
+        ids: list[int] = self.tokenizer(text, truncation=True, max_length=self.max_length)["input_ids"]
+        return ids
+
+    def count(self, text: str) -> int:
+        """The number of tokens of a text, had it not been truncated; compare with `max_length`."""
+        return len(self.tokenizer(text, truncation=False, verbose=False)["input_ids"])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text that token ids stand for, as the model reads it: what it has no token for is `[UNK]`."""
+        frame = (self.tokenizer.cls_token_id, self.tokenizer.sep_token_id, self.tokenizer.pad_token_id)
+        text: str = self.tokenizer.decode([token for token in ids if token not in frame])
+        return text
+
+    def cut_off(self, text: str) -> str:
+        """What `encode` cuts off the end of a text; of most texts nothing."""
+        ids = self.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+        return self.decode(ids[self.max_length - self.tokenizer.num_special_tokens_to_add() :])
+
+    def pad(self, texts: Sequence[list[int]]) -> tuple[TokenIds, TokenIds]:
+        """Stacks token ids, padded to the longest, on the tokenizer's side.
+
+        Args:
+            texts: B lists of token ids, as `encode` returns them.
+
+        Returns:
+            Input ids and attention mask (0 on padding), int64 arrays of shape (B, T).
+        """
+        length = max(map(len, texts), default=0)
+        input_ids = np.full((len(texts), length), self.tokenizer.pad_token_id, dtype=np.int64)
+        attention_mask = np.zeros_like(input_ids)
+        for row, ids in enumerate(texts):
+            start = length - len(ids) if self.tokenizer.padding_side == "left" else 0
+            input_ids[row, start : start + len(ids)] = ids
+            attention_mask[row, start : start + len(ids)] = 1
+        return input_ids, attention_mask
+
+
+def write_prompts(classes: Sequence[str], templates: Sequence[str]) -> list[str]:
+    """Writes each class name into each template: all templates of the first class, then of the next.
+
+    Args:
+        classes: Names, taken literally: braces in them have no meaning.
+        templates: Sentences with `{}` once, where the name goes.
+
+    Raises:
+        RecipeError: If a template holds `{}` not at all or more than once.
+
+    Example:
+        >>> write_prompts(["cat", "dog"], ["a {}", "one {}."])
+        ['a cat', 'one cat.', 'a dog', 'one dog.']
+    """
+    for template in templates:
+        if template.count(PLACE) != 1:
+            raise RecipeError(
+                f"Expected each template to hold {PLACE} once, where the class name goes, but got {template!r}. "
+                f"Write it as in 'a photo of a {PLACE}.'"
+            )
+    return [template.replace(PLACE, name) for name in classes for template in templates]

@@ -1,0 +1,1 @@
+"""Training rows to look at."""

@@ -1,0 +1,1 @@
+"""Files -> cells -> columns, splits, filters -> rows."""

@@ -1,0 +1,92 @@
+"""The captions of each row: one column, several columns, or a list in the cell."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from finetune.core.errors import RecipeError
+from finetune.data.table.cells import Cells, Integers, Strings, as_strings
+from finetune.data.table.faults import Fault
+
+
+@dataclass(frozen=True)
+class CaptionList:
+    """A column with a list of captions in each cell.
+
+    Args:
+        json_list: The column. Its cells are written as JSON, `["a cat", "a cat on a sofa"]`; in Parquet and JSON
+            lines they may be lists.
+    """
+
+    json_list: str
+
+
+CaptionColumns: TypeAlias = str | tuple[str, ...] | CaptionList
+
+
+def caption_columns(caption: CaptionColumns | None) -> tuple[str, ...]:
+    """The columns that captions are read from.
+
+    Raises:
+        RecipeError: If a list of them is empty or names one twice.
+    """
+    if caption is None:
+        return ()
+    if isinstance(caption, CaptionList):
+        return (caption.json_list,)
+    if isinstance(caption, str):
+        return (caption,)
+    if not caption or len(set(caption)) < len(caption):
+        raise RecipeError(f"Expected data.table.caption to name columns, each once, but got {list(caption)}.")
+    return tuple(caption)
+
+
+def read_captions(cells: Cells, caption: CaptionColumns, faults: list[Fault]) -> tuple[Strings, Integers]:
+    """Reads the captions of all rows; spaces around them do not count.
+
+    Of several columns some may be empty in a row, but not all.
+
+    Args:
+        cells: With the columns.
+        caption: Where the captions stand.
+        faults: Receives a fault for each row without a caption, or with a list where one text is expected.
+
+    Returns:
+        The captions, row by row, and the position in `cells` of each one's row.
+    """
+    if isinstance(caption, CaptionList):
+        return _read_lists(cells, caption.json_list, faults)
+    names = caption_columns(caption)
+    texts = np.stack([np.strings.strip(cells.columns[name]) for name in names], axis=1)
+    filled = texts != ""
+    for name in names:
+        repair = f"State data.table.caption as {{json_list: {name}}}, or write one text."
+        faults += cells.faults_of_nested(name, repair)
+    rule = "a caption" if len(names) == 1 else f"a caption in one of {', '.join(names)}"
+    faults += cells.faults_where(~filled.any(axis=1), names[0], rule, "Fill it in or remove the row.")
+    return texts[filled], np.nonzero(filled)[0]
+
+
+def _read_lists(cells: Cells, column: str, faults: list[Fault]) -> tuple[Strings, Integers]:
+    values = cells.columns[column].tolist()
+    parsed = list(_parse_lists(values))
+    wrong = np.array([not texts for texts in parsed], dtype=bool)
+    repair = 'Write it as in ["a cat", "a cat on a sofa"], each caption filled in.'
+    faults += cells.faults_where(wrong, column, "a JSON list of captions", repair)
+    lengths = [len(texts) for texts in parsed]
+    return as_strings([text for texts in parsed for text in texts]), np.repeat(np.arange(len(parsed)), lengths)
+
+
+def _parse_lists(values: list[str]) -> Iterator[list[str]]:
+    """Yields the captions of each cell, none where the cell is no list of them."""
+    for value in values:
+        try:
+            texts = json.loads(value)
+        except (ValueError, RecursionError):
+            texts = []
+        if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
+            texts = []
+        yield [text.strip() for text in texts]

@@ -1,0 +1,113 @@
+"""From the paths in a table to image files that exist, each with an id."""
+
+# Strings and os.path, as a Path object for each of a million rows would take seconds.
+# ruff: noqa: PTH113, PTH118, PTH122
+
+import os
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+from unicodedata import normalize
+
+import numpy as np
+
+from finetune.data.prepare.members import Member
+from finetune.data.table.cells import Integers, Strings, as_strings
+
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+
+
+class ImageFiles(NamedTuple):
+    """The image of each row.
+
+    Attributes:
+        paths: String array of shape (images,): absolute paths, each once, sorted.
+        ids: Int64 array of shape (N,): the position in `paths` of each row's image.
+    """
+
+    paths: Strings
+    ids: Integers
+
+
+class Refusal(NamedTuple):
+    """Why a value names no image file: what was expected, and what to do."""
+
+    rule: str
+    repair: str
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """The files of one folder, listed once: quicker than asking for each file, above all on network disks."""
+
+    path: str
+
+    @cached_property
+    def files(self) -> frozenset[str] | None:
+        try:
+            with os.scandir(self.path) as entries:
+                return frozenset(entry.name for entry in entries if _is_file(entry))
+        except (OSError, ValueError):  # ValueError: a name that holds NUL
+            return None
+
+    @cached_property
+    def _nearest(self) -> dict[str, str]:
+        nearest: dict[str, str] = {}
+        for name in sorted(self.files or ()):
+            key = _fold(name)
+            nearest[key] = name
+            nearest.setdefault(os.path.splitext(key)[0], name)
+        return nearest
+
+    def explain_missing(self, name: str) -> str:
+        """Why there is no such file, with the name that differs in case, spaces or ending, if there is one."""
+        if self.files is None:
+            return f"{self.path} is no folder that can be listed."
+        key = _fold(name)
+        near = self._nearest.get(key) or self._nearest.get(os.path.splitext(key)[0])
+        return f"No file is at {self.path}{os.sep}{name}." + (f" Did you mean {near!r}?" if near else "")
+
+
+def find_images(values: Strings, folder: str) -> tuple[ImageFiles, dict[str, Refusal]]:
+    """Finds the file of each row's image.
+
+    Args:
+        values: String array of shape (N,): absolute paths, or paths relative to `folder`; or addresses in tars.
+        folder: Absolute path.
+
+    Returns:
+        The files, and for each value that names no file the reason.
+    """
+    names, inverse = np.unique(values, return_inverse=True)
+    paths = [os.path.normpath(os.path.join(folder, name)) for name in names.tolist()]
+    folders: dict[str, _Folder] = {}
+    refused: dict[str, Refusal] = {}
+    for name, path in zip(names.tolist(), paths, strict=True):
+        member = Member.parse(path)
+        parent, base = os.path.split(path if member is None else member.tar)
+        listed = folders.get(parent)
+        if listed is None:
+            listed = folders[parent] = _Folder(parent)
+        if listed.files is None or base not in listed.files:
+            refused[name] = _refuse(name, listed, base)
+    distinct, ids = np.unique(as_strings(paths), return_inverse=True)
+    return ImageFiles(distinct, ids[inverse].astype(np.int64)), refused
+
+
+def _refuse(value: str, folder: _Folder, name: str) -> Refusal:
+    if not value.strip():
+        return Refusal("the path of an image", "Fill it in or remove the row.")
+    if URL.match(value):
+        return Refusal("the path of an image on this machine", "Download it first, e.g. with img2dataset.")
+    if "\\" in value and os.sep == "/":
+        return Refusal("an image file", f"{folder.explain_missing(name)} Write folders with '/'.")
+    return Refusal("an image file", folder.explain_missing(name))
+
+
+def _is_file(entry: "os.DirEntry[str]") -> bool:
+    return os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file()
+
+
+def _fold(name: str) -> str:
+    return normalize("NFC", name.strip()).casefold()

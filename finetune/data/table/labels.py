@@ -1,0 +1,157 @@
+"""Labels as classes: their order, and the names they are shown and written into templates with."""
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from finetune.core.errors import did_you_mean
+from finetune.data.table.cells import Cells, Integers, Strings, as_strings
+from finetune.data.table.csv_files import long_fields
+from finetune.data.table.faults import Fault
+from finetune.data.table.label_sets import LabelSets, split_labels
+from finetune.data.table.text_files import check_file, read_text
+
+
+class Labels(NamedTuple):
+    """The labels of N rows.
+
+    Attributes:
+        classes: Names of the classes.
+        label_ids: Int64 array of shape (N,): positions in `classes`, -1 without a label; of several the rarest.
+        text_ids: Int64 array of shape (N,), equal for rows whose labels are written alike: `label_ids`, or positions
+            in `sets`.
+        sets: The distinct sets of labels, where rows may have several; else None.
+    """
+
+    classes: tuple[str, ...]
+    label_ids: Integers
+    text_ids: Integers
+    sets: LabelSets | None = None
+
+    def texts(self) -> Strings:
+        """The names of each row's labels, a string array of shape (N,)."""
+        return as_strings(self.classes if self.sets is None else self.sets.join(self.classes))[self.text_ids]
+
+
+def read_labels(
+    cells: Cells, column: str | None, separator: str | None, names: str | None, faults: list[Fault]
+) -> Labels:
+    """Reads the labels of each row; spaces around them do not count.
+
+    Args:
+        cells: With the column.
+        column: The column, or None for a table without labels.
+        separator: What separates the labels in a cell, which may be empty then; None for one label a row.
+        names: File of the names that labels are shown with, or None.
+        faults: Receives a fault for each row without its label, or with a list of them, and the faults of the names.
+
+    Raises:
+        TableFaultsError: If the file of names cannot be read.
+    """
+    if column is None:
+        nothing = np.full(len(cells), -1, dtype=np.int64)
+        return Labels((), nothing, nothing)
+    joined = "|" if separator is None else separator
+    repair = f"Write its labels as one text, cat{joined}dog, with data.table.label_separator {joined!r}."
+    nested = [*cells.faults_of_nested(column, repair)]
+    faults += nested
+    if separator is not None:
+        labels = _read_several(cells, column, separator, faults)
+    else:
+        values: Strings = np.strings.strip(cells.columns[column])
+        faults += cells.faults_where(values == "", column, "a label", "Fill it in or remove the row.")
+        classes, label_ids = number_classes(values)
+        labels = Labels(classes, label_ids, label_ids)
+    if names is None or nested:
+        return labels
+    given = [label for label in labels.classes if label]  # an empty one is a fault already
+    return labels._replace(classes=name_classes(given, Path(names).expanduser(), faults))
+
+
+def _read_several(cells: Cells, column: str, separator: str, faults: list[Fault]) -> Labels:
+    """Reads several labels a row; an empty cell is a row with none."""
+    distinct, cell_ids = np.unique(cells.columns[column], return_inverse=True)
+    parts = split_labels(distinct.tolist(), separator)
+    classes, label_ids = number_classes(as_strings([label for labels in parts for label in labels]))
+    if len(cells) and not classes:
+        repair = "Fill in the labels that each image has."
+        faults.append(Fault(cells.files[0], None, column, None, "a label in some row", repair))
+    ids = iter(label_ids.tolist())
+    found = [tuple(sorted(islice(ids, len(labels)))) for labels in parts]
+    numbers = {labels: number for number, labels in enumerate(dict.fromkeys(found))}
+    sets = LabelSets.of(list(numbers), separator)
+    set_ids = np.array([numbers[labels] for labels in found], dtype=np.int64)[cell_ids]
+    return Labels(classes, sets.rarest(set_ids), set_ids, sets)
+
+
+def number_classes(labels: Strings) -> tuple[tuple[str, ...], Integers]:
+    """Names the classes in natural order, and numbers each row's.
+
+    Args:
+        labels: String array of shape (N,).
+
+    Returns:
+        The names, and an int64 array of shape (N,) of positions in them.
+
+    Example:
+        >>> from finetune.data.table.cells import as_strings
+        >>> number_classes(as_strings(["10", "9", "10"]))
+        (('9', '10'), array([1, 0, 1]))
+    """
+    names, inverse = np.unique(labels, return_inverse=True)
+    order = sorted(range(len(names)), key=lambda position: _natural_key(str(names[position])))
+    positions = np.empty(len(order), dtype=np.int64)
+    positions[order] = np.arange(len(order))
+    return tuple(str(names[position]) for position in order), positions[inverse]
+
+
+def _natural_key(name: str) -> tuple[list[tuple[str, int]], str]:
+    """Text and numbers in turn: 'b10c' becomes [('b', 10), ('c', -1)]; the name itself decides between equals."""
+    parts = re.findall(r"([^0-9]*)([0-9]*)", name)
+    return [(text, int(digits) if digits else -1) for text, digits in parts], name
+
+
+@long_fields()
+def name_classes(labels: Sequence[str], path: Path, faults: list[Fault]) -> tuple[str, ...]:
+    """Looks up the display name of each class in a file of lines such as `n01440764,tench`.
+
+    Names of labels that do not occur are passed over, so that one file serves many tables.
+
+    Args:
+        labels: The classes as the table has them.
+        path: A CSV file without header: label, name.
+        faults: Receives the faults of the file, and a fault for each label it does not name.
+
+    Raises:
+        TableFaultsError: If the file cannot be read.
+    """
+    file = str(path)
+    check_file(path, "data.table.names")
+    text = read_text(path, lambda before: before.count("\n") + 1)
+    names: dict[str, str] = {}
+    for number, record in enumerate(csv.reader(io.StringIO(text, newline="")), start=1):
+        fields = [part.strip() for part in record]
+        if not any(fields):
+            continue
+        if len(fields) != 2 or not all(fields):
+            repair = "Write label,name on each line; a name that holds a comma in double quotes."
+            faults.append(Fault(file, number, None, ",".join(record), "a label and its name", repair))
+        elif names.setdefault(fields[0], fields[1]) != fields[1]:
+            faults.append(Fault(file, number, None, fields[0], "each label once", "Remove one of its names."))
+    swapped, repair = set(names.values()), "It stands among the names: write label,name on each line, in this order."
+    for label in (label for label in labels if label not in names):
+        told = repair if label in swapped else did_you_mean(label, names)
+        faults.append(Fault(file, None, None, None, f"a name for the label {label!r}", told))
+    first: dict[str, str] = {}
+    for label in labels:
+        other = first.setdefault(names.get(label, f"\0{label}"), label)
+        if other != label:
+            repair = f"Its labels are {other} and {label}: no text could tell them apart. Tell more in their names."
+            faults.append(Fault(file, None, None, names[label], "another name for each class", repair))
+    return tuple(names.get(label, label) for label in labels)

@@ -1,0 +1,27 @@
+"""Tables that stand for elsewhere, by name."""
+
+import re
+from collections.abc import Sequence
+
+from finetune.data.table.sources import find_folder
+from finetune.data.table.table import Table
+
+ALL_WILDCARDS = re.compile(r"(\*|\?|\[[^]]+\])+")
+
+
+def name_tables(tables: Sequence[Table]) -> dict[str, Table]:
+    """Tables by the names of their files, or of the folder where that is all wildcards; numbered where names are equal.
+
+    Example:
+        >>> paths = ("maps.csv", "a/photos.csv", "b/photos.csv", "shards/*.tar")
+        >>> list(name_tables([Table(path, caption="text") for path in paths]))
+        ['maps', 'photos', 'photos 2', 'shards']
+    """
+    named: dict[str, Table] = {}
+    for table in tables:
+        stem = table.source.name.split(".")[0]
+        if ALL_WILDCARDS.fullmatch(stem):
+            stem = find_folder(str(table.source)).name
+        names = (stem, *(f"{stem} {number}" for number in range(2, len(tables) + 1)))
+        named[next(name for name in names if name not in named)] = table
+    return named

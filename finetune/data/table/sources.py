@@ -1,0 +1,156 @@
+"""Where a table lies: one file, a pattern of many, or a DataFrame; and the reader of each."""
+
+import re
+from collections.abc import Callable, Sequence
+from glob import glob
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from finetune.data.table.cells import Cells
+from finetune.data.table.csv_files import read_csv
+from finetune.data.table.faults import Fault, TableFaultsError
+from finetune.data.table.filters import Removed, RowFilter
+from finetune.data.table.json_lines import read_json_lines
+from finetune.data.table.text_files import COMPRESSIONS, check_file
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+PARQUET = (".parquet", ".pq")
+JSON_LINES = (".jsonl", ".ndjson", ".json")
+TABS = (".tsv", ".tab")
+TAR = ".tar"
+WILDCARD = re.compile(r"[*?\[]")
+
+Read: TypeAlias = tuple[Cells, tuple[Removed, ...]]
+
+
+def read_cells(
+    source: "tuple[str, ...] | DataFrame",
+    names: Sequence[str],
+    separator: str | None,
+    row_filter: RowFilter | None,
+    faults: list[Fault],
+) -> Read:
+    """Reads columns of all files of a table, filtered.
+
+    Args:
+        source: Paths, or patterns such as `part-*.parquet`; or a DataFrame.
+        names: The columns to keep.
+        separator: Of text files; None goes by the file's extension.
+        row_filter: Which rows to keep.
+        faults: Receives the faults of rows.
+
+    Returns:
+        The cells, and how many rows each condition of the filter removed.
+
+    Raises:
+        TableFaultsError: If a file cannot be read or lacks a column, with the faults of all files.
+    """
+    parts: list[tuple[Cells, list[int]]] = []
+    broken: list[Fault] = []
+    for read_part in _readers(source, list(dict.fromkeys(names)), separator, row_filter, faults):
+        try:
+            parts.append(read_part())
+        except TableFaultsError as error:
+            broken += error.faults
+    if broken:
+        raise TableFaultsError([*faults, *broken])
+    removed: tuple[Removed, ...] = ()
+    if row_filter is not None:
+        totals = [sum(counts) for counts in zip(*(counts for _, counts in parts), strict=True)]
+        removed = tuple(
+            Removed(condition.text, total) for condition, total in zip(row_filter.conditions, totals, strict=True)
+        )
+    return Cells.join([cells for cells, _ in parts]), removed
+
+
+def find_files(pattern: str) -> list[Path]:
+    """The files that a path or pattern names, sorted.
+
+    Raises:
+        TableFaultsError: If there is none.
+    """
+    path = Path(pattern).expanduser()
+    if path.exists() or not WILDCARD.search(pattern):
+        check_file(path)
+        return [path]
+    found = [Path(name) for name in sorted(glob(str(path), recursive=True)) if Path(name).is_file()]  # noqa: PTH207
+    if not found:
+        repair = f"No file matches it in {find_folder(pattern)}."
+        raise TableFaultsError([Fault(pattern, None, None, None, "files that match the pattern", repair)])
+    return found
+
+
+def find_folder(pattern: str) -> Path:
+    """The folder of a table's file, or of a pattern the one before its first wildcard."""
+    path = Path(pattern).expanduser().absolute()
+    if not path.exists():
+        parts = [at for at, part in enumerate(path.parts) if WILDCARD.search(part)]
+        if parts:
+            return Path(*path.parts[: parts[0]])
+    return path.parent
+
+
+def _readers(
+    source: "tuple[str, ...] | DataFrame",
+    names: list[str],
+    separator: str | None,
+    row_filter: RowFilter | None,
+    faults: list[Fault],
+) -> list[Callable[[], tuple[Cells, list[int]]]]:
+    if not isinstance(source, tuple):
+        from finetune.data.table.arrow_files import read_frame  # Arrow takes a second, which CSV need not wait for
+
+        return [lambda: read_frame(source, names, row_filter)]
+    paths = [path for pattern in source for path in find_files(pattern)]
+    tars = [path for path in paths if kind_of(path) == TAR]
+    if 0 < len(tars) < len(paths):
+        other, repair = next(path for path in paths if path not in tars), "Let the pattern end in .tar."
+        raise TableFaultsError([Fault(str(other), None, None, None, f"tars alone beside {tars[0]}", repair)])
+    return [
+        lambda path=path: _read_file(path, names, separator, row_filter, faults)  # type: ignore[misc]
+        for path in paths
+    ]
+
+
+def _read_file(
+    path: Path, names: list[str], separator: str | None, row_filter: RowFilter | None, faults: list[Fault]
+) -> tuple[Cells, list[int]]:
+    kind = kind_of(path)
+    if kind in PARQUET:
+        from finetune.data.table.arrow_files import read_parquet
+
+        return read_parquet(path, names, row_filter)
+    wanted = list(dict.fromkeys([*names, *(row_filter.columns if row_filter else ())]))
+    if kind == TAR:
+        from finetune.data.table.tar_files import read_tar  # Pillow's formats, which other tables need not wait for
+
+        cells = read_tar(path, wanted, faults)
+    elif kind in JSON_LINES:
+        cells = read_json_lines(path, wanted, faults)
+    else:
+        cells = read_csv(path, wanted, separator or ("\t" if kind in TABS else ","), faults)
+    if row_filter is None:
+        return cells, []
+    from finetune.data.table.arrow_filter import filter_cells
+
+    cells, counts = filter_cells(cells, row_filter, faults)
+    return cells.select(names), counts
+
+
+def is_tar(source: "str | DataFrame") -> bool:
+    """Whether a table is one of tar shards.
+
+    Args:
+        source: A path, a pattern, or a DataFrame.
+    """
+    return isinstance(source, str) and kind_of(Path(source)) == TAR
+
+
+def kind_of(path: Path) -> str:
+    """The extension that says how a file is written, compression aside."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSIONS:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""

@@ -1,0 +1,264 @@
+"""A table of images with captions or labels: where it lies, what its columns mean, and its rows."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from finetune.core.errors import RecipeError, did_you_mean
+from finetune.data.prepare.members import place_of
+from finetune.data.table.captions import CaptionList, caption_columns, read_captions
+from finetune.data.table.cells import Cells, Integers, Strings, as_strings
+from finetune.data.table.faults import Fault, TableFaultsError
+from finetune.data.table.filters import Removed, parse_filter
+from finetune.data.table.image_files import ImageFiles, find_images
+from finetune.data.table.label_sets import check_label_separator
+from finetune.data.table.labels import read_labels
+from finetune.data.table.rows import Rows
+from finetune.data.table.sources import find_folder, read_cells
+from finetune.data.table.splits import RandomSplit, draw_splits, read_splits
+from finetune.data.table.weights import read_weights
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    Source = str | DataFrame
+else:
+    Source = str  # all that a recipe can say; the parser would take more for a file to read
+
+__all__ = ["CaptionList", "Inspection", "RandomSplit", "Rows", "Table"]
+
+
+class Inspection(NamedTuple):
+    """A table with whatever is wrong with it.
+
+    Attributes:
+        rows: The rows without fault, None where there are none.
+        faults: Everything that is wrong, by file and row.
+    """
+
+    rows: Rows | None
+    faults: tuple[Fault, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Images with captions, or images with labels, a row for each.
+
+    CSV, TSV, JSON lines (`.jsonl`) and Parquet, also as `.gz` or `.zst`; tar shards. With `caption`, a row's text is
+    its caption; with `label` alone, its label written into templates. With `label`, what counts as a match and what is
+    evaluated are the labels, also where there are captions. Cells are strings: "None", "NA" and "007" stay what
+    they are; spaces around captions, labels and splits do not count.
+
+    Args:
+        path: File, or pattern such as `part-*.parquet`; in Python also a DataFrame.
+        image: Column of image paths.
+        caption: Column of captions; or several columns, or `{json_list: COLUMN}` with a list in each cell, of which
+            training draws one for each image and epoch, and evaluation keeps all.
+        label: Column of labels, one a row.
+        label_separator: What separates the labels in a cell, for several labels a row; an empty cell is an image with
+            none of them. Null takes the cell for one label.
+        split: Column that holds `train`, `val` or `test`, or fractions to draw them by, or files for val and test.
+        images: Folder that the image paths are relative to; null for the folder of each row's own file or pattern.
+        image_id: Column that is equal for rows of the same image; training draws one of them each epoch. Null takes
+            equal paths for the same image, and each row in each epoch.
+        names: CSV file without header that gives labels the names they are shown with, as `n01440764,tench`.
+        weight: Column of the rows' weights in the loss, numbers from 0.
+        filter: Which rows to keep, as `clip_score > 0.3 and faces == 0`; no row with an empty cell there is kept.
+        limit_rows: Keeps at most so many rows, evenly spaced over the table, to try things out.
+        separator: Character between fields; null takes tabs in `.tsv` files, and commas in others.
+
+    Raises:
+        RecipeError: If neither `caption` nor `label` is given, or another argument is not usable.
+
+    Example:
+        >>> Table("photos.csv", caption="text", split=RandomSplit(val=0.2, test=0.2)).image
+        'image'
+    """
+
+    path: Source
+    image: str = "image"
+    caption: str | tuple[str, ...] | CaptionList | None = None
+    label: str | None = None
+    label_separator: str | None = None
+    split: str | RandomSplit = field(default_factory=RandomSplit)
+    images: str | None = None
+    image_id: str | None = None
+    names: str | None = None
+    weight: str | None = None
+    filter: str | None = None
+    limit_rows: int | None = None
+    separator: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.caption is None and self.label is None:
+            raise RecipeError(
+                "Expected data.table.caption or data.table.label to name a column, but got neither. "
+                "Pass --data.table.caption COLUMN, or --data.table.label COLUMN."
+            )
+        caption_columns(self.caption)
+        check_label_separator(self.label_separator, self.label, self.caption is not None)
+        if self.names is not None and self.label is None:
+            raise RecipeError(
+                "Expected data.table.names to go with data.table.label, but got no label. "
+                "Pass --data.table.label COLUMN."
+            )
+        if self.limit_rows is not None and self.limit_rows < 1:
+            raise RecipeError(f"Expected data.table.limit_rows to be at least 1, but got {self.limit_rows}.")
+        if self.separator is not None and (len(self.separator) != 1 or self.separator in '"\r\n'):
+            raise RecipeError(
+                f"Expected data.table.separator to be one character, but got {self.separator!r}. "
+                'For tabs let the file\'s name end in .tsv, or write "\\t" in double quotes in the recipe.'
+            )
+        if isinstance(self.split, RandomSplit) and self.split.files and not isinstance(self.path, str):
+            raise RecipeError("Expected fractions for data.table.split of a DataFrame, but got files. Join the frames.")
+        if self.filter is not None:
+            parse_filter(self.filter)
+
+    def read(self, required: Sequence[str] = ("train", "test")) -> Rows:
+        """Reads and checks the table.
+
+        Args:
+            required: Splits that must have rows. Validation rows are optional for training.
+
+        Raises:
+            TableFaultsError: With every fault of the files, their rows and their images; a `TableError`.
+        """
+        faults: list[Fault] = []
+        cells, removed = self._read_cells(faults)
+        rows = self._build(cells, removed, faults)
+        if rows is None:
+            raise TableFaultsError(_in_order(faults, cells.files))
+        rows.require(*required)
+        return rows
+
+    def inspect(self) -> Inspection:
+        """Reads the table and goes on where it has faults, with the rows that have none."""
+        faults: list[Fault] = []
+        try:
+            cells, removed = self._read_cells(faults)
+            rows = self._build(cells, removed, faults)
+            if rows is None and len(whole := cells.without(faults)):
+                rows = self._build(whole, removed, [])
+        except TableFaultsError as error:
+            return Inspection(None, tuple(dict.fromkeys([*faults, *error.faults])))
+        return Inspection(rows, tuple(_in_order(faults, cells.files)))
+
+    @property
+    def source(self) -> Path:
+        """The table as the user named it."""
+        return Path(self.path).expanduser() if isinstance(self.path, str) else Path("DataFrame")
+
+    def _read_cells(self, faults: list[Fault]) -> tuple[Cells, tuple[Removed, ...]]:
+        split = self.split if isinstance(self.split, str) else None
+        names = (self.image, *caption_columns(self.caption), self.label, split, self.image_id, self.weight)
+        row_filter = None if self.filter is None else parse_filter(self.filter)
+        wanted = [name for name in names if name is not None]
+        beside = self.split.files.values() if isinstance(self.split, RandomSplit) else ()
+        source = (self.path, *beside) if isinstance(self.path, str) else self.path
+        cells, removed = read_cells(source, wanted, self.separator, row_filter, faults)
+        if row_filter is not None and not len(cells) and not faults:
+            counts = "; ".join(f"{condition}: {rows:,}" for condition, rows in removed)
+            rule, repair = "rows that pass data.table.filter", f"Rows removed by each condition: {counts}."
+            raise TableFaultsError([Fault(str(self.source), None, None, self.filter, rule, repair)])
+        if self.limit_rows is not None and self.limit_rows < len(cells):
+            cells = cells.take(np.arange(self.limit_rows) * len(cells) // self.limit_rows)
+        return cells, removed
+
+    def _build(self, cells: Cells, removed: tuple[Removed, ...], faults: list[Fault]) -> Rows | None:
+        """Interprets the cells; None if there are faults."""
+        folder = self._find_folder()
+        folders = [folder] * len(cells.files)
+        if self.images is None and isinstance(self.split, RandomSplit):
+            folders = self.split.folders_of(cells.files, folder)
+        files = _check_images(cells, self.image, folders, faults)
+        captions, at = None, np.arange(len(cells))
+        if self.caption is not None:
+            captions, at = read_captions(cells, self.caption, faults)
+        labels = read_labels(cells, self.label, self.label_separator, self.names, faults)
+        weights = read_weights(cells, self.weight, faults)
+        keys, image_ids = None, files.ids
+        if self.image_id is not None:
+            keys, image_ids = _check_image_ids(cells, self.image_id, faults)
+        splits = read_splits(cells, self.split, faults) if isinstance(self.split, str) else None
+        if faults:
+            return None
+        if isinstance(self.split, RandomSplit):
+            drawn_by = _relative_paths(files, folder) if keys is None else keys.tolist()
+            splits = draw_splits(self.split, cells, drawn_by, image_ids, labels.label_ids)
+        assert splits is not None
+        if self.image_id == self.image:  # equal names in the folders of two splits are two images
+            image_ids = files.ids
+        texts = labels.texts() if captions is None else captions
+        caption_ids = (
+            labels.text_ids if captions is None else np.unique(captions, return_inverse=True)[1].astype(np.int64)
+        )
+        return Rows(
+            source=self.source,
+            files=tuple(Path(file) for file in cells.files),
+            images=files.paths[files.ids][at],
+            captions=texts,
+            label_ids=labels.label_ids[at],
+            classes=labels.classes,
+            image_ids=image_ids[at],
+            caption_ids=caption_ids,
+            splits=splits[at],
+            weights=weights[at],
+            items=(np.arange(len(cells)) if self.image_id is None else image_ids)[at],
+            file_ids=cells.file_ids[at],
+            numbers=cells.numbers[at],
+            removed=removed,
+            label_sets=labels.sets,
+        )
+
+    def _find_folder(self) -> str:
+        if self.images is None:
+            return str(find_folder(self.path) if isinstance(self.path, str) else Path.cwd())
+        folder = Path(self.images).expanduser().absolute()
+        if not folder.is_dir():
+            beside = [other.name for other in folder.parent.glob("*") if other.is_dir()]
+            repair = did_you_mean(folder.name, beside) if beside else f"{folder.parent} holds no folder."
+            rule = "data.table.images to be a folder"
+            raise TableFaultsError([Fault(str(self.source), None, None, self.images, rule, repair)])
+        return str(folder)
+
+
+def _in_order(faults: list[Fault], files: tuple[str, ...]) -> list[Fault]:
+    place = {file: at for at, file in enumerate(files)}
+    return sorted(faults, key=lambda fault: (place.get(fault.file, -1), fault.row is not None, fault.row or 0))
+
+
+def _check_images(cells: Cells, column: str, folders: Sequence[str], faults: list[Fault]) -> ImageFiles:
+    """The image of each row, its path relative to the folder of the row's file."""
+    if len(set(folders)) > 1:
+        paths = as_strings([""] * len(cells))
+        for folder in dict.fromkeys(folders):
+            own = np.array([other == folder for other in folders])[cells.file_ids]
+            part = cells.take(own)
+            files = _check_images(part, column, [folder], faults)
+            paths[own] = files.paths[files.ids]
+        distinct, ids = np.unique(paths, return_inverse=True)
+        return ImageFiles(distinct, ids.astype(np.int64))
+    values = cells.columns[column]
+    files, refused = find_images(values, folders[0])
+    if refused:
+        wrong = np.isin(values, as_strings(list(refused)))
+        found = cells.faults_where(wrong, column, "", "")
+        faults += [fault._replace(**refused[str(fault.value)]._asdict()) for fault in found]
+    return files
+
+
+def _check_image_ids(cells: Cells, column: str, faults: list[Fault]) -> tuple[Strings, Integers]:
+    """The distinct image ids, and the position in them of each row's."""
+    names = np.strings.strip(cells.columns[column])
+    faults += cells.faults_where(names == "", column, "the id of an image", "Fill it in or remove the row.")
+    keys, ids = np.unique(names, return_inverse=True)
+    return keys, ids.astype(np.int64)
+
+
+def _relative_paths(files: ImageFiles, folder: str) -> list[str]:
+    prefix = folder.rstrip(os.sep) + os.sep
+    return [place_of(path).removeprefix(prefix).replace(os.sep, "/") for path in files.paths.tolist()]

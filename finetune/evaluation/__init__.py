@@ -1,0 +1,1 @@
+"""What is measured of a model, and what two measurements say of each other."""

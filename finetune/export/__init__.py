@@ -1,0 +1,1 @@
+"""Artifacts for users: written, recorded, proven in a fresh process, described."""

@@ -1,0 +1,120 @@
+"""Classification: one embedding for each class, and the accuracy of class scores."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from finetune.metrics.calibration import calibration_error
+from finetune.metrics.ranking import TIE, place
+from finetune.metrics.statistics import Figure, MeanOfMeans, mean, value
+
+
+def class_embeddings(prompt_embeds: Tensor, label_ids: Tensor) -> Tensor:
+    """Returns one unit vector for each class: the normalised mean of its normalised prompts.
+
+    The prompt ensemble of Radford et al. 2021 (arXiv 2103.00020, section 3.1.4).
+
+    Args:
+        prompt_embeds: Float tensor of shape (P, D), normalised here.
+        label_ids: Int64 tensor of shape (P,), the class of each prompt; each of 0 .. C-1 occurs.
+
+    Returns:
+        Tensor of shape (C, D), in float32 where the prompts are in half precision.
+
+    Raises:
+        ValueError: If a class has no prompt.
+
+    Example:
+        >>> class_embeddings(torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 5.0]]), torch.tensor([0, 0, 1]))
+        tensor([[0.7071, 0.7071],
+                [0.0000, 1.0000]])
+    """
+    counts = torch.bincount(label_ids)
+    if not counts.all():
+        empty = int((counts == 0).nonzero()[0])
+        raise ValueError(f"Expected a prompt for each class, but got none for class {empty}.")
+    dtype = torch.promote_types(prompt_embeds.dtype, torch.float32)
+    unit = normalize(prompt_embeds.to(dtype), dim=-1)
+    sums = unit.new_zeros(len(counts), unit.shape[1]).index_add(0, label_ids, unit)
+    return normalize(sums / counts[:, None], dim=-1)
+
+
+class ClassAccuracy(Metric):
+    """Accuracy of class scores and how well their softmax knows it, whether class prompts or a head made them.
+
+    Counted here and not by torchmetrics' MulticlassAccuracy, because that one gives a tie to the lowest
+    class, which rewards a collapsed model where class 0 is frequent. Without ties the figures are the same.
+
+    Example:
+        >>> metric = ClassAccuracy()
+        >>> metric.update(torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.5, 0.5]]), torch.tensor([0, 1, 0]))
+        >>> float(metric.compute()["accuracy"])
+        0.5
+    """
+
+    headline = "accuracy"
+    full_state_update = False
+    top1: list[Tensor]
+    top5: list[Tensor]
+    confidences: list[Tensor]
+    correct: list[Tensor]
+    label_ids: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("top1", "top5", "confidences", "correct", "label_ids"):
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def update(self, scores: Tensor, label_ids: Tensor) -> None:
+        """Takes in a batch of rows.
+
+        Args:
+            scores: Float tensor of shape (B, C), logits: higher is better, minus infinity for "never".
+            label_ids: Int64 tensor of shape (B,), in [0, C).
+
+        Raises:
+            ValueError: If a score is NaN or infinity, or a label is no class.
+        """
+        scores = scores.detach().float()
+        if not (scores < torch.inf).all():
+            raise ValueError("Expected scores to be below infinity, but got NaN or infinity.")
+        strangers = label_ids[(label_ids < 0) | (label_ids >= scores.shape[1])]
+        if len(strangers):
+            raise ValueError(f"Expected label_ids to be in [0, {scores.shape[1]}), but got {int(strangers[0])}.")
+        rows = torch.arange(len(scores), device=scores.device)
+        scale = scores.abs().where(scores.isfinite(), 0.0).amax(1)
+        placement = place(scores, rows, label_ids, TIE * scale)
+        self.top1.append(placement.hits(1))
+        self.top5.append(placement.hits(5))
+        best = scores.softmax(dim=1).max(dim=1)
+        self.confidences.append(best.values)
+        self.correct.append((best.indices == label_ids).long())
+        self.label_ids.append(label_ids)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Returns ``accuracy``, ``accuracy_top5``, ``mean_per_class_recall`` and ``expected_calibration_error``.
+
+        ``accuracy_top5`` is there whatever C is, so that tables keep their columns; up to 5 classes it is 1.
+        ``mean_per_class_recall`` is the mean over the classes that occur.
+        """
+        error = calibration_error(dim_zero_cat(self.confidences), dim_zero_cat(self.correct))
+        return {
+            **{name: value(figure) for name, figure in self.figures().items()},
+            "expected_calibration_error": error,
+        }
+
+    def figures(self) -> dict[str, Figure]:
+        """Returns the accuracies and the recall as figures that a bootstrap can draw from; units are the rows.
+
+        The calibration error is none: drawing rows adds to the very distances it is made of, so that an interval would
+        rarely hold the truth (`benchmarks/interval_coverage.py`).
+        """
+        top1, labels = dim_zero_cat(self.top1), dim_zero_cat(self.label_ids)
+        rows = torch.arange(len(top1), device=top1.device)
+        return {
+            "accuracy": mean(top1),
+            "accuracy_top5": mean(dim_zero_cat(self.top5)),
+            "mean_per_class_recall": MeanOfMeans(top1, rows, labels),
+        }

@@ -1,0 +1,88 @@
+"""The adapter folder: a standard PEFT folder with the temperature beside it, written and read back."""
+
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from safetensors import safe_open
+from transformers import AlignModel
+
+from finetune.core.errors import CheckpointError
+from finetune.core.files import read_json, write_json
+
+TEMPERATURE_FILE = "temperature.json"
+
+
+def save_adapter(adapted: PeftModel, folder: Path, checkpoint: str, fingerprint: str) -> None:
+    """Writes a standard PEFT folder and the temperature, which PEFT would lose, as a sidecar.
+
+    Layers trained whole lie in it whole, BatchNorm's running statistics among them.
+
+    Args:
+        adapted: The model returned by `attach_lora`.
+        folder: An existing, empty folder.
+        checkpoint: Name of the base that another machine understands: a hub id, `align-mini`, or a path.
+        fingerprint: SHA-256 of the base's weights, see `finetune.core.files.fingerprint_weights`.
+    """
+    adapted.save_pretrained(str(folder), save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)
+    path = folder / "adapter_config.json"
+    config: dict[str, Any] = read_json(path)
+    config["base_model_name_or_path"] = checkpoint
+    for key in ("target_modules", "modules_to_save"):
+        if isinstance(config[key], list):
+            config[key].sort()
+    write_json(path, config)
+    temperature = adapted.get_base_model().get_parameter("temperature").item()
+    write_json(
+        folder / TEMPERATURE_FILE,
+        {"temperature": temperature, "base_model": checkpoint, "base_model_sha256": fingerprint},
+    )
+
+
+def load_adapter(model: AlignModel, folder: Path, fingerprint: str) -> PeftModel:
+    """Puts a saved adapter and its temperature into the base it was trained on.
+
+    Args:
+        model: The base, float32; it is changed in place.
+        folder: A folder written by `save_adapter`.
+        fingerprint: SHA-256 of the weights `model` was loaded from.
+
+    Raises:
+        CheckpointError: If a file is missing, the base is another one, or the tensors on disk are not exactly
+            those the adapter's configuration asks for.
+    """
+    for name in ("adapter_config.json", "adapter_model.safetensors", TEMPERATURE_FILE):
+        if not (folder / name).is_file():
+            raise CheckpointError(f"Expected {folder} to be an adapter folder, but {name} is missing.")
+    sidecar = read_json(folder / TEMPERATURE_FILE)
+    if sidecar["base_model_sha256"] != fingerprint:
+        raise CheckpointError(
+            f"Expected the base of {folder} to be {sidecar['base_model']} with SHA-256 "
+            f"{sidecar['base_model_sha256']}, but got weights with SHA-256 {fingerprint}. "
+            "Use the checkpoint the adapter was trained on."
+        )
+    adapted = PeftModel(model, LoraConfig.from_pretrained(str(folder), inference_mode=True))
+    _check_tensors(adapted, folder / "adapter_model.safetensors")
+    adapted.load_adapter(str(folder), "default", is_trainable=False)
+    model.temperature.data.fill_(sidecar["temperature"])
+    return adapted
+
+
+def _check_tensors(adapted: PeftModel, path: Path) -> None:
+    """Compares names and shapes: PEFT loads what fits, and stops with a KeyError at some of what is missing."""
+    tensors = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    expected = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    with safe_open(path, framework="pt") as file:
+        found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (not a dict)
+    faults = {
+        "missing": expected.keys() - found.keys(),
+        "unexpected": found.keys() - expected.keys(),
+        "of another shape": {name for name in expected.keys() & found.keys() if expected[name] != found[name]},
+    }
+    for title, names in faults.items():
+        if names:
+            raise CheckpointError(
+                f"Expected {path} to hold the adapter's tensors, but {len(names)} are {title}, among them "
+                f"{min(names)}. Write the adapter again from its run."
+            )

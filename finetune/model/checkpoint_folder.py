@@ -1,0 +1,107 @@
+"""What a checkpoint's folder has to hold, and may not ask for, before anything is loaded from it."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from finetune.core.errors import CheckpointError
+from finetune.core.files import read_json
+
+# Keys of a config.json that make transformers fetch code, read other files or change the layers.
+REFUSED_KEYS = {"auto_map", "fusion_config", "quantization_config", "transformers_weights"}
+
+
+def check_folder(folder: Path) -> None:
+    """Checks that a folder holds an ALIGN that can be opened, whole and by itself.
+
+    Args:
+        folder: It.
+
+    Raises:
+        CheckpointError: If it is incomplete, an adapter or no ALIGN, or asks for something from outside.
+    """
+    _check_files(folder)
+    _check_config(folder)
+    _check_weights(folder)
+
+
+def _check_files(folder: Path) -> None:
+    """Checks that the folder holds each file that model and processor are opened from, and no adapter."""
+    if (folder / "adapter_config.json").is_file():
+        if not (folder / "config.json").is_file():
+            raise CheckpointError(
+                f"Expected {folder} to be a whole checkpoint, but got an adapter. "
+                "Merge it into its base first: finetune export RUN --output DIR"
+            )
+        raise CheckpointError(
+            f"Expected {folder} to hold a model alone, but got adapter_config.json beside it, which would be "
+            "applied to the model again on loading. Move the adapter's files out of the folder."
+        )
+    for names, repair in (
+        (("config.json",), "Pass a folder written by AlignModel.save_pretrained."),
+        (
+            ("model.safetensors", "model.safetensors.index.json"),
+            "If its weights are pickled (pytorch_model.bin), convert them with AlignModel.save_pretrained.",
+        ),
+        (("tokenizer.json", "vocab.txt"), "Save its AlignProcessor into the folder, too."),
+        (
+            ("preprocessor_config.json", "processor_config.json"),
+            "Save its AlignProcessor into the folder, too.",
+        ),
+    ):
+        if not any((folder / name).is_file() for name in names):
+            raise CheckpointError(f"Expected {folder} to hold {' or '.join(names)}, but got none. {repair}")
+
+
+def _check_config(folder: Path) -> None:
+    """Checks that config.json is ALIGN's and asks for nothing from outside the folder."""
+    path = folder / "config.json"
+    config = _read_object(path)
+    if config.get("model_type") != "align":
+        raise CheckpointError(
+            f"Expected model_type in {path} to be 'align', but got {config.get('model_type')!r}. "
+            "Pass an AlignModel's folder."
+        )
+    for key, value in _flatten(config):
+        attention = "attn_implementation" in key and value not in (None, "eager") and not isinstance(value, bool)
+        if attention or (key in REFUSED_KEYS and value is not None):
+            raise CheckpointError(
+                f"Expected {path} to ask for nothing but ALIGN's own layers, but got {key!r}: {value!r}. "
+                "Remove the key if you trust the folder's author."
+            )
+
+
+def _check_weights(folder: Path) -> None:
+    """Checks that a weight index names files of this folder, all of them there."""
+    if (folder / "model.safetensors").is_file():
+        return
+    path = folder / "model.safetensors.index.json"
+    shards = _read_object(path).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise CheckpointError(f"Expected {path} to hold a weight_map, but got none. Write or download it again.")
+    for shard in sorted(set(map(str, shards.values()))):
+        if not re.fullmatch(r"model[\w.-]*\.safetensors", shard):
+            raise CheckpointError(
+                f"Expected {path} to name files of its own folder, model*.safetensors, but got {shard!r}. "
+                "Do not use this folder unless you know why."
+            )
+        if not (folder / shard).is_file():
+            raise CheckpointError(f"Expected {folder} to hold {shard}, but got none. Download the folder again.")
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        value = read_json(path)
+        if not isinstance(value, dict):
+            raise ValueError(f"a {type(value).__name__}")
+    except ValueError as error:
+        raise CheckpointError(f"Expected {path} to be a JSON object, but got: {error}. Write it again.") from error
+    return value
+
+
+def _flatten(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        yield key, value
+        if isinstance(value, dict):
+            yield from _flatten(value)

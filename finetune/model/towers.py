@@ -1,0 +1,125 @@
+"""The pretrained two-tower model as the task sees it: pixels and tokens in, features and temperature out."""
+
+from typing import Any, cast
+
+import torch
+from peft import LoraConfig, PeftModel
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from transformers import AlignModel
+
+from finetune.core.types import Batch, Embeddings
+from finetune.model.batchnorm import FollowingBatchNorm2d
+
+
+class AlignTowers(nn.Module):
+    """ALIGN's towers, the projection and the temperature, with or without adapters inside.
+
+    BatchNorm is held in evaluation mode by a hook on each layer, so that no `.train()`, wherever it is
+    called, can replace the running statistics: ALIGN's `batch_norm_momentum` of 0.99 has Keras' meaning, and
+    under PyTorch's meaning a single forward pass in training mode overwrites 99 % of them. Only layers that
+    were asked to follow the training images (`TowerLora.train_statistics`) are exempt.
+
+    Args:
+        model: The model, adapters already attached (`finetune.model.lora.attach_lora`) where there are any.
+        train_temperature: Whether the temperature is trained.
+        min_temperature: The bound `bound_temperature` keeps the temperature above; it divides the logits.
+
+    Raises:
+        ValueError: If `min_temperature` is not positive.
+    """
+
+    def __init__(self, model: nn.Module, train_temperature: bool, min_temperature: float) -> None:
+        super().__init__()
+        if not min_temperature > 0:
+            raise ValueError(
+                f"Expected min_temperature to be positive, as it divides the logits, but got {min_temperature}."
+            )
+        self.model = model
+        self.min_temperature = min_temperature
+        self.align.temperature.requires_grad_(train_temperature)
+        for module in self.align.modules():
+            if isinstance(module, _BatchNorm) and not isinstance(module, FollowingBatchNorm2d):
+                module.register_forward_pre_hook(_hold_in_eval)
+
+    @property
+    def align(self) -> AlignModel:
+        """The `AlignModel` itself, adapters inside."""
+        unwrap = getattr(self.model, "get_base_model", None)
+        return cast(AlignModel, unwrap() if unwrap else self.model)
+
+    @property
+    def has_adapters(self) -> bool:
+        """Whether anything was attached that has to be merged."""
+        return self.model is not self.align
+
+    @property
+    def has_magnitudes(self) -> bool:
+        """Whether adapters have magnitudes beside their factors (DoRA)."""
+        config = self.model.peft_config["default"] if isinstance(self.model, PeftModel) else None
+        return isinstance(config, LoraConfig) and config.use_dora
+
+    @property
+    def temperature(self) -> Tensor:
+        """Scalar parameter that divides the cosine similarities."""
+        return cast(Tensor, self.align.temperature)
+
+    def trained_names(self) -> set[str]:
+        """Names in `state_dict()` of all that training changes: what has a gradient, and statistics that follow."""
+        names = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        for outer, module in self.named_modules():
+            if isinstance(module, FollowingBatchNorm2d):
+                names |= {f"{outer}.{name}" for name, _ in module.named_buffers()}
+        return names
+
+    @torch.no_grad()
+    def bound_temperature(self) -> None:
+        """Sets a trained temperature to `min_temperature` where a step took it below. Call after an optimiser step."""
+        if self.temperature.requires_grad:
+            self.temperature.clamp_(min=self.min_temperature)
+
+    def image_features(self, pixel_values: Tensor) -> Tensor:
+        """Unnormalised image features.
+
+        Without gradients an image that is equal to the one before it, as a row for each caption makes it, is
+        computed once.
+
+        Args:
+            pixel_values: Float tensor of shape (B, 3, H, W).
+
+        Returns:
+            Tensor of shape (B, D).
+        """
+        if torch.is_grad_enabled():
+            return self._image_features(pixel_values)
+        is_new = torch.ones(len(pixel_values), dtype=torch.bool, device=pixel_values.device)
+        is_new[1:] = (pixel_values[1:] != pixel_values[:-1]).flatten(1).any(dim=1)
+        return self._image_features(pixel_values[is_new])[is_new.cumsum(0) - 1]
+
+    def _image_features(self, pixel_values: Tensor) -> Tensor:
+        return cast(Tensor, self.align.get_image_features(pixel_values=pixel_values).pooler_output)
+
+    def text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Unnormalised text features: the projection of the first token's last hidden state.
+
+        Args:
+            input_ids: Int64 tensor of shape (B, T).
+            attention_mask: Int64 tensor of shape (B, T).
+
+        Returns:
+            Tensor of shape (B, D).
+        """
+        output = self.align.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
+        return cast(Tensor, output.pooler_output)
+
+    def forward(self, batch: Batch) -> Embeddings:
+        """Both towers on one batch."""
+        return Embeddings(
+            image_features=self.image_features(batch.pixel_values),
+            text_features=self.text_features(batch.input_ids, batch.attention_mask),
+            temperature=self.temperature,
+        )
+
+
+def _hold_in_eval(module: nn.Module, _: Any) -> None:
+    module.training = False

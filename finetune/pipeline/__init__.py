@@ -1,0 +1,1 @@
+"""The only place that knows everything: recipes, and the stages of a run."""

@@ -1,0 +1,103 @@
+"""A recipe's training: the weights kept by the validation metric, or the average of several trainings (a soup)."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from peft import LoraConfig, PeftModel
+from torch import Tensor
+
+from finetune.data.loading.datamodule import ImageTextDataModule
+from finetune.metrics import choose_metric
+from finetune.model.base import load_model
+from finetune.model.soup import average_adapters, average_weights
+from finetune.model.towers import AlignTowers
+from finetune.pipeline.recipe import Recipe
+from finetune.run.folder import RunFolder
+from finetune.training.best_weights import LatestBest
+from finetune.training.collapse import CollapseWatch, Notice
+from finetune.training.task import AlignTask
+
+_MODEL = "towers.model."
+
+
+def fit(recipe: Recipe, task: AlignTask, data: ImageTextDataModule, run: RunFolder) -> list[Notice]:
+    """Trains, and leaves the latest best weights by the validation metric in the task, or the last without one.
+
+    With `run.soup` above 1 it trains so many times, and leaves the average. The first training is the one there would
+    be without; the others differ from it in their seed, of which adapters, order and augmentations depend.
+
+    Args:
+        recipe: Has the trainer.
+        task: What is trained.
+        data: The table.
+        run: Where checkpoints and logged values are written.
+
+    Returns:
+        What went wrong in training.
+    """
+    if recipe.run.soup == 1:
+        kept, notices = _fit_once(recipe, task, data, run)
+        _load(task, kept)
+        return notices
+    members, notices = [], []
+    for number, folder in enumerate(run.members(recipe.run.soup)):
+        print(f"training {number + 1} of {recipe.run.soup}", file=sys.stderr)
+        seed = member_seed(recipe.run.seed, number)
+        member = recipe.build_task(seed) if number else task
+        kept, found = _fit_once(recipe, member, data.with_seed(seed), folder)
+        members.append(kept)
+        notices += found
+    _take_average(task, recipe.checkpoint, members)
+    return list(dict.fromkeys(notices))
+
+
+def member_seed(seed: int, number: int) -> int:
+    """The seed of one of several trainings: the run's own for the first, unlike those of other runs for the others.
+
+    Args:
+        seed: The run's.
+        number: Which training, from 0.
+    """
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0]) if number else seed
+
+
+def _fit_once(
+    recipe: Recipe, task: AlignTask, data: ImageTextDataModule, run: RunFolder
+) -> tuple[dict[str, Tensor], list[Notice]]:
+    """Trains once, and returns the weights to keep: all that training changes, by name in the task."""
+    rows = len(data.rows.indices("val"))
+    where: dict[str, Any] = {"dirpath": run.checkpoints, "filename": "best", "save_last": True}
+    metric = f"val/{choose_metric(data.class_prompts).headline}"
+    keep = LatestBest(rows, monitor=metric, **where) if rows else ModelCheckpoint(**where)
+    logger = CSVLogger(save_dir=run.path.parent, name=run.path.name, version="")
+    watch = CollapseWatch()
+    recipe.build_trainer([keep, watch], logger).fit(task, data)
+    # A fit that stops inside its first epoch (trainer.max_steps) is never validated: its last weights count.
+    path = keep.best_model_path or keep.last_model_path
+    return torch.load(path, map_location="cpu", weights_only=True)["state_dict"], watch.notices
+
+
+def _take_average(task: AlignTask, checkpoint: str, members: Sequence[Mapping[str, Tensor]]) -> None:
+    """Puts the average of the members into one of them, whose adapter becomes as wide as all of theirs."""
+    if isinstance(task.towers.model, PeftModel):
+        config = cast(LoraConfig, task.towers.model.peft_config["default"])
+        towers, members = zip(*map(_divide, members), strict=True)
+        adapted = average_adapters(load_model(checkpoint), config, towers)
+        task.towers = AlignTowers(adapted, train_temperature=False, min_temperature=task.towers.min_temperature)
+    _load(task, average_weights(members))
+
+
+def _divide(member: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What was trained of the model, by name in it, and what else the task trains."""
+    inside = {name.removeprefix(_MODEL): tensor for name, tensor in member.items() if name.startswith(_MODEL)}
+    return inside, {name: tensor for name, tensor in member.items() if not name.startswith(_MODEL)}
+
+
+def _load(task: AlignTask, weights: Mapping[str, Tensor]) -> None:
+    unknown = task.load_state_dict(weights, strict=False).unexpected_keys
+    assert not unknown, unknown

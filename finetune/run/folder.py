@@ -1,0 +1,160 @@
+"""The names and states of a run's files."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune.core.errors import RecipeError, did_you_mean
+from finetune.core.files import write_json
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run's folder; each property is the place of a file or folder in it.
+
+    Args:
+        path: The folder, `RUNS/NAME`.
+    """
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe; it repeats the run."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, device, fingerprints of table and base checkpoint."""
+        return self.path / "environment.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Lightning checkpoints `last` and `best`: trained weights, optimiser, positions."""
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        """Standard PEFT folder with the temperature's sidecar."""
+        return self.path / "adapter"
+
+    @property
+    def witness(self) -> Path:
+        """Held-back inputs and the adapted model's embeddings of them."""
+        return self.path / "witness.safetensors"
+
+    @property
+    def merged(self) -> Path:
+        """`AlignModel` and `AlignProcessor`, with model card and proof."""
+        return self.path / "merged"
+
+    @property
+    def head(self) -> Path:
+        """The trained classification head, where there is one."""
+        return self.path / "head.safetensors"
+
+    @property
+    def classifier(self) -> Path:
+        """`EfficientNetForImageClassification` of image tower and head, with model card and proof."""
+        return self.path / "classifier"
+
+    @property
+    def logged(self) -> Path:
+        """Every logged value by step."""
+        return self.path / "metrics.csv"
+
+    def members(self, count: int) -> "list[RunFolder]":
+        """Where the trainings that a soup averages keep checkpoints and logged values: the first in the run's folder.
+
+        Args:
+            count: How many there are.
+        """
+        return [self, *(RunFolder(self.path / "members" / str(number)) for number in range(2, count + 1))]
+
+    @property
+    def logs(self) -> list[Path]:
+        """The files of logged values that there are, one of each training."""
+        return [path for path in (self.logged, *sorted(self.path.glob("members/*/metrics.csv"))) if path.is_file()]
+
+    @property
+    def metrics(self) -> Path:
+        """Before, after, retention."""
+        return self.path / "metrics.json"
+
+    @property
+    def predictions(self) -> Path:
+        """Test rows with prediction and score."""
+        return self.path / "predictions.csv"
+
+    @property
+    def skipped(self) -> Path:
+        """Rows that were left out as their images cannot be read; absent where there are none."""
+        return self.path / "skipped.csv"
+
+    @property
+    def report(self) -> Path:
+        """All of it as one page."""
+        return self.path / "report.html"
+
+    @property
+    def finished(self) -> Path:
+        """Written last: only then is the run complete."""
+        return self.path / "finished.json"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run went to its end."""
+        return self.finished.is_file()
+
+    def create(self, overwrite: bool, needed: Sequence[Path] = ()) -> None:
+        """Makes the folder for a new run.
+
+        Args:
+            overwrite: Whether a run that is already there is removed.
+            needed: What the new run reads, which may not be removed with it.
+
+        Raises:
+            RecipeError: If a run of that name exists and `overwrite` is false, or holds what is needed, or a folder
+                that is no run.
+        """
+        if self.path.exists():
+            if any(self.path.iterdir()) and not self.recipe.is_file():
+                raise RecipeError(
+                    f"Expected {self.path} to be a run or absent, but it holds other files and no recipe.yaml. "
+                    "Choose another name with --run NAME."
+                )
+            if not overwrite:
+                raise RecipeError(
+                    f"Expected no run at {self.path}, but there is one. Replace it with --overwrite, or choose another "
+                    "name with --run NAME."
+                )
+            if inside := [path for path in needed if self.path.resolve() in path.resolve().parents]:
+                raise RecipeError(
+                    f"Expected what the run reads to lie outside {self.path}, which it replaces, but got {inside[0]}. "
+                    "Choose another name with --run NAME."
+                )
+            shutil.rmtree(self.path)
+        self.path.mkdir(parents=True)
+
+    def finish(self, facts: dict[str, object]) -> None:
+        """Marks the run complete."""
+        write_json(self.finished, facts)
+
+
+def open_run(path: str | Path) -> RunFolder:
+    """The folder of a run that was started.
+
+    Args:
+        path: The run's folder.
+
+    Raises:
+        RecipeError: If it is not there, naming the nearest run beside it.
+    """
+    run = RunFolder(Path(path))
+    if not run.recipe.is_file():
+        parent = run.path.parent
+        beside = [str(file.parent) for file in parent.glob("*/recipe.yaml")] if parent.is_dir() else []
+        repair = did_you_mean(str(path), beside) if beside else "Start one with `finetune fit`."
+        raise RecipeError(f"Expected {path} to be a run, but it holds no recipe.yaml. {repair}")
+    return run

@@ -1,0 +1,1 @@
+"""What trains: the tasks, their head starts and schedules, and the callbacks that watch them."""

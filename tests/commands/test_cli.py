@@ -1,0 +1,111 @@
+"""The commands in real processes: quick to start, clear when the input is at fault."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from finetune.commands.cli import main
+
+
+def finetune(*words, cwd) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "finetune", *map(str, words)], cwd=cwd, capture_output=True, text=True, check=False
+    )
+
+
+def test_help_and_recipes_do_not_import_torch(tmp_path):
+    script = (
+        "import sys; from finetune.commands.cli import main\n"
+        "for words in (['recipes', 'list'], ['recipes', 'show', 'quickstart'], ['fit', '--help']):\n"
+        "    try:\n        main(words)\n    except SystemExit as done:\n        assert not done.code\n"
+        "assert not {'torch', 'transformers', 'lightning', 'numpy'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "quickstart" in done.stdout
+
+
+def test_help_names_every_command(tmp_path):
+    start = time.perf_counter()
+    done = finetune("--help", cwd=tmp_path)
+    assert time.perf_counter() - start < 5  # measured: 0.07 s; this catches an import of torch on a busy machine
+    for command in ("fit", "test", "export", "verify", "report", "classify", "prepare", "recipes"):
+        assert command in done.stdout
+
+
+def test_copied_recipe_is_the_shipped_one_and_never_overwrites(tmp_path, capsys):
+    target = tmp_path / "own.yaml"
+    assert main(["recipes", "copy", "quickstart", str(target)]) == 0
+    assert main(["recipes", "show", "quickstart"]) == 0
+    assert target.read_text() == capsys.readouterr().out
+    target.write_text("mine")
+    assert main(["recipes", "copy", "quickstart", str(target)]) == 2
+    assert "Expected" in capsys.readouterr().err
+    assert target.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["recipes", "show", "quikstart"], "Did you mean 'quickstart'"),
+        (["fit", "--config", "quikstart"], "Did you mean 'quickstart'"),
+        (["fit"], "Expected --config RECIPE"),
+        (["test"], "Expected either RUN or --config RECIPE"),
+        (["prepare", "digit"], "Did you mean 'digits'"),
+        (["verify", "nowhere"], "merge_proof.json is missing"),
+        (["export", "nowhere", "--output", "x"], "holds no recipe.yaml"),
+        (["report", "nowhere"], "holds no recipe.yaml"),
+        (["fit", "--config", "quickstart", "--trainer.max_epoch", "3"], "Did you mean 'max_epochs'"),
+        (["fit", "--config", "quickstart"], "data/digits/digits.csv"),
+        (["suspects", "--config", "quickstart"], "data/digits/digits.csv"),
+        (["classify", "align-mini", "nowhere.png", "--label", "a cat"], "Expected nowhere.png to be an image file"),
+        (["classify", "align-mini", "a.png", "--label", "a cat", "--output", "nodir/a.csv"], "but got nodir/a.csv"),
+        (["classify", "align-mini", "a.png", "--label", "a cat", "--output", "."], "Expected --output to name a file"),
+        (["classify", "algin-mini", "nowhere.png", "--label", "a cat"], "Did you mean 'align-mini'"),
+    ],
+)
+def test_faults_of_the_input_are_told_in_one_message_with_exit_code_2(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    found = capsys.readouterr().err
+    assert found.startswith("error: ")
+    assert message in found
+    assert not list(tmp_path.iterdir())
+
+
+def test_classify_replaces_a_file_only_when_told_to(tiny, colour_table, tmp_path, capsys):
+    table = tmp_path / "found.csv"
+    table.write_text("mine")
+    words = ["classify", tiny, str(colour_table.parent / "0.png"), "--label", "a cat", "--label", "a dog"]
+    words += ["--output", str(table)]
+    assert main(words) == 2
+    assert "Remove it or pass --overwrite" in capsys.readouterr().err
+    assert table.read_text() == "mine"
+    assert main([*words, "--overwrite"]) == 0
+    header, *lines = table.read_text().splitlines()
+    assert header == "image,label,probability"
+    assert sum(float(line.split(",")[-1]) for line in lines) == pytest.approx(1)
+    assert [line.split(",")[1] for line in lines] == ["a cat", "a dog"]
+
+
+def test_unknown_option_is_refused(capsys):
+    with pytest.raises(SystemExit) as done:
+        main(["verify", "folder", "--outptu", "x"])
+    assert done.value.code == 2
+    assert "unrecognized arguments: --outptu" in capsys.readouterr().err
+
+
+def test_prepare_lists_the_data_sets_and_passes_the_exit_code_on(tmp_path, capsys):
+    assert main(["prepare", "--help"]) == 0
+    assert "digits" in capsys.readouterr().out
+    (tmp_path / "mine").write_text("keep")
+    assert finetune("prepare", "digits", "--output", tmp_path, cwd=tmp_path).returncode == 2
+    assert (tmp_path / "mine").read_text() == "keep"
+
+
+def test_keys_are_listed_with_their_meaning(tmp_path):
+    done = finetune("fit", "--keys", cwd=tmp_path)
+    assert "--data.batch_size" in done.stdout
+    assert "Largest number of rows in a batch" in done.stdout

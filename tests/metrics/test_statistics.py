@@ -1,0 +1,101 @@
+"""Metrics computed again for draws of their units, against scikit-learn and NumPy on the repeated rows themselves."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import average_precision_score, balanced_accuracy_score
+
+from finetune.metrics import AveragePrecision, ClassAccuracy, Retrieval, value
+from finetune.metrics.statistics import MeanAveragePrecision, Median, mean
+
+
+def draws(units, count=20):
+    """Rows drawn with replacement, and how often each was drawn."""
+    rows = np.random.default_rng(0).integers(0, units, (count, units))
+    counts = np.stack([np.bincount(row, minlength=units) for row in rows], axis=1)
+    return rows, torch.from_numpy(counts).float()
+
+
+def test_mean_is_that_of_the_drawn_rows():
+    values = np.random.default_rng(1).random(31)
+    rows, counts = draws(31)
+    np.testing.assert_allclose(mean(torch.from_numpy(values))(counts), values[rows].mean(axis=1))
+
+
+@pytest.mark.parametrize("units", [1, 2, 30, 31])
+def test_median_is_that_of_the_drawn_rows(units):
+    values = np.random.default_rng(1).integers(1, 9, units) / 2
+    rows, counts = draws(units)
+    np.testing.assert_allclose(Median(torch.from_numpy(values))(counts), np.median(values[rows], axis=1))
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
+def test_recall_is_that_of_the_drawn_rows():
+    generator = torch.Generator().manual_seed(0)
+    scores, labels = torch.randn(40, 6, generator=generator), torch.randint(0, 5, (40,), generator=generator)
+    metric = ClassAccuracy()
+    metric.update(scores, labels)
+    rows, counts = draws(40)
+    found = metric.figures()["mean_per_class_recall"](counts)
+    predictions = scores.argmax(dim=1)
+    expected = [balanced_accuracy_score(labels[row], predictions[row]) for row in rows]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("decimals", [0, 3], ids=["ties", "no ties"])
+def test_average_precision_is_that_of_the_drawn_rows(decimals):
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(40, 3, generator=generator).round(decimals=decimals)
+    targets = torch.rand(40, 3, generator=generator) < 0.4
+    rows, counts = draws(40)
+    found = MeanAveragePrecision(scores, targets)(counts)
+    expected = [average_precision_score(targets[row].numpy(), scores[row].numpy()) for row in rows]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_a_class_that_was_not_drawn_does_not_count():
+    scores, targets = torch.tensor([[0.9, 0.1], [0.2, 0.3]]), torch.tensor([[True, False], [False, True]])
+    counts = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
+    assert MeanAveragePrecision(scores, targets)(counts).tolist() == [1.0, 1.0]
+    assert MeanAveragePrecision(scores, targets & False)(counts).isnan().all()
+
+
+def test_mean_hit_rate_draws_what_belongs_together():
+    """Two captions of the first image come and go with it; a caption of two images brings both."""
+    generator = torch.Generator().manual_seed(0)
+    image_ids, caption_ids = torch.tensor([0, 0, 1, 2, 3]), torch.tensor([0, 1, 2, 3, 3])
+    metric = Retrieval()
+    embeds = [torch.randn(5, 4, generator=generator) for _ in range(2)]
+    metric.update(embeds[0][image_ids], embeds[1][caption_ids], image_ids, caption_ids)
+    figures = metric.figures()
+    figure, ranks = figures["mean_R@K"], metric.ranks()
+    assert figure.units == 3
+    counts = torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 2.0]])
+    repeats = {
+        "image_to_text": [[0, 0, 2, 3], [1, 2, 3, 2, 3]],
+        "text_to_image": [[0, 1, 0, 1, 3], [2, 3, 3]],
+    }
+    expected = [
+        np.mean([(ranks[way][drawn[draw]] <= k).float().mean() for way, drawn in repeats.items() for k in (1, 5, 10)])
+        for draw in (0, 1)
+    ]
+    np.testing.assert_allclose(figure(counts), expected, rtol=1e-6)
+    assert [figures[f"{way}/median_rank"].units for way in ranks] == [4, 4]
+
+
+@pytest.mark.parametrize("metric", [ClassAccuracy(), AveragePrecision("abc"), Retrieval()], ids=str)
+def test_values_are_the_metrics(metric):
+    generator = torch.Generator().manual_seed(0)
+    scores, ids = torch.randn(30, 3, generator=generator), torch.arange(30)
+    if isinstance(metric, Retrieval):
+        metric.update(scores, torch.randn(30, 3, generator=generator), ids, ids // 2)
+    elif isinstance(metric, ClassAccuracy):
+        metric.update(scores, ids % 3)
+    else:
+        metric.update(scores, torch.rand(30, 3, generator=generator) < 0.5)
+    figures, metrics = metric.figures(), metric.compute()
+    without = {name for name in metrics if name.startswith("average_precision/")} | {"expected_calibration_error"}
+    assert figures.keys() == metrics.keys() - without
+    assert {name: float(value(figure)) for name, figure in figures.items()} == {
+        name: float(metrics[name]) for name in figures
+    }

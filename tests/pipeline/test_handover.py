@@ -1,0 +1,227 @@
+"""Runs handed out between base and adapter, at the fitted temperature, and exported once more."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AlignModel, AlignProcessor, AutoModelForImageClassification
+
+from finetune.commands.cli import main
+from finetune.core.errors import CheckpointError, RecipeError, TableError
+from finetune.core.files import fingerprint_file, fingerprint_weights
+from finetune.pipeline.experiment import run_experiment
+from finetune.pipeline.handover import export_run
+from finetune.pipeline.recipe import read_recipe
+from finetune.run.folder import RunFolder
+
+HEAD = ["--model.text_lora", "null", "--model.objective", "finetune.objectives.Classification"]
+PROMPT = "a photo of a {}."
+
+
+def fit(folder, tiny, table, *words) -> RunFolder:
+    """A finished run on the colours, with their captions for elsewhere."""
+    recipe = folder / "colours.yaml"
+    recipe.write_text(
+        f"model:\n  checkpoint: {tiny}\n  image_lora:\n    rank: 2\n"
+        f"data:\n  table:\n    path: {table}\n    label: label\n    split: split\n"
+        f"  retention:\n    - path: {table}\n      caption: caption\n      split: split\n"
+        "trainer:\n  max_epochs: 2\n  accelerator: cpu\n  enable_progress_bar: false\n"
+        f"run:\n  folder: {folder / 'runs'}\n"
+    )
+    return run_experiment(read_recipe(recipe, [*words]))
+
+
+@pytest.fixture(scope="module")
+def run(tiny, colour_table, tmp_path_factory) -> RunFolder:
+    return fit(tmp_path_factory.mktemp("prompts"), tiny, colour_table, "--run.alpha", "0.6")
+
+
+def same_tensors(one, two) -> bool:
+    return fingerprint_weights(one) == fingerprint_weights(two)
+
+
+def test_folder_says_where_it_lies(run):
+    metrics = json.loads(run.metrics.read_text())
+    assert metrics["alpha"] == {"chosen": 0.6}
+    proof = json.loads((run.merged / "merge_proof.json").read_text())
+    assert proof["alpha"] == 0.6
+    assert proof["temperature"] == metrics["calibration"]["temperature"]["fitted"]
+    assert proof["temperature"] == AlignModel.from_pretrained(run.merged).temperature.item()
+    assert "Alpha 0.6: " in (run.merged / "README.md").read_text()
+    sidecar = json.loads((run.adapter / "temperature.json").read_text())["temperature"]
+    assert sidecar == load_file(run.witness)["temperature"].item()  # adapter and witness are all that was trained
+    assert metrics["calibration"]["temperature"]["trained"] == pytest.approx(0.4 * 1.0 + 0.6 * sidecar)
+
+
+def test_plain_softmax_over_the_prompts_has_the_calibration_that_is_told(run, colour_table):
+    """With one template the class scores are those of the model card."""
+    metrics = json.loads(run.metrics.read_text())
+    model, processor = AlignModel.from_pretrained(run.merged), AlignProcessor.from_pretrained(run.merged)
+    rows = pd.read_csv(colour_table).query("split == 'test'")
+    classes = sorted(set(rows["label"]))
+    images = [Image.open(colour_table.parent / name).convert("RGB") for name in rows["image"]]
+    texts = [PROMPT.replace("{}", name) for name in classes]
+    with torch.no_grad():
+        logits = model(**processor(images=images, text=texts, return_tensors="pt")).logits_per_image
+    best = logits.argmax(dim=1).numpy()
+    right = np.array(classes)[best] == rows["label"].to_numpy()
+
+    def calibration(scores):
+        sure = scores.softmax(dim=1).amax(dim=1).numpy()
+        bins = np.minimum((sure * 15).astype(int), 14)
+        return sure, bins, sum((bins == i).mean() * abs((right - sure)[bins == i].mean()) for i in set(bins))
+
+    temperature, told = metrics["calibration"]["temperature"], metrics["calibration"]["expected_calibration_error"]
+    sure, bins, error = calibration(logits)
+    assert told["fitted"] == pytest.approx(error, abs=1e-4)
+    assert told["trained"] == pytest.approx(
+        calibration(logits * temperature["fitted"] / temperature["trained"])[2], abs=1e-4
+    )
+    assert told["fitted"] == pytest.approx(metrics["after"]["test/expected_calibration_error"], abs=1e-6)
+    part = metrics["calibration"]["bins"][bins[0]]
+    assert part["confidence"] == pytest.approx(sure[bins == bins[0]].mean(), abs=1e-4)
+    assert part["accuracy"] == pytest.approx(right[bins == bins[0]].mean())
+
+
+def test_a_classifier_that_is_clearly_too_unsure_is_made_surer(tiny, colour_table, tmp_path):
+    """A probe of colours, all told apart, at a scale that gives each of them less than half."""
+    words = ["--model.objective.head_start", "finetune.objectives.FromProbe", "--model.image_lora", "null"]
+    words += ["--model.objective.head_start.smoothing", "0.8"]
+    words += ["--model.optimizer", "torch.optim.AdamW", "--model.optimizer.lr", "1e-9"]
+    run = fit(tmp_path, tiny, colour_table, *HEAD, *words)
+    metrics = json.loads(run.metrics.read_text())
+    temperature = metrics["calibration"]["temperature"]
+    assert temperature["fitted"] < 0.5 * temperature["trained"]
+    head = load_file(run.head)  # the start is at the same temperature, so that what lies between ranks alike
+    torch.testing.assert_close(head["start_weight"], head["weight"], rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(head["start_bias"], head["bias"], rtol=1e-5, atol=1e-6)
+    model = AutoModelForImageClassification.from_pretrained(run.classifier)
+    processor = AlignProcessor.from_pretrained(tiny, backend="pil").image_processor
+    rows = pd.read_csv(colour_table).query("split == 'test'")
+    images = [Image.open(colour_table.parent / name).convert("RGB") for name in rows["image"]]
+    with torch.no_grad():
+        logits = model(processor(images, return_tensors="pt")["pixel_values"]).logits
+    for name, scale in (("fitted", 1.0), ("trained", temperature["fitted"] / temperature["trained"])):
+        sure = (scale * logits).softmax(dim=1).amax(dim=1)
+        assert metrics["after"]["test/accuracy"] == 1  # so the error is what is missing to 1
+        told = metrics["calibration"]["expected_calibration_error"][name]
+        assert told == pytest.approx(1 - sure.mean().item(), abs=1e-4)
+    for name, labels in (("renamed", {"red": "rot"}), ("fewer", {"red": "blue"})):
+        path = tmp_path / f"{name}.csv"
+        pd.read_csv(colour_table, dtype=str).replace({"label": labels}).to_csv(path, index=False)
+        words = ["--data.table.path", str(path), "--data.table.images", str(colour_table.parent)]
+        with pytest.raises(TableError, match="the classifier's 3 classes, blue, green, red, but got [23]: blue"):
+            export_run(run.path, tmp_path / "never", alpha="auto", classifier=True, overrides=words)
+
+
+def test_export_repeats_what_was_handed_out_bit_for_bit(run, tmp_path, capsys):
+    assert main(["export", str(run.path), "--output", str(tmp_path / "again")]) == 0
+    assert "of the interpolated model, at most 1e-05 allowed" in capsys.readouterr().out
+    assert same_tensors(tmp_path / "again", run.merged)
+    assert "Measured on this folder" in (tmp_path / "again" / "README.md").read_text()
+
+
+def test_export_at_another_alpha_says_that_it_was_not_measured(run, tiny, tmp_path):
+    assert main(["export", str(run.path), "--output", str(tmp_path / "base"), "--alpha", "0"]) == 0
+    assert same_tensors(tmp_path / "base", Path(tiny))
+    card = (tmp_path / "base" / "README.md").read_text()
+    assert "Not measured: this is not what its run handed out." in card
+    assert "test/accuracy" not in card
+
+
+def test_export_chooses_anew_on_the_recipes_tables(run, tmp_path):
+    words = ["--alpha", "auto", "--run.max_retention_loss", "0.3"]
+    assert main(["export", str(run.path), "--output", str(tmp_path / "chosen"), *words]) == 0
+    proof = json.loads((tmp_path / "chosen" / "merge_proof.json").read_text())
+    assert proof["alpha"] in [step / 10 for step in range(11)]
+    assert "30.0 % allowed" in (tmp_path / "chosen" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--alpha", "1.5"], "Expected --alpha to be in [0, 1], but got 1.5"),
+        (["--alpha", "auto", "--data.retention", "null"], "Expected data.retention to name a table"),
+        (["--run.seed", "1"], "Expected recipe keys with --alpha auto only, but got --run.seed"),
+        (["--classifier"], "to have a head, but it trained none. Export without --classifier"),
+    ],
+)
+def test_faults_of_an_export_are_told_and_leave_no_folder(run, tmp_path, capsys, words, message):
+    assert main(["export", str(run.path), "--output", str(tmp_path / "never"), *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_existing_folder_is_refused_before_anything_is_measured(run, tmp_path):
+    with pytest.raises(FileExistsError, match="Remove it or pass --overwrite"):
+        export_run(run.path, tmp_path, alpha="auto", overrides=["--data.table.path", "nowhere.csv"])
+
+
+def test_what_no_export_wrote_is_not_replaced(run, tmp_path, capsys):
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "photos.csv").touch()
+    for folder in (run.path, run.path.parent, tmp_path / "project", run.path / "recipe.yaml"):
+        assert main(["export", str(run.path), "--output", str(folder), "--overwrite"]) == 2
+        assert "to be absent, empty or a folder that was exported" in capsys.readouterr().err
+    assert run.is_finished
+    assert run.adapter.is_dir()
+    shutil.copytree(run.merged, tmp_path / "again")
+    (tmp_path / "again" / "model.safetensors").unlink()
+    assert main(["export", str(run.path), "--output", str(tmp_path / "again"), "--overwrite"]) == 0
+    assert same_tensors(tmp_path / "again", run.merged)
+
+
+def test_alpha_that_is_no_number_is_refused(capsys):
+    with pytest.raises(SystemExit) as done:
+        main(["export", "run", "--output", "x", "--alpha", "most"])
+    assert done.value.code == 2
+    assert "argument --alpha: Expected a number from 0 to 1, or auto, but got 'most'." in capsys.readouterr().err
+
+
+def test_auto_without_retention_is_told_before_anything_is_written(tiny, colour_table, tmp_path):
+    with pytest.raises(RecipeError, match="Expected data.retention to name a table for run.alpha auto"):
+        fit(tmp_path, tiny, colour_table, "--run.alpha", "auto", "--data.retention", "null")
+    assert [path.name for path in tmp_path.iterdir()] == ["colours.yaml"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("alpha", ["1.0", "0.6"])
+def test_classifier_is_handed_out_and_repeated_at_its_alpha(tiny, colour_table, tmp_path, alpha):
+    run = fit(tmp_path, tiny, colour_table, "--run.alpha", alpha, *HEAD)
+    metrics, proof = (json.loads(path.read_text()) for path in (run.metrics, run.classifier / "merge_proof.json"))
+    temperature = metrics["calibration"]["temperature"]
+    assert temperature["trained"] == 1.0  # that of the base, which the head took in
+    assert proof["alpha"] == float(alpha)
+    assert proof["scale"] == (1.0 if alpha == "1.0" else pytest.approx(1 / temperature["fitted"]))
+    assert AlignModel.from_pretrained(run.merged).temperature == 1.0
+    error = metrics["after"]["test/expected_calibration_error"]
+    assert metrics["calibration"]["expected_calibration_error"]["fitted"] == pytest.approx(error, abs=1e-6)
+    export_run(run.path, tmp_path / "again", classifier=True)
+    assert same_tensors(tmp_path / "again", run.classifier)
+    for name in ("config.json", "preprocessor_config.json"):
+        assert fingerprint_file(tmp_path / "again" / name) == fingerprint_file(run.classifier / name)
+
+
+@pytest.mark.slow
+def test_head_alone_is_handed_out_between(tiny, colour_table, tmp_path):
+    words = ["--run.alpha", "auto", "--run.max_retention_loss", "0", "--model.image_lora", "null"]
+    run = fit(tmp_path, tiny, colour_table, *words, *HEAD)
+    assert not run.merged.exists()
+    assert {point["retention_loss"] for point in json.loads(run.metrics.read_text())["alpha"]["curve"]} == {0.0}
+    with pytest.raises(CheckpointError, match="trained a head alone. Export its image classifier with --classifier"):
+        export_run(run.path, tmp_path / "never")
+    export_run(run.path, tmp_path / "start", alpha=0.0, classifier=True)
+    head = load_file(run.head)
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "start")
+    pixels = load_file(run.witness)["pixel_values"]
+    with torch.no_grad():
+        features = AlignModel.from_pretrained(tiny).get_image_features(pixel_values=pixels).pooler_output
+        logits = model(pixels).logits
+    expected = features @ head["start_weight"].T
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))

@@ -1,0 +1,212 @@
+"""Recipes: parsed to objects, refused with the nearest valid name, repeated from what a run writes."""
+
+import dataclasses
+import inspect
+import sys
+
+import pytest
+import yaml
+from docstring_parser import parse
+
+import finetune
+from finetune.core.errors import RecipeError
+from finetune.core.shipped import find_recipe
+from finetune.pipeline.recipe import describe_keys, read_recipe
+
+CLASSES = [
+    getattr(finetune, name)
+    for name in finetune.__all__
+    if inspect.isclass(getattr(finetune, name)) and not issubclass(getattr(finetune, name), Exception | tuple)
+]
+
+
+@pytest.fixture
+def recipe_file(tmp_path, colour_table):
+    path = tmp_path / "colours.yaml"
+    path.write_text(f"model:\n  checkpoint: align-mini\ndata:\n  table:\n    path: {colour_table}\n    label: label\n")
+    return path
+
+
+def test_values_come_from_the_file_and_then_from_the_command_line(recipe_file):
+    recipe = read_recipe(recipe_file, ["--data.batch_size", "7", "--model.image_lora.rank", "3", "--run.seed", "5"])
+    assert recipe.name == "colours"
+    assert recipe.checkpoint == "align-mini"
+    data = recipe.build_data()
+    assert (data.batch_size, data.seed) == (7, 5)
+    assert data.rows.classes == ("blue", "green", "red")
+    task = recipe.build_task()
+    ranks = {module.r["default"] for module in task.modules() if hasattr(module, "lora_A")}
+    assert ranks == {3, 16}
+
+
+def test_resolved_recipe_repeats_itself_without_the_run_name(recipe_file, tmp_path):
+    recipe = read_recipe(recipe_file, ["--run.name", "other", "--model.text_lora", "null"])
+    assert recipe.name == "other"
+    again = tmp_path / "recipe.yaml"
+    again.write_text(recipe.resolved)
+    assert "other" not in recipe.resolved
+    assert read_recipe(again).resolved == recipe.resolved
+    assert "text_lora: null" in recipe.resolved
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--data.table.label", "null", "--data.table.caption", "caption"],
+        ["--data.table.label=null", "--data.table.caption=caption"],
+        ["--data.init_args.table.label", "null", "--data.table.caption", "caption"],
+    ],
+)
+def test_a_null_replaces_a_value_that_lies_deep(recipe_file, words):
+    table = read_recipe(recipe_file, [*words, "--model.image_lora.last_blocks", "null"]).build_data().table
+    assert (table.label, table.caption) == (None, "caption")
+
+
+def test_a_text_that_is_null_stays_a_text(recipe_file):
+    recipe = read_recipe(recipe_file, ["--data.table.filter", "source == 'null'", "--run.name", "null"])
+    assert recipe.build_data().table.filter == "source == 'null'"
+    assert recipe.name == "colours"
+
+
+def test_flat_keys_and_class_path_are_both_accepted(recipe_file, tmp_path):
+    nested = tmp_path / "nested.yaml"
+    nested.write_text(
+        "model:\n  class_path: finetune.AlignTask\n  init_args:\n"
+        "    checkpoint: align-mini\n    min_temperature: 0.02\n"
+        + recipe_file.read_text().split("checkpoint: align-mini\n")[1]
+    )
+    assert read_recipe(nested).build_task().towers.min_temperature == 0.02
+    flat = read_recipe(recipe_file, ["--model.min_temperature", "0.02"])
+    assert flat.resolved == read_recipe(nested).resolved
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("model.chekpoint", "x", r"'model.chekpoint'. Did you mean 'checkpoint'"),
+        ("model.image_lora.rnk", "4", r"'model.image_lora.rnk'. Did you mean 'rank'"),
+        ("model.objective.label_smothing", "0.1", r"'model.objective.label_smothing'. Did you mean 'label_smoothing'"),
+        ("model.optimizer.lrr", "0.1", r"'model.optimizer.lrr'. Did you mean 'lr'"),
+        ("data.table.pth", "x", r"'data.table.pth'. Did you mean 'path'"),
+        ("data.batchsize", "3", r"'data.batchsize'. Did you mean 'batch_size'"),
+        ("run.sed", "3", r"'run.sed'. Did you mean 'seed'"),
+        ("trainer.max_epoch", "3", r"'trainer.max_epoch'. Did you mean 'max_epochs'"),
+        ("modle.checkpoint", "x", r"'modle.checkpoint'"),
+        ("data.table.split.vl", "0.1", r"'data.table.split.vl'. Did you mean 'val'"),
+    ],
+)
+@pytest.mark.parametrize("source", ["option", "file"])
+def test_unknown_key_names_the_nearest(recipe_file, tmp_path, key, value, message, source):
+    overrides = [f"--{key}", value]
+    if source == "file":
+        *outer, last = key.split(".")
+        lines = ["  " * depth + f"{name}:" for depth, name in enumerate(outer)]
+        path = tmp_path / "extra.yaml"
+        path.write_text("\n".join([*lines, "  " * len(outer) + f"{last}: {value}"]) + "\n")
+        overrides = ["--config", str(path)]
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(recipe_file, overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["--model.image_lora.rank", "x"], r"model.image_lora.rank: Expected a <class 'int'>. Got value: x"),
+        (["--trainer.max_epochs", "x"], r"trainer.max_epochs"),
+        (["--model.objective", "Contrastiv"], r"model.objective: .*Contrastiv"),
+    ],
+)
+def test_wrong_value_names_its_key(recipe_file, overrides, message):
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(recipe_file, overrides)
+
+
+def test_alpha_is_a_number_or_auto(recipe_file):
+    assert read_recipe(recipe_file).run.alpha == 1.0
+    assert read_recipe(recipe_file, ["--run.alpha", "0.7"]).run.alpha == 0.7
+    recipe = read_recipe(recipe_file, ["--run.alpha", "auto", "--run.max_retention_loss", "0.02"])
+    assert (recipe.run.alpha, recipe.run.max_retention_loss) == ("auto", 0.02)
+    assert "alpha: auto" in recipe.resolved
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("alpha", "1.5", r"Expected run.alpha to be in \[0, 1\], but got 1.5. 0 is the base"),
+        ("alpha", "-0.1", r"Expected run.alpha to be in \[0, 1\], but got -0.1"),
+        ("alpha", "best", r"run.alpha: Expected a <class 'float'> or a typing.Literal\['auto'\]. Got value: best"),
+        ("max_retention_loss", "5", r"Expected run.max_retention_loss to be in \[0, 1\], but got 5.0. It is a share"),
+        ("max_retention_loss", "-1", r"Expected run.max_retention_loss to be in \[0, 1\], but got -1.0"),
+    ],
+)
+def test_settings_of_the_run_out_of_range_are_refused(recipe_file, key, value, message):
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(recipe_file, [f"--run.{key}={value}"])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("precision", "bf16-true", "to keep the weights in float32, but got bf16-true: .* Set it to bf16-mixed"),
+        ("precision", "16-true", "to keep the weights in float32, but got 16-true: .* Set it to 16-mixed"),
+        ("devices", "2", "Expected a run on one device, but got trainer.devices 2 and trainer.num_nodes 1"),
+        ("devices", "auto", "Expected a run on one device, but got trainer.devices auto"),
+        ("devices", "[0,1]", r"Expected a run on one device, but got trainer.devices \[0, 1\]"),
+        ("num_nodes", "2", "Expected a run on one device, but got trainer.devices 1 and trainer.num_nodes 2"),
+    ],
+)
+def test_a_trainer_whose_model_could_not_be_proven_is_refused(recipe_file, key, value, message):
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(recipe_file, [f"--trainer.{key}={value}"])
+
+
+@pytest.mark.parametrize("devices", [1, [3]])
+def test_any_one_device_is_taken(recipe_file, devices):
+    resolved = read_recipe(recipe_file, [f"--trainer.devices={devices}"]).resolved
+    assert str(yaml.safe_load(resolved)["trainer"]["devices"]) == str(devices)
+
+
+def test_constructor_errors_name_the_part(recipe_file):
+    with pytest.raises(RecipeError, match="rank to be at least 1, but got 0"):
+        read_recipe(recipe_file, ["--model.image_lora.rank", "0"]).build_task()
+    with pytest.raises(RecipeError, match="batch_size to be at least 1"):
+        read_recipe(recipe_file, ["--data.batch_size", "0"]).build_data()
+
+
+def test_foreign_module_is_neither_taken_nor_imported_without_trust(recipe_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "foreign_task.py").write_text(
+        "from finetune import AlignTask\n\n\nclass Mine(AlignTask):\n    '''Mine.'''\n"
+    )
+    nested = tmp_path / "nested.yaml"
+    nested.write_text(
+        "model:\n  class_path: foreign_task.Mine\n  init_args:\n    checkpoint: align-mini\n"
+        + recipe_file.read_text().split("checkpoint: align-mini\n")[1]
+    )
+    with pytest.raises(RecipeError, match="got 'foreign_task.Mine'.*pass --trust foreign_task"):
+        read_recipe(nested)
+    assert "foreign_task" not in sys.modules
+    assert type(read_recipe(nested, trust=["foreign_task"]).build_task()).__name__ == "Mine"
+
+
+@pytest.mark.parametrize("owner", CLASSES, ids=lambda owner: owner.__name__)
+def test_every_key_of_every_public_class_has_help(owner):
+    owner = next(kind for kind in owner.__mro__ if "__init__" in vars(kind))  # whose help its subclasses show
+    described = {entry.arg_name: entry.description for entry in parse(inspect.getdoc(owner) or "").params}
+    if dataclasses.is_dataclass(owner):
+        arguments = [field.name for field in dataclasses.fields(owner) if field.init]
+    else:
+        arguments = [name for name in inspect.signature(owner.__init__).parameters if name != "self"]
+    arguments = [name for name in arguments if name not in ("args", "kwargs")]
+    assert {name for name in arguments if not described.get(name)} == set()
+    assert len(arguments) <= 13
+
+
+def test_described_keys_include_both_towers_and_the_trainer():
+    text = describe_keys()
+    for key in ("--model.image_lora", "--model.text_lora", "--data.table", "--trainer.max_epochs", "--run.floor"):
+        assert key in text
+
+
+def test_shipped_recipe_is_parsed_by_name():
+    assert read_recipe(find_recipe("quickstart")).checkpoint == "align-mini"

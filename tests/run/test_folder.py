@@ -1,0 +1,57 @@
+"""A run's folder: refused when it is there, whole when it is finished."""
+
+from pathlib import Path
+
+import pytest
+
+from finetune.core.errors import RecipeError
+from finetune.run.folder import RunFolder, open_run
+
+
+def test_existing_run_is_refused_naming_the_ways_out(tmp_path):
+    run = RunFolder(tmp_path / "runs" / "first")
+    run.create(overwrite=False)
+    (run.path / "recipe.yaml").write_text("model: {}\n")
+    with pytest.raises(RecipeError, match=r"no run at .*first.*--overwrite.*--run NAME"):
+        run.create(overwrite=False)
+    assert run.recipe.is_file()
+    run.create(overwrite=True)
+    assert not list(run.path.iterdir())
+
+
+def test_what_the_new_run_reads_is_not_removed_with_the_old_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = RunFolder(Path("runs/first"))
+    run.create(overwrite=False)
+    run.merged.mkdir()
+    run.recipe.touch()
+    with pytest.raises(RecipeError, match="to lie outside runs/first, which it replaces, but got runs/first/merged"):
+        run.create(overwrite=True, needed=[tmp_path / "t.csv", Path("runs/first/merged")])
+    assert run.merged.is_dir()
+    run.create(overwrite=True, needed=[tmp_path / "t.csv", Path("runs/first-base")])
+    assert not list(run.path.iterdir())
+
+
+def test_a_folder_that_is_no_run_is_not_replaced(tmp_path):
+    (tmp_path / "thesis.tex").write_text("all of it")
+    with pytest.raises(RecipeError, match="to be a run or absent, but it holds other files"):
+        RunFolder(tmp_path).create(overwrite=True)
+    assert (tmp_path / "thesis.tex").read_text() == "all of it"
+
+
+def test_a_run_is_finished_once_it_says_so(tmp_path):
+    run = RunFolder(tmp_path)
+    assert not run.is_finished
+    run.finish({"versions": {}})
+    assert run.is_finished
+
+
+def test_open_run_names_the_nearest_run(tmp_path):
+    for name in ("quickstart", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "recipe.yaml").touch()
+    assert open_run(tmp_path / "quickstart").path == tmp_path / "quickstart"
+    with pytest.raises(RecipeError, match=r"holds no recipe.yaml. Did you mean '.*/quickstart'"):
+        open_run(tmp_path / "quikstart")
+    with pytest.raises(RecipeError, match="Start one with `finetune fit`"):
+        open_run(tmp_path / "nowhere" / "quickstart")

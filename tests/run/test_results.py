@@ -1,0 +1,155 @@
+"""The table of the screen and the model card."""
+
+import yaml
+
+from finetune.run.results import format_measured, format_results, format_table, installed_versions, write_model_card
+
+COLUMNS = {
+    "before": {"test/image_to_text/R@1": 0.125, "test/image_to_text/median_rank": 7.0},
+    "after": {"test/image_to_text/R@1": 0.5, "test/image_to_text/median_rank": 1.5},
+}
+
+
+def test_rates_are_per_cent_and_ranks_are_ranks():
+    lines = format_table(COLUMNS).splitlines()
+    assert [cell.strip() for cell in lines[2].split("|")[1:-1]] == ["test/image_to_text/R@1", "12.5 %", "50.0 %"]
+    assert [cell.strip() for cell in lines[3].split("|")[1:-1]] == ["test/image_to_text/median_rank", "7.0", "1.5"]
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_a_metric_that_one_column_lacks_is_a_dash():
+    assert "| test/accuracy | -   | 50.0 % |" in format_table({"one": {}, "two": {"test/accuracy": 0.5}})
+
+
+def test_differences_stand_beside_the_models_and_say_what_is_unclear():
+    differences = {
+        "test/image_to_text/R@1": {"value": 0.375, "low": 0.25, "high": 0.5, "verdict": "higher"},
+        "test/image_to_text/median_rank": {"value": -5.5, "low": -7.0, "high": -3.5, "verdict": "lower"},
+        "test/accuracy": {"value": 0.01, "low": -0.02, "high": 0.04, "verdict": "no clear difference"},
+    }
+    columns = {
+        "before": COLUMNS["before"] | {"test/accuracy": 0.5},
+        "after": COLUMNS["after"] | {"test/accuracy": 0.51},
+    }
+    lines = format_table(columns, differences).splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert cells[0][-1] == "difference, 95 % interval"
+    assert [line[-1] for line in cells[2:]] == [
+        "+37.5 (+25.0 to +50.0)",
+        "-5.5 (-7.0 to -3.5)",
+        "+1.0 (-2.0 to +4.0) no clear difference",
+    ]
+
+
+def test_results_tell_what_was_lost_elsewhere():
+    metrics = COLUMNS | {
+        "drift": 0.0625,
+        "retention": {
+            "tables": {
+                "photos": {"metric": "test/accuracy", "before": 0.5, "after": 0.25, "relative_loss": 0.5},
+                "maps": {"metric": "test/accuracy", "before": 0.0, "after": 0.1, "relative_loss": None},
+            },
+            "mean_relative_loss": 0.5,
+            "worst_relative_loss": 0.5,
+        },
+    }
+    text = format_results(metrics)
+    assert text.startswith(format_table(COLUMNS))
+    assert "| photos    | test/accuracy | 50.0 % | 25.0 % | 50.0 % |" in text
+    assert "| maps      | test/accuracy | 0.0 %  | 10.0 % | -      |" in text
+    assert "| worst     |               |        |        | 50.0 % |" in text
+    assert "Drift 0.062" in text
+
+
+def test_figures_of_single_classes_are_left_to_the_file():
+    table = format_table({"after": {"test/mean_average_precision": 0.5, "test/average_precision/cat": 0.25}})
+    assert "mean_average_precision" in table
+    assert "cat" not in table
+
+
+def test_results_tell_alpha_and_calibration_in_a_line_each():
+    curve = [
+        {"alpha": 0.0, "target": 0.1, "retention_loss": 0.0, "retention_error": 0.0},
+        {"alpha": 0.7, "target": 0.931, "retention_loss": 0.03, "retention_error": 0.01},
+    ]
+    calibration = {
+        "temperature": {"trained": 0.05, "fitted": 0.0421},
+        "expected_calibration_error": {"trained": 0.054, "fitted": 0.021},
+        "of_a_calibrated_model": {"trained": 0.017, "fitted": 0.018},
+        "bins": [],
+    }
+    alpha = {"chosen": 0.7, "max_retention_loss": 0.05, "curve": curve}
+    lines = format_results(COLUMNS | {"alpha": alpha, "calibration": calibration}).splitlines()
+    assert (
+        "Alpha 0.7: the weights lie 70 % of the way from the base to what was trained. "
+        "Chosen on validation rows: 93.1 % there, 3.0 % lost elsewhere at worst, 5.0 % allowed."
+    ) in lines
+    assert (
+        "Calibration: as trained temperature 0.05, expected calibration error 5.4 %; "
+        "fitted on validation rows temperature 0.0421, expected calibration error 2.1 %. "
+        "On so many rows a calibrated model would show 1.8 %."
+    ) in lines
+    assert format_results({"alpha": alpha | {"chosen": 0.0}}) == (
+        "Alpha 0: the weights lie 0 % of the way from the base to what was trained. "
+        "Chosen on validation rows: 10.0 % there, 0.0 % lost elsewhere at worst, 5.0 % allowed. "
+        "That is the base: any other loses more than allowed, or is not better on these rows."
+    )
+    assert format_results({"alpha": {"chosen": 0.25}}) == (
+        "Alpha 0.25: the weights lie 25 % of the way from the base to what was trained."
+    )
+
+
+def test_calibration_error_is_a_rate():
+    assert "| 5.4 %" in format_table({"after": {"test/expected_calibration_error": 0.054}})
+
+
+def test_card_of_a_folder_that_was_not_measured_says_so():
+    assert format_measured(COLUMNS).startswith("Measured on this folder:\n\n| metric")
+    assert format_measured({}) == "Not measured: this is not what its run handed out."
+    assert "Alpha 0.25" in format_measured({"alpha": {"chosen": 0.25}})
+
+
+def test_model_card_has_metadata_table_and_proof(tmp_path):
+    proof = {
+        "base_model": "owner/name",
+        "identical_to_base": {"image": True, "text": False},
+        "max_abs_difference": {"image": 2e-7, "text": 3e-7},
+        "versions": {"transformers": "5.23.0"},
+    }
+    write_model_card(tmp_path, "birds", COLUMNS, proof)
+    text = (tmp_path / "README.md").read_text()
+    metadata = yaml.safe_load(text.split("---")[1])
+    assert metadata["base_model"] == "owner/name"
+    assert format_table(COLUMNS) in text
+    assert "3.0e-07" in text
+    assert "The image tower is the base's, byte for byte." in text
+    assert "The text tower" not in text
+
+
+def test_merged_card_of_a_head_tells_the_figures_by_prompts_and_not_the_heads(tmp_path):
+    metrics = {
+        "before": {"test/accuracy": 0.1},
+        "zero-shot after": {"test/accuracy": 0.3},
+        "after": {"test/accuracy": 0.9},
+        "difference": {"test/accuracy": {"value": 0.8, "low": 0.7, "high": 0.85, "verdict": "higher"}},
+        "calibration": {"temperature": {"trained": 1.0, "fitted": 2.0}},
+    }
+    proof = {
+        "base_model": "owner/name",
+        "identical_to_base": {},
+        "max_abs_difference": {"image": 2e-7},
+        "versions": {"transformers": "5.23.0"},
+    }
+    write_model_card(tmp_path, "birds", metrics, proof)
+    text = (tmp_path / "README.md").read_text()
+    expected = {"before": metrics["before"], "after": metrics["zero-shot after"]}
+    assert f"Measured on this folder:\n\n{format_table(expected)}\n\nR@K is" in text
+
+
+def test_installed_versions_are_those_imported():
+    import torch
+    import transformers
+
+    versions = installed_versions()
+    assert versions["torch"] == torch.__version__
+    assert versions["transformers"] == transformers.__version__
