@@ -1,7 +1,8 @@
-"""The three things a user can get wrong, each with its own exception, and the repair for misspelt names."""
+"""The three things a user can get wrong, each with its own exception; warnings; and the repair of misspelt names."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import NamedTuple
 
 SHOWN = 50  # names; no group of a recipe's keys has more
 
@@ -16,6 +17,20 @@ class RecipeError(ValueError):
 
 class CheckpointError(OSError):
     """A checkpoint, adapter or merged folder is missing, incomplete or not what it claims to be."""
+
+
+class Concern(NamedTuple):
+    """One thing that is seldom meant.
+
+    Attributes:
+        about: The subject, a word for machines.
+        message: What was found, one or two sentences.
+        places: All rows concerned, as `file:row`; or none.
+    """
+
+    about: str
+    message: str
+    places: tuple[str, ...] = ()
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from finetune.data.checks.concerns import Concern
+from finetune.core.errors import Concern
 from finetune.data.table.table import Rows, Table
 
 

@@ -12,7 +12,8 @@ import numpy.typing as npt
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from finetune.data.checks.concerns import MIRRORING, Concern, count, find_concerns, name_transforms
+from finetune.core.errors import Concern
+from finetune.data.checks.concerns import MIRRORING, count, find_concerns, name_transforms
 from finetune.data.checks.copies import find_copies
 from finetune.data.checks.decode import decode_images
 from finetune.data.table.faults import SHOWN, Fault, TableFaultsError

@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 from unicodedata import normalize
 
 import numpy as np
 
+from finetune.core.errors import Concern
 from finetune.data.table.cells import Mask
 from finetune.data.table.rows import Rows
 from finetune.data.table.splits import SPLITS
@@ -19,20 +20,6 @@ MIRRORING = {"D4", "HorizontalFlip", "SquareSymmetry", "Transpose"}
 
 SHOWN = 3
 _SIDES = re.compile(r"\b(left|right)(most|wards?)?\b", re.IGNORECASE)
-
-
-class Concern(NamedTuple):
-    """One thing that is seldom meant.
-
-    Attributes:
-        about: What it is about, a word for machines.
-        message: What was found, one or two sentences.
-        places: The rows it is about, as `file:row`, all of them; or none.
-    """
-
-    about: str
-    message: str
-    places: tuple[str, ...] = ()
 
 
 def find_concerns(rows: Rows, mirrors: bool) -> list[Concern]:

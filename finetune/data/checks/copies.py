@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.data.checks.concerns import Concern, count, places_where, show_some
+from finetune.core.errors import Concern
+from finetune.data.checks.concerns import count, places_where, show_some
 from finetune.data.prepare.members import place_of, read_bytes, size_of
 from finetune.data.table.cells import Integers
 from finetune.data.table.rows import Rows

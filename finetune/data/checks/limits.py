@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
-from finetune.data.checks.concerns import Concern, count, places_where, show_some
+from finetune.core.errors import Concern
+from finetune.data.checks.concerns import count, places_where, show_some
 from finetune.data.prepare.images import ImagePreparation
 from finetune.data.prepare.texts import TextEncoder, write_prompts
 from finetune.data.table.cells import Integers, as_strings

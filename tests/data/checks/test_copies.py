@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.data.checks.concerns import Concern
+from finetune.core.errors import Concern
 from finetune.data.checks.copies import find_copies
 from finetune.data.table.table import Table
 
