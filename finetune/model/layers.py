@@ -1,7 +1,7 @@
-"""Which modules of a tower a name means: kinds of layer, module names, and the blocks that are in reach."""
+"""The towers of `AlignModel`, and which of their layers a name means: a kind of layer, or a module."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -12,27 +12,47 @@ from finetune.core.errors import did_you_mean
 
 @dataclass(frozen=True)
 class Tower:
-    """Where a tower's modules lie in `AlignModel`; patterns match whole module names.
+    """One tower of `AlignModel`; patterns match whole module names.
 
     Args:
-        argument: The argument of `attach_lora` that speaks of this tower.
-        modules: All modules that take part in its embedding.
-        blocks: Modules of a block, whose number is the first group.
-        kinds: Kinds of layer that take low-rank adapters.
-        whole_kinds: Kinds that can only be trained whole.
-        default: The kinds adapted where none is named.
+        name: `image` or `text`.
+        parts: Modules of `AlignModel` that hold all its tensors.
+        modules: Pattern of the modules that take part in its embedding.
+        blocks: Pattern of the modules of a block, whose number is the first group.
+        kinds: Patterns of the kinds of layer that take low-rank adapters.
+        whole_kinds: Patterns of the kinds that can only be trained whole.
+        default: The kinds that are adapted where none is named.
     """
 
-    argument: str
+    name: str
+    parts: tuple[str, ...]
     modules: str
     blocks: str
     kinds: dict[str, str]
     whole_kinds: dict[str, str]
     default: tuple[str, ...]
 
+    @property
+    def argument(self) -> str:
+        """The argument of `attach_lora` that names its layers."""
+        return f"{self.name}_lora"
+
+    def owns(self, name: str) -> bool:
+        """Returns whether a parameter or buffer belongs to this tower, adapters included.
+
+        Args:
+            name: Its name in `AlignModel`, or in a model around it.
+
+        Example:
+            >>> TEXT.owns("base_model.model.text_projection.lora_A.default.weight"), TEXT.owns("temperature")
+            (True, False)
+        """
+        return not {*self.parts}.isdisjoint(name.split("."))
+
 
 IMAGE = Tower(
-    argument="image_lora",
+    name="image",
+    parts=("vision_model",),
     modules=r"vision_model\..*",
     blocks=r"vision_model\.encoder\.blocks\.(\d+)\..*",
     kinds={
@@ -48,7 +68,8 @@ IMAGE = Tower(
     default=("pointwise",),
 )
 TEXT = Tower(
-    argument="text_lora",
+    name="text",
+    parts=("text_model", "text_projection"),
     modules=r"text_model\.(?!pooler).*|text_projection",
     blocks=r"text_model\.encoder\.layer\.(\d+)\..*",
     kinds={
@@ -60,10 +81,32 @@ TEXT = Tower(
     whole_kinds={"norm": r".*\.LayerNorm", "all": r".*"},
     default=("attention", "feed_forward", "projection"),
 )
+TOWERS = (IMAGE, TEXT)
+
+
+@dataclass(frozen=True)
+class _Meaning:
+    """What the entries of an argument may mean.
+
+    Args:
+        argument: The argument, for messages.
+        kinds: The kinds of layer that it knows, and their patterns.
+        inside: Pattern of what may follow the name of a module that is meant.
+        takes: Whether a layer can be trained in the argument's way.
+    """
+
+    argument: str
+    kinds: Mapping[str, str]
+    inside: str
+    takes: Callable[[nn.Module], bool]
+
+    def pattern(self, entry: str) -> str:
+        """Returns the pattern of the layers that an entry means."""
+        return self.kinds.get(entry, rf"(.*\.)?{re.escape(entry)}{self.inside}")
 
 
 def low_rank_layers(model: AlignModel, tower: Tower, names: Sequence[str], last_blocks: int | None) -> list[str]:
-    """Layers that `names` mean, as targets of low-rank adapters.
+    """Returns the layers that `names` mean, as targets of low-rank adapters.
 
     Args:
         model: The model, nothing attached to it yet.
@@ -77,27 +120,12 @@ def low_rank_layers(model: AlignModel, tower: Tower, names: Sequence[str], last_
     Raises:
         ValueError: If a name means no layer, or one that cannot be adapted or cannot learn.
     """
-    layers = _layers(model, tower)
-    adaptable = [name for name in layers if _is_adaptable(model.get_submodule(name))]
-    found: set[str] = set()
-    for entry in names:
-        pattern = tower.kinds.get(entry, rf"(.*\.)?{re.escape(entry)}")
-        meant = [name for name in adaptable if re.fullmatch(pattern, name)]
-        if not meant and (entry in tower.whole_kinds or any(re.fullmatch(pattern, name) for name in layers)):
-            raise ValueError(
-                f"Expected each entry of {tower.argument}.layers to name layers that take low-rank adapters, but "
-                f"got {entry!r}, which do not. Name it in {tower.argument}.whole to train them whole."
-            )
-        if not meant:
-            raise ValueError(_unmatched(f"{tower.argument}.layers", entry, [*tower.kinds], adaptable))
-        reached = _in_reach(tower, layers, meant, f"{tower.argument}.layers", entry, last_blocks)
-        _refuse_closed_gates(model, reached, f"{tower.argument}.layers", entry)
-        found.update(reached)
-    return [name for name in layers if name in found]
+    meaning = _Meaning(f"{tower.argument}.layers", tower.kinds, "", _is_adaptable)
+    return _find_layers(model, tower, meaning, names, last_blocks)
 
 
 def whole_layers(model: AlignModel, tower: Tower, names: Sequence[str], last_blocks: int | None) -> list[str]:
-    """Layers that `names` mean, all of whose weights are trained; a module's name means all that is inside it.
+    """Returns the layers that `names` mean, to train all their weights; a module's name means all that is inside it.
 
     Args:
         model: The model, nothing attached to it yet.
@@ -111,26 +139,17 @@ def whole_layers(model: AlignModel, tower: Tower, names: Sequence[str], last_blo
     Raises:
         ValueError: If a name means no layer, or one that cannot learn.
     """
-    layers = _layers(model, tower)
     kinds = {**tower.whole_kinds, **tower.kinds}
-    found: set[str] = set()
-    for entry in names:
-        pattern = kinds.get(entry, rf"(.*\.)?{re.escape(entry)}(\..*)?")
-        meant = [name for name in layers if re.fullmatch(pattern, name)]
-        if not meant:
-            raise ValueError(_unmatched(f"{tower.argument}.whole", entry, [*kinds], layers))
-        reached = _in_reach(tower, layers, meant, f"{tower.argument}.whole", entry, last_blocks)
-        _refuse_closed_gates(model, reached, f"{tower.argument}.whole", entry)
-        found.update(reached)
-    return [name for name in layers if name in found]
+    meaning = _Meaning(f"{tower.argument}.whole", kinds, r"(\..*)?", lambda _: True)
+    return _find_layers(model, tower, meaning, names, last_blocks)
 
 
 def enclosing_modules(model: AlignModel, layers: Sequence[str]) -> list[str]:
-    """The fewest modules that hold exactly `layers`, which PEFT then copies and saves each as one.
+    """Returns the fewest modules that hold exactly `layers`; PEFT copies and saves each of them as one.
 
-    PEFT compares each module of the model with each name, so that a few names attach faster than hundreds, and
-    its configuration stays readable: a whole image tower is `vision_model`. Lists of modules are passed over, as
-    PEFT cannot wrap them, and so are the blocks in them, so that whoever walks over the blocks meets blocks.
+    PEFT compares each module of the model with each name, so a few names attach faster than hundreds, and its
+    configuration stays readable: a whole image tower is `vision_model`. Lists of modules are passed over, as PEFT
+    cannot wrap them, and so are the blocks in them: code that walks over the blocks then meets blocks.
 
     Args:
         model: The model, nothing attached to it yet.
@@ -156,6 +175,37 @@ def enclosing_modules(model: AlignModel, layers: Sequence[str]) -> list[str]:
     return found
 
 
+def _find_layers(
+    model: AlignModel, tower: Tower, meaning: _Meaning, names: Sequence[str], last_blocks: int | None
+) -> list[str]:
+    layers = _layers(model, tower)
+    able = [name for name in layers if meaning.takes(model.get_submodule(name))]
+    found: set[str] = set()
+    for entry in names:
+        expected = f"Expected each entry of {meaning.argument} to name a layer of its tower, but got {entry!r}."
+        meant = _matching(meaning.pattern(entry), able)
+        if not meant and _matching(tower.whole_kinds.get(entry, meaning.pattern(entry)), layers):
+            raise ValueError(
+                f"Expected each entry of {meaning.argument} to name layers that take low-rank adapters, but got "
+                f"{entry!r}, which do not. Name it in {tower.argument}.whole to train them whole."
+            )
+        if not meant:
+            raise ValueError(f"{expected} {did_you_mean(entry, {*meaning.kinds, *map(_last_part, able)})}")
+        reached = _in_reach(tower, layers, meant, last_blocks)
+        if not reached:
+            raise ValueError(
+                f"{expected} None lies in the last {last_blocks} blocks: raise last_blocks or set it to null."
+            )
+        if gate := _find_closed_gate(model, reached):
+            raise ValueError(
+                f"Expected {meaning.argument} to name layers that can learn, but got {entry!r}: {gate} of this "
+                "checkpoint is zero throughout, as in align-mini, whose image tower has no squeeze-excite and computes "
+                f"the identity there. Remove {entry!r} from the list."
+            )
+        found.update(reached)
+    return [name for name in layers if name in found]
+
+
 def _layers(model: AlignModel, tower: Tower) -> list[str]:
     """The tower's modules that hold parameters of their own."""
     return [
@@ -166,41 +216,32 @@ def _layers(model: AlignModel, tower: Tower) -> list[str]:
 
 
 def _is_adaptable(layer: nn.Module) -> bool:
-    """PEFT adapts and merges these; a depthwise convolution it refuses, at one of several late points."""
+    """PEFT adapts and merges these; it refuses a depthwise convolution, at one of several late points."""
     return isinstance(layer, nn.Linear | nn.Embedding) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
 
 
-def _in_reach(
-    tower: Tower, layers: list[str], meant: list[str], argument: str, entry: str, last_blocks: int | None
-) -> list[str]:
+def _matching(pattern: str, names: Sequence[str]) -> list[str]:
+    return [name for name in names if re.fullmatch(pattern, name)]
+
+
+def _last_part(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _in_reach(tower: Tower, layers: list[str], meant: list[str], last_blocks: int | None) -> list[str]:
     """What of `meant` lies in the last blocks, or after them as the text projection does."""
     if last_blocks is None:
         return meant
     blocks = {name: int(found[1]) for name in layers if (found := re.fullmatch(tower.blocks, name))}
     first = max(blocks.values()) + 1 - last_blocks
-    reached = [name for name in meant if blocks.get(name, -1) >= first or name == "text_projection"]
-    if not reached:
-        raise ValueError(
-            f"Expected each entry of {argument} to name a layer of its tower, but got {entry!r}. None lies in the "
-            f"last {last_blocks} blocks: raise last_blocks or set it to null."
-        )
-    return reached
+    return [name for name in meant if blocks.get(name, -1) >= first or name == "text_projection"]
 
 
-def _refuse_closed_gates(model: AlignModel, names: list[str], argument: str, entry: str) -> None:
-    """Squeeze-excite that was set to the identity has exactly zero gradient, and DoRA's first forward is NaN."""
-    gates = [name.rpartition(".")[0] for name in names if re.fullmatch(r".*\.squeeze_excite\.(reduce|expand)", name)]
-    if len(gates) < len(names):
-        return
-    for gate in gates:
-        if not model.get_parameter(f"{gate}.expand.weight").any():
-            raise ValueError(
-                f"Expected {argument} to name layers that can learn, but got {entry!r}: {gate}.expand.weight of "
-                "this checkpoint is zero throughout, as in align-mini, whose image tower has no squeeze-excite "
-                f"and computes the identity there. Remove {entry!r} from the list."
-            )
+def _find_closed_gate(model: AlignModel, names: list[str]) -> str | None:
+    """The first weight that keeps its gradient at exactly zero, where squeeze-excite alone is named.
 
-
-def _unmatched(argument: str, entry: str, kinds: list[str], layers: list[str]) -> str:
-    suggestion = did_you_mean(entry, [*kinds, *{name.rsplit(".", 1)[-1] for name in layers}])
-    return f"Expected each entry of {argument} to name a layer of its tower, but got {entry!r}. {suggestion}"
+    Squeeze-excite that was set to the identity has no gradient, and DoRA's first forward pass through it is NaN.
+    """
+    gates = [f"{name.rpartition('.')[0]}.expand.weight" for name in names if ".squeeze_excite." in name]
+    closed = (gate for gate in gates if not model.get_parameter(gate).any())
+    return next(closed, None) if len(gates) == len(names) else None

@@ -5,7 +5,8 @@ import re
 import pytest
 
 from finetune.model.base import load_model
-from finetune.model.layers import IMAGE, TEXT, enclosing_modules, low_rank_layers, whole_layers
+from finetune.model.layers import IMAGE, TEXT, TOWERS, enclosing_modules, low_rank_layers, whole_layers
+from finetune.model.lora import TowerLora, attach_lora
 
 IMAGE_TENSORS = r"vision_model\..*"
 TEXT_TENSORS = r"text_model\.(embeddings|encoder)\..*|text_projection\..*"
@@ -14,6 +15,19 @@ TEXT_TENSORS = r"text_model\.(embeddings|encoder)\..*|text_projection\..*"
 @pytest.fixture(scope="module")
 def model(tiny):
     return load_model(tiny)
+
+
+def test_each_tensor_but_the_temperature_belongs_to_one_tower(model, tiny):
+    for name in model.state_dict():
+        prefix = name.split("_")[0].split(".")[0]
+        expected = {"vision": ["image"], "text": ["text"], "temperature": []}[prefix]
+        assert [tower.name for tower in TOWERS if tower.owns(name)] == expected
+    adapted = attach_lora(load_model(tiny), TowerLora(rank=2), TowerLora(whole=["projection"]))
+    trained = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
+    for tower, part in ((IMAGE, ".vision_model."), (TEXT, ".text_")):
+        owned = {name for name in trained if tower.owns(name)}
+        assert owned == {name for name in trained if part in name}
+        assert owned
 
 
 @pytest.mark.parametrize(
