@@ -14,7 +14,8 @@ from finetune.metrics.geometry import Cloud, effective_rank, spread
 from finetune.metrics.knn import neighbour_votes
 from finetune.metrics.ranking import Placement
 from finetune.metrics.retrieval import Retrieval, retrieval_placements, retrieval_ranks
-from finetune.metrics.statistics import Figure, value
+from finetune.metrics.row_metric import RowMetric
+from finetune.metrics.statistics import Figure, from_tensors, to_tensors, value
 
 __all__ = [
     "AveragePrecision",
@@ -24,17 +25,20 @@ __all__ = [
     "Cloud",
     "Difference",
     "Figure",
+    "RowMetric",
     "choose_metric",
     "calibration_error",
     "chance_calibration_error",
     "class_embeddings",
     "effective_rank",
     "fit_temperature",
+    "from_tensors",
     "neighbour_votes",
     "paired_difference",
     "reliability",
     "retrieval_placements",
     "retrieval_ranks",
     "spread",
+    "to_tensors",
     "value",
 ]

@@ -3,12 +3,13 @@
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from finetune.core.types import Answers
 from finetune.metrics.calibration import calibration_error
 from finetune.metrics.ranking import TIE, place
-from finetune.metrics.statistics import Figure, MeanOfMeans, mean, value
+from finetune.metrics.row_metric import RowMetric, require
+from finetune.metrics.statistics import Figure, MeanOfMeans, mean
 
 
 def class_embeddings(prompt_embeds: Tensor, label_ids: Tensor) -> Tensor:
@@ -41,8 +42,8 @@ def class_embeddings(prompt_embeds: Tensor, label_ids: Tensor) -> Tensor:
     return normalize(sums / counts[:, None], dim=-1)
 
 
-class ClassAccuracy(Metric):
-    """Accuracy of class scores and how well their softmax knows it, whether class prompts or a head made them.
+class ClassAccuracy(RowMetric):
+    """Accuracy of class scores, and how well their softmax knows it; class prompts or a head may have made them.
 
     Counted here and not by torchmetrics' MulticlassAccuracy, because that one gives a tie to the lowest
     class, which rewards a collapsed model where class 0 is frequent. Without ties the figures are the same.
@@ -55,7 +56,6 @@ class ClassAccuracy(Metric):
     """
 
     headline = "accuracy"
-    full_state_update = False
     top1: list[Tensor]
     top5: list[Tensor]
     confidences: list[Tensor]
@@ -93,6 +93,10 @@ class ClassAccuracy(Metric):
         self.correct.append((best.indices == label_ids).long())
         self.label_ids.append(label_ids)
 
+    def observe(self, answers: Answers) -> None:
+        """Takes in the class scores of a batch of rows, see `update`."""
+        self.update(require(answers.class_scores, "class_scores"), answers.truth)
+
     def compute(self) -> dict[str, Tensor]:
         """Returns ``accuracy``, ``accuracy_top5``, ``mean_per_class_recall`` and ``expected_calibration_error``.
 
@@ -101,7 +105,7 @@ class ClassAccuracy(Metric):
         """
         error = calibration_error(dim_zero_cat(self.confidences), dim_zero_cat(self.correct))
         return {
-            **{name: value(figure) for name, figure in self.figures().items()},
+            **{name: figure.point_estimate() for name, figure in self.figures().items()},
             "expected_calibration_error": error,
         }
 

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from finetune.metrics.statistics import Figure, MeanAveragePrecision, mean, value
+from finetune.core.types import Answers
+from finetune.metrics.row_metric import RowMetric, require
+from finetune.metrics.statistics import Figure, MeanAveragePrecision, mean
 
 
-class AveragePrecision(Metric):
+class AveragePrecision(RowMetric):
     """Average precision of class scores where an image may have several labels, or none.
 
     The figures are torchmetrics' and scikit-learn's: a precision is taken at each distinct score, so images
@@ -28,7 +29,6 @@ class AveragePrecision(Metric):
     """
 
     headline = "mean_average_precision"
-    full_state_update = False
     scores: list[Tensor]
     targets: list[Tensor]
     ranking: list[Tensor]
@@ -61,6 +61,10 @@ class AveragePrecision(Metric):
         self.targets.append(targets)
         self.ranking.append(label_ranking_precision(scores, targets))
 
+    def observe(self, answers: Answers) -> None:
+        """Takes in the class scores of a batch of rows, see `update`."""
+        self.update(require(answers.class_scores, "class_scores"), answers.truth)
+
     def compute(self) -> dict[str, Tensor]:
         """Returns the figures; those of the mean are NaN where no row has a label.
 
@@ -72,7 +76,7 @@ class AveragePrecision(Metric):
         by_class = precision.by_class(torch.ones(precision.units, 1))[:, 0]
         occurring = [pair for pair in zip(self.names, by_class, strict=True) if not pair[1].isnan()]
         return {
-            **{name: value(figure) for name, figure in self.figures().items()},
+            **{name: figure.point_estimate() for name, figure in self.figures().items()},
             **{f"average_precision/{name}": average for name, average in occurring},
         }
 

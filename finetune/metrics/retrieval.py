@@ -6,11 +6,12 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.nn.functional import normalize
-from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from finetune.core.types import Answers
 from finetune.metrics.ranking import TIE, Placement, place
-from finetune.metrics.statistics import Figure, MeanOfMeans, Median, mean, value
+from finetune.metrics.row_metric import RowMetric, require
+from finetune.metrics.statistics import Figure, MeanOfMeans, Median, mean
 
 _WAYS = ("image_to_text", "text_to_image")
 
@@ -65,7 +66,7 @@ def retrieval_ranks(query_embeds: Tensor, gallery_embeds: Tensor, pairs: Tensor,
     return retrieval_placements(query_embeds, gallery_embeds, pairs, chunk_size).ranks()
 
 
-class Retrieval(Metric):
+class Retrieval(RowMetric):
     """Hit rates and median ranks of image-to-text and text-to-image retrieval.
 
     What CLIP_benchmark and the Karpathy splits measure. Queries and galleries are the distinct images and the
@@ -91,7 +92,6 @@ class Retrieval(Metric):
     """
 
     headline = "mean_R@K"
-    full_state_update = False
     image_embeds: list[Tensor]
     text_embeds: list[Tensor]
     image_ids: list[Tensor]
@@ -119,13 +119,19 @@ class Retrieval(Metric):
         self.image_ids.append(image_ids)
         self.caption_ids.append(caption_ids)
 
+    def observe(self, answers: Answers) -> None:
+        """Takes in the features of a batch of rows, see `update`."""
+        image_features = require(answers.image_features, "image_features")
+        text_features = require(answers.text_features, "text_features")
+        self.update(image_features, text_features, answers.image_ids, answers.caption_ids)
+
     def compute(self) -> dict[str, Tensor]:
         """Returns R@1, R@5, R@10 and median rank of both directions, and the mean of the six hit rates.
 
         Keys: ``image_to_text/R@1``, ``image_to_text/R@5``, ``image_to_text/R@10``,
         ``image_to_text/median_rank``, the same under ``text_to_image/``, and ``mean_R@K`` ("rsum" / 6).
         """
-        return {name: value(figure) for name, figure in self.figures().items()}
+        return {name: figure.point_estimate() for name, figure in self.figures().items()}
 
     def figures(self) -> dict[str, Figure]:
         """Returns what ``compute`` does as figures that a bootstrap can draw from.

@@ -1,22 +1,28 @@
-"""Metrics as functions of how often each unit counts: once each for the value itself, as drawn for its bootstrap."""
+"""Metrics as functions of how often each unit counts: once each for the metric itself, as drawn for its bootstrap."""
 
-from dataclasses import dataclass
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
+from finetune.core.errors import did_you_mean
 
-class Figure(Protocol):
+
+@dataclass(frozen=True)
+class Figure(ABC):
     """A metric that can be computed again with units left out or counted several times.
 
-    A unit is what a bootstrap draws: a query, a row.
+    A unit is what a bootstrap draws: a query, a row. Each subclass is a dataclass whose fields are tensors.
     """
 
     @property
+    @abstractmethod
     def units(self) -> int:
         """Number of units."""
 
+    @abstractmethod
     def __call__(self, counts: Tensor) -> Tensor:
         """Returns the metric for each of R draws, float shape (R,).
 
@@ -24,19 +30,59 @@ class Figure(Protocol):
             counts: Float tensor of shape (units, R), how often each unit was drawn.
         """
 
+    def point_estimate(self) -> Tensor:
+        """Returns the metric itself, a scalar: each unit counts once.
 
-def value(figure: Figure) -> Tensor:
-    """Returns the metric itself, a scalar.
+        Example:
+            >>> mean(torch.tensor([0.0, 1.0, 1.0, 1.0])).point_estimate()
+            tensor(0.7500)
+        """
+        return self(torch.ones(self.units, 1))[0]
+
+
+def to_tensors(figure: Figure) -> tuple[str, dict[str, Tensor]]:
+    """Returns the kind of a figure and all it is made of, to be stored; `from_tensors` reads it back.
+
+    The tensors are copies on the CPU that share no memory, as safetensors needs them.
 
     Example:
-        >>> value(mean(torch.tensor([0.0, 1.0, 1.0, 1.0])))
-        tensor(0.7500)
+        >>> to_tensors(Median(torch.tensor([1.0, 3.0])))
+        ('Median', {'values': tensor([1., 3.])})
     """
-    return figure(torch.ones(figure.units, 1))[0]
+    tensors = {field.name: getattr(figure, field.name) for field in fields(figure)}
+    return type(figure).__name__, {
+        name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()
+    }
+
+
+def from_tensors(name: str, tensors: Mapping[str, Tensor]) -> Figure:
+    """Returns the figure that `to_tensors` took apart.
+
+    Args:
+        name: The kind of figure.
+        tensors: What it is made of.
+
+    Raises:
+        ValueError: If there is no such kind, or it is made of other tensors.
+    """
+    kinds = {kind.__name__: kind for kind in Figure.__subclasses__()}
+    if name not in kinds:
+        raise ValueError(f"Expected name to be a kind of figure, but got {name!r}. {did_you_mean(name, kinds)}")
+    expected = [field.name for field in fields(kinds[name])]
+    if sorted(expected) != sorted(tensors):
+        raise ValueError(
+            f"Expected the tensors of {name} to be {', '.join(expected)}, but got {', '.join(tensors) or 'none'}."
+        )
+    return kinds[name](**tensors)
+
+
+def value(figure: Figure) -> Tensor:
+    """Returns `figure.point_estimate()`, which takes its place."""
+    return figure.point_estimate()
 
 
 @dataclass(frozen=True)
-class MeanOfMeans:
+class MeanOfMeans(Figure):
     """The mean within each group, averaged over the groups that occur.
 
     Args:
@@ -45,7 +91,7 @@ class MeanOfMeans:
         group_ids: Int64 tensor of shape (N,), the group of each value.
 
     Example:
-        >>> value(MeanOfMeans(torch.tensor([0.0, 1.0, 1.0]), torch.arange(3), torch.tensor([0, 0, 1])))
+        >>> MeanOfMeans(torch.tensor([0.0, 1.0, 1.0]), torch.arange(3), torch.tensor([0, 0, 1])).point_estimate()
         tensor(0.7500)
     """
 
@@ -59,7 +105,7 @@ class MeanOfMeans:
         return int(self.unit_ids.max()) + 1 if len(self.unit_ids) else 0
 
     def __call__(self, counts: Tensor) -> Tensor:
-        """The metric of each draw, NaN where nothing was drawn, see `Figure`."""
+        """Returns the metric of each draw, NaN where nothing was drawn, see `Figure`."""
         counts = counts.to(self.values)[self.unit_ids]
         empty = counts.new_zeros(int(self.group_ids.max()) + 1 if len(self.group_ids) else 1, counts.shape[1])
         sums = empty.index_add(0, self.group_ids, counts * self.values[:, None])
@@ -77,7 +123,7 @@ def mean(values: Tensor) -> MeanOfMeans:
 
 
 @dataclass(frozen=True)
-class Median:
+class Median(Figure):
     """The median over units; of an even number the mean of the two in the middle.
 
     Args:
@@ -92,7 +138,7 @@ class Median:
         return len(self.values)
 
     def __call__(self, counts: Tensor) -> Tensor:
-        """The metric of each draw, see `Figure`."""
+        """Returns the metric of each draw, see `Figure`."""
         ordered, order = self.values.sort()
         reached = counts.to(ordered)[order].cumsum(0)
         total = reached[-1]
@@ -101,11 +147,11 @@ class Median:
 
 
 @dataclass(frozen=True)
-class MeanAveragePrecision:
+class MeanAveragePrecision(Figure):
     """The average precision of each class, averaged over the classes that occur.
 
-    With the units in the order of their scores for a class, it is the sum of each precision times the recall that is
-    gained there, one for each distinct score: scikit-learn's.
+    As in scikit-learn, it sums, over the distinct scores of a class from the highest down, the precision reached there
+    times the recall gained.
 
     Args:
         scores: Float tensor of shape (units, C), higher is better.
@@ -121,11 +167,11 @@ class MeanAveragePrecision:
         return len(self.scores)
 
     def __call__(self, counts: Tensor) -> Tensor:
-        """The metric of each draw, NaN where no label was drawn, see `Figure`."""
+        """Returns the metric of each draw, NaN where no label was drawn, see `Figure`."""
         return self.by_class(counts).nanmean(0)
 
     def by_class(self, counts: Tensor) -> Tensor:
-        """The average precision of each class for each draw, shape (C, R), NaN for a class that was not drawn.
+        """Returns the average precision of each class for each draw, shape (C, R), NaN for a class that was not drawn.
 
         Args:
             counts: As for a `Figure`.

@@ -3,8 +3,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, label_ranking_average_precision_score
 
-from finetune.core.types import ClassPrompts
-from finetune.metrics import AveragePrecision, ClassAccuracy, Retrieval, choose_metric
+from finetune.metrics import AveragePrecision
 
 NAMES = ("cat", "dog", "emu", "fox", "gnu")
 
@@ -91,19 +90,3 @@ def test_refuses_shapes_that_do_not_fit(columns):
     scores, targets = torch.zeros(4, columns[0]), torch.zeros(4, columns[1], dtype=torch.bool)
     with pytest.raises(ValueError, match=r"Expected scores and targets to have 2 columns, but got shapes \(4, "):
         AveragePrecision(["a", "b"]).update(scores, targets)
-
-
-@pytest.mark.parametrize(
-    ("is_multilabel", "kind", "headline"),
-    [
-        (None, Retrieval, "mean_R@K"),
-        (False, ClassAccuracy, "accuracy"),
-        (True, AveragePrecision, "mean_average_precision"),
-    ],
-)
-def test_the_kind_of_table_chooses(is_multilabel, kind, headline):
-    ids = torch.tensor([[1], [2]])
-    prompts = None if is_multilabel is None else ClassPrompts(("a", "b"), ids, ids, torch.arange(2), is_multilabel)
-    metric = choose_metric(prompts)
-    assert type(metric) is kind
-    assert metric.headline == headline

@@ -3,9 +3,17 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import average_precision_score, balanced_accuracy_score
 
-from finetune.metrics import AveragePrecision, ClassAccuracy, Retrieval, value
+from finetune.metrics import (
+    AveragePrecision,
+    ClassAccuracy,
+    Retrieval,
+    from_tensors,
+    paired_difference,
+    to_tensors,
+)
 from finetune.metrics.statistics import MeanAveragePrecision, Median, mean
 
 
@@ -83,9 +91,9 @@ def test_mean_hit_rate_draws_what_belongs_together():
     assert [figures[f"{way}/median_rank"].units for way in ranks] == [4, 4]
 
 
-@pytest.mark.parametrize("metric", [ClassAccuracy(), AveragePrecision("abc"), Retrieval()], ids=str)
-def test_values_are_the_metrics(metric):
-    generator = torch.Generator().manual_seed(0)
+def observed(metric, seed=0):
+    """A metric of 30 rows."""
+    generator = torch.Generator().manual_seed(seed)
     scores, ids = torch.randn(30, 3, generator=generator), torch.arange(30)
     if isinstance(metric, Retrieval):
         metric.update(scores, torch.randn(30, 3, generator=generator), ids, ids // 2)
@@ -93,9 +101,53 @@ def test_values_are_the_metrics(metric):
         metric.update(scores, ids % 3)
     else:
         metric.update(scores, torch.rand(30, 3, generator=generator) < 0.5)
+    return metric
+
+
+METRICS = pytest.mark.parametrize(
+    "build", [ClassAccuracy, lambda: AveragePrecision("abc"), Retrieval], ids=["accuracy", "precision", "retrieval"]
+)
+
+
+@METRICS
+def test_point_estimates_are_the_metrics(build):
+    metric = observed(build())
     figures, metrics = metric.figures(), metric.compute()
     without = {name for name in metrics if name.startswith("average_precision/")} | {"expected_calibration_error"}
     assert figures.keys() == metrics.keys() - without
-    assert {name: float(value(figure)) for name, figure in figures.items()} == {
+    assert metric.headline in figures
+    assert {name: float(figure.point_estimate()) for name, figure in figures.items()} == {
         name: float(metrics[name]) for name in figures
     }
+
+
+@METRICS
+def test_figures_read_back_from_one_file_are_the_same(build, tmp_path):
+    """Also those that share tensors with each other, which safetensors refuses to write."""
+    before, after = (observed(build(), seed).figures() for seed in (0, 1))
+    kinds = {name: to_tensors(figure) for name, figure in after.items()}
+    path = tmp_path / "figures.safetensors"
+    save_file({f"{name}:{part}": tensor for name, (_, parts) in kinds.items() for part, tensor in parts.items()}, path)
+    stored = load_file(path)
+    for name, (kind, parts) in kinds.items():
+        found = from_tensors(kind, {part: stored[f"{name}:{part}"] for part in parts})
+        assert type(found) is type(after[name])
+        assert float(found.point_estimate()) == float(after[name].point_estimate())
+        assert paired_difference(before[name], found) == paired_difference(before[name], after[name])
+
+
+def test_stored_tensors_are_copies_in_order():
+    scores = torch.rand(3, 4).T
+    parts = to_tensors(MeanAveragePrecision(scores, scores > 0.5))[1]
+    assert all(tensor.is_contiguous() for tensor in parts.values())
+    scores.zero_()
+    assert parts["scores"].any()
+
+
+def test_unknown_figures_are_refused():
+    with pytest.raises(ValueError, match=r"name to be a kind of figure, but got 'Medien'\. Did you mean 'Median'\?"):
+        from_tensors("Medien", {"values": torch.ones(2)})
+    with pytest.raises(ValueError, match=r"Expected the tensors of Median to be values, but got scores\."):
+        from_tensors("Median", {"scores": torch.ones(2)})
+    with pytest.raises(ValueError, match=r"Expected the tensors of Median to be values, but got none\."):
+        from_tensors("Median", {})
