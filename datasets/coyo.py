@@ -107,7 +107,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     output: Path = options.output
     try:
-        require_own(output, WRITTEN)
+        require_own(output, lambda names: names == WRITTEN)
         files = sorted(glob(options.metadata))  # noqa: PTH207
         if not files:
             raise TableError(f"Expected files of metadata, but nothing matches {options.metadata!r}.")

@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("data/digits"), help="folder to write (%(default)s)")
     output: Path = parser.parse_args(argv).output
     try:
-        require_own(output, WRITTEN)
+        require_own(output, lambda names: names == WRITTEN)
         counts = prepare(output)
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -205,7 +205,7 @@ def write_vendor(package: Path, vendor: str, folder: Path) -> pd.DataFrame:
 
 def prepare(output: Path, given: dict[str, Path | None]) -> None:
     """Writes pictures and tables to `output`, replacing what a former run wrote there."""
-    require_own(output, WRITTEN)
+    require_own(output, lambda names: names == WRITTEN)
     with tempfile.TemporaryDirectory() as download, write_folder(output, overwrite=True) as folder:
         tables = {
             vendor: write_vendor(get_package(vendor, path, Path(download)), vendor, folder)

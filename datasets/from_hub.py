@@ -242,7 +242,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"Expected --limit to be at least 1, but got {options.limit}")
     options.output = options.output or Path("data") / Path(options.source).name
     try:
-        require_own(options.output, WRITTEN)
+        require_own(options.output, lambda names: names == WRITTEN)
         print(prepare(import_library(), options))
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -169,7 +169,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--without-restval", action="store_true", help="leave COCO's restval out of train")
     options = parser.parse_args(argv)
     try:
-        require_own(options.output, WRITTEN)
+        require_own(options.output, lambda names: names == WRITTEN)
         rows = prepare(options)
     except TableFaultsError as error:
         for fault in error.faults[:SHOWN]:

@@ -21,7 +21,7 @@ import sys
 import tarfile
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import NamedTuple
 
 from PIL import Image
@@ -153,7 +153,7 @@ def main(argv: list[str] | None = None) -> int:
             raise RecipeError(f"Expected --samples to be from 1 to 10000, but got {options.samples}.")
         names = {"image": options.image, "caption": options.caption, "label": options.label, "images": options.images}
         split = {} if options.split is None else {"split": options.split}
-        require_own(output, {path.name for path in output.glob("[0-9]*.tar")})
+        require_own(output, lambda names: all(PurePath(name).match("[0-9]*.tar") for name in names))
         rows, shards = write_shards(Table(options.table, **names, **split), options.columns, options.samples, output)
     except (OSError, RecipeError, TableError) as error:
         print(f"error: {error}", file=sys.stderr)

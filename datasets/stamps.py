@@ -196,7 +196,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     output: Path = arguments.output
     try:
-        require_own(output, WRITTEN)
+        require_own(output, lambda names: names == WRITTEN)
         prepare(output, find_files(arguments.stamps, arguments.deb))
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

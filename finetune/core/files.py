@@ -5,8 +5,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,9 @@ def write_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
                 staging.rename(target)
             except OSError:
                 (former / target.name).rename(target)
+                former.rmdir()
                 raise
-            finally:
-                shutil.rmtree(former)
+            shutil.rmtree(former)
         else:
             staging.rename(target)  # refused by the system where a filled folder appeared meanwhile
         _sync(target.parent)
@@ -81,19 +82,25 @@ def write_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def require_own(folder: Path, written: set[str]) -> None:
-    """Refuses to let a script replace a folder that holds something else than what it writes.
+def require_own(folder: Path, is_own: Callable[[set[str]], bool]) -> None:
+    """Refuses to let a command replace a folder that it did not write.
 
     Args:
-        folder: Where the script is about to write.
-        written: Names of all that it writes there.
+        folder: Where the command is about to write.
+        is_own: Whether the command writes a folder with these names in it.
 
     Raises:
-        FileExistsError: If `folder` is neither absent, nor empty, nor exactly what a former run wrote.
+        FileExistsError: If `folder` is neither absent, nor empty, nor the command's own.
+
+    Example:
+        >>> require_own(Path("data/absent"), lambda names: names == {"images", "table.csv"})
     """
-    if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} in (set(), written)):
+    if not folder.exists():
+        return
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else None
+    if names is None or (names and not is_own(names)):
         raise FileExistsError(
-            f"Expected {folder} to be absent, empty or written by this script, but it holds something else. "
+            f"Expected {folder} to be absent, empty or written by this command, but it holds something else. "
             "Name another folder with --output."
         )
 
@@ -151,8 +158,21 @@ def fingerprint_weights(folder: Path) -> str:
     if not shards:
         raise FileNotFoundError(f"Expected {folder} to hold model*.safetensors, but it holds none.")
     tensors = {name: tensor for shard in shards for name, tensor in deserialize(shard.read_bytes())}
+    return fingerprint_tensors((name, value["dtype"], value["shape"], value["data"]) for name, value in tensors.items())
+
+
+def fingerprint_tensors(tensors: Iterable[tuple[str, str, Sequence[int], bytes | bytearray | memoryview]]) -> str:
+    """SHA-256 over tensors, in the order of their names: the fingerprint of a folder that holds them.
+
+    Args:
+        tensors: Name, data type as safetensors writes it (`F32`), shape, and bytes in row-major order of each.
+
+    Example:
+        >>> fingerprint_tensors([("temperature", "F32", (), bytes(4))])[:8]
+        'dd3a22e2'
+    """
     digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor['dtype']} {list(tensor['shape'])}\n".encode())
-        digest.update(tensor["data"])
+    for name, dtype, shape, content in sorted(tensors, key=itemgetter(0)):
+        digest.update(f"{name} {dtype} {list(shape)}\n".encode())
+        digest.update(content)
     return digest.hexdigest()

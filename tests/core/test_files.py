@@ -11,8 +11,10 @@ from safetensors.torch import save_file
 
 from finetune.core.files import (
     fingerprint_file,
+    fingerprint_tensors,
     fingerprint_weights,
     read_json,
+    require_own,
     write_folder,
     write_json,
     write_text,
@@ -65,6 +67,20 @@ def test_existing_folder_is_replaced_only_when_asked(tmp_path):
     assert names(tmp_path) == ["folder"]
 
 
+def test_a_command_replaces_only_what_it_wrote(tmp_path):
+    target = tmp_path / "folder"
+    require_own(target, lambda _: False)
+    target.mkdir()
+    require_own(target, lambda _: False)
+    (target / "table.csv").touch()
+    require_own(target, lambda found: found == {"table.csv"})
+    message = f"Expected {target} to be absent, empty or written by this command, but it holds something else"
+    with pytest.raises(FileExistsError, match=message):
+        require_own(target, lambda found: found == {"table.csv", "images"})
+    with pytest.raises(FileExistsError, match="Name another folder with --output"):
+        require_own(target / "table.csv", lambda _: True)
+
+
 def test_text_and_json_are_replaced_at_once(tmp_path):
     path = tmp_path / "a" / "file.json"
     write_text(path, "ä\n")
@@ -94,3 +110,14 @@ def test_fingerprint_of_weights_sees_tensors_not_layout(tmp_path):
     assert fingerprint_weights(whole) == fingerprint_weights(sharded) != fingerprint_weights(changed)
     with pytest.raises(FileNotFoundError, match="hold model"):
         fingerprint_weights(tmp_path)
+
+
+def test_fingerprint_of_tensors_in_memory_is_that_of_their_folder(tmp_path):
+    tensors = {"b": torch.ones(2, 2, dtype=torch.float16), "a": torch.arange(3.0), "t": torch.tensor(0.5)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    dtypes = {torch.float16: "F16", torch.float32: "F32"}
+    held = [(name, dtypes[it.dtype], it.shape, memoryview(it.numpy()).cast("B")) for name, it in tensors.items()]
+    assert fingerprint_tensors(held) == fingerprint_weights(tmp_path)
+    lines = [f"{name} {dtypes[tensors[name].dtype]} {[*tensors[name].shape]}\n".encode() for name in ("a", "b", "t")]
+    content = b"".join(line + tensors[name].numpy().tobytes() for line, name in zip(lines, "abt", strict=True))
+    assert fingerprint_tensors(held) == hashlib.sha256(content).hexdigest()

@@ -92,5 +92,5 @@ def test_foreign_folder_is_refused(foreign: str, tmp_path: Path, capsys: pytest.
     (tmp_path / foreign).parent.mkdir(exist_ok=True)
     (tmp_path / foreign).write_text("mine")
     assert digits.main(["--output", str(tmp_path)]) == 2
-    assert "to be absent, empty or written by this script, but it holds something else" in capsys.readouterr().err
+    assert "to be absent, empty or written by this command, but it holds something else" in capsys.readouterr().err
     assert (tmp_path / foreign).read_text() == "mine"

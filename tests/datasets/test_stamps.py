@@ -201,7 +201,7 @@ def test_a_foreign_folder_is_refused(stamps: Path, tmp_path: Path, capsys: pytes
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear", encoding="utf-8")
     assert load_script().main(["--stamps", str(stamps), "--output", str(tmp_path / "mine")]) == 2
-    assert "to be absent, empty or written by this script, but it holds something else" in capsys.readouterr().err
+    assert "to be absent, empty or written by this command, but it holds something else" in capsys.readouterr().err
     assert (tmp_path / "mine" / "letter.txt").exists()
 
 
