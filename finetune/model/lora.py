@@ -1,4 +1,4 @@
-"""Adapters on either or both towers through PEFT: low-rank ones, and layers trained whole."""
+"""Adapters on either or both towers through PEFT: low-rank ones, and layers that are trained whole."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from finetune.model.layers import IMAGE, TEXT, Tower, enclosing_modules, low_ran
 
 @dataclass(frozen=True)
 class TowerLora:
-    """What is trained of one tower: low-rank adapters (LoRA, Hu et al. 2021, arXiv 2106.09685), and whole layers.
+    """What is trained in one tower: low-rank adapters (LoRA, Hu et al. 2021, arXiv 2106.09685), and whole layers.
 
     Args:
         rank: Inner dimension of each adapter.
@@ -24,7 +24,7 @@ class TowerLora:
         dropout: Probability of dropping an input of the adapter while training.
         layers: Kinds of layer to adapt, or module names as PEFT takes them. Image tower: `pointwise` (1x1
             convolutions), `squeeze_excite`, `stem`; text tower: `attention`, `feed_forward`, `projection`,
-            `embedding`. Null adapts `pointwise`, or `attention`, `feed_forward` and `projection`, save what
+            `embedding`. Null adapts `pointwise`, or `attention`, `feed_forward` and `projection`, except what
             `whole` names; [] adapts none.
         last_blocks: Train only this many blocks nearest the embedding; null trains all of them.
         use_rslora: Scale by the square root of the rank (rsLoRA, Kalajdzievski 2023, arXiv 2312.03732).
@@ -34,7 +34,7 @@ class TowerLora:
             BatchNorm or LayerNorm), `all` of the tower, a kind named above, or module names. Memory holds the
             original weights of these layers beside the trained ones. Null trains none.
         train_statistics: Image tower only: BatchNorm normalises by the statistics of the batch while training,
-            and its running ones follow with momentum 0.01. Otherwise they stay as they were pretrained.
+            and its running statistics follow with momentum 0.01. Otherwise they stay those of the base.
 
     Raises:
         ValueError: If a number is out of its range, or nothing would be trained.
@@ -67,8 +67,16 @@ class TowerLora:
 
 
 @dataclass(frozen=True)
-class _Choice:
-    """The layers of a tower that its `TowerLora` trains, by full name."""
+class _TrainedLayers:
+    """The layers of a tower that its `TowerLora` trains, by full name.
+
+    Args:
+        tower: The tower.
+        lora: What is trained in it.
+        low_rank: Layers with low-rank adapters.
+        whole: Layers whose weights are all trained.
+        following: BatchNorms whose running statistics follow the training images.
+    """
 
     tower: Tower
     lora: TowerLora
@@ -78,53 +86,53 @@ class _Choice:
 
 
 def attach_lora(model: AlignModel, image_lora: TowerLora | None, text_lora: TowerLora | None) -> nn.Module:
-    """Freezes the model and puts adapters into the layers that were asked for.
+    """Freezes the model and puts adapters into the layers that are to be trained.
 
     Args:
-        model: The pretrained model; it is changed in place.
-        image_lora: What is trained of the image tower, None leaves it frozen.
-        text_lora: What is trained of the text tower, None leaves it frozen.
+        model: The base, which is changed in place.
+        image_lora: What is trained in the image tower; None leaves it frozen.
+        text_lora: What is trained in the text tower; None leaves it frozen.
 
     Returns:
         A `PeftModel`, or `model` itself where both towers stay frozen.
 
     Raises:
-        ValueError: If a layer name matches nothing, a layer is asked for in two ways, statistics are asked of the
-            text tower, or the towers differ in `use_rslora` or `use_dora`, which PEFT settles for both at once.
+        ValueError: If a layer name matches nothing, a layer is named in two ways, the text tower is to train
+            statistics, or the towers differ in `use_rslora` or `use_dora`, which PEFT settles for both at once.
     """
     model.requires_grad_(False)
-    choices = [_choose(model, tower, lora) for tower, lora in ((IMAGE, image_lora), (TEXT, text_lora)) if lora]
-    if not choices:
+    trained = [_resolve(model, tower, lora) for tower, lora in ((IMAGE, image_lora), (TEXT, text_lora)) if lora]
+    if not trained:
         return model
-    low_rank = [choice for choice in choices if choice.low_rank]
+    low_rank = [layers for layers in trained if layers.low_rank]
     for name in ("use_rslora", "use_dora"):
-        if len({getattr(choice.lora, name) for choice in low_rank}) > 1:
+        if len({getattr(layers.lora, name) for layers in low_rank}) > 1:
             raise ValueError(
                 f"Expected image_lora.{name} and text_lora.{name} to be equal, but got both values. "
                 "PEFT settles it for both towers at once: set the same value in both."
             )
-    first = (low_rank or choices)[0].lora
+    first = (low_rank or trained)[0].lora
+    copied = [name for layers in trained for name in layers.whole + layers.following]
     config = LoraConfig(
         r=first.rank,
         lora_alpha=first.alpha,  # type: ignore[arg-type]
         lora_dropout=first.dropout,
-        target_modules=[name for choice in low_rank for name in choice.low_rank] or DUMMY_TARGET_MODULES,
-        rank_pattern={choice.tower.modules: choice.lora.rank for choice in low_rank[1:]},
-        alpha_pattern={choice.tower.modules: choice.lora.alpha for choice in low_rank[1:]},
+        target_modules=[name for layers in low_rank for name in layers.low_rank] or DUMMY_TARGET_MODULES,
+        rank_pattern={layers.tower.modules: layers.lora.rank for layers in low_rank[1:]},
+        alpha_pattern={layers.tower.modules: layers.lora.alpha for layers in low_rank[1:]},
         use_rslora=first.use_rslora,
         use_dora=first.use_dora,
-        modules_to_save=enclosing_modules(model, [n for choice in choices for n in choice.whole + choice.following])
-        or None,
+        modules_to_save=enclosing_modules(model, copied) or None,
     )
     adapted = get_peft_model(model, config)
-    for choice in low_rank[1:]:
-        _set_dropout(model, choice.low_rank, choice.lora.dropout)
-    _open_whole_layers(model, choices)
+    for layers in low_rank[1:]:
+        _set_dropout(model, layers)
+    _adjust_copies(model, trained)
     return adapted
 
 
-def _choose(model: AlignModel, tower: Tower, lora: TowerLora) -> _Choice:
-    """Resolves what `lora` names to layers, each of which is trained in one way."""
+def _resolve(model: AlignModel, tower: Tower, lora: TowerLora) -> _TrainedLayers:
+    """Finds the layers that `lora` names, and makes sure that each is trained in one way."""
     if lora.train_statistics and tower is TEXT:
         raise ValueError(
             "Expected text_lora.train_statistics to be false, but got true. The text tower has no BatchNorm: "
@@ -140,24 +148,25 @@ def _choose(model: AlignModel, tower: Tower, lora: TowerLora) -> _Choice:
             f"{both[0]} in both. A layer is trained whole or by a low-rank adapter: remove it from one of them."
         )
     following = whole_layers(model, tower, ["norm"], lora.last_blocks) if lora.train_statistics else []
-    return _Choice(tower, lora, [name for name in low_rank if name not in both], whole, following)
+    return _TrainedLayers(tower, lora, [name for name in low_rank if name not in both], whole, following)
 
 
-def _set_dropout(model: AlignModel, names: Iterable[str], dropout: float) -> None:
-    """PEFT has one dropout for all layers of an adapter; this sets the second tower's own."""
-    for name in names:
+def _set_dropout(model: AlignModel, layers: _TrainedLayers) -> None:
+    """Sets the second tower's dropout: PEFT has one for all layers of an adapter, the first tower's."""
+    dropout = layers.lora.dropout
+    for name in layers.low_rank:
         layer = model.get_submodule(name)
         assert isinstance(layer, LoraLayer)
         layer.lora_dropout["default"] = nn.Dropout(dropout) if dropout else nn.Identity()
 
 
-def _open_whole_layers(model: AlignModel, choices: Iterable[_Choice]) -> None:
-    """PEFT trains every parameter of the copies it keeps; this leaves those of the layers trained whole.
+def _adjust_copies(model: AlignModel, trained: Iterable[_TrainedLayers]) -> None:
+    """Lets statistics follow in PEFT's copies, and freezes the weights that no tower trains whole.
 
-    A BatchNorm is among the copies for its statistics alone where only they are trained.
+    PEFT trains every parameter of its copies, also of a BatchNorm that is copied for its statistics alone.
     """
-    whole = {name for choice in choices for name in choice.whole}
-    following = {name for choice in choices for name in choice.following}
+    whole = {name for layers in trained for name in layers.whole}
+    following = {name for layers in trained for name in layers.following}
     wrappers = [(name, module) for name, module in model.named_modules() if isinstance(module, ModulesToSaveWrapper)]
     for outer, wrapper in wrappers:
         for inner, layer in list(wrapper.modules_to_save["default"].named_modules()):

@@ -1,4 +1,4 @@
-"""Memory for time in the image tower: its blocks keep their input alone and compute the rest again in backward."""
+"""Time for memory in the image tower: each block keeps its input alone and computes the rest again in backward."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -11,13 +11,12 @@ from torch.utils.checkpoint import checkpoint
 from transformers.models.align.modeling_align import AlignVisionBlock, AlignVisionModel
 
 
-def checkpoint_blocks(vision_model: AlignVisionModel) -> None:
+def recompute_blocks(vision_model: AlignVisionModel) -> None:
     """Makes each block of the image tower keep its input alone for backward (Chen et al. 2016, arXiv 1604.06174).
 
-    Loss and gradients stay the same: dropout draws the same noise again, autocast is the same, and BatchNorm,
-    if it is in training mode at all, updates its statistics once. Blocks that need no graph, as those before the
-    first adapter, run as before. Modules and parameters keep their names, so that adapters may be attached,
-    saved and merged before or after.
+    Loss and gradients stay the same: dropout draws the same noise again, autocast is the same, and BatchNorm in
+    training mode updates its statistics once. Blocks that need no graph, as those before the first adapter, run as
+    before. Modules and parameters keep their names, so adapters may be attached, saved and merged before or after.
 
     Args:
         vision_model: The image tower; the class of its blocks is changed in place.
@@ -27,18 +26,19 @@ def checkpoint_blocks(vision_model: AlignVisionModel) -> None:
 
 
 class _RecomputedBlock(AlignVisionBlock):
-    """A block whose hooks run once, as they are called around `forward`."""
+    """A block that computes `forward` again in backward; its hooks, which torch calls around `forward`, run once."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        trained = hidden_states.requires_grad or any(parameter.requires_grad for parameter in self.parameters())
-        if not (trained and torch.is_grad_enabled()):
+        """Computes the block, and keeps `hidden_states` alone where something is trained."""
+        is_trained = hidden_states.requires_grad or any(parameter.requires_grad for parameter in self.parameters())
+        if not (is_trained and torch.is_grad_enabled()):
             return super().forward(hidden_states)
 
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
             return nullcontext(), _statistics_kept(self)
 
-        found = checkpoint(super().forward, hidden_states, use_reentrant=False, context_fn=contexts)
-        return cast(Tensor, found)
+        output = checkpoint(super().forward, hidden_states, use_reentrant=False, context_fn=contexts)
+        return cast(Tensor, output)
 
 
 @contextmanager

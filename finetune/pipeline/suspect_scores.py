@@ -91,7 +91,7 @@ def match_probabilities(similarities: Similarities) -> Tensor:
     return rows[:, None] * kernel * columns
 
 
-def judge_captions(similarities: Similarities, image_ids: Tensor, text_ids: Tensor) -> Suspicion:
+def score_captions(similarities: Similarities, image_ids: Tensor, text_ids: Tensor) -> Suspicion:
     """Scores each row by -log of the probability that its image has its text; see `match_probabilities`.
 
     An image or a text of several rows may be matched in any of them: the probability is the sum over the rows of the
@@ -110,7 +110,7 @@ def judge_captions(similarities: Similarities, image_ids: Tensor, text_ids: Tens
     return Suspicion(-own.clamp_min(torch.finfo(own.dtype).tiny).log(), best.indices.where(best.values > own, -1))
 
 
-def judge_labels(class_scores: Tensor, label_ids: Tensor) -> Suspicion:
+def score_labels(class_scores: Tensor, label_ids: Tensor) -> Suspicion:
     """Scores each row by how much more confident its image is in another class than in its label.
 
     With p the softmax of the scores and t[c] the mean of p[c] over the rows labelled c, the confidence in c is

@@ -22,7 +22,7 @@ from finetune.data.table.splits import SPLITS, UNKNOWN
 from finetune.evaluation.evaluate import Collect, build_trainer
 from finetune.pipeline.experiment import quieten
 from finetune.pipeline.recipe import Recipe
-from finetune.pipeline.suspect_scores import Suspicion, compare_rows, judge_captions, judge_labels
+from finetune.pipeline.suspect_scores import Suspicion, compare_rows, score_captions, score_labels
 from finetune.pipeline.train import fit
 from finetune.run.folder import RunFolder
 from finetune.training.task import AlignTask
@@ -183,7 +183,7 @@ def _judge_labels(
     parts = [_collect(accelerator, task, data, fold_ids == fold) for fold, task in enumerate(tasks)]
     rows = torch.cat([part.joined("rows") for part in parts]).long().numpy()
     scores = torch.cat([part.joined("class_scores") for part in parts])
-    return rows, judge_labels(scores, torch.from_numpy(data.rows.label_ids[rows]))
+    return rows, score_labels(scores, torch.from_numpy(data.rows.label_ids[rows]))
 
 
 def _judge_captions(
@@ -202,7 +202,7 @@ def _judge_captions(
     for block in map(torch.from_numpy, np.array_split(mixed, -(-len(rows) // BLOCK))):
         embeds = [(image_embeds[block].float(), text_embeds[block].float()) for image_embeds, text_embeds in models]
         similarities = compare_rows(embeds, torch.from_numpy(fold_ids[rows[block]]))
-        scores[block], found = judge_captions(similarities, image_ids[block], caption_ids[block])
+        scores[block], found = score_captions(similarities, image_ids[block], caption_ids[block])
         better[block] = block[found].where(found >= 0, -1)
     return rows, Suspicion(scores, better)
 

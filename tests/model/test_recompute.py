@@ -13,7 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from finetune.model.adapter import save_adapter
 from finetune.model.base import load_model
 from finetune.model.lora import TowerLora, attach_lora
-from finetune.model.recompute import checkpoint_blocks
+from finetune.model.recompute import recompute_blocks
 from finetune.model.towers import AlignTowers
 
 
@@ -22,7 +22,7 @@ def pixel_values() -> torch.Tensor:
     return torch.randn(3, 3, 33, 33, generator=torch.Generator().manual_seed(3))
 
 
-def build_towers(tiny: str, lora: TowerLora, checkpointing: bool) -> AlignTowers:
+def build_towers(tiny: str, lora: TowerLora, recompute: bool) -> AlignTowers:
     torch.manual_seed(0)
     towers = AlignTowers(attach_lora(load_model(tiny), lora, None), True, 0.01)
     generator = torch.Generator().manual_seed(1)
@@ -30,8 +30,8 @@ def build_towers(tiny: str, lora: TowerLora, checkpointing: bool) -> AlignTowers
         for parameter in towers.parameters():
             if parameter.requires_grad and parameter.ndim:
                 parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-    if checkpointing:
-        checkpoint_blocks(towers.align.vision_model)
+    if recompute:
+        recompute_blocks(towers.align.vision_model)
     return towers
 
 
@@ -85,18 +85,18 @@ def saved_bytes(towers: AlignTowers, pixel_values) -> int:
 )
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
 def test_loss_and_gradients_are_bit_equal(tiny, pixel_values, lora, autocast):
-    plain, checkpointed = (build_towers(tiny, lora, checkpointing) for checkpointing in (False, True))
-    for towers in (plain, checkpointed):
+    plain, recomputed = (build_towers(tiny, lora, recompute) for recompute in (False, True))
+    for towers in (plain, recomputed):
         for module in towers.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.train()
-    assert_equal(measure(checkpointed, pixel_values, autocast), measure(plain, pixel_values, autocast))
+    assert_equal(measure(recomputed, pixel_values, autocast), measure(plain, pixel_values, autocast))
 
 
 def test_the_blocks_own_dropout_is_drawn_again(tiny, pixel_values):
-    plain, checkpointed = (build_towers(tiny, TowerLora(rank=2), checkpointing) for checkpointing in (False, True))
+    plain, recomputed = (build_towers(tiny, TowerLora(rank=2), recompute) for recompute in (False, True))
     losses = []
-    for towers in (plain, checkpointed):
+    for towers in (plain, recomputed):
         towers.align.vision_model.train()
         first = towers.align.vision_model.encoder.blocks[0].projection  # a residual block in all but name
         first.apply_dropout, first.dropout.p = True, 0.5
@@ -106,8 +106,8 @@ def test_the_blocks_own_dropout_is_drawn_again(tiny, pixel_values):
 
 @pytest.mark.parametrize("lora", [TowerLora(rank=2), TowerLora(rank=2, layers=["stem"])], ids=["all", "stem"])
 def test_less_is_kept(tiny, pixel_values, lora):
-    plain, checkpointed = (saved_bytes(build_towers(tiny, lora, on), pixel_values) for on in (False, True))
-    assert checkpointed < plain / 3
+    plain, recomputed = (saved_bytes(build_towers(tiny, lora, on), pixel_values) for on in (False, True))
+    assert recomputed < plain / 3
 
 
 def test_nothing_is_kept_before_the_first_adapter(tiny, pixel_values):
@@ -147,10 +147,10 @@ def test_hooks_of_a_block_run_once(tiny, pixel_values):
 def test_statistics_in_training_mode_are_updated_once(tiny, pixel_values):
     """`AlignTowers` does not let it come to this; a tower of its own does."""
     found = []
-    for checkpointing in (False, True):
+    for recompute in (False, True):
         vision_model = load_model(tiny).vision_model
-        if checkpointing:
-            checkpoint_blocks(vision_model)
+        if recompute:
+            recompute_blocks(vision_model)
         vision_model.train()
         torch.manual_seed(2)
         vision_model(pixel_values).pooler_output.square().mean().backward()
@@ -175,7 +175,7 @@ def test_names_stay_and_either_order_of_attaching_is_the_same(tiny, pixel_values
     after = build_towers(tiny, lora, True)
     model = load_model(tiny)
     names = [name for name, _ in model.named_modules()], list(model.state_dict())
-    checkpoint_blocks(model.vision_model)
+    recompute_blocks(model.vision_model)
     assert ([name for name, _ in model.named_modules()], list(model.state_dict())) == names
     before = AlignTowers(attach_lora(model, lora, None), True, 0.01)
     before.load_state_dict(after.state_dict())
@@ -200,14 +200,14 @@ def test_copies_and_pickles_recompute_too(tiny, pixel_values):
 def test_adapter_is_saved_and_merged_as_without(tiny, tmp_path):
     lora = TowerLora(rank=2)
     merged = []
-    for checkpointing in (False, True):
-        towers = build_towers(tiny, lora, checkpointing)
-        folder = tmp_path / str(checkpointing)
+    for recompute in (False, True):
+        towers = build_towers(tiny, lora, recompute)
+        folder = tmp_path / str(recompute)
         folder.mkdir()
         save_adapter(towers.model, folder, "base", "0")
         assert isinstance(towers.model, peft.PeftModel)
         merged.append(towers.model.merge_and_unload(safe_merge=True).state_dict())
-    plain, checkpointed = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("False", "True"))
-    for found, expected in ((checkpointed, plain), (merged[1], merged[0])):
+    plain, recomputed = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("False", "True"))
+    for found, expected in ((recomputed, plain), (merged[1], merged[0])):
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], expected[name]) for name in expected)

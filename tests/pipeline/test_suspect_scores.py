@@ -7,9 +7,9 @@ import torch
 from finetune.pipeline.suspect_scores import (
     Similarities,
     compare_rows,
-    judge_captions,
-    judge_labels,
     match_probabilities,
+    score_captions,
+    score_labels,
 )
 
 
@@ -61,7 +61,7 @@ def test_match_probabilities_are_those_of_numpy():
 def test_swapped_texts_are_the_worst_and_find_each_other():
     images, texts = rows(noise=0.1)
     texts[[5, 20]] = texts[[20, 5]]
-    found = judge_captions(similarities(images, texts), each(30), each(30))
+    found = score_captions(similarities(images, texts), each(30), each(30))
     assert set(found.scores.topk(2).indices.tolist()) == {5, 20}
     assert (found.better[5], found.better[20]) == (20, 5)
     assert (found.better == -1).sum() == 28
@@ -74,7 +74,7 @@ def test_a_row_without_rivals_is_less_suspect_than_swapped_ones_that_are_more_al
     texts[[5, 20]] = unit(0.6 * texts[[20, 5]] + 0.4 * texts[[5, 20]])  # fits its image better than row 7's does
     pairs = similarities(images, texts)
     assert pairs.pairs[7, 7] < min(pairs.pairs[5, 5], pairs.pairs[20, 20])
-    found = judge_captions(pairs, each(30), each(30))
+    found = score_captions(pairs, each(30), each(30))
     assert found.scores[7] < min(found.scores[5], found.scores[20])
 
 
@@ -84,7 +84,7 @@ def test_an_image_and_a_text_of_several_rows_are_matched_in_any_of_them():
     images, texts = rows(15)
     images, texts = images[image_ids], texts[text_ids]
     likely = match_probabilities(similarities(images, texts)).numpy()
-    found = judge_captions(similarities(images, texts), torch.from_numpy(image_ids), torch.from_numpy(text_ids))
+    found = score_captions(similarities(images, texts), torch.from_numpy(image_ids), torch.from_numpy(text_ids))
     for row in range(15):
         of_image = likely[image_ids == image_ids[row]].sum(axis=0)
         own = of_image[text_ids == text_ids[row]].sum()
@@ -106,13 +106,13 @@ def test_a_wrong_text_beside_right_ones_of_the_same_image_is_found():
     image_ids = each(10).repeat_interleave(3)
     texts[[4, 7]] = texts[[7, 4]]  # of images 1 and 2
     texts[[15, 16]] = texts[[16, 15]]  # both of image 5, and right
-    found = judge_captions(similarities(images, texts), image_ids, each(30))
+    found = score_captions(similarities(images, texts), image_ids, each(30))
     assert set(found.scores.topk(2).indices.tolist()) == {4, 7}
     assert image_ids[found.better[[4, 7]]].tolist() == [2, 1]
 
 
 def test_equal_similarities_say_nothing():
-    found = judge_captions(Similarities(*torch.full((3, 5, 5), 0.5)), each(5), each(5))
+    found = score_captions(Similarities(*torch.full((3, 5, 5), 0.5)), each(5), each(5))
     assert found.scores.numpy() == pytest.approx(np.log(5))
     assert (found.better == -1).all()
 
@@ -129,14 +129,14 @@ def test_rows_are_seen_by_the_model_that_does_not_know_them():
             assert found.texts[i, j].item() == pytest.approx((models[a][1][i] @ models[a][1][j]).item(), abs=1e-6)
 
 
-def test_labels_are_judged_by_class_thresholds():
+def test_labels_are_scored_by_class_thresholds():
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 3, 40)
     scores = generator.normal(size=(40, 4)) + 2 * np.eye(4)[labels]
     scores[:, 3] += 9  # a class that no row has
     shares = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
     thresholds = [shares[labels == c, c].mean() for c in range(3)]
-    found = judge_labels(torch.from_numpy(scores), torch.from_numpy(labels))
+    found = score_labels(torch.from_numpy(scores), torch.from_numpy(labels))
     for row, label in enumerate(labels):
         confidence = shares[row, :3] - thresholds
         assert found.scores[row].item() == pytest.approx(np.delete(confidence, label).max() - confidence[label])
