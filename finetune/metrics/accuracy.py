@@ -1,4 +1,4 @@
-"""Classification: one embedding for each class, and the accuracy of class scores."""
+"""Classification: prompts become one embedding for each class, and class scores are measured by their accuracy."""
 
 import torch
 from torch import Tensor
@@ -45,8 +45,8 @@ def class_embeddings(prompt_embeds: Tensor, label_ids: Tensor) -> Tensor:
 class ClassAccuracy(RowMetric):
     """Accuracy of class scores, and how well their softmax knows it; class prompts or a head may have made them.
 
-    Counted here and not by torchmetrics' MulticlassAccuracy, because that one gives a tie to the lowest
-    class, which rewards a collapsed model where class 0 is frequent. Without ties the figures are the same.
+    torchmetrics' MulticlassAccuracy gives a tie to the lowest class, which rewards a collapsed model where class 0 is
+    frequent; here a tie counts by its chance. Without ties the figures are the same.
 
     Example:
         >>> metric = ClassAccuracy()
@@ -100,7 +100,7 @@ class ClassAccuracy(RowMetric):
     def compute(self) -> dict[str, Tensor]:
         """Returns ``accuracy``, ``accuracy_top5``, ``mean_per_class_recall`` and ``expected_calibration_error``.
 
-        ``accuracy_top5`` is there whatever C is, so that tables keep their columns; up to 5 classes it is 1.
+        ``accuracy_top5`` is there whatever C is, so that tables keep their columns; with up to 5 classes it is 1.
         ``mean_per_class_recall`` is the mean over the classes that occur.
         """
         error = calibration_error(dim_zero_cat(self.confidences), dim_zero_cat(self.correct))
@@ -112,8 +112,8 @@ class ClassAccuracy(RowMetric):
     def figures(self) -> dict[str, Figure]:
         """Returns the accuracies and the recall as figures that a bootstrap can draw from; units are the rows.
 
-        The calibration error is none: drawing rows adds to the very distances it is made of, so that an interval would
-        rarely hold the truth (`benchmarks/interval_coverage.py`).
+        The calibration error is not among them: drawing rows adds to the very distances it is made of, so an interval
+        would rarely hold the truth (`benchmarks/interval_coverage.py`).
         """
         top1, labels = dim_zero_cat(self.top1), dim_zero_cat(self.label_ids)
         rows = torch.arange(len(top1), device=top1.device)

@@ -1,4 +1,4 @@
-"""Several labels an image: how well each class finds its images, and each image its labels."""
+"""Several labels an image: average precision says how well classes find their images, and images their labels."""
 
 from collections.abc import Sequence
 
@@ -14,8 +14,8 @@ from finetune.metrics.statistics import Figure, MeanAveragePrecision, mean
 class AveragePrecision(RowMetric):
     """Average precision of class scores where an image may have several labels, or none.
 
-    The figures are torchmetrics' and scikit-learn's: a precision is taken at each distinct score, so images
-    with equal scores come in together, and a class that scores all images alike gets the share of its images.
+    The figures equal torchmetrics' and scikit-learn's: a precision is taken at each distinct score, so images with
+    equal scores come in together, and a class that scores all images alike gets the share of its images.
 
     Args:
         names: Names of the classes, in the order of the scores' columns.
@@ -24,7 +24,7 @@ class AveragePrecision(RowMetric):
         >>> metric = AveragePrecision(["cat", "dog"])
         >>> targets = torch.tensor([[True, False], [True, True], [False, False]])
         >>> metric.update(torch.tensor([[0.9, 0.3], [0.1, 0.2], [0.4, 0.1]]), targets)
-        >>> {name: round(float(value), 3) for name, value in metric.compute().items() if "/" in name}
+        >>> {name: round(float(figure), 3) for name, figure in metric.compute().items() if "/" in name}
         {'average_precision/cat': 0.833, 'average_precision/dog': 0.5}
     """
 
@@ -69,8 +69,8 @@ class AveragePrecision(RowMetric):
         """Returns the figures; those of the mean are NaN where no row has a label.
 
         ``mean_average_precision`` is the mean over the classes that occur, each of which has its own
-        ``average_precision/NAME``. ``label_ranking_average_precision`` is the mean over the images that have a
-        label: the labels' precision in the image's own order of the classes.
+        ``average_precision/NAME``. ``label_ranking_average_precision`` is the mean over the images that have a label
+        of the labels' precision in the image's own order of the classes.
         """
         precision = self._precision()
         by_class = precision.by_class(torch.ones(precision.units, 1))[:, 0]
@@ -83,7 +83,7 @@ class AveragePrecision(RowMetric):
     def figures(self) -> dict[str, Figure]:
         """Returns the two means as figures that a bootstrap can draw from.
 
-        Units are the rows, and of ``label_ranking_average_precision`` those that have a label.
+        Units are the rows; for ``label_ranking_average_precision`` those that have a label.
         """
         ranking = dim_zero_cat(self.ranking)
         return {
@@ -98,7 +98,7 @@ class AveragePrecision(RowMetric):
 def label_ranking_precision(scores: Tensor, targets: Tensor) -> Tensor:
     """Returns how well each image ranks its labels, float shape (B,), NaN for images without any.
 
-    It is the mean over the image's labels of the share of labels among the classes that score as high as it.
+    For each label of an image, take the share of labels among the classes that score at least as high; average these.
 
     Args:
         scores: Float tensor of shape (B, C), higher is better.

@@ -1,4 +1,4 @@
-"""How sure a difference between two models on the same rows is: the paired bootstrap."""
+"""The paired bootstrap says how sure a difference between two models on the same rows is."""
 
 from statistics import NormalDist
 from typing import NamedTuple
@@ -13,11 +13,11 @@ from finetune.metrics.statistics import Figure
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 COUNTS = 10_000_000
-"""How many counts of units are held at a time: 40 MB."""
+"""Counts of units that memory holds at a time: 40 MB."""
 
 
 class Difference(NamedTuple):
-    """A difference of a metric, after less before, with its interval.
+    """How much a metric differs, after less before, with its interval.
 
     Attributes:
         value: The difference itself.
@@ -31,7 +31,7 @@ class Difference(NamedTuple):
 
     @property
     def error(self) -> float:
-        """Standard error: that of the normal distribution whose interval is as wide."""
+        """The standard error of a normal distribution whose interval is as wide."""
         return (self.high - self.low) / (2 * NormalDist().inv_cdf((1 + CONFIDENCE) / 2))
 
     @property
@@ -45,17 +45,17 @@ class Difference(NamedTuple):
 def paired_difference(before: Figure, after: Figure) -> Difference:
     """Returns the difference of a metric between two models on the same units, with a bootstrap interval.
 
-    Units (queries, rows) are drawn with replacement, each with what both models make of it (Efron and Tibshirani 1993,
-    chapter 13: the percentile interval, 2,000 draws with a fixed seed), and the metric is computed again for each draw.
-    That one model is measured on the rows that the other is measured on takes the difficulty of the rows out of the
-    comparison. A draw for which the metric is not defined, as it has no row with a label, is left out.
+    Each draw takes units (queries, rows) with replacement, each with what both models make of it, and computes the
+    metric again (Efron and Tibshirani 1993, chapter 13: the percentile interval, here of 2,000 draws with a fixed
+    seed). Both models are measured on the same rows, so the difficulty of the rows drops out of the comparison. A draw
+    for which the metric is not defined, such as one without a labelled row, is left out.
 
     Args:
         before: The metric of one model.
         after: The same metric of another one, its units in the same order.
 
     Raises:
-        ValueError: If the numbers of units differ or there is none.
+        ValueError: If the numbers of units differ, or there are no units.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Whether a classifier is as sure as it is right, and the temperature that makes it so."""
+"""Calibration: whether a classifier is as sure as it is right, and the temperature that makes it so."""
 
 import math
 from typing import NamedTuple
@@ -14,7 +14,7 @@ BINS = 15
 """Equal parts of [0, 1] that confidences are sorted into."""
 
 LARGEST_FACTOR = 100.0
-"""How far a fitted temperature may be from the trained one, up or down."""
+"""Largest factor between a fitted temperature and the trained one, up or down."""
 
 DRAWS = 200
 """How often `chance_calibration_error` draws which rows are right."""
@@ -35,7 +35,7 @@ class Bin(NamedTuple):
 
 
 def calibration_error(confidences: Tensor, correct: Tensor) -> Tensor:
-    """Returns the expected calibration error: mean distance of accuracy from confidence, by bin, as rows weigh.
+    """Returns the expected calibration error: the bins' mean distance of accuracy from confidence, as their rows weigh.
 
     Naeini et al. 2015, with the 15 bins of Guo et al. 2017 (arXiv 1706.04599).
 
@@ -54,9 +54,9 @@ def calibration_error(confidences: Tensor, correct: Tensor) -> Tensor:
 def chance_calibration_error(confidences: Tensor) -> float:
     """Returns the calibration error that a calibrated model of these confidences would show on so many rows.
 
-    It is far from 0 where rows are few, as the bins' accuracies are those of a few rows each: an error near it is no
-    sign of a bad calibration. The mean over draws in which each row is right with its confidence (consistency
-    resampling, Bröcker and Smith 2007, Weather and Forecasting 22).
+    Where rows are few this error is far from 0, as each bin's accuracy is that of a few rows: a measured error near it
+    is no sign of bad calibration. It is the mean over draws in which each row is right with the probability of its
+    confidence (consistency resampling, Bröcker and Smith 2007, Weather and Forecasting 22).
 
     Args:
         confidences: Float tensor of shape (N,), probability of the predicted class.
@@ -73,16 +73,16 @@ def chance_calibration_error(confidences: Tensor) -> float:
 
 
 def reliability(scores: Tensor, label_ids: Tensor) -> list[Bin]:
-    """Returns what `calibration_error` compares, bin by bin in the order of confidence.
+    """Returns the confidences and accuracies that `calibration_error` compares, bin by bin in the order of confidence.
 
     Args:
         scores: Float tensor of shape (N, C), logits.
         label_ids: Int64 tensor of shape (N,), in [0, C).
     """
     best = scores.float().softmax(dim=-1).max(dim=-1)
-    values = np.stack([best.values.double().numpy(), (best.indices == label_ids).double().numpy()])
-    means = binned_statistic(values[0], values, "mean", bins=BINS, range=(0, 1)).statistic
-    shares = binned_statistic(values[0], None, "count", bins=BINS, range=(0, 1)).statistic / len(scores)
+    rows = np.stack([best.values.double().numpy(), (best.indices == label_ids).double().numpy()])
+    means = binned_statistic(rows[0], rows, "mean", bins=BINS, range=(0, 1)).statistic
+    shares = binned_statistic(rows[0], None, "count", bins=BINS, range=(0, 1)).statistic / len(scores)
     return [
         Bin(float(confidence), float(accuracy), float(share)) if share else Bin(None, None, 0.0)
         for confidence, accuracy, share in zip(*means, shares, strict=True)
@@ -92,10 +92,10 @@ def reliability(scores: Tensor, label_ids: Tensor) -> list[Bin]:
 def fit_temperature(scores: Tensor, label_ids: Tensor) -> float:
     """Returns the factor on the temperature that makes the scores as sure as they are right; no ranking changes.
 
-    With it the mean confidence equals the accuracy (expectation consistency, Clarté et al. 2023, arXiv 2303.02644),
-    which r right rows of n tell by Laplace's rule of succession: (r + 1) / (n + 2). So rows that are all right never
-    ask for certainty. The likelihood that temperature scaling maximises (Guo et al. 2017, arXiv 1706.04599) is ruled by
-    the few rows that are surely wrong, which can make all others too unsure.
+    With this factor the mean confidence equals the accuracy (expectation consistency, Clarté et al. 2023, arXiv
+    2303.02644). Laplace's rule of succession estimates the accuracy from r right rows of n as (r + 1) / (n + 2), so
+    rows that are all right never ask for certainty. Temperature scaling (Guo et al. 2017, arXiv 1706.04599) maximises
+    the likelihood instead; the few rows that are surely wrong rule it, and can make all others too unsure.
 
     Args:
         scores: Float tensor of shape (N, C), logits at the temperature as it is.

@@ -1,4 +1,4 @@
-"""How far apart embeddings lie, and in how many directions: what a collapse takes away."""
+"""How far apart embeddings lie, and in how many directions: a collapse takes both away."""
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ def effective_rank(gram: Tensor) -> float:
 
 
 class Cloud:
-    """Spread and effective rank of the directions of features that come in batches; sums are kept, not the features.
+    """Takes in features batch by batch, and gives spread and effective rank of their directions; sums alone are kept.
 
     Attributes:
         count: Number of distinct features that have a direction.
@@ -68,8 +68,8 @@ class Cloud:
             features: Float tensor of shape (B, D), normalised here.
             ids: Int64 tensor of shape (B,).
         """
-        first = {value: position for position, value in reversed([*enumerate(ids.tolist())])}
-        new = features.detach().float().cpu()[[first[value] for value in first if value not in self._seen]]
+        first = {item: position for position, item in reversed([*enumerate(ids.tolist())])}
+        new = features.detach().float().cpu()[[first[item] for item in first if item not in self._seen]]
         self._seen.update(first)
         norms = new.norm(dim=-1)
         is_whole = norms.isfinite() & (norms > 0)
@@ -81,10 +81,10 @@ class Cloud:
 
     @property
     def spread(self) -> float:
-        """See `spread`; a count of at least 2 is needed."""
+        """The spread, see `finetune.metrics.spread`; needs a count of at least 2."""
         return spread(self._total, self.count)
 
     @property
     def effective_rank(self) -> float:
-        """See `effective_rank`; a count of at least 1 is needed."""
+        """The effective rank, see `finetune.metrics.effective_rank`; needs a count of at least 1."""
         return effective_rank(self._gram)

@@ -1,4 +1,4 @@
-"""Classification by the nearest training images: what embeddings tell of the classes without any training."""
+"""The nearest training images classify: so embeddings are measured without any training."""
 
 import torch
 from torch import Tensor
@@ -22,9 +22,9 @@ def neighbour_votes(
     class with exp(cosine / temperature). With one neighbour it is the nearest one's class, which is what
     COYO-ALIGN's table calls ImageNet KNN.
 
-    Embeddings that tie for the last of the k places share what is left of them, so that the order of the rows
-    decides nothing, and a collapsed model votes for the most frequent class. Memory is of the order of
-    chunk_size x N. Similarities are taken in float32, also under autocast.
+    Embeddings that tie for the last of the k places share what is left of them, so the order of the rows decides
+    nothing, and a collapsed model votes for the most frequent class. Memory is of the order of chunk_size x N.
+    Similarities are taken in float32, also under autocast.
 
     Args:
         query_embeds: Unit vectors of shape (Q, D).
@@ -48,9 +48,9 @@ def neighbour_votes(
     """
     if not len(train_embeds):
         raise ValueError("Expected train_embeds to hold at least one embedding, but got none.")
-    for name, value in (("neighbours", neighbours), ("chunk_size", chunk_size)):
-        if value < 1:
-            raise ValueError(f"Expected {name} to be at least 1, but got {value}.")
+    for name, number in (("neighbours", neighbours), ("chunk_size", chunk_size)):
+        if number < 1:
+            raise ValueError(f"Expected {name} to be at least 1, but got {number}.")
     if not temperature > 0:
         raise ValueError(f"Expected temperature to be above 0, but got {temperature}.")
     votes = torch.zeros(len(query_embeds), classes, device=query_embeds.device)
@@ -69,11 +69,11 @@ def neighbour_votes(
 
 
 def _share(query: Tensor, tied: Tensor, places: int, queries: int) -> Tensor:
-    """What part of a place each neighbour has: all of it, or a share of the last ones where it is tied for them.
+    """Returns which part of a place each neighbour takes: all of it, or a share of the last places where they are tied.
 
     Args:
         query: Int64 tensor of shape (M,), the query of each neighbour.
-        tied: Bool tensor of shape (M,), whether it is tied for the last place.
+        tied: Bool tensor of shape (M,), whether a neighbour is tied for the last place.
         places: Places of each query.
         queries: Number of queries.
     """

@@ -1,6 +1,6 @@
 """Where the correct item of a query stands among all items, and what a tie is worth.
 
-Items that score the same stand in random order, and each figure is its expectation over that order. That
+Items that score the same stand in random order, and each figure is its expectation over that order. The expectation
 needs no random numbers, and cannot reward a collapsed model, as the order of the columns otherwise would.
 """
 
@@ -37,8 +37,8 @@ class Placement(NamedTuple):
     def hits(self, k: int) -> Tensor:
         """Returns the probability that a correct item is among the k best, float shape (Q,).
 
-        Without ties it is 0 or 1. With ties it is one minus the hypergeometric probability that wrong items
-        take all the places that are left.
+        Without ties the probability is 0 or 1. With ties it is one minus the hypergeometric probability that wrong
+        items take all the places that are left.
 
         Args:
             k: Number of items looked at, at least 1.
@@ -66,8 +66,8 @@ def place(scores: Tensor, queries: Tensor, items: Tensor, tie: Tensor | float) -
     """
     correct_scores = scores[queries, items]
     best = torch.full_like(scores[:, 0], -torch.inf).scatter_reduce(0, queries, correct_scores, "amax")
-    floor, ceiling = best - tie, best + tie
-    better = (scores > ceiling[:, None]).sum(1)
-    tied = (scores >= floor[:, None]).sum(1) - better
-    tied_correct = torch.zeros_like(tied).index_add(0, queries, (correct_scores >= floor[queries]).to(tied.dtype))
+    lowest, highest = best - tie, best + tie
+    better = (scores > highest[:, None]).sum(1)
+    tied = (scores >= lowest[:, None]).sum(1) - better
+    tied_correct = torch.zeros_like(tied).index_add(0, queries, (correct_scores >= lowest[queries]).to(tied.dtype))
     return Placement(better, tied_correct, tied - tied_correct)

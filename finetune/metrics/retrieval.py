@@ -1,4 +1,4 @@
-"""Retrieval from images to texts and back: ranks and hit rates, a chunk of queries at a time."""
+"""Images retrieve texts and texts images: ranks and hit rates, a chunk of queries at a time."""
 
 import numpy as np
 import torch
@@ -69,12 +69,12 @@ def retrieval_ranks(query_embeds: Tensor, gallery_embeds: Tensor, pairs: Tensor,
 class Retrieval(RowMetric):
     """Hit rates and median ranks of image-to-text and text-to-image retrieval.
 
-    What CLIP_benchmark and the Karpathy splits measure. Queries and galleries are the distinct images and the
+    CLIP_benchmark and the Karpathy splits measure the same. Queries and galleries are the distinct images and the
     distinct captions; an image and a caption are correct for each other when they share a row. So the several
     captions of an image are several queries, and any of them is a hit for the image. A caption that stands on
     several rows is one query and one item: its text has but one embedding and one ranking, so counting it
     again would only weigh it by its frequency. Where no caption repeats, or where each row has a caption id of
-    its own (`merge_equal_captions: false` in the data module), this is the field's figure exactly. Rows that a
+    its own (`merge_equal_captions: false` in the data module), the figures are exactly the field's. Rows that a
     distributed sampler repeats to fill a batch change nothing.
 
     Args:
@@ -134,10 +134,10 @@ class Retrieval(RowMetric):
         return {name: figure.point_estimate() for name, figure in self.figures().items()}
 
     def figures(self) -> dict[str, Figure]:
-        """Returns what ``compute`` does as figures that a bootstrap can draw from.
+        """Returns the metrics of ``compute`` as figures that a bootstrap can draw from.
 
-        Units are the queries, in the order of their ids. Those of ``mean_R@K`` are images and captions that belong
-        together: what shares a row with one of them is drawn with it.
+        Units are the queries, in the order of their ids. A unit of ``mean_R@K`` is a group of images and captions that
+        belong together: what shares a row with one of them is drawn with it.
         """
         images, captions, pairs = self._numbered()
         placements = self._placements(images, captions, pairs)
@@ -164,7 +164,7 @@ class Retrieval(RowMetric):
         return {name: placement.ranks() for name, placement in self._placements(*self._numbered()).items()}
 
     def _numbered(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The first row of each image, that of each caption, and their numbers in each row, shape (N, 2)."""
+        """Returns the first row of each image, that of each caption, and their numbers in each row, shape (N, 2)."""
         images, image_index = _first_of_each(dim_zero_cat(self.image_ids))
         captions, caption_index = _first_of_each(dim_zero_cat(self.caption_ids))
         return images, captions, torch.stack([image_index, caption_index], dim=1)
@@ -179,7 +179,7 @@ class Retrieval(RowMetric):
 
 
 def _belonging_together(pairs: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the group of each image and of each caption, those that pairs connect being one group.
+    """Returns the group of each image and of each caption; pairs connect the members of a group.
 
     Args:
         pairs: Int64 tensor of shape (P, 2), numbers of images and of captions, each of which occurs.

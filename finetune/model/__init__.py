@@ -1,1 +1,1 @@
-"""The two towers of ALIGN: embedding with them, adapting them, merging the adapters back."""
+"""The two towers of ALIGN: they embed, take adapters, and have the adapters merged back."""

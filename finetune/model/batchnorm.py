@@ -4,18 +4,18 @@ import torch
 from torch import Tensor, nn
 
 MOMENTUM = 0.01
-"""Weight of a new batch: one minus 0.99, which ALIGN's `batch_norm_momentum` is in Keras' sense."""
+"""Weight of a new batch: one minus ALIGN's `batch_norm_momentum` of 0.99, which has Keras' meaning."""
 
 
 class FollowingBatchNorm2d(nn.BatchNorm2d):
-    """Standard BatchNorm (Ioffe and Szegedy 2015, arXiv 1502.03167), which ALIGN's towers hold frozen otherwise.
+    """BatchNorm whose statistics follow the training images (Ioffe and Szegedy 2015, arXiv 1502.03167).
 
-    A training step normalises by the statistics of its batch and moves the running ones towards them by
-    `MOMENTUM`. Evaluation mode, and any forward pass without gradients, normalises by the running ones and
-    leaves them alone. In distributed training they are those of the first process.
+    A training step normalises by the statistics of its batch and moves the running ones towards them by `MOMENTUM`.
+    Evaluation mode, and any forward pass without gradients, normalises by the running ones and leaves them alone. In
+    distributed training the statistics of the first process count. All other BatchNorms of ALIGN stay frozen.
 
     Args:
-        norm: The layer whose weights and statistics to start from; it is left as it is.
+        norm: The layer whose weights and statistics to start from; it stays as it is.
     """
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:

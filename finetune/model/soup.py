@@ -1,4 +1,4 @@
-"""Adapters of several trainings as one: the adapter whose merge is the average of theirs."""
+"""Several trainings make one adapter, whose merge is the average of their merges."""
 
 import copy
 import math
@@ -13,24 +13,24 @@ from transformers import AlignModel
 def average_adapters(base: AlignModel, config: LoraConfig, members: Sequence[Mapping[str, Tensor]]) -> PeftModel:
     """Puts the average of several trainings of one adapter into the base (a uniform soup, arXiv 2203.05482).
 
-    The average of products B A is no product of averages. It is one of factors that stand side by side,
+    An average of products B A is not the product of their averages, but that of factors side by side:
 
         alpha / r * (B1 A1 + ... + Bk Ak) / k = alpha / (k r) * [B1 ... Bk] [A1; ...; Ak],
 
-    that is LoRA of k times the rank with the same alpha. So it stays an adapter, and nothing is rounded off. Layers
-    trained whole, statistics and the temperature are averaged themselves.
+    This is LoRA with k times the rank and the same alpha: the soup stays an adapter, and nothing is rounded off. Layers
+    trained whole, statistics and the temperature are averaged directly.
 
     Args:
-        base: The base they were trained on, float32 and without adapters; it is changed in place.
-        config: Their configuration.
-        members: What each trained, by the name in the adapted model's state dict; the same names in all.
+        base: The base of all members, float32 and without adapters; it is changed in place.
+        config: The members' configuration.
+        members: What each member trained, by the name in the adapted model's state dict; the same names in all.
 
     Returns:
         The adapted model, not to be trained further.
 
     Raises:
-        ValueError: If the names differ or are not the adapted model's, or the adapters have magnitudes (DoRA): those
-            of an average are not the average of theirs.
+        ValueError: If the names differ or are not the adapted model's, or the adapters have magnitudes (DoRA): the
+            magnitudes of an average are not the average of the members' magnitudes.
     """
     if config.use_dora:
         raise ValueError("Expected adapters without magnitudes, but got use_dora. Their average is no such adapter.")
@@ -70,7 +70,7 @@ def _average(name: str, tensors: list[Tensor]) -> Tensor:
 
 
 def _widen(config: LoraConfig, times: int) -> LoraConfig:
-    """The configuration of factors side by side; rsLoRA, which divides by the root of the rank, needs a lower alpha."""
+    """Returns the configuration of factors side by side; rsLoRA divides by the root of the rank: its alpha shrinks."""
     wide = copy.deepcopy(config)
     shrunk = math.sqrt(times) if config.use_rslora else 1.0
     wide.r *= times

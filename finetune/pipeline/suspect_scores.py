@@ -1,4 +1,4 @@
-"""How badly the text of a row fits its image, beside the texts and images of the other rows."""
+"""Scores say how badly the text of a row fits its image, beside the texts and images of the other rows."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 NEIGHBOURS = 0.5
-"""Weight of either kind of neighbours beside the similarity itself."""
+"""Weight of either kind of neighbours, where the similarity itself has the weight 1."""
 
 SHARPNESS = 3.0
 """Logits per standard deviation, of similarities and of the evidence."""
@@ -33,7 +33,7 @@ class Similarities(NamedTuple):
 
 
 class Suspicion(NamedTuple):
-    """What is said of N rows.
+    """How suspect N rows are.
 
     Attributes:
         scores: How badly each fits, float64 of shape (N,).
@@ -45,13 +45,13 @@ class Suspicion(NamedTuple):
 
 
 def compare_rows(models: Sequence[tuple[Tensor, Tensor]], fold_ids: Tensor) -> Similarities:
-    """Returns the similarities of rows, each as the model sees them that was not trained on the row.
+    """Returns the similarities of rows; each row is seen by the model that was not trained on it.
 
-    A pair of rows of two folds is seen by two models: the similarity of image i and text j is the mean of that by the
-    model of row i and that by the model of row j. Images and texts are compared by the model of row i.
+    Two models see a pair of rows of two folds: the similarity of image i and text j is the mean of what the model of
+    row i and the model of row j make of it. The model of row i compares images with images, and texts with texts.
 
     Args:
-        models: Of each fold's model the unit image and text embeddings of all N rows, shape (N, D) each.
+        models: For each fold's model, the unit image and text embeddings of all N rows, shape (N, D) each.
         fold_ids: The fold of each row, int64 of shape (N,): a position in `models`.
     """
     count = len(fold_ids)
@@ -94,8 +94,8 @@ def match_probabilities(similarities: Similarities) -> Tensor:
 def score_captions(similarities: Similarities, image_ids: Tensor, text_ids: Tensor) -> Suspicion:
     """Scores each row by -log of the probability that its image has its text; see `match_probabilities`.
 
-    An image or a text of several rows may be matched in any of them: the probability is the sum over the rows of the
-    image and the rows of the text.
+    An image or a text of several rows may match in any of them: the probability is the sum over the rows of the image
+    and the rows of the text.
 
     Args:
         similarities: Of N rows.
@@ -114,8 +114,8 @@ def score_labels(class_scores: Tensor, label_ids: Tensor) -> Suspicion:
     """Scores each row by how much more confident its image is in another class than in its label.
 
     With p the softmax of the scores and t[c] the mean of p[c] over the rows labelled c, the confidence in c is
-    p[c] - t[c], so that a class which the model is seldom sure of is not suspected as a whole. That is the threshold of
-    confident learning (Northcutt et al. 2021, arXiv 1911.00068). A class that no row has is no alternative.
+    p[c] - t[c]; so the score does not suspect all rows of a class that the model is seldom sure of. t is the threshold
+    of confident learning (Northcutt et al. 2021, arXiv 1911.00068). A class that no row has is no alternative.
 
     Args:
         class_scores: Logits of the classes for the N images, shape (N, C), by a model that never saw them.
@@ -132,7 +132,7 @@ def score_labels(class_scores: Tensor, label_ids: Tensor) -> Suspicion:
 
 
 def _around(near: Tensor, alike: Tensor) -> Tensor:
-    """Mean of alike[k, j] over the rows k near row i, shape (N, N); neither i nor j speaks for itself."""
+    """Returns the mean of alike[k, j] over the rows k near row i, shape (N, N); neither i nor j is one of them."""
     weights = (SHARPNESS * _standardised(near)).fill_diagonal_(-torch.inf).softmax(dim=1)
     return (weights @ alike - weights * alike.diagonal()) / (1 - weights).clamp_min(_LEAST_OTHERS)
 

@@ -11,15 +11,15 @@ from torch import Tensor
 class LatestBest(ModelCheckpoint):
     """Keeps the latest weights whose validation metric is within a standard error of the highest there was.
 
-    On few validation rows the highest is often a chance of an early epoch, and the weights after the whole schedule are
-    the better ones. It is the one-standard-error rule (Breiman et al. 1984, Classification and Regression Trees,
+    On few validation rows an early epoch often reaches the highest value by chance, and the weights after the whole
+    schedule are better. This is the one-standard-error rule (Breiman et al. 1984, Classification and Regression Trees,
     section 3.4.3), with the later epoch in the place of the smaller tree. With n rows and a highest mean p of values in
-    [0, 1] the standard error is taken as sqrt(p (1 - p) / n): that is what it is for shares and at most for other means
-    (Bhatia and Davis 2000, American Mathematical Monthly 107).
+    [0, 1] the standard error is taken as sqrt(p (1 - p) / n): shares have exactly that error, and no other mean has a
+    larger one (Bhatia and Davis 2000, American Mathematical Monthly 107).
 
     Args:
-        rows: n, the validation rows.
-        options: Those of `ModelCheckpoint`, with a metric to monitor that lies in [0, 1], higher being better.
+        rows: n, the number of validation rows.
+        options: Those of `ModelCheckpoint`; the monitored metric lies in [0, 1], and higher is better.
     """
 
     def __init__(self, rows: int, **options: Any) -> None:
@@ -28,19 +28,19 @@ class LatestBest(ModelCheckpoint):
         self.highest = 0.0
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
-        """Whether the weights of now take the place of those kept."""
+        """Returns whether the current weights take the place of the kept ones."""
         if current is None:
             return False
-        value = min(max(float(current), 0.0), 1.0)
-        self.highest = max(self.highest, value)
+        share = min(max(float(current), 0.0), 1.0)
+        self.highest = max(self.highest, share)
         error = math.sqrt(self.highest * (1 - self.highest) / self.rows)
-        return bool(trainer.strategy.reduce_boolean_decision(not self.best_k_models or value >= self.highest - error))
+        return bool(trainer.strategy.reduce_boolean_decision(not self.best_k_models or share >= self.highest - error))
 
     def state_dict(self) -> dict[str, Any]:
-        """Lightning's, and the highest value there was."""
+        """Adds the highest value there was to Lightning's state."""
         return {**super().state_dict(), "highest": self.highest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from there."""
+        """Goes on from the highest value there was."""
         self.highest = state_dict["highest"]
         super().load_state_dict(state_dict)

@@ -1,4 +1,4 @@
-"""Linear discriminant analysis with a shrunk covariance: a classifier in closed form."""
+"""A classifier in closed form: linear discriminant analysis with a shrunk covariance."""
 
 import math
 
@@ -19,8 +19,8 @@ def discriminant(
         P = ((S + k v I) / (n - C + k))^-1
         logits[c] = f P m[c] - m[c] P m[c] / 2 + log p[c]
 
-    (Hastie et al. 2009, The Elements of Statistical Learning, section 4.3). The covariance is shrunk as if k rows that
-    vary in every direction alike had been seen too. A class without rows lies at the mean of all, and is as likely as
+    (Hastie et al. 2009, The Elements of Statistical Learning, section 4.3). The shrunk covariance is what k more rows
+    that vary alike in every direction would give. A class without rows lies at the mean of all, and is as likely as
     half a row.
 
     Args:
@@ -46,8 +46,8 @@ def discriminant(
 def one_against_rest(features: Tensor, targets: Tensor, weights: Tensor, shrinkage: float) -> tuple[Tensor, Tensor]:
     """Returns weight and bias as `discriminant` does, for classes of which an image may have several.
 
-    Each class is set against the rows without it. All share the covariance of all rows, which holds the difference d
-    between the two means too; with p the class's share, dividing the direction by 1 - p (1 - p) d P d takes that out.
+    Each class is set against the rows without it. All classes share the covariance of all rows. That also holds the
+    difference d between a class's two means; with p the class's share, dividing by 1 - p (1 - p) d P d takes it out.
 
     Args:
         features: Float tensor of shape (N, D).
@@ -71,7 +71,7 @@ def one_against_rest(features: Tensor, targets: Tensor, weights: Tensor, shrinka
 
 
 def best_factor(logits: Tensor, truth: Tensor, weights: Tensor, smoothing: float) -> float:
-    """Returns the number that logits are multiplied by for the least cross-entropy with smoothed labels.
+    """Returns the factor on logits that gives the least cross-entropy with smoothed labels.
 
     Args:
         logits: Float64 tensor of shape (N, C).
@@ -94,14 +94,14 @@ def best_factor(logits: Tensor, truth: Tensor, weights: Tensor, smoothing: float
 
 
 def _centre(features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean of the rows, and the variance of a feature averaged over the features."""
+    """Returns the mean of the rows, and the variance of a feature averaged over the features."""
     shares = weights / weights.sum()
     centre = shares @ features
     return centre, shares @ (features - centre).square().mean(1)
 
 
 def _mean(sums: Tensor, counts: Tensor) -> Tensor:
-    """Sums by counts; 0, the mean of all, where nothing was counted."""
+    """Divides sums by counts; 0, the mean of all, stands where nothing was counted."""
     return (sums / counts[:, None]).where(counts[:, None] > 0, 0.0)
 
 

@@ -14,8 +14,8 @@ from torch.optim.lr_scheduler import LambdaLR
 def warmup_cosine(step: int, total_steps: int, warmup_steps: int) -> float:
     """Returns the factor that multiplies the learning rate at one step.
 
-    It rises linearly, from ``1 / (warmup_steps + 1)`` at step 0 to 1 at step ``warmup_steps``, and then falls
-    along half a cosine to 0 at step ``total_steps``. So neither the first nor the last step trains with 0.
+    The factor rises linearly, from ``1 / (warmup_steps + 1)`` at step 0 to 1 at step ``warmup_steps``, and then
+    falls along half a cosine to 0 at step ``total_steps``. So neither the first nor the last step trains with 0.
     The cosine is that of Loshchilov and Hutter 2017 (arXiv 1608.03983) without restarts.
 
     Args:
@@ -35,7 +35,7 @@ def warmup_cosine(step: int, total_steps: int, warmup_steps: int) -> float:
 
 
 class WarmupCosine(LambdaLR):
-    """Linear warm-up, then half a cosine down to zero. Step it once per optimizer step.
+    """Raises the learning rate linearly, then lowers it along half a cosine to zero. Step it once per optimizer step.
 
     Args:
         optimizer: The optimizer whose learning rates are moved; each group keeps its own peak.
@@ -58,8 +58,8 @@ class WarmupCosine(LambdaLR):
 def parameter_groups(named_parameters: Iterable[tuple[str, Parameter]]) -> list[dict[str, Any]]:
     """Splits the trainable parameters into those that weight decay may shrink and those that it must not.
 
-    Decay is kept off scalars and vectors (biases, norms, the temperature) and off DoRA's magnitudes, which
-    for a convolution are a vector in the shape of a kernel. What needs no gradient is left out, and so is an
+    Decay must not shrink scalars and vectors (biases, norms, the temperature), nor DoRA's magnitudes, which for a
+    convolution are a vector in the shape of a kernel. Parameters that need no gradient are left out, and so is an
     empty group.
 
     Args:
@@ -85,7 +85,7 @@ def parameter_groups(named_parameters: Iterable[tuple[str, Parameter]]) -> list[
 
 
 def total_steps(trainer: Trainer) -> int:
-    """Optimizer steps of a whole fit, from lengths alone, so that asking does not disturb a restored loader.
+    """Returns the optimizer steps of a whole fit, from lengths alone: a restored loader is not disturbed.
 
     Args:
         trainer: A trainer that is fitting.

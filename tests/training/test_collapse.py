@@ -1,4 +1,4 @@
-"""What goes wrong in training is said in words, and a healthy run is left in peace."""
+"""What goes wrong in training is reported with its repair, and a healthy run is left in peace."""
 
 import math
 from functools import partial
@@ -15,22 +15,24 @@ from finetune.core.types import Batch, Embeddings
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.data.table.table import Table
 from finetune.model.lora import TowerLora
-from finetune.objectives import Classification, Contrastive, Sigmoid
+from finetune.objectives import Contrastive, Sigmoid
+from finetune.training.classification_task import ClassificationTask
 from finetune.training.collapse import CollapseWatch, chance_loss
 from finetune.training.task import AlignTask
 
 SMALL = TowerLora(rank=2)
+BOTH = {"image_lora": SMALL, "text_lora": SMALL}
 
 
 @pytest.fixture
 def watched(build_trainer, tiny):
-    """Trains a task and returns what was noticed, and what was logged last."""
+    """Trains a task and returns what was reported, and what was logged last."""
 
-    def fit(data, epochs=2, kind=AlignTask, validate=True, **settings):
+    def fit(data, epochs=2, kind=AlignTask, adapters=BOTH, validate=True, **settings):
         seed_everything(0, verbose=False)
         watch = CollapseWatch()
         trainer = build_trainer(max_epochs=epochs, callbacks=[watch], limit_val_batches=1.0 if validate else 0)
-        task = kind(tiny, **{"image_lora": SMALL, "text_lora": SMALL} | settings)
+        task = kind(tiny, **adapters, **settings)
         trainer.fit(task, data)
         return {notice.about: notice.message for notice in watch.notices}, trainer.callback_metrics, task
 
@@ -82,7 +84,7 @@ def test_equal_images_are_a_collapse_and_leave_the_loss_at_chance(watched, tmp_p
     assert all(screen.count(f"warning: {message}") == 1 for message in notices.values())
 
 
-def test_a_learning_rate_far_too_high_is_told(watched, tmp_path, tiny):
+def test_a_learning_rate_far_too_high_is_reported(watched, tmp_path, tiny):
     notices, _, _ = watched(captions_of(tmp_path, tiny, noise(24)), optimizer=partial(AdamW, lr=10.0))
     assert "8 of 8 image features are 0 or not finite: training has diverged" in notices["image_diverged"]
     assert "loss_at_chance" in notices
@@ -94,7 +96,7 @@ def test_one_label_leaves_nothing_to_tell_apart(watched, tmp_path, tiny):
     assert float(logged["train/duplicate_positives"]) == 1
 
 
-def test_temperature_at_its_bound_is_told(watched, labels):
+def test_temperature_at_its_bound_is_reported(watched, labels):
     notices, _, task = watched(labels, min_temperature=1.0)
     assert task.towers.temperature.item() == 1
     assert set(notices) == {"temperature_at_bound"}
@@ -112,7 +114,7 @@ class DeafTask(AlignTask):
         return embeddings._replace(text_features=silent)
 
 
-def test_a_tower_without_gradient_is_told(watched, labels):
+def test_a_tower_without_gradient_is_reported(watched, labels):
     notices, _, _ = watched(labels, kind=DeafTask)
     assert set(notices) == {"text_gradient_zero"}
     assert "model.text_lora.layers" in notices["text_gradient_zero"]
@@ -125,13 +127,27 @@ class BrokenTask(AlignTask):
         return super().training_step(batch, batch_idx) * math.nan
 
 
-def test_loss_that_is_no_number_is_told(watched, labels):
+def test_loss_that_is_no_number_is_reported(watched, labels):
     notices, _, _ = watched(labels, epochs=1, kind=BrokenTask, validate=False)
     assert "The loss is nan: training has diverged. Lower the learning rate" in notices["loss_not_finite"]
 
 
-def test_head_is_judged_without_texts(watched, labels):
-    notices, logged, _ = watched(labels, text_lora=None, objective=Classification())
+class MuteTask(AlignTask):
+    """Returns no text features from a validation step."""
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, torch.Tensor]:
+        return {"image_features": super().validation_step(batch, batch_idx)["image_features"]}
+
+
+def test_a_step_without_text_features_is_watched_by_its_images(watched, labels):
+    notices, logged, _ = watched(labels, kind=MuteTask)
+    assert notices == {}
+    assert "val/image_spread" in logged
+    assert "val/text_spread" not in logged
+
+
+def test_head_is_watched_without_texts(watched, labels):
+    notices, logged, _ = watched(labels, kind=ClassificationTask, adapters={"image_lora": SMALL})
     assert notices == {}
     assert "val/image_spread" in logged
     assert "val/text_spread" not in logged
@@ -151,7 +167,7 @@ def test_chance_is_the_loss_at_equal_similarities(tiny, batch, objective):
 
 
 def test_chance_of_a_head_is_that_of_its_bias(tiny, labels, build_trainer):
-    task = AlignTask(tiny, SMALL, None, objective=Classification())
+    task = ClassificationTask(tiny, SMALL)
     build_trainer(max_steps=1).fit(task, labels)
     batch = next(iter(labels.train_dataloader()))
     shares = task.head.bias.detach().softmax(dim=0).numpy()
