@@ -76,14 +76,14 @@ def choose_on_half(line: Mapping[str, Any], before: float, half: int, rule: Rule
         half: Which half chooses, 0 or 1.
         rule: How.
     """
-    at = {point["alpha"]: point for point in line["points"]}
+    at = {point["interpolation"]: point for point in line["points"]}
 
     def worst(alpha: float) -> dict[str, float]:
-        places = [place[half] for place in at[alpha]["elsewhere"].values()]
+        places = [place[half] for place in at[alpha]["retention"].values()]
         return max(places, key=lambda place: place["value"])
 
     def lost(alpha: float) -> float:
-        return max(float(place[1 - half]["value"]) for place in at[alpha]["elsewhere"].values())
+        return max(float(place[1 - half]["value"]) for place in at[alpha]["retention"].values())
 
     points = [Point(alpha, at[alpha]["val"], worst(alpha)["value"], worst(alpha)["error"]) for alpha in at]
     alpha = rule(points, line["rows"])

@@ -90,7 +90,7 @@ def measure_line(at: Callable[[float], Trained], data: TaskData) -> dict[str, An
             name: [_rounded(relative_loss(*pair)._asdict()) for pair in zip(both, after[name], strict=True)]
             for name, both in before.items()
         }
-        points.append({"alpha": alpha, **own, "elsewhere": lost})
+        points.append({"interpolation": alpha, **own, "retention": lost})
     return {"rows": len(data.val), "points": points}
 
 

@@ -1,5 +1,6 @@
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -86,11 +87,69 @@ def test_a_cell_is_stale_when_one_of_its_settings_changes(modules, logistic, dig
     cell = modules["results"].Cell(digits, logistic, logistic.trials[0], 0)
     results.write(cell, {"metrics": record(0.5)}, 1.0)
     assert results.read(cell)["metrics"] == record(0.5)
-    path = tmp_path / f"{cell.name}.json"
+    path = tmp_path / "digits-4.jsonl"
     stored = json.loads(path.read_text())
     stored["settings"]["task"]["epochs"] += 1
-    path.write_text(json.dumps(stored))
+    path.write_text(json.dumps(stored) + "\n")
     assert results.read(cell) is None
+
+
+def test_a_cell_is_a_line_of_its_task_and_replaces_the_line_it_had(modules, logistic, tmp_path):
+    results, cell = modules["results"].Results(tmp_path), modules["results"].Cell
+    four, sixteen = (next(t for t in modules["run"].TASKS if t.name == name) for name in ("digits-4", "digits-16"))
+    zero_shot = modules["run"].METHODS[0]
+    written = [(four, zero_shot, {}, 0)]
+    written += [(four, logistic, setting, seed) for seed in (1, 0) for setting in reversed(logistic.trials)]
+    written += [(sixteen, logistic, logistic.trials[0], 0)]
+    for number, key in enumerate(written):
+        results.write(cell(*key), {"metrics": record(number / 7)}, 1.0)
+    before = {path.name: path.read_text().splitlines() for path in tmp_path.glob("*.jsonl")}
+    lines = {name: [json.loads(line) for line in text] for name, text in before.items()}
+    keys = [(line["method"], line["setting"], line["seed"]) for line in lines["digits-4.jsonl"]]
+    strengths = (10.0, 100.0, 1000.0)
+    assert keys == [
+        *(("logistic-regression", {"C": strength}, seed) for strength in strengths for seed in (0, 1)),
+        ("zero-shot", {}, 0),
+    ]
+    assert {name: {line["task"] for line in found} for name, found in lines.items()} == {
+        "digits-4.jsonl": {"digits-4"},
+        "digits-16.jsonl": {"digits-16"},
+    }
+    assert [results.read(cell(*key))["metrics"] for key in written] == [record(place / 7) for place in range(8)]
+
+    again = cell(four, logistic, {"C": 100.0}, 1)
+    results.write(again, {"metrics": record(0.123456789012345678)}, 2.0)
+    assert results.read(again)["metrics"] == record(0.123456789012345678)
+    assert results.read(again)["train_seconds"] == 2.0
+    after = {path.name: path.read_text().splitlines() for path in tmp_path.glob("*.jsonl")}
+    changed = {name: [a != b for a, b in zip(before[name], after[name], strict=True)] for name in before}
+    assert changed == {"digits-4.jsonl": [False, False, False, True, False, False, False], "digits-16.jsonl": [False]}
+
+
+def test_a_cell_that_cannot_be_written_leaves_the_file_as_it_was(modules, logistic, digits, tmp_path):
+    results, cell = modules["results"].Results(tmp_path), modules["results"].Cell
+    results.write(cell(digits, logistic, logistic.trials[0], 0), {"metrics": record(0.5)}, 1.0)
+    before = (tmp_path / "digits-4.jsonl").read_bytes()
+    with pytest.raises(ValueError, match="JSON compliant"):
+        results.write(cell(digits, logistic, logistic.trials[0], 0), {"metrics": record(float("nan"))}, 1.0)
+    assert (tmp_path / "digits-4.jsonl").read_bytes() == before
+
+
+def test_two_writers_of_one_task_lose_no_cell(modules, logistic, digits, tmp_path):
+    results, cell = modules["results"].Results(tmp_path), modules["results"].Cell
+    cells = [cell(digits, logistic, setting, seed) for seed in range(10) for setting in logistic.trials[:2]]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda each: results.write(each, {"metrics": record(0.5)}, 1.0), cells))
+    assert all(results.read(each) for each in cells)
+
+
+def test_the_results_in_the_repository_are_those_of_the_recipes_and_settings_there_are(modules):
+    results, cell = modules["results"].Results(modules["run"].HERE / "results" / "transfer"), modules["results"].Cell
+    methods = {method.name: method for method in modules["run"].METHODS}
+    for task in modules["run"].TASKS:
+        lines = [json.loads(line) for line in (results.folder / f"{task.name}.jsonl").read_text().splitlines()]
+        cells = [cell(task, methods[each["method"]], each["setting"], each["seed"]) for each in lines]
+        assert [results.read(each) for each in cells] == lines, task.name
 
 
 def test_the_best_setting_of_the_first_seed_is_repeated_and_the_first_wins_a_tie(modules, logistic, digits, tmp_path):
@@ -124,8 +183,8 @@ def test_alpha_is_chosen_on_one_half_elsewhere_and_judged_on_the_other(modules, 
 
     def point(alpha, val, target, *losses):
         places = {"photographs": losses[:2], "names": losses[2:]}
-        elsewhere = {name: [{"value": loss, "error": 0.01} for loss in both] for name, both in places.items()}
-        return {"alpha": alpha, "val": val, "target": target, "elsewhere": elsewhere}
+        retention = {name: [{"value": loss, "error": 0.01} for loss in both] for name, both in places.items()}
+        return {"interpolation": alpha, "val": val, "target": target, "retention": retention}
 
     points = [
         point(0.0, 0.7, 0.6, 0.0, 0.0, 0.0, 0.0),
@@ -133,7 +192,7 @@ def test_alpha_is_chosen_on_one_half_elsewhere_and_judged_on_the_other(modules, 
         point(0.75, 0.9, 0.86, 0.045, 0.06, 0.0, 0.041),  # too much by the second half
         point(1.0, 0.99, 0.9, 0.3, 0.2, 0.1, 0.5),
     ]
-    points[2]["elsewhere"]["names"][1]["error"] = 0.5  # unsure, and not where most is lost
+    points[2]["retention"]["names"][1]["error"] = 0.5  # unsure, and not where most is lost
     found = {"metrics": record(0.9), "line": {"rows": 40, "points": points}}
     results.write(cell(digits, logistic, logistic.trials[0], 0), found, 1.0)
     alpha = modules["alpha"]
