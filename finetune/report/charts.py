@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: axes with round numbers, lines told apart by colour and dash, no script."""
+"""Line charts as inline SVG: axes with round numbers, lines that differ in colour and dash, no script."""
 
 import math
 from collections.abc import Sequence
@@ -10,14 +10,14 @@ WIDTH, HEIGHT = 360, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 22, 10, 42
 
 
-class Line(NamedTuple):
-    """A series of points.
+class Series(NamedTuple):
+    """Points that a line joins.
 
     Attributes:
         name: What the legend calls it.
         points: x and y of each, in the order in which they are joined.
         radii: Radius of a circle at each point, in units of the picture; None for no circles.
-        is_reference: Whether it is something to compare with rather than something that was measured.
+        is_reference: Whether the points are there to compare with and were not measured.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Axis(NamedTuple):
     Attributes:
         title: What it shows.
         is_share: Whether its numbers are shares of 1, shown in per cent.
-        low: Where it begins; None takes the least value.
+        low: Where it begins; None takes the smallest value.
         high: Where it ends; None takes the largest value.
     """
 
@@ -58,7 +58,7 @@ class Chart(NamedTuple):
     note: str = ""
 
 
-def draw_chart(title: str, lines: Sequence[Line], x_axis: Axis, y_axis: Axis, note: str = "") -> Chart:
+def draw_chart(title: str, lines: Sequence[Series], x_axis: Axis, y_axis: Axis, note: str = "") -> Chart:
     """Draws lines over one pair of axes.
 
     Args:
@@ -91,7 +91,7 @@ def find_ticks(values: Sequence[float], axis: Axis, most: int = 5) -> list[float
 
     Args:
         values: What is drawn.
-        axis: Where it shall begin and end, if that is given.
+        axis: Where the ticks begin and end, if it says so.
         most: About how many steps.
 
     Example:
@@ -124,7 +124,7 @@ def format_tick(value: float, axis: Axis) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def _name_styles(lines: Sequence[Line]) -> list[str]:
+def _name_styles(lines: Sequence[Series]) -> list[str]:
     """`line-1`, `line-2`, ... for what was measured, `reference` for the others."""
     styles, measured = [], 0
     for line in lines:
@@ -167,12 +167,12 @@ def _draw_line(style: str, points: Sequence[tuple[float, float]], radii: Sequenc
     return parts
 
 
-def _describe(title: str, lines: Sequence[Line], x_axis: Axis, y_axis: Axis) -> str:
+def _describe(title: str, lines: Sequence[Series], x_axis: Axis, y_axis: Axis) -> str:
     """The chart in words, for those who cannot see it."""
-    told = [
+    described = [
         f"{line.name}: {format_tick(line.points[0][1], y_axis)} at {format_tick(line.points[0][0], x_axis)}, "
         f"{format_tick(line.points[-1][1], y_axis)} at {format_tick(line.points[-1][0], x_axis)}"
         for line in lines
         if not line.is_reference
     ]
-    return f"{title}. {y_axis.title} over {x_axis.title}. {'; '.join(told)}."
+    return f"{title}. {y_axis.title} over {x_axis.title}. {'; '.join(described)}."

@@ -1,4 +1,4 @@
-"""Classes one by one: what each gained or lost, and which are taken for which."""
+"""Classes one by one: what each gained or lost, and which ones the model confuses."""
 
 from collections import Counter
 from typing import NamedTuple
@@ -34,7 +34,7 @@ class Recall(NamedTuple):
 
 
 def find_recalls(predictions: pd.DataFrame) -> list[Recall]:
-    """The recall of each class that occurs, the greatest loss first.
+    """The recall of each class that occurs, the largest loss first.
 
     Args:
         predictions: With the columns `label`, `prediction` and `before`.
@@ -55,12 +55,12 @@ def find_recalls(predictions: pd.DataFrame) -> list[Recall]:
 
 
 class Confusions(NamedTuple):
-    """Which classes are taken for which.
+    """Which classes the model confuses.
 
     Attributes:
         classes: The classes with the most confusions, in natural order.
-        is_cut: Whether there are other classes.
-        counts: Rows of each of them (first index) that are taken for each of them (second index).
+        is_cut: Whether other classes are left out.
+        counts: Rows of each of them (first index) that the model predicts to be each of them (second index).
         pairs: Label, prediction and rows of every confusion, most frequent first.
     """
 

@@ -1,4 +1,4 @@
-"""The charts of a run: how training went, what each share of the adaptation gives, how far a score can be trusted."""
+"""The charts of a run: how training went, what each interpolation gives, how well confidence matches accuracy."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,22 +6,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from finetune.report.charts import Axis, Chart, Line, draw_chart
+from finetune.report.charts import Axis, Chart, Series, draw_chart
 from finetune.report.facts import Facts
 
 MOST_POINTS = 200
-"""Points of a line; of more, neighbours are drawn as their mean."""
+"""Points of a line; where more were logged, the line shows means of neighbours."""
 FEW_POINTS = 12
-"""Points that are marked one by one, as the epochs of a validation."""
+"""Up to this number of points, as of a validation's epochs, a line marks each one."""
 
 
 def draw_training(facts: Facts) -> list[Chart]:
-    """Loss, the validation metric, the temperature, the learning rate where it was logged, and whatever else was.
+    """Loss, validation metric, temperature, learning rate, and whatever else was logged in training.
 
     Args:
         facts: A run.
     """
-    logged = facts.logged.replace([np.inf, -np.inf], np.nan)  # a loss that left all bounds is not drawn
+    logged = facts.logged.replace([np.inf, -np.inf], np.nan)  # a loss that diverged is not drawn
     metric = f"val/{_main_metric(facts.metrics)}"
     names = [str(name) for name in logged]
     rates = _distinct(logged, [name for name in names if name.startswith("lr")])
@@ -51,7 +51,7 @@ def _distinct(logged: pd.DataFrame, names: Sequence[str]) -> list[str]:
 
 
 def _draw_steps(title: str, logged: pd.DataFrame, names: Sequence[str], axis: Axis) -> Chart | None:
-    """Columns over the steps of training; None where nothing of them was logged."""
+    """Columns over the steps of training; None where none of them was logged."""
     lines, most = [], 1
     for name in names:
         if name not in logged:
@@ -61,34 +61,34 @@ def _draw_steps(title: str, logged: pd.DataFrame, names: Sequence[str], axis: Ax
         means = values.groupby(pd.RangeIndex(len(values)) // max(together, 1)).mean()
         if len(means):
             points = list(means.itertuples(index=False, name=None))
-            lines.append(Line(name, points, [3.0] * len(points) if len(points) <= FEW_POINTS else None))
+            lines.append(Series(name, points, [3.0] * len(points) if len(points) <= FEW_POINTS else None))
             most = max(most, together)
     note = f"Each point is the mean of {most} logged values." if most > 1 else ""
     return draw_chart(title, lines, Axis("step", low=0.0), axis, note) if lines else None
 
 
-def draw_alpha(alpha: dict[str, Any]) -> Chart:
-    """What the target and elsewhere make of each alpha, and the one that was chosen.
+def draw_interpolation(interpolation: dict[str, Any]) -> Chart:
+    """The target metric and the retention loss of each interpolation, and the one that was chosen.
 
     Args:
-        alpha: `chosen`, `max_retention_loss`, and `curve` with `alpha`, `target` and `retention_loss` of each.
+        interpolation: `interpolation` of `metrics.json`, with its `curve`.
     """
+    curve, chosen, limit = (interpolation[key] for key in ("curve", "chosen", "max_retention_loss"))
     lines = []
-    for name, key in (("target", "target"), ("loss elsewhere", "retention_loss")):
-        points = [(point["alpha"], point[key]) for point in alpha["curve"] if point[key] is not None]
+    for name, key in (("target", "target"), ("retention loss", "retention_loss")):
+        points = [(point["interpolation"], point[key]) for point in curve if point[key] is not None]
         if points:
-            lines.append(Line(name, points, [3.0] * len(points)))
+            lines.append(Series(name, points, [3.0] * len(points)))
     values = [y for line in lines for _, y in line.points]
-    chosen = alpha["chosen"]
-    lines.append(Line(f"chosen: {chosen:g}", [(chosen, min(0.0, *values)), (chosen, max(values))], is_reference=True))
-    if (most := alpha["max_retention_loss"]) is not None:
-        low, high = (limit(point["alpha"] for point in alpha["curve"]) for limit in (min, max))
-        lines.append(Line(f"largest loss allowed: {100 * most:g} %", [(low, most), (high, most)], is_reference=True))
-    return draw_chart("Alpha", lines, Axis("alpha"), Axis("share", is_share=True))
+    lines.append(Series(f"chosen: {chosen:g}", [(chosen, min(0.0, *values)), (chosen, max(values))], is_reference=True))
+    if limit is not None:
+        name = f"retention loss limit: {100 * limit:g} %"
+        lines.append(Series(name, [(0.0, limit), (1.0, limit)], is_reference=True))
+    return draw_chart("Interpolation", lines, Axis("interpolation"), Axis("share", is_share=True))
 
 
 def draw_reliability(calibration: dict[str, Any]) -> Chart:
-    """How often the model is right where it is so and so sure; the size of a circle is the share of rows.
+    """Accuracy over confidence; the size of a circle shows the share of rows.
 
     Args:
         calibration: With `bins`: `confidence`, `accuracy` and `share` of each.
@@ -96,8 +96,8 @@ def draw_reliability(calibration: dict[str, Any]) -> Chart:
     bins = [it for it in calibration["bins"] if it["share"]]
     share = Axis("accuracy", is_share=True, low=0.0, high=1.0)
     lines = [
-        Line("perfect", [(0.0, 0.0), (1.0, 1.0)], is_reference=True),
-        Line(
+        Series("perfect calibration", [(0.0, 0.0), (1.0, 1.0)], is_reference=True),
+        Series(
             "this model",
             [(it["confidence"], it["accuracy"]) for it in bins],
             [2.0 + 10.0 * it["share"] ** 0.5 for it in bins],

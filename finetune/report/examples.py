@@ -1,4 +1,4 @@
-"""Test rows worth looking at: confident mistakes, and queries that went best and worst."""
+"""Test rows worth a look: confident mistakes, and the best and worst queries."""
 
 from collections.abc import Hashable
 from pathlib import PurePath
@@ -6,22 +6,22 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from finetune.report.pictures import Pictures
+from finetune.report.thumbnails import Thumbnails
 
 MOST_MISTAKES = 24
 MOST_QUERIES = 6
 
 
-class Example(NamedTuple):
-    """A row with what was said of it.
+class PredictedRow(NamedTuple):
+    """A test row and what the models predict for it.
 
     Attributes:
-        place: Where it stands, see `show_place`.
+        place: Where the row stands, see `show_place`.
         picture: Its image as a data URI, or None.
         text: Its label or caption.
-        prediction: What the model said instead, or its best caption.
-        score: How sure it was: a probability of a class, a cosine similarity of a caption.
-        before: What the base had said.
+        prediction: The class or caption that the model predicts.
+        score: Its probability for a class, its cosine similarity for a caption.
+        before: The base's prediction, or None.
     """
 
     place: str
@@ -37,26 +37,26 @@ class Mistakes(NamedTuple):
 
     Attributes:
         total: How many there are.
-        surest: Those of which the model is surest.
+        shown: Those of which the model is most confident.
     """
 
     total: int
-    surest: list[Example]
+    shown: list[PredictedRow]
 
 
 class Query(NamedTuple):
     """A row as a query, from its image to texts or from its caption to images.
 
     Attributes:
-        example: The row.
-        rank: Where the best correct item stands.
+        own: The row.
+        rank: Rank of the best correct item.
         similarity: Of the row's own image and caption.
-        retrieved: Place of the nearest image, likewise.
+        retrieved: Place of the nearest image, see `show_place`.
         retrieved_text: Its caption.
         retrieved_picture: That image as a data URI, or None.
     """
 
-    example: Example
+    own: PredictedRow
     rank: float
     similarity: float
     retrieved: str
@@ -64,28 +64,28 @@ class Query(NamedTuple):
     retrieved_picture: str | None
 
 
-def find_mistakes(predictions: pd.DataFrame, pictures: Pictures) -> Mistakes:
-    """The rows that the model gets wrong, the surest first.
+def find_mistakes(predictions: pd.DataFrame, thumbnails: Thumbnails) -> Mistakes:
+    """The rows that the model gets wrong, the most confident first.
 
     Args:
         predictions: Of a table with labels.
-        pictures: Of that table.
+        thumbnails: Of that table.
     """
     wrong = predictions[predictions["label"] != predictions["prediction"]]
-    surest = wrong.sort_values("score", ascending=False, kind="stable").head(MOST_MISTAKES)
-    return Mistakes(len(wrong), [_as_example(row, "label", pictures) for row in surest.to_dict("records")])
+    shown = wrong.sort_values("score", ascending=False, kind="stable").head(MOST_MISTAKES)
+    return Mistakes(len(wrong), [_as_predicted(row, "label", thumbnails) for row in shown.to_dict("records")])
 
 
-def find_queries(predictions: pd.DataFrame, direction: str, is_best: bool, pictures: Pictures) -> list[Query]:
-    """The queries of one direction whose correct item stands first or last.
+def find_queries(predictions: pd.DataFrame, direction: str, is_best: bool, thumbnails: Thumbnails) -> list[Query]:
+    """The queries of one direction whose correct item ranks first or last.
 
-    Of equal ranks those of the most similar pairs are the best, those of the least similar the worst.
+    Among equal ranks, the most similar pairs are the best and the least similar the worst.
 
     Args:
         predictions: Of a table with captions.
         direction: `image_to_text` or `text_to_image`.
-        is_best: Whether the best are wanted.
-        pictures: Of that table.
+        is_best: Whether to find the best or the worst.
+        thumbnails: Of that table.
     """
     same = ["caption"] if direction == "text_to_image" else ["prediction", "score"]
     ordered = predictions.sort_values(
@@ -95,19 +95,19 @@ def find_queries(predictions: pd.DataFrame, direction: str, is_best: bool, pictu
     captions = predictions.drop_duplicates("place").set_index("place")["caption"]
     return [
         Query(
-            example=_as_example(row, "caption", pictures),
+            own=_as_predicted(row, "caption", thumbnails),
             rank=float(row[f"{direction}_rank"]),
             similarity=float(row["similarity"]),
             retrieved=show_place(row, "retrieved"),
             retrieved_text=str(captions.get(row["retrieved"], "")),
-            retrieved_picture=pictures(str(row["retrieved"])),
+            retrieved_picture=thumbnails(str(row["retrieved"])),
         )
         for row in rows
     ]
 
 
 def show_place(row: dict[Hashable, Any], column: str) -> str:
-    """A place as it is shown: `file:row`, with the file's folder where the table has several files.
+    """A place as the page shows it: `file:row`, with the file's folder where the table has several files.
 
     Example:
         >>> show_place({"place": "data/birds.csv:7", "row": "7"}, "place")
@@ -120,10 +120,10 @@ def show_place(row: dict[Hashable, Any], column: str) -> str:
     return PurePath(file).name + place.removeprefix(file)
 
 
-def _as_example(row: dict[Hashable, Any], text: str, pictures: Pictures) -> Example:
-    return Example(
+def _as_predicted(row: dict[Hashable, Any], text: str, thumbnails: Thumbnails) -> PredictedRow:
+    return PredictedRow(
         place=show_place(row, "place"),
-        picture=pictures(str(row["place"])),
+        picture=thumbnails(str(row["place"])),
         text=str(row[text]),
         prediction=str(row["prediction"]),
         score=float(row["score"]),

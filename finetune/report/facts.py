@@ -1,4 +1,4 @@
-"""What the files of a run's folder say, all of it as they say it."""
+"""The content of the files in a run's folder, as the page needs it."""
 
 from dataclasses import dataclass
 from typing import Any, Self
@@ -7,8 +7,8 @@ import pandas as pd
 
 from finetune.core.errors import RecipeError
 from finetune.core.files import read_json
-from finetune.export.proof import PROOF_FILE
 from finetune.run.folder import RunFolder
+from finetune.run.results import PROOF_FILE
 
 _TEXTS = ("row", "label", "caption", "prediction", "before", "retrieved", "file")
 
@@ -22,11 +22,11 @@ class Facts:
         metrics: `metrics.json`.
         environment: `environment.json`.
         recipe: `recipe.yaml`, as text.
-        logged: `metrics.csv`; of several trainings the mean at each step.
-        trainings: How many there were.
-        predictions: `predictions.csv`, with the column `place` in front: where the row stands, as `file:row`.
-        proofs: `merge_proof.json` of each folder that is handed out, by its name.
-        cards: The Python of each such folder's model card, likewise.
+        logged: `metrics.csv`; of several trainings, the mean at each step.
+        trainings: How many trainings logged values.
+        predictions: `predictions.csv`, after the column `place`: where the row stands, as `file:row`.
+        proofs: `merge_proof.json` of each exported folder, by its name.
+        cards: The Python of each exported folder's model card, likewise.
     """
 
     name: str
@@ -48,8 +48,8 @@ class Facts:
         """
         if not run.metrics.is_file():
             raise RecipeError(
-                f"Expected {run.path} to be measured, but it has no {run.metrics.name}: it was stopped before. "
-                "Run it again."
+                f"Expected {run.path} to be measured, but it has no {run.metrics.name}, as it stopped before. "
+                f"Finish it with `finetune resume {run.path}`."
             )
         environment = read_json(run.environment)
         folders = [folder for folder in (run.merged, run.classifier) if (folder / PROOF_FILE).is_file()]
@@ -71,7 +71,7 @@ class Facts:
 
     @property
     def headline(self) -> list[str]:
-        """The metrics by which the model is judged in words."""
+        """The metrics that the summary speaks of."""
         after = self.metrics["after"]
         known = ("test/accuracy", "test/image_to_text/R@1", "test/text_to_image/R@1")
         return [key for key in known if key in after] or list(after)[:1]
@@ -80,6 +80,11 @@ class Facts:
     def is_classified(self) -> bool:
         """Whether each test row has one label and one prediction."""
         return "test/accuracy" in self.metrics["after"]
+
+    @property
+    def is_retrieved(self) -> bool:
+        """Whether test rows are queries, from images to captions and back."""
+        return "retrieved" in self.predictions
 
 
 def _read_logged(run: RunFolder) -> pd.DataFrame:

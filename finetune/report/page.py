@@ -1,4 +1,4 @@
-"""The page of a run: one file, no script, nothing loaded from elsewhere."""
+"""The page of a run: one file without scripts that loads nothing."""
 
 from pathlib import Path
 
@@ -7,9 +7,9 @@ from markupsafe import Markup
 
 from finetune.core.files import write_text
 from finetune.report.facts import Facts
-from finetune.report.pictures import Pictures
 from finetune.report.sections import build_sections
-from finetune.report.words import judge, summarise
+from finetune.report.thumbnails import Thumbnails
+from finetune.report.words import describe_verdict, summarise
 from finetune.run.folder import open_run
 
 _FOLDER = Path(__file__).parent
@@ -30,26 +30,26 @@ def write_report(run: str | Path) -> Path:
     """
     folder = open_run(run)
     facts = Facts.read(folder)
-    pictures = Pictures.find(folder.recipe, facts.environment["table"])
-    write_text(folder.report, render(facts, pictures))
+    thumbnails = Thumbnails.find(folder.recipe, facts.environment["table"])
+    write_text(folder.report, render(facts, thumbnails))
     return folder.report
 
 
-def render(facts: Facts, pictures: Pictures) -> str:
-    """The page as HTML; whatever comes from the run is escaped.
+def render(facts: Facts, thumbnails: Thumbnails) -> str:
+    """The page as HTML; every text of the run is escaped.
 
     Args:
         facts: The run.
-        pictures: Of its table.
+        thumbnails: Of its table.
     """
     environment = Environment(
         loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     return environment.get_template(_TEMPLATE).render(
         facts=facts,
-        sections=build_sections(facts, pictures),
+        sections=build_sections(facts, thumbnails),
         style=Markup((_FOLDER / _STYLE).read_text(encoding="utf-8")),
         summary=summarise(facts),
-        verdict=judge(facts),
-        without_pictures=pictures.absence,
+        verdict=describe_verdict(facts),
+        without_images=thumbnails.absence,
     )

@@ -6,14 +6,22 @@ import pandas as pd
 
 from finetune.report.charts import Chart
 from finetune.report.classes import MOST_CONFUSED, find_confusions, find_recalls
-from finetune.report.curves import draw_alpha, draw_reliability, draw_training
+from finetune.report.curves import draw_interpolation, draw_reliability, draw_training
 from finetune.report.examples import find_mistakes, find_queries
 from finetune.report.facts import Facts
-from finetune.report.pictures import Pictures
-from finetune.run.results import list_results, list_retention
+from finetune.report.thumbnails import Thumbnails
+from finetune.run.results import (
+    format_drift,
+    format_interpolation,
+    format_share,
+    largest_differences,
+    list_results,
+    list_retention,
+    list_unchanged_towers,
+)
 
-MOST_CLASSES = 40
-"""Classes in the table of recalls; of more, those that lost and those that gained most."""
+MOST_RECALLS = 40
+"""Classes in the table of recalls; of more, it shows those that lost most and those that gained most."""
 
 
 class Section(NamedTuple):
@@ -44,87 +52,106 @@ class Grid(NamedTuple):
     texts: int = 1
 
 
-def build_sections(facts: Facts, pictures: Pictures) -> dict[str, Section]:
+def build_sections(facts: Facts, thumbnails: Thumbnails) -> dict[str, Section]:
     """The sections by their anchors.
 
     Args:
         facts: The run.
-        pictures: Of its table.
+        thumbnails: Of its table.
     """
-    metrics, predictions = facts.metrics, facts.predictions
+    metrics = facts.metrics
     head, *lines = list_results(metrics)
-    training = f"Training, mean of {facts.trainings}" if facts.trainings > 1 else "Training"
-    is_wrong = facts.is_classified and (predictions["label"] != predictions["prediction"]).any()
+    training = f"Training (mean of {facts.trainings})" if facts.trainings > 1 else "Training"
     sections = {
         "results": Section("Before and after", Grid("On the test rows", head, lines)),
-        "elsewhere": Section("Elsewhere", _show_elsewhere(metrics)),
+        "retention": Section("Retention", _show_retention(metrics)),
         "training": Section(training, draw_training(facts)),
-        "alpha": Section("Alpha", _show_alpha(metrics.get("alpha"))),
+        "interpolation": Section("Interpolation", _show_interpolation(metrics.get("interpolation"))),
         "calibration": Section("Calibration", _show_calibration(metrics.get("calibration"))),
-        "classes": Section("Classes", _show_recalls(facts)),
-        "confusions": Section("Confusions", _show_confusions(predictions) if is_wrong else None),
-        "mistakes": Section("Mistakes", find_mistakes(predictions, pictures) if is_wrong else None),
-        "queries": Section("Queries", _show_queries(predictions, pictures)),
+        **(_classes(facts.predictions, thumbnails) if facts.is_classified else {}),
+        **(_queries(facts.predictions, thumbnails) if facts.is_retrieved else {}),
         "proof": Section("Proof", _show_proofs(facts.proofs)),
         "use": Section("Use it", facts.cards),
-        "origin": Section("Where it comes from", _show_origin(facts.environment)),
+        "origin": Section("Provenance", _show_origin(facts.environment)),
     }
     return {anchor: section for anchor, section in sections.items() if section.content}
 
 
-def _show_elsewhere(metrics: dict[str, Any]) -> dict[str, Any]:
+def _classes(predictions: pd.DataFrame, thumbnails: Thumbnails) -> dict[str, Section]:
+    """The sections of a table with one label a row."""
+    is_wrong = (predictions["label"] != predictions["prediction"]).any()
+    return {
+        "classes": Section("Classes", _show_recalls(predictions) if "before" in predictions else None),
+        "confusions": Section("Confusions", _show_confusions(predictions) if is_wrong else None),
+        "mistakes": Section("Mistakes", find_mistakes(predictions, thumbnails) if is_wrong else None),
+    }
+
+
+def _queries(predictions: pd.DataFrame, thumbnails: Thumbnails) -> dict[str, Section]:
+    """The section of a table with captions."""
+    found = {
+        direction: {
+            title: find_queries(predictions, direction, title == "Best", thumbnails) for title in ("Worst", "Best")
+        }
+        for direction in ("text_to_image", "image_to_text")
+    }
+    return {"queries": Section("Queries", found)}
+
+
+def _show_retention(metrics: dict[str, Any]) -> dict[str, Any]:
     shown: dict[str, Any] = {}
     if "retention" in metrics:
         head, *lines = list_retention(metrics["retention"])
-        shown["retention"] = Grid("What the base could do on other tables", head, lines, texts=2)
+        shown["tables"] = Grid("Performance on other domains", head, lines, texts=2)
     if "drift" in metrics:
-        shown["drift"] = f"{metrics['drift']:.3f}"
+        shown["drift"] = format_drift(metrics["drift"])
     return shown
 
 
-def _show_alpha(alpha: dict[str, Any] | None) -> tuple[Chart, Grid] | None:
-    if alpha is None or "curve" not in alpha:  # a number of the recipe's, which the page shows
+def _show_interpolation(interpolation: dict[str, Any] | None) -> tuple[str, Chart, Grid] | None:
+    if interpolation is None or "curve" not in interpolation:  # the recipe's number, which the page shows
         return None
+    keys = ("target", "retention_loss", "retention_error")
     lines = [
-        [f"{point['alpha']:g}", *(_percent(point.get(key)) for key in ("target", "retention_loss", "retention_error"))]
-        for point in alpha["curve"]
+        [f"{point['interpolation']:g}", *(format_share(point.get(key)) for key in keys)]
+        for point in interpolation["curve"]
     ]
-    return draw_alpha(alpha), Grid("Each alpha", ["alpha", "target", "loss elsewhere", "standard error"], lines)
+    tried = Grid("Interpolations tried", ["interpolation", "target", "retention loss", "standard error"], lines)
+    return format_interpolation(interpolation), draw_interpolation(interpolation), tried
 
 
 def _show_calibration(calibration: dict[str, Any] | None) -> tuple[Chart, Grid, Grid] | None:
     if calibration is None:
         return None
-    temperature, error = calibration["temperature"], calibration["expected_calibration_error"]
-    by_chance = calibration["of_a_calibrated_model"]
+    temperature = calibration["temperature"]
+    errors = [calibration[key] for key in ("expected_calibration_error", "of_a_calibrated_model")]
     kinds = [
-        [kind, f"{temperature[kind]:.4g}", _percent(error[kind]), _percent(by_chance[kind])] for kind in temperature
+        [kind, f"{temperature[kind]:.4g}", *(format_share(error[kind]) for error in errors)] for kind in temperature
     ]
     bins = [
-        [_percent(one["confidence"]), _percent(one["accuracy"]), _percent(one["share"])]
+        [format_share(one[key]) for key in ("confidence", "accuracy", "share")]
         for one in calibration["bins"]
         if one["share"]
     ]
+    head = ["temperature", "value", "expected calibration error", "of a calibrated model"]
     return (
         draw_reliability(calibration),
-        Grid("Temperatures", ["temperature", "value", "expected calibration error", "of a calibrated model"], kinds),
+        Grid("Temperatures", head, kinds),
         Grid("Points of the diagram", ["confidence", "accuracy", "share of rows"], bins),
     )
 
 
-def _show_recalls(facts: Facts) -> tuple[Grid, int] | None:
-    """The table, and how many classes stand between its halves without being shown."""
-    if not facts.is_classified or "before" not in facts.predictions:
-        return None
-    recalls = find_recalls(facts.predictions)
-    hidden = max(0, len(recalls) - MOST_CLASSES)
+def _show_recalls(predictions: pd.DataFrame) -> tuple[Grid, int]:
+    """The table, and how many classes between its halves it leaves out."""
+    recalls = find_recalls(predictions)
+    hidden = max(0, len(recalls) - MOST_RECALLS)
     if hidden:
-        recalls = recalls[: MOST_CLASSES // 2] + recalls[-MOST_CLASSES // 2 :]
+        recalls = recalls[: MOST_RECALLS // 2] + recalls[-MOST_RECALLS // 2 :]
     lines = [
-        [one.name, f"{one.rows:,}", _percent(one.before), _percent(one.after), f"{100 * one.change:+.1f}"]
+        [one.name, f"{one.rows:,}", format_share(one.before), format_share(one.after), f"{100 * one.change:+.1f}"]
         for one in recalls
     ]
-    return Grid("Recall, the greatest loss first", ["class", "rows", "before", "after", "change"], lines), hidden
+    return Grid("Recall, the largest loss first", ["class", "rows", "before", "after", "change"], lines), hidden
 
 
 def _show_confusions(predictions: pd.DataFrame) -> dict[str, Any]:
@@ -138,53 +165,31 @@ def _show_confusions(predictions: pd.DataFrame) -> dict[str, Any]:
             for label, line in zip(confusions.classes, confusions.counts, strict=True)
         ],
         "is_cut": confusions.is_cut,
-        "pairs": Grid("Most frequent confusions", ["label", "taken for", "rows"], pairs, texts=2),
+        "pairs": Grid("Most frequent confusions", ["label", "prediction", "rows"], pairs, texts=2),
     }
 
 
-def _show_queries(predictions: pd.DataFrame, pictures: Pictures) -> dict[str, Any] | None:
-    if "retrieved" not in predictions:
-        return None
-    return {
-        direction: {
-            which: find_queries(predictions, direction, which == "best", pictures) for which in ("worst", "best")
-        }
-        for direction in ("text_to_image", "image_to_text")
-    }
-
-
-def _show_proofs(proofs: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
+def _show_proofs(proofs: dict[str, dict[str, Any]]) -> dict[str, Any]:
     if not proofs:
-        return None
-    differences: list[list[str]] = []
-    hashes: list[list[str]] = []
-    kept: list[str] = []
+        return {}
+    differences, hashes = [], []
     for folder, proof in proofs.items():
-        found = proof.get("max_abs_difference") or proof["max_relative_difference"]
         allowed = f"{proof['tolerance']:.0e}"
-        differences += [[f"{folder}: {name}", f"{value:.1e}", allowed] for name, value in found.items()]
+        differences += [[f"{folder}: {name}", f"{it:.1e}", allowed] for name, it in largest_differences(proof).items()]
         hashes += [[f"{folder}: {name}", digest] for name, digest in proof["sha256"].items()]
-        kept += [
-            f"The {tower} tower is the base's, byte for byte."
-            for tower, is_same in proof.get("identical_to_base", {}).items()
-            if is_same
-        ]
     return {
-        "differences": Grid("Largest difference from the trained model", ["folder", "found", "allowed"], differences),
-        "kept": kept,
-        "hashes": Grid("Fingerprints", ["of", "SHA-256"], hashes, texts=2),
+        "differences": Grid("Largest differences", ["output", "difference", "tolerance"], differences),
+        "unchanged": [line for proof in proofs.values() for line in list_unchanged_towers(proof)],
+        "hashes": Grid("Fingerprints", ["part", "SHA-256"], hashes, texts=2),
     }
 
 
 def _show_origin(environment: dict[str, Any]) -> tuple[Grid, Grid]:
     inputs = [[table["path"], table["sha256"]] for table in environment["table"]]
     inputs.append([environment["checkpoint"]["name"], environment["checkpoint"]["sha256"]])
-    machine = [["device", environment["device"]], ["platform", environment["platform"]]]
+    machine = [[name, environment[name]] for name in ("device", "platform")]
+    machine += map(list, environment["versions"].items())
     return (
         Grid("Inputs", ["input", "SHA-256"], inputs, texts=2),
-        Grid("Machine and versions", ["", "value"], [*machine, *map(list, environment["versions"].items())], texts=2),
+        Grid("Machine and versions", ["name", "value"], machine, texts=2),
     )
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.1f} %"

@@ -3,17 +3,14 @@
 from typing import Any
 
 from finetune.report.facts import Facts
-from finetune.run.results import format_proof, format_value
+from finetune.run.results import format_proof, format_share, format_value
 
-_NAMES = {
-    "test/accuracy": "accuracy",
-    "test/image_to_text/R@1": "R@1 from image to text",
-    "test/text_to_image/R@1": "R@1 from text to image",
-}
+_NAMES = {"test/image_to_text/R@1": "image-to-text R@1", "test/text_to_image/R@1": "text-to-image R@1"}
 _VERBS = {"higher": "rose", "lower": "fell"}
+_GRADES = {"higher": "better", "lower": "worse"}
 
 
-def judge(facts: Facts) -> str:
+def describe_verdict(facts: Facts) -> str:
     """Whether the model is better than its base, in one sentence.
 
     Args:
@@ -21,42 +18,44 @@ def judge(facts: Facts) -> str:
     """
     found = {verdict for key in facts.headline if (verdict := _verdict(facts.metrics, key))}
     name = "R@1" if len(facts.headline) == 2 else _name(facts.headline[0])
-    if {"higher", "lower"} <= found:
-        return f"By {name}, better than the base one way and worse the other."
-    if "higher" in found:
-        return f"Better than the base by {name}."
-    if "lower" in found:
-        return f"Worse than the base by {name}."
-    return f"No clear difference from the base by {name}." if found else "Measured, without intervals."
+    if not found:
+        return "The run has no confidence intervals, so it does not say whether the model is better than the base."
+    if found >= _GRADES.keys():
+        return f"The model is better than the base on {name} in one direction and worse in the other."
+    for verdict, grade in _GRADES.items():
+        if verdict in found:
+            return f"The model is {grade} than the base on {name}."
+    return f"The model shows no clear difference from the base on {name}."
 
 
 def summarise(facts: Facts) -> str:
-    """What changed, what would do without fine-tuning, what was lost elsewhere, and the proof.
+    """What changed, what a linear probe would reach, what the model lost on other domains, and the proof.
 
     Args:
         facts: A run.
     """
-    changes = "; ".join(_describe_change(facts.metrics, key) for key in facts.headline)
-    told = [f"On {len(facts.predictions):,} test rows {changes}."]
-    if facts.is_classified and "floor" in facts.metrics:
-        told.append(_describe_floor(facts.metrics))
-    if "retention" in facts.metrics:
-        told.append(_describe_retention(facts.metrics["retention"]))
-    elif "drift" in facts.metrics:
-        told.append(
-            "No table stood for elsewhere (data.retention), so what the model lost there was not measured; its drift "
-            f"is {facts.metrics['drift']:.3f}, where 0 is the base itself and 1 the most."
+    metrics = facts.metrics
+    changes = "; ".join(_describe_change(metrics, key) for key in facts.headline)
+    sentences = [f"On {len(facts.predictions):,} test rows, {changes}."]
+    if facts.headline[0] in metrics.get("linear probe", {}):
+        sentences.append(_describe_probe(metrics, facts.headline[0]))
+    if "retention" in metrics:
+        sentences.append(_describe_retention(metrics["retention"]))
+    elif "drift" in metrics:
+        sentences.append(
+            "The recipe names no retention tables (data.retention), so what the model lost on other domains was not "
+            f"measured. Its drift is {metrics['drift']:.3f} on a scale from 0 (the base) to 1."
         )
-    told += [
-        f"Proof: opened in a fresh process with plain transformers {proof['versions']['transformers']}, {folder} gave "
-        f"{format_proof(proof)}."
+    sentences += [
+        f"A fresh process with plain transformers {proof['versions']['transformers']} opened the folder {folder}, "
+        f"which {format_proof(proof)}."
         for folder, proof in facts.proofs.items()
     ]
-    return " ".join(told).replace(" %", "\N{NO-BREAK SPACE}%")
+    return " ".join(sentences).replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def _name(key: str) -> str:
-    return _NAMES.get(key, key.removeprefix("test/"))
+    return _NAMES.get(key, key.removeprefix("test/").replace("_", " "))
 
 
 def _verdict(metrics: dict[str, Any], key: str) -> str | None:
@@ -65,41 +64,35 @@ def _verdict(metrics: dict[str, Any], key: str) -> str | None:
 
 
 def _describe_change(metrics: dict[str, Any], key: str) -> str:
-    name = _name(key)
     before, after = (format_value(key, metrics[model]) for model in ("before", "after"))
     verdict = _verdict(metrics, key)
+    ends = f"from {before} to {after}"
     if verdict is None:
-        return f"{name} went from {before} to {after}"
-    value, low, high = (100 * metrics["difference"][key][part] for part in ("value", "low", "high"))
+        return f"{_name(key)} went {ends}"
+    change, low, high = (100 * metrics["difference"][key][part] for part in ("value", "low", "high"))
     if verdict not in _VERBS:
-        interval = f"95 % interval of the change {low:+.1f} to {high:+.1f} points"
-        return f"{name} went from {before} to {after}, no clear difference ({interval})"
+        interval = f"95 % interval of the change: {low:+.1f} to {high:+.1f} points"
+        return f"{_name(key)} went {ends}, which is no clear difference ({interval})"
     if verdict == "lower":
-        value, low, high = -value, -high, -low
-    interval = f"95 % interval {low:.1f} to {high:.1f}"
-    return f"{name} {_VERBS[verdict]} from {before} to {after}, by {value:.1f} points ({interval})"
+        change, low, high = -change, -high, -low
+    return f"{_name(key)} {_VERBS[verdict]} {ends}, by {change:.1f} points (95 % interval: {low:.1f} to {high:.1f})"
 
 
-def _describe_floor(metrics: dict[str, Any]) -> str:
-    key = "test/accuracy"
-    sentence = (
-        "Without fine-tuning, a logistic regression on the base's frozen embeddings reaches "
-        f"{format_value(key, metrics['floor'])}"
-    )
-    return sentence + (
-        ", which is no less than the fine-tuned model." if metrics["floor"][key] >= metrics["after"][key] else "."
-    )
+def _describe_probe(metrics: dict[str, Any], key: str) -> str:
+    probe, after = metrics["linear probe"], metrics["after"]
+    sentence = f"A linear probe of the base's frozen embeddings reaches {format_value(key, probe)} without fine-tuning"
+    return f"{sentence}; the model does not beat that." if probe[key] >= after[key] else f"{sentence}."
 
 
 def _describe_retention(retention: dict[str, Any]) -> str:
     worst = retention["worst_relative_loss"]
     if worst is None:
-        return "Elsewhere the base scored nothing, so nothing could be lost."
+        return "On the retention tables the base scored 0, so there was nothing to lose."
     if worst <= 0:
-        return "Elsewhere nothing was lost."
+        return "On the retention tables the model lost nothing."
     name, table = next(it for it in retention["tables"].items() if it[1]["relative_loss"] == worst)
-    values = [format_value(table["metric"], {table["metric"]: table[key]}) for key in ("before", "after")]
+    before, after = (format_share(table[key]) for key in ("before", "after"))
     return (
-        f"Elsewhere it lost up to {100 * worst:.1f} % of what the base could do ({name}: {values[0]} before, "
-        f"{values[1]} after)."
+        f"On the retention tables the model lost up to {format_share(worst)} of the base's performance "
+        f"({name}: {before} before, {after} after)."
     )

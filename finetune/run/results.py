@@ -1,4 +1,4 @@
-"""What a run writes for readers: metrics, predictions, the table of the screen, the model card."""
+"""What a run writes for readers: the tables and sentences of the screen and the report, and the model card."""
 
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -9,58 +9,77 @@ from finetune.core.files import write_text
 
 Metrics = Mapping[str, float]
 DIFFERENCE = "difference, 95 % interval"
-MODELS = ("before", "floor", "zero-shot after", "after")
+MODELS = ("before", "linear probe", "zero-shot after", "after")
 """The keys of `metrics.json` that hold a model's metrics, in the order of a table's columns."""
+
+PROOF_FILE = "merge_proof.json"
+"""The proof in an exported folder."""
 
 
 def format_results(metrics: Mapping[str, Any]) -> str:
-    """The content of `metrics.json` for a reader: each model's metrics, what changed, what it cost
-    elsewhere, and what went wrong in training.
+    """The content of `metrics.json` for a reader: tables of metrics and of retention, and what else a run found.
 
     Args:
         metrics: The content of `metrics.json`.
     """
     parts = [_format_lines(list_results(metrics))] if any(name in metrics for name in MODELS) else []
-    if "alpha" in metrics:
-        parts.append(_format_alpha(metrics["alpha"]))
+    if "interpolation" in metrics:
+        parts.append(format_interpolation(metrics["interpolation"]))
     if "calibration" in metrics:
         parts.append(_format_calibration(metrics["calibration"]))
     if "retention" in metrics:
         parts.append(_format_lines(list_retention(metrics["retention"])))
     if "drift" in metrics:
-        parts.append(
-            f"Drift {metrics['drift']:.3f}: how far what the model says of your test images in a thousand other words "
-            "has moved from the base, 0 for not at all, 1 for completely."
-        )
+        parts.append(format_drift(metrics["drift"]))
     parts += [f"Training: {notice['message']}" for notice in metrics.get("notices", [])]
     return "\n\n".join(parts)
 
 
-def _format_alpha(alpha: Mapping[str, Any]) -> str:
-    chosen = alpha["chosen"]
-    line = f"Alpha {chosen:g}: the weights lie {100 * chosen:.0f} % of the way from the base to what was trained."
-    for point in alpha.get("curve", []):
-        if point["alpha"] == chosen:
-            line += (
-                f" Chosen on validation rows: {100 * point['target']:.1f} % there, "
-                f"{_format_loss(point['retention_loss'])} lost elsewhere at worst, "
-                f"{_format_loss(alpha['max_retention_loss'])} allowed."
-            )
-            if not chosen:
-                line += " That is the base: any other loses more than allowed, or is not better on these rows."
-    return line
+def format_interpolation(interpolation: Mapping[str, Any]) -> str:
+    """Where the exported model lies between the base and the trained model, and why there.
+
+    Args:
+        interpolation: `interpolation` of `metrics.json`; without `curve` the recipe or the user chose it.
+
+    Example:
+        >>> format_interpolation({"chosen": 0.25})
+        'Interpolation 0.25: the weights lie 25 % of the way from the base to the trained model.'
+    """
+    chosen = interpolation["chosen"]
+    line = (
+        f"Interpolation {chosen:g}: the weights lie {100 * chosen:.0f} % of the way from the base to the trained model."
+    )
+    point = next((point for point in interpolation.get("curve", ()) if point["interpolation"] == chosen), None)
+    if point is None:
+        return line
+    line += f" On the validation rows this model scores {format_share(point['target'])}"
+    if point["retention_loss"] is not None:
+        loss, limit = format_share(point["retention_loss"]), format_share(interpolation["max_retention_loss"])
+        line += f"; its largest retention loss is {loss}, the limit {limit}"
+    if not chosen:
+        line += ". This is the base: every other point exceeds the limit or scores no better"
+    return f"{line}."
 
 
 def _format_calibration(calibration: Mapping[str, Any]) -> str:
-    trained, fitted = (
-        f"temperature {calibration['temperature'][name]:.4g}, expected calibration error "
-        f"{100 * calibration['expected_calibration_error'][name]:.1f} %"
-        for name in ("trained", "fitted")
-    )
-    by_chance = f"{100 * calibration['of_a_calibrated_model']['fitted']:.1f} %"
+    temperature, error = calibration["temperature"], calibration["expected_calibration_error"]
     return (
-        f"Calibration: as trained {trained}; fitted on validation rows {fitted}. "
-        f"On so many rows a calibrated model would show {by_chance}."
+        f"Calibration: fitted on the validation rows, the temperature went from {temperature['trained']:.4g} to "
+        f"{temperature['fitted']:.4g}; on the test rows, the expected calibration error went from "
+        f"{format_share(error['trained'])} to {format_share(error['fitted'])}. A perfectly calibrated model would show "
+        f"{format_share(calibration['of_a_calibrated_model']['fitted'])} on as many rows."
+    )
+
+
+def format_drift(drift: float) -> str:
+    """The drift with its meaning.
+
+    Args:
+        drift: `drift` of `metrics.json`.
+    """
+    return (
+        f"Drift {drift:.3f}: the scores of your test images for the 1,000 ImageNet class names have moved this far "
+        "from the base's (0: not at all, 1: completely)."
     )
 
 
@@ -75,24 +94,30 @@ def list_results(metrics: Mapping[str, Any]) -> list[list[str]]:
 
 
 def list_retention(retention: Mapping[str, Any]) -> list[list[str]]:
-    """The cells of the table of what was lost elsewhere, its head first.
+    """The cells of the table of what each retention table shows, its head first.
 
     Args:
         retention: `retention` of `metrics.json`.
     """
-    lines = [["elsewhere", "metric", "before", "after", "lost", DIFFERENCE]]
+    lines = [["retention table", "metric", "before", "after", "relative loss", DIFFERENCE]]
     for name, table in retention["tables"].items():
-        values = [f"{100 * table[key]:.1f} %" for key in ("before", "after")]
-        change = _format_difference(table["metric"], table.get("difference"))
-        lines.append([name, table["metric"], *values, _format_loss(table["relative_loss"]), change])
+        metric, change = table["metric"], _format_difference(table["metric"], table.get("difference"))
+        shares = [format_share(table[key]) for key in ("before", "after", "relative_loss")]
+        lines.append([name, metric, *shares, change])
     if len(retention["tables"]) > 1:
         overall = {title: retention[f"{title}_relative_loss"] for title in ("mean", "worst")}
-        lines += [[title, "", "", "", _format_loss(loss), ""] for title, loss in overall.items()]
+        lines += [[title, "", "", "", format_share(loss), ""] for title, loss in overall.items()]
     return lines
 
 
-def _format_loss(loss: float | None) -> str:
-    return "-" if loss is None else f"{100 * loss:.1f} %"
+def format_share(share: float | None) -> str:
+    """A share of 1 in per cent, a dash where there is none.
+
+    Example:
+        >>> format_share(0.975), format_share(None)
+        ('97.5 %', '-')
+    """
+    return "-" if share is None else f"{100 * share:.1f} %"
 
 
 def format_table(columns: Mapping[str, Metrics], differences: Mapping[str, Mapping[str, Any]] | None = None) -> str:
@@ -149,8 +174,7 @@ def format_value(key: str, metrics: Metrics) -> str:
     """
     if key not in metrics:
         return "-"
-    value = metrics[key]
-    return f"{value:.1f}" if _is_rank(key) else f"{100 * value:.1f} %"
+    return f"{metrics[key]:.1f}" if _is_rank(key) else format_share(metrics[key])
 
 
 def _is_rank(key: str) -> bool:
@@ -158,19 +182,38 @@ def _is_rank(key: str) -> bool:
 
 
 def format_proof(proof: Mapping[str, Any]) -> str:
-    """One line: how far a folder is from the model in memory on the witness, and how far it may be.
+    """How closely an exported folder reproduces the model in memory on the witness, and how closely it must.
 
     Args:
         proof: The content of `merge_proof.json`.
 
     Example:
         >>> format_proof({"max_relative_difference": {"logits": 2e-7}, "tolerance": 1e-5})
-        'logits within 2.0e-07 of the trained model, at most 1e-05 allowed'
+        'reproduces the trained model within 2.0e-07 (logits); the tolerance is 1e-05'
     """
-    differences = proof.get("max_abs_difference") or proof["max_relative_difference"]
-    found = ", ".join(f"{name} within {value:.1e}" for name, value in differences.items())
-    model = "trained" if proof.get("alpha", 1) == 1 else "interpolated"
-    return f"{found} of the {model} model, at most {proof['tolerance']:.0e} allowed"
+    found = ", ".join(f"{difference:.1e} ({name})" for name, difference in largest_differences(proof).items())
+    model = "trained" if proof.get("interpolation", 1) == 1 else "interpolated"
+    return f"reproduces the {model} model within {found}; the tolerance is {proof['tolerance']:.0e}"
+
+
+def largest_differences(proof: Mapping[str, Any]) -> Mapping[str, float]:
+    """The largest difference of each output that a proof compared, by its name.
+
+    Args:
+        proof: The content of `merge_proof.json`, of a merged folder or of a classifier.
+    """
+    found: Mapping[str, float] = proof.get("max_abs_difference") or proof["max_relative_difference"]
+    return found
+
+
+def list_unchanged_towers(proof: Mapping[str, Any]) -> list[str]:
+    """A sentence for each tower whose weights are still the base's.
+
+    Args:
+        proof: The content of `merge_proof.json`.
+    """
+    unchanged = [tower for tower, is_unchanged in proof.get("identical_to_base", {}).items() if is_unchanged]
+    return [f"The {tower} tower is the base's, byte for byte." for tower in unchanged]
 
 
 def installed_versions() -> dict[str, str]:
@@ -192,7 +235,8 @@ def format_measured(metrics: Mapping[str, Any]) -> str:
     """What a card says of the figures of its folder.
 
     Args:
-        metrics: The content of `metrics.json`, or its `alpha` alone for a folder that was not measured on test rows.
+        metrics: The content of `metrics.json`, or its `interpolation` alone for a folder that was not measured on test
+            rows.
     """
     if any(name in metrics for name in MODELS):
         return f"Measured on this folder:\n\n{format_results(metrics)}"
@@ -213,10 +257,7 @@ def write_model_card(folder: Path, name: str, metrics: Mapping[str, Any], proof:
         metrics = {key: part for key, part in metrics.items() if key not in of_head} | {
             "after": metrics["zero-shot after"]
         }
-    difference = max(proof["max_abs_difference"].values())
-    kept = [
-        f"The {tower} tower is the base's, byte for byte." for tower, same in proof["identical_to_base"].items() if same
-    ]
+    difference, unchanged = max(proof["max_abs_difference"].values()), " ".join(list_unchanged_towers(proof))
     write_text(
         folder / "README.md",
         f"""---
@@ -233,7 +274,7 @@ tags: [align]
 R@K is a hit rate: the share of queries with a correct item among the K best.
 
 A fresh process with plain transformers {proof["versions"]["transformers"]} reproduced this model's
-embeddings within {difference:.1e} (`merge_proof.json`); `finetune verify` repeats that on any machine. {" ".join(kept)}
+embeddings within {difference:.1e} (`merge_proof.json`); `finetune verify` repeats that on any machine. {unchanged}
 
 ```python
 from PIL import Image

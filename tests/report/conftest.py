@@ -78,7 +78,7 @@ class Page(HTMLParser):
 
 
 def write_images(folder: Path, count: int) -> list[str]:
-    """Noise on a level that tells the number, so that a picture can be known again."""
+    """Noise on a level that gives away the number, so that a test recognises the image."""
     generator = np.random.default_rng(0)
     for index in range(count):
         pixels = generator.integers(0, 20, (200, 300, 3)) + 6 * index
@@ -123,9 +123,10 @@ def write_run(folder: Path, table: pd.DataFrame, predictions: pd.DataFrame, metr
 
 METRICS = {
     "before": {"test/accuracy": 0.25, "test/accuracy_top5": 0.5, "test/mean_per_class_recall": 0.25},
-    "floor": {"test/accuracy": 0.615, "test/accuracy_top5": 1.0, "test/mean_per_class_recall": 0.6},
+    "linear probe": {"test/accuracy": 0.615, "test/accuracy_top5": 1.0, "test/mean_per_class_recall": 0.6},
     "after": {"test/accuracy": 0.7547, "test/accuracy_top5": 1.0, "test/mean_per_class_recall": 0.7},
     "drift": 0.0625,
+    "notices": [{"about": "loss", "message": "The loss stayed at chance & fell later.", "places": []}],
     "retention": {
         "tables": {
             "photos": {
@@ -144,13 +145,13 @@ METRICS = {
         "test/accuracy": {"value": 0.5047, "low": 0.4125, "high": 0.6061, "verdict": "higher"},
         "test/accuracy_top5": {"value": 0.5, "low": -0.01, "high": 0.9, "verdict": "no clear difference"},
     },
-    "alpha": {
+    "interpolation": {
         "chosen": 0.75,
         "max_retention_loss": 0.1,
         "curve": [
-            {"alpha": 0.0, "target": 0.25, "retention_loss": 0.0, "retention_error": 0.0},
-            {"alpha": 0.75, "target": 0.7, "retention_loss": 0.09, "retention_error": 0.03},
-            {"alpha": 1.0, "target": 0.75, "retention_loss": 0.25, "retention_error": 0.04},
+            {"interpolation": 0.0, "target": 0.25, "retention_loss": 0.0, "retention_error": 0.0},
+            {"interpolation": 0.75, "target": 0.7, "retention_loss": 0.09, "retention_error": 0.03},
+            {"interpolation": 1.0, "target": 0.75, "retention_loss": 0.25, "retention_error": 0.04},
         ],
     },
     "calibration": {

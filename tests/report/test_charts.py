@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from finetune.report.charts import HEIGHT, WIDTH, Axis, Line, draw_chart, find_ticks
+from finetune.report.charts import HEIGHT, WIDTH, Axis, Series, draw_chart, find_ticks
 from finetune.report.curves import MOST_POINTS, draw_training
 
 from .conftest import Page
@@ -30,7 +30,7 @@ def axis_scale(svg, anchor, axis):
 @pytest.mark.parametrize("is_share", [False, True])
 def test_points_lie_where_the_axes_say(is_share):
     points = [(0, 0.13), (200, 0.5), (1400, 0.91)]
-    chart = draw_chart("Title", [Line("one", points)], Axis("step"), Axis("value", is_share=is_share))
+    chart = draw_chart("Title", [Series("one", points)], Axis("step"), Axis("value", is_share=is_share))
     to_x, to_y = axis_scale(chart.svg, "middle", "x"), axis_scale(chart.svg, "end", "y")
     for (x, y), (across, down) in zip(points, drawn_points(chart.svg, "line-1"), strict=True):
         assert to_x(across) == pytest.approx(x, abs=3)
@@ -57,11 +57,11 @@ def test_ticks_begin_and_end_where_the_axis_says():
     assert find_ticks([0.4, 0.5], Axis("accuracy", low=0.0, high=1.0)) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
 
 
-def test_lines_are_told_apart_by_more_than_their_names():
+def test_lines_differ_by_more_than_their_names():
     lines = [
-        Line("a", [(0, 0), (1, 1)]),
-        Line("limit", [(0, 1), (1, 1)], is_reference=True),
-        Line("b", [(0, 1)], [4.0]),
+        Series("a", [(0, 0), (1, 1)]),
+        Series("limit", [(0, 1), (1, 1)], is_reference=True),
+        Series("b", [(0, 1)], [4.0]),
     ]
     chart = draw_chart("Two & more", lines, Axis("x"), Axis("y"))
     assert chart.legend == (("line-1", "a"), ("reference", "limit"), ("line-2", "b"))

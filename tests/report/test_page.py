@@ -5,6 +5,8 @@ import io
 import json
 import re
 import shutil
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from PIL import Image
 from finetune.commands.cli import main
 from finetune.core.errors import RecipeError
 from finetune.report.page import write_report
+from finetune.run.results import format_interpolation
 
 from .conftest import METRICS, Page
 
@@ -26,7 +29,7 @@ TAGS = {
     *("table", "caption", "thead", "tbody", "tr", "th", "td", "img", "svg", "polyline", "circle", "line", "text"),
 }
 EVERYTHING = [
-    *("results", "elsewhere", "training", "alpha", "calibration", "classes", "confusions", "mistakes"),
+    *("results", "retention", "training", "interpolation", "calibration", "classes", "confusions", "mistakes"),
     *("proof", "use", "origin"),
 ]
 
@@ -54,7 +57,7 @@ def decode(source) -> Image.Image:
 
 def test_tables_hold_the_numbers_of_the_metrics_file(label_run):
     page = read_page(label_run)
-    models = ("before", "floor", "after")
+    models = ("before", "linear probe", "after")
     expected = [["metric", *models, "difference, 95 % interval"]]
     expected += [
         ["test/accuracy", *(percent(METRICS[model]["test/accuracy"]) for model in models), "+50.5 (+41.2 to +60.6)"],
@@ -62,13 +65,13 @@ def test_tables_hold_the_numbers_of_the_metrics_file(label_run):
         ["test/mean_per_class_recall", "25.0 %", "60.0 %", "70.0 %", "-"],
     ]
     assert page.table("On the test rows") == expected
-    assert page.table("What the base could do on other tables")[1:] == [
+    assert page.table("Performance on other domains")[1:] == [
         ["photos", "test/mean_R@K", "40.0 %", "30.0 %", "25.0 %", "-10.0 (-15.0 to -4.0)"],
         ["maps", "test/accuracy", "20.0 %", "25.0 %", "-25.0 %", "-"],
         ["mean", "", "", "", "0.0 %", ""],
         ["worst", "", "", "", "25.0 %", ""],
     ]
-    assert page.table("Each alpha")[1:] == [
+    assert page.table("Interpolations tried")[1:] == [
         ["0", "25.0 %", "0.0 %", "0.0 %"],
         ["0.75", "70.0 %", "9.0 %", "3.0 %"],
         ["1", "75.0 %", "25.0 %", "4.0 %"],
@@ -78,11 +81,13 @@ def test_tables_hold_the_numbers_of_the_metrics_file(label_run):
         ["fitted", "0.0731", "3.4 %", "2.2 %"],
     ]
     assert page.table("Points of the diagram")[1:] == [["35.0 %", "40.0 %", "25.0 %"], ["90.0 %", "85.0 %", "75.0 %"]]
-    assert page.table("Largest difference from the trained model")[1:] == [
+    assert page.table("Largest differences")[1:] == [
         ["merged: image", "3.0e-07", "1e-05"],
         ["merged: text", "1.0e-07", "1e-05"],
     ]
-    assert "Drift 0.062" in page.section("elsewhere").text
+    assert "Drift 0.062" in page.section("retention").text
+    assert METRICS["notices"][0]["message"] in page.section("training").text
+    assert format_interpolation(METRICS["interpolation"]) in page.section("interpolation").text
     assert "The text tower is the base's, byte for byte." in page.section("proof").text
     assert "open('merged')" in page.section("use").text
     assert "ab" * 32 in page.section("origin").text
@@ -98,7 +103,7 @@ def test_mistakes_are_the_surest_wrong_rows_with_their_pictures(label_run):
     cards = page.inside(page.section("mistakes"), "li")
     assert len(cards) == min(24, len(wrong))
     for card, row in zip(cards, wrong.sort_values("score", ascending=False).itertuples(), strict=False):
-        assert f"{row.label}, taken for {row.prediction} at {100 * row.score:.0f} %; before: {row.before}" in card.text
+        assert f"{row.label}, mistaken for {row.prediction} at {100 * row.score:.0f} %; base: {row.before}" in card.text
         assert [it.text for it in page.inside(card, "span")] == [f"table.csv:{row.row}"]
         (img,) = page.inside(card, "img")
         picture = decode(img.attributes["src"])
@@ -124,7 +129,7 @@ def test_queries_are_the_worst_and_the_best_of_either_direction(caption_run):
     assert "the same" not in str(found[0] + found[2])
     assert "picture number 0" in found[2][0][1]
     assert "picture number 19" in found[2][0][2]
-    assert "before: picture number 7" in found[2][0][2]
+    assert "base: picture number 7" in found[2][0][2]
     own, retrieved = page.inside(page.inside(tables[0], "tr")[1], "img")
     levels = [np.asarray(decode(img.attributes["src"]).convert("RGB")).mean() for img in (own, retrieved)]
     assert levels == pytest.approx([9.5 + 6 * 19, 9.5], abs=2)
@@ -162,7 +167,7 @@ def test_whatever_the_run_says_stays_text(label_run):
     assert {it.tag for it in page.elements} == TAGS
     assert not [key for it in page.elements for key in it.attributes if key.startswith("on")]
     assert [it.text for it in page.all("h1", "title")] == [name, name]
-    for anchor in ("elsewhere", "training", "classes", "confusions", "mistakes", "use", "origin"):
+    for anchor in ("retention", "training", "classes", "confusions", "mistakes", "use", "origin"):
         assert HOSTILE in page.section(anchor).text, anchor
     check_that_nothing_is_loaded(page)
 
@@ -208,9 +213,20 @@ def test_rebuilt_page_is_the_first_one(label_run, capsys):
     assert (label_run / "report.html").read_bytes() == first
 
 
+def test_page_is_written_without_torch(label_run):
+    code = (
+        "import sys\n"
+        "from finetune.commands.cli import main\n"
+        "assert main(['report', sys.argv[1]]) == 0\n"
+        "print(*sorted({'torch', 'lightning', 'transformers', 'peft'} & sys.modules.keys()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(label_run)], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{label_run / 'report.html'}\n\n"
+
+
 def test_sections_are_there_only_where_their_facts_are(label_run):
-    change(label_run / "metrics.json", **dict.fromkeys(("alpha", "calibration", "retention", "drift", "floor")))
-    change(label_run / "metrics.json", difference=None)
+    absent = ("interpolation", "calibration", "retention", "drift", "linear probe", "difference")
+    change(label_run / "metrics.json", **dict.fromkeys(absent))
     shutil.rmtree(label_run / "merged")
     (label_run / "metrics.csv").unlink()
     predictions = pd.read_csv(label_run / "predictions.csv").drop(columns="before")
@@ -222,34 +238,43 @@ def test_sections_are_there_only_where_their_facts_are(label_run):
     assert "None" not in page.all("main")[0].text
 
 
-def test_loss_elsewhere_may_be_unknown(label_run):
+def test_retention_loss_may_be_unknown(label_run):
     curve = [
-        {"alpha": point["alpha"], "target": point["target"], "retention_loss": None}
-        for point in METRICS["alpha"]["curve"]
+        {"interpolation": point["interpolation"], "target": point["target"], "retention_loss": None}
+        for point in METRICS["interpolation"]["curve"]
     ]
-    change(label_run / "metrics.json", alpha={"chosen": 1.0, "max_retention_loss": None, "curve": curve})
+    interpolation = {"chosen": 1.0, "max_retention_loss": None, "curve": curve}
+    change(label_run / "metrics.json", interpolation=interpolation)
     page = read_page(label_run)
-    assert page.table("Each alpha")[1] == ["0", "25.0 %", "-", "-"]
-    assert "loss elsewhere" not in "".join(it.text for it in page.inside(page.section("alpha"), "figure"))
+    assert page.table("Interpolations tried")[1] == ["0", "25.0 %", "-", "-"]
+    section = page.section("interpolation")
+    assert "retention loss" not in "".join(it.text for it in page.inside(section, "figure", "p"))
 
 
 def test_labels_that_look_like_numbers_or_like_nothing_stay_what_they_are(label_run):
     predictions = pd.read_csv(label_run / "predictions.csv").replace({"ant": "007", "bee": "NA"})
     predictions.to_csv(label_run / "predictions.csv", index=False)
-    found = read_page(label_run).table("Recall, the greatest loss first")
+    found = read_page(label_run).table("Recall, the largest loss first")
     assert sorted(line[0] for line in found[1:]) == ["007", "NA", "cow"]
 
 
 def test_several_labels_a_row_have_no_classes_to_compare(label_run):
     predictions = pd.read_csv(label_run / "predictions.csv").assign(score="0.5|0.1", prediction="ant|bee")
     predictions.to_csv(label_run / "predictions.csv", index=False)
-    change(label_run / "metrics.json", after={"test/mAP": 0.5}, before={"test/mAP": 0.25}, floor=None)
+    change(
+        label_run / "metrics.json",
+        after={"test/mAP": 0.5},
+        before={"test/mAP": 0.25},
+        **{"linear probe": {"test/mAP": 0.4}},
+    )
     page = read_page(label_run)
     assert not {"classes", "confusions", "mistakes"} & set(page.anchors)
-    assert "mAP went from 25.0\N{NO-BREAK SPACE}% to 50.0\N{NO-BREAK SPACE}%" in page.all("header")[0].text
+    summary = page.all("header")[0].text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "mAP went from 25.0 % to 50.0 %." in summary
+    assert "A linear probe of the base's frozen embeddings reaches 40.0 % without fine-tuning." in summary
 
 
-def test_absent_tables_and_images_are_told(label_run):
+def test_absent_tables_and_images_are_reported(label_run):
     table = label_run.parents[1] / "table.csv"
     count = len(page_images := read_page(label_run).all("img"))
     sources = [img.attributes["src"] for img in page_images]
@@ -257,32 +282,34 @@ def test_absent_tables_and_images_are_told(label_run):
     (table.parent / f"{first}.png").unlink()
     without_one = read_page(label_run)
     assert [img.attributes["src"] for img in without_one.all("img")] == sources[1:]
-    assert without_one.section("mistakes").text.count("no picture") == 1
+    assert without_one.section("mistakes").text.count("missing image") == 1
 
     table.write_text(table.read_text().replace("ant", "bee"))
     changed = read_page(label_run)
     assert f"The table {table} has changed since the run" in changed.section("mistakes").text
-    assert changed.section("mistakes").text.count("no picture") == count
+    assert changed.section("mistakes").text.count("missing image") == count
 
     table.unlink()
     assert f"The table {table} is no longer there" in read_page(label_run).section("mistakes").text
     assert not read_page(label_run).all("img")
 
 
-def test_table_that_only_foreign_code_reads_is_told(label_run):
+def test_table_that_only_foreign_code_reads_is_reported(label_run):
     recipe = yaml.safe_load((label_run / "recipe.yaml").read_text())
     recipe["data"]["class_path"] = "mine.Data"
     (label_run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    assert "cannot be read without code of its own" in read_page(label_run).section("mistakes").text
+    expected = "Only the recipe's own code can read its table. So the page shows no images."
+    assert expected in read_page(label_run).section("mistakes").text
 
 
 def test_all_images_may_have_gone(label_run):
     for file in label_run.parents[1].glob("*.png"):
         file.unlink()
-    assert "can be read any more, so pictures cannot be shown" in read_page(label_run).section("mistakes").text
+    assert "can be read any more. So the page shows no images." in read_page(label_run).section("mistakes").text
 
 
 def test_run_that_was_never_measured_is_refused(label_run):
     (label_run / "metrics.json").unlink()
-    with pytest.raises(RecipeError, match=r"Expected .*insects to be measured, but it has no metrics.json"):
+    message = r"Expected .*insects to be measured, but it has no metrics.json.* `finetune resume .*insects`"
+    with pytest.raises(RecipeError, match=message):
         write_report(label_run)

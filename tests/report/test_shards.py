@@ -10,8 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from finetune.pipeline.experiment import run_experiment
-from finetune.pipeline.recipe import read_recipe
+from finetune import read_recipe, run_recipe
 from finetune.run.folder import RunFolder
 
 from ..data.shards import SPECIES, sample, write_tar
@@ -50,13 +49,13 @@ def fit(shards: Shards, tiny: str, **text: str) -> RunFolder:
     table = {"path": str(shards.folder / "*.tar"), "split": "split", **text}
     settings = {
         "model": {"checkpoint": tiny},
-        "data": {"class_path": "finetune.ShardedImageText", "init_args": {"table": table, "batch_size": 8}},
+        "data": {"class_path": "finetune.ImageTextDataModule", "init_args": {"table": table, "batch_size": 8}},
         "trainer": {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False},
         "run": {"folder": str(shards.folder / "runs")},
     }
     recipe = shards.folder / f"{'-'.join(text)}.yaml"
     recipe.write_text(yaml.safe_dump(settings))
-    run = run_experiment(read_recipe(recipe))
+    run = run_recipe(read_recipe(recipe))
     assert run.is_finished
     return run
 

@@ -41,9 +41,10 @@ def test_differences_stand_beside_the_models_and_say_what_is_unclear():
     ]
 
 
-def test_results_tell_what_was_lost_elsewhere():
+def test_results_say_what_was_lost_on_retention_tables():
     metrics = COLUMNS | {
         "drift": 0.0625,
+        "notices": [{"about": "loss", "message": "The loss is no number.", "places": []}],
         "retention": {
             "tables": {
                 "photos": {"metric": "test/accuracy", "before": 0.5, "after": 0.25, "relative_loss": 0.5},
@@ -55,10 +56,12 @@ def test_results_tell_what_was_lost_elsewhere():
     }
     text = format_results(metrics)
     assert text.startswith(format_table(COLUMNS))
-    assert "| photos    | test/accuracy | 50.0 % | 25.0 % | 50.0 % |" in text
-    assert "| maps      | test/accuracy | 0.0 %  | 10.0 % | -      |" in text
-    assert "| worst     |               |        |        | 50.0 % |" in text
+    assert "| retention table | metric        | before | after  | relative loss |" in text
+    assert "| photos          | test/accuracy | 50.0 % | 25.0 % | 50.0 %        |" in text
+    assert "| maps            | test/accuracy | 0.0 %  | 10.0 % | -             |" in text
+    assert "| worst           |               |        |        | 50.0 %        |" in text
     assert "Drift 0.062" in text
+    assert text.endswith("\n\nTraining: The loss is no number.")
 
 
 def test_figures_of_single_classes_are_left_to_the_file():
@@ -67,10 +70,10 @@ def test_figures_of_single_classes_are_left_to_the_file():
     assert "cat" not in table
 
 
-def test_results_tell_alpha_and_calibration_in_a_line_each():
+def test_results_give_interpolation_and_calibration_a_line_each():
     curve = [
-        {"alpha": 0.0, "target": 0.1, "retention_loss": 0.0, "retention_error": 0.0},
-        {"alpha": 0.7, "target": 0.931, "retention_loss": 0.03, "retention_error": 0.01},
+        {"interpolation": 0.0, "target": 0.1, "retention_loss": 0.0, "retention_error": 0.0},
+        {"interpolation": 0.7, "target": 0.931, "retention_loss": 0.03, "retention_error": 0.01},
     ]
     calibration = {
         "temperature": {"trained": 0.05, "fitted": 0.0421},
@@ -78,24 +81,30 @@ def test_results_tell_alpha_and_calibration_in_a_line_each():
         "of_a_calibrated_model": {"trained": 0.017, "fitted": 0.018},
         "bins": [],
     }
-    alpha = {"chosen": 0.7, "max_retention_loss": 0.05, "curve": curve}
-    lines = format_results(COLUMNS | {"alpha": alpha, "calibration": calibration}).splitlines()
+    interpolation = {"chosen": 0.7, "max_retention_loss": 0.05, "curve": curve}
+    lines = format_results(COLUMNS | {"interpolation": interpolation, "calibration": calibration}).splitlines()
     assert (
-        "Alpha 0.7: the weights lie 70 % of the way from the base to what was trained. "
-        "Chosen on validation rows: 93.1 % there, 3.0 % lost elsewhere at worst, 5.0 % allowed."
+        "Interpolation 0.7: the weights lie 70 % of the way from the base to the trained model. "
+        "On the validation rows this model scores 93.1 %; its largest retention loss is 3.0 %, the limit 5.0 %."
     ) in lines
     assert (
-        "Calibration: as trained temperature 0.05, expected calibration error 5.4 %; "
-        "fitted on validation rows temperature 0.0421, expected calibration error 2.1 %. "
-        "On so many rows a calibrated model would show 1.8 %."
+        "Calibration: fitted on the validation rows, the temperature went from 0.05 to 0.0421; "
+        "on the test rows, the expected calibration error went from 5.4 % to 2.1 %. "
+        "A perfectly calibrated model would show 1.8 % on as many rows."
     ) in lines
-    assert format_results({"alpha": alpha | {"chosen": 0.0}}) == (
-        "Alpha 0: the weights lie 0 % of the way from the base to what was trained. "
-        "Chosen on validation rows: 10.0 % there, 0.0 % lost elsewhere at worst, 5.0 % allowed. "
-        "That is the base: any other loses more than allowed, or is not better on these rows."
+    assert format_results({"interpolation": interpolation | {"chosen": 0.0}}) == (
+        "Interpolation 0: the weights lie 0 % of the way from the base to the trained model. "
+        "On the validation rows this model scores 10.0 %; its largest retention loss is 0.0 %, the limit 5.0 %. "
+        "This is the base: every other point exceeds the limit or scores no better."
     )
-    assert format_results({"alpha": {"chosen": 0.25}}) == (
-        "Alpha 0.25: the weights lie 25 % of the way from the base to what was trained."
+    point = {"interpolation": 1.0, "target": 0.5, "retention_loss": None, "retention_error": None}
+    nothing_to_lose = {"chosen": 1.0, "max_retention_loss": 0.05, "curve": [point]}
+    assert format_results({"interpolation": nothing_to_lose}) == (
+        "Interpolation 1: the weights lie 100 % of the way from the base to the trained model. "
+        "On the validation rows this model scores 50.0 %."
+    )
+    assert format_results({"interpolation": {"chosen": 0.25}}) == (
+        "Interpolation 0.25: the weights lie 25 % of the way from the base to the trained model."
     )
 
 
@@ -106,7 +115,7 @@ def test_calibration_error_is_a_rate():
 def test_card_of_a_folder_that_was_not_measured_says_so():
     assert format_measured(COLUMNS).startswith("Measured on this folder:\n\n| metric")
     assert format_measured({}) == "Not measured: this is not what its run handed out."
-    assert "Alpha 0.25" in format_measured({"alpha": {"chosen": 0.25}})
+    assert "Interpolation 0.25" in format_measured({"interpolation": {"chosen": 0.25}})
 
 
 def test_model_card_has_metadata_table_and_proof(tmp_path):
@@ -126,7 +135,7 @@ def test_model_card_has_metadata_table_and_proof(tmp_path):
     assert "The text tower" not in text
 
 
-def test_merged_card_of_a_head_tells_the_figures_by_prompts_and_not_the_heads(tmp_path):
+def test_merged_card_of_a_head_holds_the_figures_by_prompts_and_not_the_heads(tmp_path):
     metrics = {
         "before": {"test/accuracy": 0.1},
         "zero-shot after": {"test/accuracy": 0.3},

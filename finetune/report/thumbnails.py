@@ -1,4 +1,4 @@
-"""The table's images as small pictures inside the page, found by the place of their row."""
+"""The table's images, small enough to lie inside the page, found by the place of their row."""
 
 import io
 from base64 import b64encode
@@ -14,15 +14,15 @@ from finetune.data.prepare.images import open_image
 from finetune.data.table.rows import Rows
 
 SIDE = 160
-"""Longest side of a picture, in pixels."""
+"""Longest side of a thumbnail, in pixels."""
 
 
-class Pictures:
-    """Pictures of a table's rows.
+class Thumbnails:
+    """Thumbnails of a table's rows.
 
     Args:
-        rows: The table; None where there are no pictures.
-        absence: Why there are none; empty where there are.
+        rows: The table; None where the page cannot show its images.
+        absence: Why it cannot; empty where it can.
     """
 
     def __init__(self, rows: Rows | None, absence: str = "") -> None:
@@ -31,8 +31,8 @@ class Pictures:
         self.absence = absence
 
     @classmethod
-    def find(cls, recipe: Path, tables: list[dict[str, Any]]) -> "Pictures":
-        """Reads the table of a recipe once more; rows whose image has gone have no picture.
+    def find(cls, recipe: Path, tables: list[dict[str, Any]]) -> "Thumbnails":
+        """Reads the table of a recipe once more; rows whose image is gone have no thumbnail.
 
         Args:
             recipe: The resolved recipe.
@@ -41,19 +41,19 @@ class Pictures:
         for table in tables:
             path = Path(table["path"])
             if not path.is_file():
-                return cls(None, f"The table {path} is no longer there, so pictures cannot be shown.")
+                return cls(None, f"The table {path} is no longer there.")
             if fingerprint_file(path) != table["sha256"]:
-                return cls(None, f"The table {path} has changed since the run, so pictures cannot be shown.")
+                return cls(None, f"The table {path} has changed since the run.")
         settings = read_settings(recipe)
         if settings is None:
-            return cls(None, "The recipe's table cannot be read without code of its own, so pictures cannot be shown.")
+            return cls(None, "Only the recipe's own code can read its table.")
         rows = settings.table.inspect().rows
         if rows is None:
-            return cls(None, f"No row of {settings.table.source} can be read any more, so pictures cannot be shown.")
+            return cls(None, f"No row of {settings.table.source} can be read any more.")
         return cls(rows)
 
     def __call__(self, place: str) -> str | None:
-        """The picture of a row as a data URI, or None where there is none.
+        """The thumbnail of a row as a data URI, or None where there is none.
 
         Args:
             place: The row, as `file:row`; in a tar the row is a key, which may be any text.
@@ -69,7 +69,7 @@ class Pictures:
 
 
 def _draw(path: str) -> str | None:
-    """PNG or JPEG, whichever is smaller; None where the file is not an image any more."""
+    """PNG or JPEG, whichever is smaller; None where the file is no longer an image."""
     try:
         image = open_image(path)
     except TableError:
