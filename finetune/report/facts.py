@@ -52,7 +52,7 @@ class Facts:
                 f"Finish it with `finetune resume {run.path}`."
             )
         environment = read_json(run.environment)
-        folders = [folder for folder in (run.merged, run.classifier) if (folder / PROOF_FILE).is_file()]
+        exported = [path.parent for path in sorted(run.path.glob(f"[!.]*/{PROOF_FILE}"))]
         return cls(
             name=run.path.absolute().name,
             metrics=read_json(run.metrics),
@@ -61,12 +61,8 @@ class Facts:
             logged=_read_logged(run),
             trainings=len(run.logs),
             predictions=_read_predictions(run, environment),
-            proofs={folder.name: read_json(folder / PROOF_FILE) for folder in folders},
-            cards={
-                folder.name: find_python((folder / "README.md").read_text(encoding="utf-8"))
-                for folder in folders
-                if (folder / "README.md").is_file()
-            },
+            proofs={folder.name: read_json(folder / PROOF_FILE) for folder in exported},
+            cards={folder.name: find_python((folder / "README.md").read_text(encoding="utf-8")) for folder in exported},
         )
 
     @property
