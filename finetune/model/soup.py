@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import AlignModel
 
 
-def average_adapters(base: AlignModel, config: LoraConfig, members: Sequence[Mapping[str, Tensor]]) -> PeftModel:
-    """Puts the average of several trainings of one adapter into the base (a uniform soup, arXiv 2203.05482).
+def average_adapters(model: AlignModel, config: LoraConfig, members: Sequence[Mapping[str, Tensor]]) -> PeftModel:
+    """Puts the average of several trainings of one adapter into their base (a uniform soup, arXiv 2203.05482).
 
     An average of products B A is not the product of their averages, but that of factors side by side:
 
@@ -21,7 +21,7 @@ def average_adapters(base: AlignModel, config: LoraConfig, members: Sequence[Map
     trained whole, statistics and the temperature are averaged directly.
 
     Args:
-        base: The base of all members, float32 and without adapters; it is changed in place.
+        model: The base of all members, float32 and without adapters; it is changed in place.
         config: The members' configuration.
         members: What each member trained, by the name in the adapted model's state dict; the same names in all.
 
@@ -34,7 +34,7 @@ def average_adapters(base: AlignModel, config: LoraConfig, members: Sequence[Map
     """
     if config.use_dora:
         raise ValueError("Expected adapters without magnitudes, but got use_dora. Their average is no such adapter.")
-    adapted = PeftModel(base, _widen(config, len(members)))
+    adapted = PeftModel(model, _widen(config, len(members)))
     unknown = adapted.load_state_dict(average_weights(members), strict=False).unexpected_keys
     if unknown:
         raise ValueError(f"Expected tensors of the adapted model, but got {unknown[0]}, which it does not have.")

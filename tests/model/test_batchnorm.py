@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from finetune.model.base import load_model
+from finetune.model.base import Base
 from finetune.model.batchnorm import FollowingBatchNorm2d
 from finetune.model.lora import TowerLora, attach_lora
 from finetune.model.towers import AlignTowers
 
 
 def build(checkpoint, **arguments) -> AlignTowers:
-    return AlignTowers(attach_lora(load_model(checkpoint), TowerLora(rank=2, **arguments), None), True, 0.01)
+    return AlignTowers(attach_lora(Base.open(checkpoint).load(), TowerLora(rank=2, **arguments), None), True, 0.01)
 
 
 def following(towers) -> dict[str, FollowingBatchNorm2d]:
@@ -44,7 +44,7 @@ def test_running_statistics_are_those_computed_by_hand(tiny, batch):
                 0.99 * mean + 0.01 * values.mean(axis=(0, 2, 3)),
                 0.99 * variance + 0.01 * values.var(axis=(0, 2, 3), ddof=1),
             ]
-    assert len(norms) == sum(isinstance(m, torch.nn.BatchNorm2d) for m in load_model(tiny).modules())
+    assert len(norms) == sum(isinstance(m, torch.nn.BatchNorm2d) for m in Base.open(tiny).load().modules())
     for name, (mean, variance) in expected.items():
         scale = np.sqrt(variance).max()
         np.testing.assert_allclose(norms[name].running_mean.numpy(), mean, atol=1e-5 * scale, rtol=1e-5)
@@ -52,7 +52,7 @@ def test_running_statistics_are_those_computed_by_hand(tiny, batch):
 
 
 def test_training_normalises_by_the_batch_and_evaluation_by_what_was_learnt(tiny):
-    norm = FollowingBatchNorm2d(load_model(tiny).vision_model.embeddings.batchnorm)
+    norm = FollowingBatchNorm2d(Base.open(tiny).load().vision_model.embeddings.batchnorm)
     images = 3 * torch.randn(8, norm.num_features, 5, 5) + 7
     values = images.numpy()
     weight, bias = norm.weight.detach().numpy()[:, None, None], norm.bias.detach().numpy()[:, None, None]
@@ -94,7 +94,7 @@ def test_layers_out_of_reach_of_last_blocks_are_held_under_a_stray_train(tiny, b
     after = statistics(towers)
     changed = {name.rpartition(".")[0] for name in before if before[name] != after[name]}
     assert changed == set(following(towers))
-    last = len(load_model(tiny).vision_model.encoder.blocks) - 1
+    last = len(Base.open(tiny).load().vision_model.encoder.blocks) - 1
     assert all(f"vision_model.encoder.blocks.{last}." in name for name in changed)
 
 

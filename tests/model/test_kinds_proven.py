@@ -4,12 +4,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from finetune.core.files import fingerprint_weights
-from finetune.export.merged import export_merged, write_adapter
-from finetune.export.proof import write_witness
-from finetune.model.base import load_model, load_processor, resolve_checkpoint
+from finetune.export.choose_interpolation import Choice
+from finetune.export.merged import MergedCheckpoint, write_processor
+from finetune.export.trained import TrainedModel
+from finetune.export.witness import write_witness
+from finetune.model.adapter import save_adapter
+from finetune.model.base import Base
 from finetune.model.lora import TowerLora, attach_lora
 from finetune.model.towers import AlignTowers
+from finetune.run.folder import RunFolder
 
 NORM = TowerLora(layers=[], whole=["norm"])
 ALL = TowerLora(whole=["all"])
@@ -44,18 +47,21 @@ def case(name, image_lora, text_lora, slow=False):
 )
 def test_merge_is_proven(tiny, train, batch, tmp_path, image_lora, text_lora):
     torch.manual_seed(0)
-    towers = AlignTowers(attach_lora(load_model(tiny), image_lora, text_lora), True, 0.01)
+    base, run = Base.open(tiny), RunFolder(tmp_path)
+    towers = AlignTowers(attach_lora(base.load(), image_lora, text_lora), True, 0.01)
     train(towers)
-    write_witness(towers, batch, tmp_path / "witness.safetensors")
-    fingerprint = fingerprint_weights(resolve_checkpoint(tiny))
-    write_adapter(towers, load_processor(tiny, 64), tmp_path / "adapter", tiny, fingerprint)
-    proof = export_merged(tiny, tmp_path / "adapter", tmp_path / "witness.safetensors", tmp_path / "merged")
+    write_witness(towers, batch, run.witness)
+    for folder in (run.adapter, run.processor):
+        folder.mkdir()
+    save_adapter(towers.model, run.adapter, base)
+    write_processor(base.processor(64), run.processor)
+    proof = MergedCheckpoint(TrainedModel(run, base, Choice(1.0))).export(run.merged, "kinds", {})
     assert max(proof["max_abs_difference"].values()) <= 1e-5
-    base, merged = load_file(f"{tiny}/model.safetensors"), load_file(tmp_path / "merged" / "model.safetensors")
-    assert {n: (t.shape, t.dtype) for n, t in merged.items()} == {n: (t.shape, t.dtype) for n, t in base.items()}
-    recorded = load_file(tmp_path / "witness.safetensors")
+    before, merged = load_file(f"{tiny}/model.safetensors"), load_file(run.merged / "model.safetensors")
+    assert {n: (t.shape, t.dtype) for n, t in merged.items()} == {n: (t.shape, t.dtype) for n, t in before.items()}
+    recorded = load_file(run.witness)
     with torch.no_grad():
-        untouched = AlignTowers(load_model(tiny), False, 0.01)(batch)
+        untouched = AlignTowers(base.load(), False, 0.01)(batch)
     for key, lora in (("image_embeds", image_lora), ("text_embeds", text_lora)):
         difference = (getattr(untouched, key) - recorded[key]).abs().max()
         assert difference > 1e-3 if lora else difference == 0

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from finetune.model.base import load_model
+from finetune.model.base import Base
 from finetune.model.layers import IMAGE, TEXT, TOWERS, enclosing_modules, low_rank_layers, whole_layers
 from finetune.model.lora import TowerLora, attach_lora
 
@@ -14,7 +14,7 @@ TEXT_TENSORS = r"text_model\.(embeddings|encoder)\..*|text_projection\..*"
 
 @pytest.fixture(scope="module")
 def model(tiny):
-    return load_model(tiny)
+    return Base.open(tiny).load()
 
 
 def test_each_tensor_but_the_temperature_belongs_to_one_tower(model, tiny):
@@ -22,7 +22,7 @@ def test_each_tensor_but_the_temperature_belongs_to_one_tower(model, tiny):
         prefix = name.split("_")[0].split(".")[0]
         expected = {"vision": ["image"], "text": ["text"], "temperature": []}[prefix]
         assert [tower.name for tower in TOWERS if tower.owns(name)] == expected
-    adapted = attach_lora(load_model(tiny), TowerLora(rank=2), TowerLora(whole=["projection"]))
+    adapted = attach_lora(Base.open(tiny).load(), TowerLora(rank=2), TowerLora(whole=["projection"]))
     trained = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
     for tower, part in ((IMAGE, ".vision_model."), (TEXT, ".text_")):
         owned = {name for name in trained if tower.owns(name)}
@@ -112,7 +112,7 @@ def test_names_that_mean_nothing_are_refused(model, tower, entry, last_blocks, m
 
 @pytest.mark.parametrize("entry", ["squeeze_excite", "reduce", "vision_model.encoder.blocks.3.squeeze_excite"])
 def test_closed_gates_of_align_mini_are_refused_whole_but_not_among_all(entry):
-    mini = load_model("align-mini")
+    mini = Base.open("align-mini").load()
     with pytest.raises(ValueError, match=r"image_lora\.whole .* computes the identity there"):
         whole_layers(mini, IMAGE, [entry], None)
     assert whole_layers(mini, IMAGE, ["all"], None)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch.autograd.graph import saved_tensors_hooks
 
 from finetune.model.adapter import save_adapter
-from finetune.model.base import load_model
+from finetune.model.base import Base
 from finetune.model.lora import TowerLora, attach_lora
 from finetune.model.recompute import recompute_blocks
 from finetune.model.towers import AlignTowers
@@ -24,7 +24,7 @@ def pixel_values() -> torch.Tensor:
 
 def build_towers(tiny: str, lora: TowerLora, recompute: bool) -> AlignTowers:
     torch.manual_seed(0)
-    towers = AlignTowers(attach_lora(load_model(tiny), lora, None), True, 0.01)
+    towers = AlignTowers(attach_lora(Base.open(tiny).load(), lora, None), True, 0.01)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in towers.parameters():
@@ -148,7 +148,7 @@ def test_statistics_in_training_mode_are_updated_once(tiny, pixel_values):
     """`AlignTowers` does not let it come to this; a tower of its own does."""
     found = []
     for recompute in (False, True):
-        vision_model = load_model(tiny).vision_model
+        vision_model = Base.open(tiny).load().vision_model
         if recompute:
             recompute_blocks(vision_model)
         vision_model.train()
@@ -173,7 +173,7 @@ def test_statistics_stay_under_a_stray_train(tiny, pixel_values):
 def test_names_stay_and_either_order_of_attaching_is_the_same(tiny, pixel_values):
     lora = TowerLora(rank=2, dropout=0.5)
     after = build_towers(tiny, lora, True)
-    model = load_model(tiny)
+    model = Base.open(tiny).load()
     names = [name for name, _ in model.named_modules()], list(model.state_dict())
     recompute_blocks(model.vision_model)
     assert ([name for name, _ in model.named_modules()], list(model.state_dict())) == names
@@ -204,7 +204,7 @@ def test_adapter_is_saved_and_merged_as_without(tiny, tmp_path):
         towers = build_towers(tiny, lora, recompute)
         folder = tmp_path / str(recompute)
         folder.mkdir()
-        save_adapter(towers.model, folder, "base", "0")
+        save_adapter(towers.model, folder, Base.open(tiny))
         assert isinstance(towers.model, peft.PeftModel)
         merged.append(towers.model.merge_and_unload(safe_merge=True).state_dict())
     plain, recomputed = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("False", "True"))

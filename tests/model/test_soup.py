@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from finetune.model.base import load_model
+from finetune.model.base import Base
 from finetune.model.lora import TowerLora, attach_lora
 from finetune.model.merge import merge_copy
 from finetune.model.soup import average_adapters
@@ -17,7 +17,7 @@ RS = {"use_rslora": True, "alpha": 3.0}
 def adapt(checkpoint, image_lora, text_lora, seed=0):
     """A model whose every trained tensor was moved, and these tensors by name."""
     torch.manual_seed(seed)
-    towers = AlignTowers(attach_lora(load_model(checkpoint), image_lora, text_lora), True, 0.01)
+    towers = AlignTowers(attach_lora(Base.open(checkpoint).load(), image_lora, text_lora), True, 0.01)
     state, names = towers.state_dict(), towers.trained_names()
     with torch.no_grad():
         for name in names:
@@ -36,12 +36,12 @@ def adapt(checkpoint, image_lora, text_lora, seed=0):
 )
 def test_merge_of_the_average_is_the_average_of_the_merges(tiny, image_lora, text_lora):
     models, members = zip(*(adapt(tiny, image_lora, text_lora, seed) for seed in range(3)), strict=True)
-    soup = average_adapters(load_model(tiny), models[0].peft_config["default"], members)
+    soup = average_adapters(Base.open(tiny).load(), models[0].peft_config["default"], members)
     merges = [merge_copy(model).state_dict() for model in models]
     for name, tensor in merge_copy(soup).state_dict().items():
         expected = torch.stack([merge[name].double() for merge in merges]).mean(0)
         torch.testing.assert_close(tensor.double(), expected, atol=1e-6, rtol=1e-6)
-    base = load_model(tiny).state_dict()
+    base = Base.open(tiny).load().state_dict()
     moved = [name for name in base if not torch.equal(base[name], merges[0][name])]
     assert len(moved) > 3
     assert "temperature" in moved
@@ -51,13 +51,13 @@ def test_merge_of_the_average_is_the_average_of_the_merges(tiny, image_lora, tex
 def test_dora_is_refused(tiny):
     model, member = adapt(tiny, None, TowerLora(use_dora=True))
     with pytest.raises(ValueError, match="adapters without magnitudes"):
-        average_adapters(load_model(tiny), model.peft_config["default"], [member, member])
+        average_adapters(Base.open(tiny).load(), model.peft_config["default"], [member, member])
 
 
 def test_members_of_other_adapters_are_refused(tiny):
     model, member = adapt(tiny, None, TowerLora(layers=["projection"]))
     _, other = adapt(tiny, None, TowerLora(layers=["attention"]))
     with pytest.raises(ValueError, match="trained the same tensors"):
-        average_adapters(load_model(tiny), model.peft_config["default"], [member, other])
+        average_adapters(Base.open(tiny).load(), model.peft_config["default"], [member, other])
     with pytest.raises(ValueError, match="which it does not have"):
-        average_adapters(load_model(tiny), model.peft_config["default"], [other, other])
+        average_adapters(Base.open(tiny).load(), model.peft_config["default"], [other, other])

@@ -10,7 +10,7 @@ from transformers import AlignModel
 
 from finetune.core.errors import CheckpointError
 from finetune.model.adapter import load_adapter, save_adapter
-from finetune.model.base import load_model
+from finetune.model.base import Base
 from finetune.model.lora import TowerLora, attach_lora
 from finetune.model.merge import merge_adapter
 from finetune.model.towers import AlignTowers
@@ -21,12 +21,11 @@ TEXT_NORM = r"text_model\..*LayerNorm\.(weight|bias)"
 IMAGE_ALL = r"vision_model\..*\.(weight|bias)"
 TEXT_ALL = r"(text_model\.(embeddings|encoder)\..*|text_projection)\.(weight|bias)"
 STATISTICS = r"vision_model\..*\.(running_mean|running_var|num_batches_tracked)"
-FINGERPRINT = "f" * 64
 EVERYTHING = (TowerLora(whole=["all"], train_statistics=True), TowerLora(whole=["all"]))
 
 
 def build(checkpoint, image_lora, text_lora) -> AlignTowers:
-    return AlignTowers(attach_lora(load_model(checkpoint), image_lora, text_lora), True, 0.01)
+    return AlignTowers(attach_lora(Base.open(checkpoint).load(), image_lora, text_lora), True, 0.01)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +43,7 @@ def build(checkpoint, image_lora, text_lora) -> AlignTowers:
 )
 def test_training_changes_what_was_named_and_nothing_else(tiny, train, weights, image_lora, text_lora, pattern):
     towers = build(tiny, image_lora, text_lora)
-    before = weights(load_model(tiny))
+    before = weights(Base.open(tiny).load())
     assert weights(towers.align) == before
     train(towers.train())
     after = weights(towers.align)
@@ -65,7 +64,7 @@ def test_only_what_was_named_has_a_gradient(tiny):
     towers = build(tiny, TowerLora(layers=[], whole=["depthwise"], train_statistics=True), None)
     trained = [name for name, parameter in towers.align.named_parameters() if parameter.requires_grad]
     assert {name.replace(".modules_to_save.default", "") for name in trained if name != "temperature"} == {
-        name for name, _ in load_model(tiny).named_parameters() if re.fullmatch(DEPTHWISE, name)
+        name for name, _ in Base.open(tiny).load().named_parameters() if re.fullmatch(DEPTHWISE, name)
     }
 
 
@@ -116,7 +115,7 @@ def saved(request, tiny, train, batch, tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapter")
     towers = build(tiny, *request.param)
     train(towers)
-    save_adapter(towers.model, folder, "owner/name", FINGERPRINT)
+    save_adapter(towers.model, folder, Base.open(tiny))
     with torch.no_grad():
         return folder, towers.eval()(batch)
 
@@ -140,13 +139,13 @@ def test_plain_peft_restores_the_embeddings(tiny, saved, batch):
 def test_load_adapter_restores_the_embeddings(tiny, saved, batch):
     folder, expected = saved
     with torch.no_grad():
-        assert_equal(AlignTowers(load_adapter(load_model(tiny), folder, FINGERPRINT), False, 0.01)(batch), expected)
+        assert_equal(AlignTowers(load_adapter(Base.open(tiny), folder), False, 0.01)(batch), expected)
 
 
 def test_merged_model_is_the_adapted_one(tiny, saved, batch):
     folder, expected = saved
-    merged = merge_adapter(load_model(tiny), folder, FINGERPRINT)
-    base = load_model(tiny).state_dict()
+    merged = merge_adapter(Base.open(tiny), folder)
+    base = Base.open(tiny).load().state_dict()
     assert [(n, t.shape, t.dtype) for n, t in merged.state_dict().items()] == [
         (n, t.shape, t.dtype) for n, t in base.items()
     ]
@@ -165,7 +164,7 @@ def assert_refused(tiny, folder, target, change, message):
     change(tensors)
     save_file(tensors, path)
     with pytest.raises(CheckpointError, match=message):
-        merge_adapter(load_model(tiny), target, FINGERPRINT)
+        merge_adapter(Base.open(tiny), target)
 
 
 @pytest.mark.parametrize(
