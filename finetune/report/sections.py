@@ -133,7 +133,7 @@ def _show_calibration(calibration: dict[str, Any] | None) -> tuple[Chart, Grid, 
         for one in calibration["bins"]
         if one["share"]
     ]
-    head = ["temperature", "value", "expected calibration error", "of a calibrated model"]
+    head = ["temperature", "value", "expected calibration error", "error of a calibrated model"]
     return (
         draw_reliability(calibration),
         Grid("Temperatures", head, kinds),
