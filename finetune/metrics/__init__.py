@@ -9,13 +9,12 @@ from finetune.metrics.accuracy import ClassAccuracy, class_embeddings
 from finetune.metrics.average_precision import AveragePrecision
 from finetune.metrics.bootstrap import Difference, paired_difference
 from finetune.metrics.calibration import calibration_error, chance_calibration_error, fit_temperature, reliability
-from finetune.metrics.choice import choose_metric
 from finetune.metrics.geometry import Cloud, effective_rank, spread
 from finetune.metrics.knn import neighbour_votes
 from finetune.metrics.ranking import Placement
 from finetune.metrics.retrieval import Retrieval, retrieval_placements, retrieval_ranks
 from finetune.metrics.row_metric import RowMetric
-from finetune.metrics.statistics import Figure, from_tensors, to_tensors, value
+from finetune.metrics.statistics import Figure, from_tensors, to_tensors
 
 __all__ = [
     "AveragePrecision",
@@ -26,7 +25,6 @@ __all__ = [
     "Difference",
     "Figure",
     "RowMetric",
-    "choose_metric",
     "calibration_error",
     "chance_calibration_error",
     "class_embeddings",
@@ -40,5 +38,4 @@ __all__ = [
     "retrieval_ranks",
     "spread",
     "to_tensors",
-    "value",
 ]

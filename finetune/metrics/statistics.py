@@ -76,11 +76,6 @@ def from_tensors(name: str, tensors: Mapping[str, Tensor]) -> Figure:
     return kinds[name](**tensors)
 
 
-def value(figure: Figure) -> Tensor:
-    """Returns `figure.point_estimate()`, which takes its place."""
-    return figure.point_estimate()
-
-
 @dataclass(frozen=True)
 class MeanOfMeans(Figure):
     """The mean within each group, averaged over the groups that occur.

@@ -15,7 +15,7 @@ def average_adapters(model: AlignModel, config: LoraConfig, members: Sequence[Ma
 
     An average of products B A is not the product of their averages, but that of factors side by side:
 
-        alpha / r * (B1 A1 + ... + Bk Ak) / k = alpha / (k r) * [B1 ... Bk] [A1; ...; Ak],
+        alpha / r * (B1 A1 + ... + Bk Ak) / k = alpha / (k r) * [B1 ... Bk] [A1; ...; Ak].
 
     This is LoRA with k times the rank and the same alpha: the soup stays an adapter, and nothing is rounded off. Layers
     trained whole, statistics and the temperature are averaged directly.
