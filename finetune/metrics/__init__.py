@@ -1,6 +1,6 @@
 """Retrieval and classification figures from embeddings, scores and ids.
 
-All but average precision treat ties in one way (see ``placement``): a collapsed model, which scores everything the
+All but average precision treat ties in one way (see ``Placement``): a collapsed model, which scores everything the
 same, gets exactly the figures of guessing. R@K is a hit rate: the share of queries with at least one correct item
 among the K best.
 """
@@ -18,12 +18,12 @@ from finetune.metrics.statistics import Figure, from_tensors, to_tensors
 
 __all__ = [
     "AveragePrecision",
-    "Placement",
-    "Retrieval",
     "ClassAccuracy",
     "Cloud",
     "Difference",
     "Figure",
+    "Placement",
+    "Retrieval",
     "RowMetric",
     "calibration_error",
     "chance_calibration_error",
