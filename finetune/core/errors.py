@@ -1,18 +1,18 @@
-"""The three things a user can get wrong, each with its own exception; warnings; and the repair of misspelt names."""
+"""An exception for each thing a user can get wrong, the form of every warning, and suggestions for misspelt names."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import NamedTuple
 
-SHOWN = 50  # names; no group of a recipe's keys has more
+SHOWN = 50  # names; no group of recipe keys is larger
 
 
 class TableError(ValueError):
-    """The table, or an image it names, is not usable. The message names file, row, column and repair."""
+    """The table, or an image it names, cannot be used. The message names file, row, column and repair."""
 
 
 class RecipeError(ValueError):
-    """A recipe key or value is not usable. The message names the key and the repair."""
+    """A recipe key or value cannot be used. The message names the key and the repair."""
 
 
 class CheckpointError(OSError):
@@ -20,12 +20,12 @@ class CheckpointError(OSError):
 
 
 class Concern(NamedTuple):
-    """One thing that is seldom meant.
+    """A warning: something that is rarely intended, but no error.
 
     Attributes:
         about: The subject, a word for machines.
-        message: What was found, one or two sentences.
-        places: All rows concerned, as `file:row`; or none.
+        message: What was found, in one or two sentences.
+        places: Every row concerned, as `file:row`; empty where no row is.
     """
 
     about: str
@@ -34,11 +34,11 @@ class Concern(NamedTuple):
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
-    """Returns the sentence that names the nearest valid name, or the first of them where none is near.
+    """Suggests the nearest valid name, or lists the valid names where none is near.
 
     Args:
         name: What the user wrote.
-        valid: The names that would have been accepted.
+        valid: The accepted names.
 
     Example:
         >>> did_you_mean("acuracy", ["accuracy", "loss"])

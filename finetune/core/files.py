@@ -1,4 +1,4 @@
-"""Files and folders that are whole or absent, and fingerprints that say which bytes they hold."""
+"""Writes files and folders whole or not at all, and fingerprints what they hold."""
 
 import hashlib
 import json
@@ -30,11 +30,11 @@ def _apply_umask(path: Path) -> None:
 
 
 def refuse_existing(target: Path, overwrite: bool) -> None:
-    """Refuses to write where something is already, before any work is done.
+    """Refuses to write over something that exists, before any work is done.
 
     Args:
-        target: Where a folder is about to be written.
-        overwrite: Whether one that is already there is replaced.
+        target: The file or folder to write.
+        overwrite: Whether an existing one is replaced.
 
     Raises:
         FileExistsError: If `target` exists and `overwrite` is false.
@@ -45,13 +45,13 @@ def refuse_existing(target: Path, overwrite: bool) -> None:
 
 @contextmanager
 def write_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
-    """Yields an empty folder beside `target` that takes its place when the block ends without an error.
+    """Yields an empty folder that becomes `target` when the block ends without an error.
 
-    On an error the folder is removed and `target` is left as it was, so that a folder that exists is whole.
+    An error removes that folder and leaves `target` as it was, so a folder that exists is always complete.
 
     Args:
-        target: Where the finished folder shall lie.
-        overwrite: Whether a folder that is already there is replaced.
+        target: The finished folder.
+        overwrite: Whether an existing folder is replaced.
 
     Raises:
         FileExistsError: If `target` exists and `overwrite` is false.
@@ -106,12 +106,12 @@ def require_own(folder: Path, is_own: Callable[[set[str]], bool]) -> None:
 
 
 def write_text(target: Path, text: str) -> None:
-    """Writes UTF-8 text so that `target` holds either its former content or all of `text`."""
+    """Writes UTF-8 text; at any moment `target` holds either its former content or all of `text`."""
     write_bytes(target, text.encode())
 
 
 def write_bytes(target: Path, content: bytes) -> None:
-    """Writes bytes so that `target` holds either its former content or all of `content`."""
+    """Writes bytes; at any moment `target` holds either its former content or all of `content`."""
     target.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     staging = Path(name)
@@ -128,7 +128,7 @@ def write_bytes(target: Path, content: bytes) -> None:
 
 
 def write_json(target: Path, value: Any) -> None:
-    """Writes `value` as indented JSON; NaN is refused, as no JSON reader need accept it."""
+    """Writes `value` as indented JSON and refuses NaN, which is not JSON."""
     write_text(target, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -138,15 +138,13 @@ def read_json(path: Path) -> Any:
 
 
 def fingerprint_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, as hexadecimal digits."""
+    """Returns the SHA-256 of a file's bytes in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fingerprint_weights(folder: Path) -> str:
-    """SHA-256 over the name, dtype, shape and bytes of every tensor in a folder's safetensors files.
-
-    Tensors are taken in the order of their names, so that sharding and file layout do not matter.
+    """Fingerprints the tensors of a folder's safetensors files; how files divide and order them does not matter.
 
     Args:
         folder: A checkpoint folder with `model*.safetensors`.
@@ -162,10 +160,10 @@ def fingerprint_weights(folder: Path) -> str:
 
 
 def fingerprint_tensors(tensors: Iterable[tuple[str, str, Sequence[int], bytes | bytearray | memoryview]]) -> str:
-    """SHA-256 over tensors, in the order of their names: the fingerprint of a folder that holds them.
+    """Returns the SHA-256 of the names, data types, shapes and bytes of tensors, sorted by name.
 
     Args:
-        tensors: Name, data type as safetensors writes it (`F32`), shape, and bytes in row-major order of each.
+        tensors: Name, safetensors' name of the data type (`F32`), shape, and contiguous bytes of each tensor.
 
     Example:
         >>> fingerprint_tensors([("temperature", "F32", (), bytes(4))])[:8]

@@ -1,4 +1,4 @@
-"""The recipes and preparation scripts that come with the package, in a checkout and in an installed wheel."""
+"""Finds the recipes and preparation scripts that come with the package, in a checkout or an installed wheel."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from finetune.core.errors import RecipeError, did_you_mean
 
 
 def shipped_folder(name: str) -> Path:
-    """The folder `recipes` or `datasets`: inside the package of a wheel, beside it in a checkout.
+    """Returns the folder `recipes` or `datasets`: inside the package of a wheel, beside it in a checkout.
 
     Args:
         name: `recipes` or `datasets`.
@@ -17,12 +17,12 @@ def shipped_folder(name: str) -> Path:
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """The shipped recipes by name, in alphabetical order."""
+    """Returns the files of the shipped recipes by name, in alphabetical order."""
     return {path.stem: path for path in sorted(shipped_folder("recipes").glob("*.yaml"))}
 
 
 def find_recipe(recipe: str) -> Path:
-    """The file of a recipe that is given by path or by a shipped recipe's name.
+    """Finds a recipe by its path or by the name of a shipped one.
 
     Args:
         recipe: `my/recipe.yaml` or `quickstart`.
@@ -42,5 +42,5 @@ def find_recipe(recipe: str) -> Path:
 
 
 def recipe_goal(path: Path) -> str:
-    """The first comment line of a recipe, without its marks."""
+    """Returns the goal of a recipe, which its first comment line states."""
     return path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ").removeprefix("Goal: ")

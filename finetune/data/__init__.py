@@ -1,1 +1,1 @@
-"""From a table to batches: rows, pixels, words, order."""
+"""From a user's table to batches: a row is read, checked, prepared and loaded; `preview` shows the result."""

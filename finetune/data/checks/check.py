@@ -1,4 +1,4 @@
-"""Everything that is wrong with a table or seldom meant, in one pass, for a screen and for a machine."""
+"""Checks a table in one pass for everything that is wrong or rarely intended, and reports it to people and machines."""
 
 import json
 import sys
@@ -21,17 +21,17 @@ from finetune.data.table.rows import Rows
 from finetune.data.table.splits import SPLITS
 from finetune.data.table.table import Table
 
-DATA_MODULES = ("ImageTextDataModule", "ShardedImageText")
+DATA_MODULE = "ImageTextDataModule"
 TABLE_KEYS = ("table", "retention")
 
 
 class TableSettings(NamedTuple):
-    """What a recipe says of its tables.
+    """The tables of a recipe.
 
     Attributes:
         table: The table.
-        mirrors: Whether its augmentations mirror images.
-        retention: The tables that stand for elsewhere.
+        mirrors: Whether the augmentations mirror images.
+        retention: The retention tables.
     """
 
     table: Table
@@ -41,13 +41,13 @@ class TableSettings(NamedTuple):
 
 @dataclass
 class Report:
-    """What a check found.
+    """The findings of a check.
 
     Attributes:
-        faults: What is wrong with the table and its images.
-        concerns: What is seldom meant.
-        rows: The rows without fault, None where there are none.
-        sizes: Width and height of each row's image, where images were decoded.
+        faults: Everything that is wrong with the tables and their images.
+        concerns: The warnings.
+        rows: The rows without fault, or None if there are none.
+        sizes: Width and height of each row's image, if images were decoded.
         recipe_error: What is wrong with the recipe, or None.
     """
 
@@ -63,7 +63,7 @@ class Report:
         return bool(self.faults) or self.recipe_error is not None
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, for a machine."""
+        """Returns all findings, for machines."""
         faults = [{**fault._asdict(), "message": str(fault)} for fault in self.faults]
         if self.recipe_error is not None:
             faults.append({**dict.fromkeys(Fault._fields), "message": self.recipe_error})
@@ -76,30 +76,29 @@ class Report:
         }
 
     def lines(self) -> list[str]:
-        """The counts of rows, the first of the faults, and all warnings, for a screen."""
-        told = []
+        """Returns the counts of rows, the first faults and all warnings, for people."""
+        lines = []
         if self.rows is not None:
-            told.append("rows: " + ", ".join(f"{len(self.rows.indices(split)):,} {split}" for split in SPLITS))
-            told += describe_filter(self.rows)
-        told += [f"error: {fault}" for fault in self.faults[:SHOWN]]
+            lines.append("rows: " + ", ".join(f"{len(self.rows.indices(split)):,} {split}" for split in SPLITS))
+            lines += describe_filter(self.rows)
+        lines += [f"error: {fault}" for fault in self.faults[:SHOWN]]
         if len(self.faults) > SHOWN:
-            told.append(f"… and {len(self.faults) - SHOWN:,} more")
-        told += [f"warning: {concern.message}" for concern in self.concerns]
-        return told
+            lines.append(f"… and {len(self.faults) - SHOWN:,} more")
+        return [*lines, *(f"warning: {concern.message}" for concern in self.concerns)]
 
     @property
     def total(self) -> str:
-        """The counts, in a line."""
+        """The number of errors and warnings, in a line."""
         errors = len(self.faults) + (self.recipe_error is not None)
         return f"{count(errors, 'error', 'errors')}, {count(len(self.concerns), 'warning', 'warnings')}"
 
 
 def check_table(settings: TableSettings, full: bool = False) -> Report:
-    """Checks a table, and for faults those that stand for elsewhere; rows without fault are looked at for warnings.
+    """Checks a table for faults and warnings, and the retention tables for faults.
 
     Args:
         settings: The tables.
-        full: Whether every image is decoded.
+        full: Whether to decode every image.
     """
     report = _find_faults(settings.table, ("train", "test"), full)
     for other in settings.retention:
@@ -124,18 +123,18 @@ def _find_faults(table: Table, required: Sequence[str], full: bool) -> Report:
 
 
 def read_settings(recipe: Path, overrides: Sequence[str] = ()) -> TableSettings | None:
-    """Reads what a recipe says of its tables, without what the rest of it needs.
+    """Reads the tables of a recipe, without the libraries that the rest of the recipe needs.
 
     Args:
         recipe: The recipe's file.
-        overrides: Words of the command line; those that begin with `--data.table` or `--data.retention` count.
+        overrides: Words of the command line, of which `--data.table` and `--data.retention` count.
 
     Returns:
-        None where the recipe has no table, or any that cannot be read, as reading the whole recipe will tell.
+        The tables, or None if the recipe has none or they cannot be read; reading the whole recipe reports why.
     """
     try:
         data = (yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}).get("data") or {}
-        if str(data.get("class_path", DATA_MODULES[0])).rpartition(".")[2] not in DATA_MODULES:
+        if str(data.get("class_path", DATA_MODULE)).rpartition(".")[2] != DATA_MODULE:
             return None
         values = data.get("init_args", data)
         parser = ArgumentParser(exit_on_error=False)
@@ -151,7 +150,7 @@ def read_settings(recipe: Path, overrides: Sequence[str] = ()) -> TableSettings 
 
 
 def _table_words(overrides: Sequence[str]) -> list[str]:
-    """The words that replace values of the tables, as their own parser takes them."""
+    """Picks the words that replace values of the tables, in the form that the tables' parser expects."""
     kept, follows = [], False
     for word in overrides:
         if word.startswith("--"):
@@ -164,12 +163,12 @@ def _table_words(overrides: Sequence[str]) -> list[str]:
 
 
 def describe_filter(rows: Rows) -> list[str]:
-    """A line for each condition of the table's filter: how many rows it removed."""
-    return [f"filter: {removed.rows:,} rows removed by {removed.condition}" for removed in rows.removed]
+    """Says for each condition of the table's filter how many rows it removed."""
+    return [f"filter: {count(removed.rows, 'row', 'rows')} removed by {removed.condition}" for removed in rows.removed]
 
 
-def tell(rows: Rows, concerns: Sequence[Concern]) -> None:
-    """Prints what a table's filter removed, and warnings, on the standard error stream.
+def print_warnings(rows: Rows, concerns: Sequence[Concern]) -> None:
+    """Prints what a table's filter removed, and the warnings, to the standard error stream.
 
     Args:
         rows: The table.
@@ -177,3 +176,6 @@ def tell(rows: Rows, concerns: Sequence[Concern]) -> None:
     """
     for line in [*describe_filter(rows), *(f"warning: {concern.message}" for concern in concerns)]:
         print(line, file=sys.stderr)
+
+
+tell = print_warnings

@@ -1,4 +1,4 @@
-"""What is not wrong with a table, but seldom meant."""
+"""Warns of what is not wrong with a table's labels and captions, but rarely intended."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,11 +23,11 @@ _SIDES = re.compile(r"\b(left|right)(most|wards?)?\b", re.IGNORECASE)
 
 
 def find_concerns(rows: Rows, mirrors: bool) -> list[Concern]:
-    """Looks at labels and captions; no image is opened.
+    """Finds warnings about labels and captions, without opening any image.
 
     Args:
         rows: The table.
-        mirrors: Whether training images may be mirrored.
+        mirrors: Whether augmentations may mirror training images.
     """
     found = [*_unlabelled(rows), *_one_class(rows), *_single_rows(rows), *_imbalance(rows)]
     found += [*_near_labels(rows), *_shared_captions(rows)]
@@ -35,7 +35,7 @@ def find_concerns(rows: Rows, mirrors: bool) -> list[Concern]:
 
 
 def show_some(values: Iterable[object]) -> str:
-    """The first few values, and how many more there are.
+    """Lists the first few values, and counts the others.
 
     Example:
         >>> show_some("abcde")
@@ -47,7 +47,7 @@ def show_some(values: Iterable[object]) -> str:
 
 
 def count(number: int, one: str, many: str) -> str:
-    """A number and what it counts.
+    """Writes a number and what it counts.
 
     Example:
         >>> count(1, "row", "rows"), count(2_000, "row", "rows")
@@ -57,22 +57,22 @@ def count(number: int, one: str, many: str) -> str:
 
 
 def places_where(rows: Rows, chosen: Mask) -> tuple[str, ...]:
-    """Where the chosen rows stand, each place once."""
+    """Returns the places of the chosen rows, each once."""
     return tuple(dict.fromkeys(rows.place(row) for row in np.flatnonzero(chosen).tolist()))
 
 
 def _unlabelled(rows: Rows) -> list[Concern]:
-    """What a table with several labels a row would hide: labels that were forgotten, a separator that is another."""
+    """Warns of forgotten labels and of a wrong separator, which several labels a row would hide."""
     if rows.label_sets is None:
         return []
     found = []
     without = rows.label_ids < 0
     if without.any():
-        told = count(int(without.sum()), "row has", "rows have")
-        message = f"{told} no label: taken for images that show none of the classes."
+        unlabelled = count(int(without.sum()), "row has no label and counts", "rows have no label and count")
+        message = f"{unlabelled} as showing none of the classes."
         found.append(Concern("no_label", message, places_where(rows, without)))
     if np.diff(rows.label_sets.starts).max() < 2:
-        message = "No row has more than one label: data.table.label_separator may not be the one that the cells have."
+        message = "No row has more than one label: data.table.label_separator may not be the one in the cells."
         found.append(Concern("no_label_separator", message))
     return found
 
@@ -93,7 +93,7 @@ def _single_rows(rows: Rows) -> list[Concern]:
     if not len(single):
         return []
     names = show_some(rows.classes[label] for label in single)
-    message = f"{count(len(single), 'class has', 'classes have')} one row only: {names}."
+    message = f"{count(len(single), 'class has', 'classes have')} only one row: {names}."
     chosen = np.zeros(len(rows), dtype=bool)
     chosen[at[np.isin(labels, single)]] = True
     return [Concern("single_rows", message, places_where(rows, chosen))]
@@ -120,20 +120,20 @@ def _near_labels(rows: Rows) -> list[Concern]:
     for name in rows.classes:
         alike.setdefault(_fold(name), []).append(name)
     return [
-        Concern("near_equal_labels", f"The classes {show_some(names)} differ in case, spaces or punctuation alone.")
+        Concern("near_equal_labels", f"The classes {show_some(names)} differ only in case, spaces or punctuation.")
         for names in alike.values()
         if len(names) > 1
     ]
 
 
 def _fold(name: str) -> str:
-    """A name without case and punctuation; one of nothing else, such as '+', stays."""
+    """Removes case and punctuation from a name, unless nothing else is in it, as in '+'."""
     folded = normalize("NFKC", name).casefold()
     return re.sub(r"[\W_]+", "", folded) or folded
 
 
 def _shared_captions(rows: Rows) -> list[Concern]:
-    """Equal captions for different classes."""
+    """Warns of equal captions for different classes."""
     if not rows.classes or np.array_equal(rows.caption_ids, rows.label_ids):
         return []
     length = int(rows.caption_ids.max()) + 1
@@ -144,7 +144,7 @@ def _shared_captions(rows: Rows) -> list[Concern]:
     if not shared.any():
         return []
     texts = list(dict.fromkeys(rows.captions[shared].tolist()))
-    message = f"{count(len(texts), 'caption stands', 'captions stand')} with different classes: {show_some(texts)}."
+    message = f"{count(len(texts), 'caption describes', 'captions describe')} different classes: {show_some(texts)}."
     return [Concern("caption_of_several_classes", message, places_where(rows, shared))]
 
 
@@ -163,7 +163,7 @@ def _sides(rows: Rows) -> list[Concern]:
 
 
 def name_transforms(value: object) -> Sequence[str]:
-    """The names of the classes that a recipe's augmentations are made of, nested ones included.
+    """Lists the names of the transforms in a recipe's augmentations, nested ones included.
 
     Example:
         >>> name_transforms([{"class_path": "albumentations.D4", "init_args": {"p": 0.5}}])
@@ -182,7 +182,7 @@ def name_transforms(value: object) -> Sequence[str]:
 
 
 def name_steps(transform: Any) -> Iterator[str]:
-    """Yields the names of an albumentations transform's class and of those inside it."""
+    """Yields the class names of an albumentations transform and of those inside it."""
     yield type(transform).__name__
     for part in getattr(transform, "transforms", ()):
         yield from name_steps(part)

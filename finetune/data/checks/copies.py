@@ -1,4 +1,4 @@
-"""The same picture in two splits: by its path or id, and by the bytes of its file."""
+"""Finds the same picture in two splits: by its path or id, and by the bytes of its file."""
 
 from collections import defaultdict
 from hashlib import blake2b
@@ -13,46 +13,49 @@ from finetune.data.table.cells import Integers
 from finetune.data.table.rows import Rows
 from finetune.data.table.splits import SPLITS
 
-BEGINNING = 1 << 14  # bytes that tell most files of equal size apart
+BEGINNING = 1 << 14  # bytes that distinguish most files of equal size
 
 
 def find_copies(rows: Rows) -> list[Concern]:
-    """Finds pictures of which one split holds what another does. Only files of equal size are read.
+    """Finds pictures that several splits hold. Only files of equal size are read.
 
     Args:
         rows: The table.
     """
-    found = []
+    paths, files = np.unique(rows.images, return_inverse=True)
+    contents = _group_by_content(paths.tolist(), files, rows)
     shared = _in_several_splits(rows.image_ids, rows)
+    copied = _in_several_splits(contents[files], rows)
+    copied = copied[np.bincount(contents)[copied] > 1]
+    found = []
     if len(shared):
-        chosen = np.isin(rows.image_ids, shared)
-        names = dict.fromkeys(Path(place_of(path)).name for path in rows.images[chosen].tolist())
-        message = f"{count(len(shared), 'image stands', 'images stand')} in more than one split: {show_some(names)}."
-        found.append(Concern("image_in_several_splits", message, places_where(rows, chosen)))
-    paths, ids = np.unique(rows.images, return_inverse=True)
-    contents = _group_by_content(paths.tolist(), ids, rows)
-    copied = _in_several_splits(contents[ids], rows)
-    copied = np.array([content for content in copied if len(set(ids[contents[ids] == content])) > 1])
+        about = _describe("in more than one split", rows, rows.image_ids, shared)
+        found.append(Concern("image_in_several_splits", *about))
     if len(copied):
-        chosen = np.isin(contents[ids], copied)
-        names = dict.fromkeys(Path(place_of(path)).name for path in rows.images[chosen].tolist())
-        pictures = count(len(copied), "picture lies", "pictures lie")
-        message = f"{pictures} in files of more than one split, byte for byte: {show_some(names)}."
-        found.append(Concern("copy_in_several_splits", message, places_where(rows, chosen)))
+        about = _describe("in files of more than one split, byte for byte", rows, contents[files], copied)
+        found.append(Concern("copy_in_several_splits", *about))
     return found
 
 
+def _describe(where: str, rows: Rows, ids: Integers, shared: Integers) -> tuple[str, tuple[str, ...]]:
+    """Writes the message on the rows whose id is shared, and returns it with their places."""
+    chosen = np.isin(ids, shared)
+    names = dict.fromkeys(Path(place_of(path)).name for path in rows.images[chosen].tolist())
+    message = f"{count(len(shared), 'image is', 'images are')} {where}: {show_some(names)}."
+    return message, places_where(rows, chosen)
+
+
 def _in_several_splits(ids: Integers, rows: Rows) -> Integers:
-    """The ids that rows of more than one split have."""
+    """Returns the ids that rows of more than one split have."""
     pairs = np.unique(ids * len(SPLITS) + rows.splits) // len(SPLITS)
     return np.unique(pairs[1:][pairs[1:] == pairs[:-1]])
 
 
-def _group_by_content(paths: list[str], ids: Integers, rows: Rows) -> Integers:
-    """A number for each file, equal for equal bytes; exact where equal files stand in several splits."""
+def _group_by_content(paths: list[str], files: Integers, rows: Rows) -> Integers:
+    """Numbers the files, equal for equal bytes; this is exact where equal files are in several splits."""
     sizes = np.array([_size(path) for path in paths], dtype=np.int64)
     contents = np.arange(len(paths))
-    doubtful = np.isin(sizes, _in_several_splits(sizes[ids], rows))
+    doubtful = np.isin(sizes, _in_several_splits(sizes[files], rows))
     for limit in (BEGINNING, None):
         groups: dict[tuple[int, bytes], list[int]] = defaultdict(list)
         contents[doubtful] = np.flatnonzero(doubtful)
@@ -76,4 +79,4 @@ def _digest(path: str, limit: int | None) -> bytes:
     try:
         return blake2b(read_bytes(path, limit), digest_size=16).digest()
     except OSError:
-        return path.encode()  # equal to no other; opening the image will tell
+        return path.encode()  # equal to no other file; opening the image reports the error

@@ -1,8 +1,7 @@
-"""Every image of a table opened and decoded, in several processes."""
+"""Opens and decodes every image of a table in several processes."""
 
 import multiprocessing
 import os
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
@@ -14,11 +13,11 @@ from finetune.data.prepare.images import try_image
 from finetune.data.table.faults import Fault
 from finetune.data.table.rows import Rows
 
-CHUNK = 16  # images handed to a process at a time
+CHUNK = 16  # images that a process gets at a time
 
 
 class Decoded(NamedTuple):
-    """What decoding found.
+    """The images of a table.
 
     Attributes:
         faults: A fault for each row whose image cannot be read.
@@ -35,38 +34,26 @@ def decode_images(rows: Rows, column: str, processes: int | None = None) -> Deco
     Args:
         rows: The table.
         column: The column of the image paths, for the faults.
-        processes: How many processes decode; None for one on each core.
+        processes: Number of processes; None for one on each core.
     """
     from tqdm import tqdm
 
     paths, ids = np.unique(rows.images, return_inverse=True)
-    chunks = [paths[start : start + CHUNK].tolist() for start in range(0, len(paths), CHUNK)]
-    sizes, reasons = np.zeros((len(paths), 2), dtype=np.int64), {}
-    # Started afresh: a fork would copy the threads' locks of whatever library runs some.
-    context = multiprocessing.get_context("spawn")
-    workers = min(processes or os.cpu_count() or 1, len(chunks))
-    with ProcessPoolExecutor(workers, mp_context=context) as pool, tqdm(total=len(paths), unit=" images") as bar:
-        done = 0
-        for answers in pool.map(_decode, chunks):
-            for size, reason in answers:
-                sizes[done] = size
-                if reason:
-                    reasons[done] = reason
-                done += 1
-            bar.update(len(answers))
-    return Decoded(tuple(_faults(rows, column, ids, reasons)), sizes[ids])
+    workers = min(processes or os.cpu_count() or 1, -(-len(paths) // CHUNK))
+    context = multiprocessing.get_context("spawn")  # a fork would copy locks that other libraries' threads hold
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        decoded = pool.map(_decode, paths.tolist(), chunksize=CHUNK)
+        found = list(tqdm(decoded, total=len(paths), unit=" images"))
+    sizes = np.array([size for size, _ in found], dtype=np.int64)
+    unreadable = np.flatnonzero([bool(reason) for _, reason in found])
+    faults = (
+        image_fault(rows, Unreadable(row, found[ids[row]][1]), column)
+        for row in np.flatnonzero(np.isin(ids, unreadable)).tolist()
+    )
+    return Decoded(tuple(dict.fromkeys(faults)), sizes[ids])
 
 
-def _decode(paths: list[str]) -> list[tuple[tuple[int, int], str]]:
-    """Width, height, and why it cannot be read, of each image."""
-    found = map(try_image, paths)
-    return [((0, 0), image) if isinstance(image, str) else (image.size, "") for image in found]
-
-
-def _faults(rows: Rows, column: str, ids: npt.NDArray[np.int64], reasons: dict[int, str]) -> Iterator[Fault]:
-    told = set()
-    for row in np.flatnonzero(np.isin(ids, list(reasons))).tolist():
-        fault = image_fault(rows, Unreadable(row, reasons[int(ids[row])]), column)
-        if (fault.file, fault.row) not in told:
-            told.add((fault.file, fault.row))
-            yield fault
+def _decode(path: str) -> tuple[tuple[int, int], str]:
+    """Returns width, height, and why the image cannot be read."""
+    image = try_image(path)
+    return ((0, 0), image) if isinstance(image, str) else (image.size, "")

@@ -1,4 +1,4 @@
-"""What a checkpoint's limits do to a table: texts that are cut off, images that are enlarged."""
+"""Warns of what a checkpoint's limits do to a table: texts that it cuts off, images that it enlarges."""
 
 from collections import Counter
 from itertools import chain
@@ -24,7 +24,7 @@ def find_long_texts(rows: Rows, templates: tuple[str, ...], texts: TextEncoder) 
     Args:
         rows: The table.
         templates: Sentences that labels are written into; empty for captions.
-        texts: Encodes as the checkpoint's tokenizer does.
+        texts: The checkpoint's text encoder.
     """
     distinct = as_strings(write_prompts(rows.classes, templates)) if templates else np.unique(rows.captions)
     most = texts.max_length - texts.tokenizer.num_special_tokens_to_add()
@@ -48,10 +48,10 @@ def find_long_texts(rows: Rows, templates: tuple[str, ...], texts: TextEncoder) 
 
 
 def _bound_tokens(texts: list[str], tokenizer: Any) -> Integers:
-    """As many tokens as each text can have, special ones aside, so that most texts need not be encoded.
+    """Bounds the number of tokens of each text, special ones aside, so that most texts need not be encoded.
 
-    A token stands for at least one byte. Where BERT's rules split texts, no token goes beyond a space: there the bound
-    is the sum over the words, of which those that come more than once are encoded.
+    A token stands for at least one byte. BERT's rules never join words into a token, so a BERT text has at most the sum
+    of its words' tokens; only words that occur more than once are encoded for that sum.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or not isinstance(backend.pre_tokenizer, BertPreTokenizer):
@@ -67,12 +67,12 @@ def _bound_tokens(texts: list[str], tokenizer: Any) -> Integers:
 
 
 def find_small_images(rows: Rows, sizes: npt.NDArray[np.int64], images: ImagePreparation) -> list[Concern]:
-    """Finds images that are enlarged to the size the checkpoint's processor makes of them.
+    """Finds images that the checkpoint's processor enlarges.
 
     Args:
         rows: The table.
         sizes: Int64 array of shape (N, 2): width and height of each image, 0 where it cannot be read.
-        images: Prepares as the checkpoint's processor does.
+        images: The checkpoint's image preparation.
     """
     if images.size is None:
         return []
@@ -82,5 +82,5 @@ def find_small_images(rows: Rows, sizes: npt.NDArray[np.int64], images: ImagePre
     if not distinct:
         return []
     smaller = count(distinct, "image is", "images are")
-    message = f"{smaller} smaller than {width} x {height}, the size that images are brought to."
+    message = f"{smaller} smaller than {width} x {height}, the size to which every image is resized."
     return [Concern("small_images", message, places_where(rows, small))]

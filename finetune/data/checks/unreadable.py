@@ -1,4 +1,4 @@
-"""Rows whose images cannot be read: what a worker says of them, what follows, and the list of those left out."""
+"""Rows whose images cannot be read: how workers report them, whether they stop a run, and the list of skipped rows."""
 
 import csv
 import io
@@ -16,11 +16,11 @@ from finetune.data.table.rows import Rows
 
 
 class Unreadable(NamedTuple):
-    """What a worker says of a row whose image it cannot read or augment.
+    """A worker's report of a row whose image it cannot read or augment.
 
     Attributes:
         row: Position of the row in the table.
-        reason: Why, in a few words.
+        reason: The reason in a few words.
     """
 
     row: int
@@ -32,9 +32,9 @@ class SkippedRow(NamedTuple):
 
     Attributes:
         file: The table's file.
-        row: The row's number in it, in a tar its key.
+        row: The row's number in the file, or the sample's key in a tar.
         image: Path of the image.
-        reason: Why it cannot be read.
+        reason: Why the image cannot be read.
     """
 
     file: str
@@ -44,13 +44,13 @@ class SkippedRow(NamedTuple):
 
 
 class BadImages:
-    """Decides what an image that cannot be read does, and remembers the rows that were left out.
+    """Decides whether an unreadable image is an error, and remembers the rows that were left out.
 
     Args:
-        on_bad_image: `error` stops, `skip` leaves its row out.
+        on_bad_image: `error` stops at the image, `skip` leaves its row out.
 
     Attributes:
-        reasons: Why the image cannot be read, by position of the row, of the rows left out so far.
+        reasons: Position of each row left out so far, and why its image cannot be read.
 
     Raises:
         ValueError: If `on_bad_image` is another word.
@@ -63,15 +63,15 @@ class BadImages:
         self.reasons: dict[int, str] = {}
 
     def report(self, rows: Rows, unreadable: Sequence[Unreadable], column: str) -> None:
-        """Stops at images that cannot be read, or notes down that their rows are left out.
+        """Stops at unreadable images, or notes that their rows are left out.
 
         Args:
             rows: The table.
-            unreadable: Its rows and the reasons.
+            unreadable: The rows and the reasons.
             column: The column of the image paths.
 
         Raises:
-            TableError: If such an image is an error.
+            TableError: If an unreadable image is an error.
         """
         if self.on_bad_image == "error":
             faults = dict.fromkeys(image_fault(rows, found, column) for found in unreadable)
@@ -80,7 +80,7 @@ class BadImages:
 
 
 def image_fault(rows: Rows, unreadable: Unreadable, column: str) -> Fault:
-    """An unreadable image as a fault of the table.
+    """Turns an unreadable image into a fault of the table.
 
     Args:
         rows: The table.
@@ -88,20 +88,19 @@ def image_fault(rows: Rows, unreadable: Unreadable, column: str) -> Fault:
         column: The column of the image paths.
     """
     row, reason = unreadable
-    file, image = str(rows.files[rows.file_ids[row]]), place_of(str(rows.images[row]))
     rule = f"a whole image ({', '.join(FORMATS)})"
     repair = (
-        f"It cannot be read: {reason}. Save it again, remove its rows, or leave them out with data.on_bad_image: skip."
+        f"Reading it failed: {reason}. Save it again, remove its rows, or leave them out with data.on_bad_image: skip."
     )
-    return Fault(file, rows.number(row), column, image, rule, repair)
+    return Fault(str(rows.file(row)), rule, repair, rows.number(row), column, place_of(str(rows.images[row])))
 
 
 def list_skipped(rows: Rows, reasons: Mapping[int, str]) -> tuple[SkippedRow, ...]:
-    """The rows that were left out, in the table's order, each place once however many captions stand there.
+    """Lists the rows that were left out, in the table's order; a row with several captions is listed once.
 
     Args:
         rows: The table.
-        reasons: Why the image cannot be read, by position of the row.
+        reasons: Position of each row, and why its image cannot be read.
     """
     found = (
         SkippedRow(str(rows.file(row)), str(rows.number(row)), place_of(str(rows.images[row])), reasons[row])
@@ -111,11 +110,11 @@ def list_skipped(rows: Rows, reasons: Mapping[int, str]) -> tuple[SkippedRow, ..
 
 
 def describe_skipped(skipped: Sequence[SkippedRow], file: Path | None = None) -> list[str]:
-    """The count of the rows that were left out and what is wrong with each, for a screen; nothing for none.
+    """Counts the rows that were left out and says what is wrong with each; returns no line if there are none.
 
     Args:
         skipped: The rows.
-        file: Where all of them are written down, so that the screen need not show more than ten; None shows all.
+        file: The file that lists all rows, so that ten suffice here; None lists all here.
     """
     if not skipped:
         return []
@@ -128,7 +127,7 @@ def describe_skipped(skipped: Sequence[SkippedRow], file: Path | None = None) ->
 
 
 def write_skipped(path: Path, skipped: Sequence[SkippedRow]) -> None:
-    """Writes the rows that were left out as a CSV file; none where there are none.
+    """Writes the rows that were left out as a CSV file, if there are any.
 
     Args:
         path: The file.
@@ -141,7 +140,7 @@ def write_skipped(path: Path, skipped: Sequence[SkippedRow]) -> None:
 
 
 def read_skipped(path: Path) -> tuple[SkippedRow, ...]:
-    """Reads what `write_skipped` wrote; nothing where there is no file."""
+    """Reads what `write_skipped` wrote, or nothing if there is no file."""
     if not path.is_file():
         return ()
     lines = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline=""))

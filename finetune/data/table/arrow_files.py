@@ -1,4 +1,4 @@
-"""Parquet files and DataFrames as cells, filtered within Arrow's scan."""
+"""Parquet files and DataFrames as cells, filtered while Arrow scans them."""
 
 import json
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ import pyarrow.dataset as ds
 from finetune.data.table.arrow_filter import compile_filter, count_removed, nan_to_null, typed_fields
 from finetune.data.table.cells import Cells, Strings, as_strings, check_columns
 from finetune.data.table.faults import Fault, TableFaultsError
-from finetune.data.table.filters import RowFilter
+from finetune.data.table.filters import RowFilter, columns_to_read
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -29,7 +29,7 @@ def read_parquet(path: Path, names: Sequence[str], row_filter: RowFilter | None)
     Texts stay as they are, numbers are written out, lists become JSON, null and NaN are empty cells.
 
     Args:
-        path: The file; faults name it as it is given here.
+        path: The file; faults name it as given here.
         names: The columns to keep.
         row_filter: Which rows to keep.
 
@@ -37,42 +37,42 @@ def read_parquet(path: Path, names: Sequence[str], row_filter: RowFilter | None)
         The cells, and how many rows each condition of the filter removed.
 
     Raises:
-        TableFaultsError: If the file cannot be read or has not these columns.
+        TableFaultsError: If the file cannot be read or lacks a column.
     """
     try:
         return _scan(ds.dataset(str(path), format="parquet"), str(path), names, row_filter)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         rule, repair = "a whole Parquet file of texts and numbers", "Write it again, or save the table as CSV."
-        raise TableFaultsError([Fault(str(path), None, None, str(error), rule, repair)]) from error
+        raise TableFaultsError([Fault(str(path), rule, repair, value=str(error))]) from error
 
 
 def read_frame(frame: "DataFrame", names: Sequence[str], row_filter: RowFilter | None) -> tuple[Cells, list[int]]:
     """Reads columns of a DataFrame. Rows are counted from 0, as its `iloc` does.
 
     Args:
-        frame: The table; a column whose name is no text goes by what `str` makes of it.
+        frame: The table; `str` turns the names of its columns into texts.
         names: The columns to keep.
         row_filter: Which rows to keep.
 
     Raises:
-        TableFaultsError: If it has not these columns.
+        TableFaultsError: If a column is missing, or Arrow cannot read it.
     """
-    wanted = [*names, *(row_filter.columns if row_filter else ())]
+    wanted = columns_to_read(names, row_filter)
     frame = frame.set_axis([str(name) for name in frame.columns], axis="columns")
-    if wrong := check_columns(FRAME, None, list(frame.columns), list(dict.fromkeys(wanted))):
+    if wrong := check_columns(FRAME, None, list(frame.columns), wanted):
         raise TableFaultsError(wrong)
     try:
         table = pa.table({name: _as_array(frame[name]) for name in wanted})
         return _scan(ds.dataset(table), FRAME, names, row_filter)
     except pa.ArrowException as error:
         rule, repair = "columns of texts and numbers", "Convert them first."
-        raise TableFaultsError([Fault(FRAME, None, None, str(error), rule, repair)]) from error
+        raise TableFaultsError([Fault(FRAME, rule, repair, value=str(error))]) from error
 
 
 def _as_array(series: Any) -> pa.Array:
     try:
         return pa.array(series, from_pandas=True)
-    except pa.ArrowException:  # objects of several types, or of another, such as paths
+    except pa.ArrowException:  # objects of several types, or of a type of their own, such as paths
         if any(isinstance(value, list | tuple | dict | np.ndarray) for value in series):
             raise
         missing = series.isna()
@@ -84,8 +84,7 @@ def _as_array(series: Any) -> pa.Array:
 def _scan(
     dataset: ds.Dataset, file: str, names: Sequence[str], row_filter: RowFilter | None
 ) -> tuple[Cells, list[int]]:
-    wanted = list(dict.fromkeys([*names, *(row_filter.columns if row_filter else ())]))
-    faults = check_columns(file, None, dataset.schema.names, wanted)
+    faults = check_columns(file, None, dataset.schema.names, columns_to_read(names, row_filter))
     if faults:
         raise TableFaultsError(faults)
     met, kept, counts = None, None, list[int]()
@@ -98,7 +97,7 @@ def _scan(
             kept, counts = count_removed(dataset, conditions)
         except pa.ArrowInvalid as error:
             rule, repair = "numbers where data.table.filter compares with numbers", "Compare with texts, or convert it."
-            raise TableFaultsError([Fault(file, None, None, str(error), rule, repair)]) from error
+            raise TableFaultsError([Fault(file, rule, repair, value=str(error))]) from error
         met = reduce(and_, conditions)
     pieces: list[list[Strings]] = [[as_strings([])] for _ in names]
     scanner = dataset.scanner(
@@ -112,7 +111,7 @@ def _scan(
     numbers = np.arange(length) if kept is None else np.flatnonzero(kept)
     assert len(numbers) == length, (len(numbers), length)  # both scans keep the order of the rows
     if kept is None and not length:
-        raise TableFaultsError([Fault(file, None, None, None, "a table with rows", "Write one for each image.")])
+        raise TableFaultsError([Fault(file, "a table with rows", "Write one for each image.")])
     nested = frozenset(name for name in names if _is_list(dataset.schema.field(name).type))
     return Cells.of_file(file, numbers, columns, nested), counts
 
@@ -130,7 +129,7 @@ def _as_cells(column: pa.Array, file: str, name: str) -> Strings:
         return as_strings(values)
     if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         rule, repair = "texts, numbers or lists of texts", "Save images as files, and their paths in this column."
-        raise TableFaultsError([Fault(file, None, name, str(kind), rule, repair)])
+        raise TableFaultsError([Fault(file, rule, repair, column=name, value=str(kind))])
     if pa.types.is_floating(kind):
         column = nan_to_null(column, kind)
     return as_strings(column.cast(pa.large_string()).fill_null("").to_pylist())

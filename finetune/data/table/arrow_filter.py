@@ -1,4 +1,4 @@
-"""A row filter as expressions of Arrow, for its scans and for cells in memory."""
+"""Row filters as Arrow expressions, for Arrow's scans and for cells in memory."""
 
 import ast
 import operator
@@ -26,11 +26,11 @@ OPERATORS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
 
 
 def compile_filter(row_filter: RowFilter, fields: Mapping[str, pc.Expression]) -> list[pc.Expression]:
-    """An expression for each condition. What is compared with an empty cell is unknown, and unknown is not met.
+    """Compiles each condition. A comparison with an empty cell is unknown, and an unknown condition is not met.
 
     Args:
         row_filter: The filter.
-        fields: Each column as numbers or as texts, whichever it is compared with.
+        fields: Each column as numbers or as texts, whichever the filter compares it with.
     """
     return [_compile(condition.node, fields) for condition in row_filter.conditions]
 
@@ -61,13 +61,13 @@ def _compare(left: ast.expr, operation: ast.cmpop, right: ast.expr, fields: Mapp
 
 
 def typed_fields(row_filter: RowFilter, schema: pa.Schema, file: str, faults: list[Fault]) -> dict[str, pc.Expression]:
-    """The columns of a typed table as a filter compares them, null where a cell is empty.
+    """Casts the columns of a typed table to what a filter compares them with, with null for empty cells.
 
     Args:
         row_filter: The filter.
-        schema: Of the table.
+        schema: The table's schema.
         file: The table.
-        faults: Receives a fault for each column of another kind than it is compared with.
+        faults: Receives a fault for each column that cannot be cast.
     """
     fields = {}
     for name in row_filter.columns:
@@ -89,24 +89,25 @@ def typed_fields(row_filter: RowFilter, schema: pa.Schema, file: str, faults: li
         if compared == "numbers" and pa.types.is_floating(kind):
             field = nan_to_null(field, kind)
         if not is_text and (compared == "texts" or not is_number):
-            repair = "Compare it with what it holds, or another column."
-            faults.append(Fault(file, None, name, str(kind), f"{compared}, as data.table.filter compares it", repair))
+            rule = f"{compared}, as data.table.filter compares it"
+            repair = "Compare it with what it holds, or compare another column."
+            faults.append(Fault(file, rule, repair, column=name, value=str(kind)))
         fields[name] = field
     return fields
 
 
 def nan_to_null(column: Any, kind: pa.DataType) -> Any:
-    """A column of floating-point numbers, or the expression of one, with null for NaN: both are empty cells.
+    """Replaces NaN in a column by null: both are empty cells.
 
     Args:
-        column: The column.
+        column: A column of floating-point numbers, or the expression of one.
         kind: Its type.
     """
     return pc.if_else(pc.is_nan(column), pa.scalar(None, kind), column)
 
 
 def count_removed(dataset: ds.Dataset, conditions: list[pc.Expression]) -> tuple[Mask, list[int]]:
-    """Which rows meet all conditions, and how many each condition removed of those left by the ones before."""
+    """Returns which rows meet all conditions, and how many each condition removed from those the earlier ones left."""
     scanner = dataset.scanner(
         columns={str(at): condition for at, condition in enumerate(conditions)}, batch_size=1 << 17
     )
@@ -122,15 +123,15 @@ def count_removed(dataset: ds.Dataset, conditions: list[pc.Expression]) -> tuple
 
 
 def filter_cells(cells: Cells, row_filter: RowFilter, faults: list[Fault]) -> tuple[Cells, list[int]]:
-    """Filters rows of text files, whose cells are strings; a cell that is no number where one is compared is a fault.
+    """Filters the rows of text files, whose cells are strings.
 
     Args:
-        cells: With the filter's columns.
+        cells: Cells that include the filter's columns.
         row_filter: The filter.
-        faults: Receives the faults.
+        faults: Receives a fault for each cell that is no number but is compared with one.
 
     Returns:
-        The rows left, and how many each condition removed.
+        The remaining rows, and how many each condition removed.
     """
     columns, unread = {}, np.zeros(len(cells), dtype=bool)
     for name in row_filter.columns:

@@ -1,4 +1,4 @@
-"""The captions of each row: one column, several columns, or a list in the cell."""
+"""Reads the captions of each row: from one column, from several, or from a list in the cell."""
 
 import json
 from collections.abc import Iterator
@@ -17,8 +17,8 @@ class CaptionList:
     """A column with a list of captions in each cell.
 
     Args:
-        json_list: The column. Its cells are written as JSON, `["a cat", "a cat on a sofa"]`; in Parquet and JSON
-            lines they may be lists.
+        json_list: The column. Its cells are JSON such as `["a cat", "a cat on a sofa"]`; in Parquet and JSON lines
+            they may be lists.
     """
 
     json_list: str
@@ -28,10 +28,10 @@ CaptionColumns: TypeAlias = str | tuple[str, ...] | CaptionList
 
 
 def caption_columns(caption: CaptionColumns | None) -> tuple[str, ...]:
-    """The columns that captions are read from.
+    """Lists the columns that hold captions.
 
     Raises:
-        RecipeError: If a list of them is empty or names one twice.
+        RecipeError: If a list of columns is empty or names one twice.
     """
     if caption is None:
         return ()
@@ -47,15 +47,15 @@ def caption_columns(caption: CaptionColumns | None) -> tuple[str, ...]:
 def read_captions(cells: Cells, caption: CaptionColumns, faults: list[Fault]) -> tuple[Strings, Integers]:
     """Reads the captions of all rows; spaces around them do not count.
 
-    Of several columns some may be empty in a row, but not all.
+    With several columns, a row may leave some of them empty, but not all.
 
     Args:
-        cells: With the columns.
-        caption: Where the captions stand.
+        cells: Cells that include the columns.
+        caption: The columns.
         faults: Receives a fault for each row without a caption, or with a list where one text is expected.
 
     Returns:
-        The captions, row by row, and the position in `cells` of each one's row.
+        The captions, row by row, and the position in `cells` of each caption's row.
     """
     if isinstance(caption, CaptionList):
         return _read_lists(cells, caption.json_list, faults)
@@ -63,7 +63,7 @@ def read_captions(cells: Cells, caption: CaptionColumns, faults: list[Fault]) ->
     texts = np.stack([np.strings.strip(cells.columns[name]) for name in names], axis=1)
     filled = texts != ""
     for name in names:
-        repair = f"State data.table.caption as {{json_list: {name}}}, or write one text."
+        repair = f"Set data.table.caption to {{json_list: {name}}}, or write one text."
         faults += cells.faults_of_nested(name, repair)
     rule = "a caption" if len(names) == 1 else f"a caption in one of {', '.join(names)}"
     faults += cells.faults_where(~filled.any(axis=1), names[0], rule, "Fill it in or remove the row.")
@@ -81,7 +81,7 @@ def _read_lists(cells: Cells, column: str, faults: list[Fault]) -> tuple[Strings
 
 
 def _parse_lists(values: list[str]) -> Iterator[list[str]]:
-    """Yields the captions of each cell, none where the cell is no list of them."""
+    """Yields the captions of each cell, and no caption for a cell that is no list of texts."""
     for value in values:
         try:
             texts = json.loads(value)

@@ -1,4 +1,4 @@
-"""The cells of a table, as they are written in its files: strings, and the file and row each stands in."""
+"""The cells of a table exactly as its files hold them: strings, each with its file and row."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from finetune.core.errors import did_you_mean
 from finetune.data.table.faults import Fault
 
-# Strings in one block of memory instead of a Python object each: worker processes share it without copying.
+# Strings in one block of memory rather than a Python object each: worker processes share it without copying.
 Strings: TypeAlias = npt.NDArray[Any]  # of dtype StringDType
 Integers: TypeAlias = npt.NDArray[np.int64]
 Floats: TypeAlias = npt.NDArray[np.float64]
@@ -22,14 +22,14 @@ CHUNK = 10_000  # rows held as Python objects at a time
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """Columns of a table, nothing interpreted.
+    """Columns of a table, not yet interpreted.
 
     Attributes:
         files: The table's files, as the user named them.
         file_ids: Int32 array of shape (N,): the position in `files` of each row's file.
         numbers: Array of shape (N,): each row's number in its file (int64), or its key in a tar (strings).
-        columns: A string array of shape (N,) for each column asked for.
-        nested: The columns that hold lists or objects, written as JSON, in some file.
+        columns: A string array of shape (N,) for each requested column.
+        nested: The columns in which some file holds lists or objects, written as JSON.
     """
 
     files: tuple[str, ...]
@@ -45,15 +45,15 @@ class Cells:
     def of_file(
         cls, file: str, numbers: Integers | Strings, columns: dict[str, Strings], nested: frozenset[str] = frozenset()
     ) -> Self:
-        """The cells of a single file."""
+        """Wraps the cells of a single file."""
         return cls((file,), np.zeros(len(numbers), np.int32), numbers, columns, nested)
 
     @classmethod
     def gather(cls, file: str, names: Sequence[str], records: Iterable[tuple[int, Sequence[str]]]) -> Self:
-        """Gathers rows into columns, with few of them as Python objects at any time.
+        """Gathers rows into columns, holding few rows as Python objects at a time.
 
         Args:
-            file: Where the rows stand.
+            file: The file of the rows.
             names: The columns.
             records: Number and cells of each row, the cells in the order of `names`.
         """
@@ -69,7 +69,7 @@ class Cells:
 
     @classmethod
     def join(cls, parts: Sequence["Cells"]) -> "Cells":
-        """Puts the rows of several files under each other."""
+        """Stacks the rows of several files."""
         if len(parts) == 1:
             return parts[0]
         offsets = np.cumsum([0, *(len(part.files) for part in parts[:-1])])
@@ -84,49 +84,48 @@ class Cells:
         )
 
     def select(self, names: Sequence[str]) -> "Cells":
-        """Some of the columns."""
+        """Keeps some of the columns."""
         return replace(self, columns={name: self.columns[name] for name in names})
 
     def take(self, kept: Mask | Integers) -> "Cells":
-        """The rows that a mask or positions choose."""
+        """Keeps the rows that a mask or positions choose."""
         columns = {name: column[kept] for name, column in self.columns.items()}
         return Cells(self.files, self.file_ids[kept], self.numbers[kept], columns, self.nested)
 
     def without(self, faults: Iterable[Fault]) -> "Cells":
-        """The rows that no fault names."""
+        """Drops the rows that a fault names."""
         faulty = {(fault.file, fault.row) for fault in faults}
         places = zip(self.file_ids.tolist(), self.numbers.tolist(), strict=True)
         return self.take(np.array([(self.files[file], row) not in faulty for file, row in places], dtype=bool))
 
     def faults_where(self, wrong: Mask, column: str, rule: str, repair: Callable[[str], str] | str) -> Iterator[Fault]:
-        """Yields a fault for each cell of a column that is wrong.
+        """Yields a fault for each wrong cell of a column.
 
         Args:
-            wrong: Which rows are.
+            wrong: Which rows are wrong.
             column: The column.
             rule: What was expected, a noun phrase.
-            repair: What to do about it, or a function that says so for a value.
+            repair: How to repair a cell, or a function that says so for its value.
         """
         found = (self.file_ids[wrong], self.numbers[wrong], self.columns[column][wrong])
         for file, row, value in zip(*(part.tolist() for part in found), strict=True):
-            yield Fault(
-                self.files[file], row, column, value, rule, repair if isinstance(repair, str) else repair(value)
-            )
+            advice = repair if isinstance(repair, str) else repair(value)
+            yield Fault(self.files[file], rule, advice, row, column, value)
 
     def faults_of_nested(self, column: str, repair: str) -> Iterator[Fault]:
-        """Yields a fault for each cell of a column that is a list or an object where one text is expected.
+        """Yields a fault for each cell that holds a list or an object where one text is expected.
 
         Args:
             column: The column.
-            repair: What to do about it.
+            repair: How to repair a cell.
         """
-        if column in self.nested:  # elsewhere a text that looks like JSON is the text that it is
+        if column in self.nested:  # in any other column, a text that looks like JSON is a text
             ends = [text[:1] + text[-1:] for text in self.columns[column].tolist()]
             yield from self.faults_where(np.isin(ends, ["[]", "{}"]), column, "a text", repair)
 
 
 def as_strings(values: Sequence[str]) -> Strings:
-    """Copies Python strings into one compact array."""
+    """Copies strings into one compact array."""
     return np.array(values, dtype=np.dtypes.StringDType())
 
 
@@ -137,7 +136,7 @@ def parse_numbers(values: Strings) -> tuple[Floats, Mask]:
         values: String array of shape (N,).
 
     Returns:
-        The numbers, NaN for empty cells, "nan", and whatever is none; and which cells are none.
+        The numbers, with NaN for empty cells, for "nan" and for other texts; and a mask of those other texts.
 
     Example:
         >>> parse_numbers(as_strings(["1", " .5", "", "many"]))
@@ -161,19 +160,18 @@ def _is_number(text: str) -> bool:
 
 
 def check_columns(file: str, row: int | None, found: Sequence[str], wanted: Sequence[str]) -> list[Fault]:
-    """Finds the columns that are missing or there twice.
+    """Returns a fault for each missing column and for each name that several columns share.
 
     Args:
         file: The table's file.
-        row: The header's row, where there is one.
+        row: The header's row, if the file has a header.
         found: The columns of the file.
-        wanted: The columns asked for.
+        wanted: The requested columns.
     """
     twice = [name for name in dict.fromkeys(found) if name and found.count(name) > 1]
     rule, repair = "each column's name once", "Rename or remove the others of that name."
-    faults = [Fault(file, row, name, name, rule, repair) for name in twice]
-    for name in wanted:
-        if name not in found:
-            repair = did_you_mean(name, filter(None, found))
-            faults.append(Fault(file, row, None, ",".join(found), f"a column {name!r}", repair))
-    return faults
+    missing = [name for name in wanted if name not in found]
+    return [Fault(file, rule, repair, row, name, name) for name in twice] + [
+        Fault(file, f"a column {name!r}", did_you_mean(name, filter(None, found)), row, value=",".join(found))
+        for name in missing
+    ]

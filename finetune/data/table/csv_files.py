@@ -11,13 +11,13 @@ from finetune.data.table.cells import Cells, check_columns
 from finetune.data.table.faults import Fault, TableFaultsError
 from finetune.data.table.text_files import read_text
 
-LONGEST_FIELD = 1 << 26  # characters; what is longer is a quote that is never closed
+LONGEST_FIELD = 1 << 26  # characters; a longer field is a quote that was never closed
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
 @contextmanager
 def long_fields() -> Iterator[None]:
-    """Lets `csv` read fields of more than 131,072 characters; that limit is the whole process's, so it is put back."""
+    """Lets `csv` read fields of more than 131,072 characters, then restores the limit of the whole process."""
     limit = csv.field_size_limit(LONGEST_FIELD)
     try:
         yield
@@ -29,24 +29,24 @@ def long_fields() -> Iterator[None]:
 def read_csv(path: Path, names: Sequence[str], separator: str, faults: list[Fault]) -> Cells:
     """Reads columns of a text file with a header. The header is row 1.
 
-    Quoted fields may hold separators, doubled quotes and line ends. Blank lines are skipped but counted. A field
-    is never taken for a missing value or a number: "NA" and "007" stay what they are.
+    Quoted fields may hold separators, doubled quotes and line ends. Blank lines are skipped but counted. No field
+    becomes a missing value or a number: "NA" and "007" stay what they are.
 
     Args:
-        path: The file; faults name it as it is given here.
+        path: The file; faults name it as given here.
         names: The columns to keep.
         separator: The character between fields.
-        faults: Receives a fault for each row whose fields are not as many as the header's.
+        faults: Receives a fault for each row that has more or fewer fields than the header.
 
     Raises:
-        TableFaultsError: If the file cannot be read or its header is not usable.
+        TableFaultsError: If the file cannot be read or its header cannot be used.
     """
     file, text = str(path), read_text(path, _row_at)
     records = _read_records(text, separator, file, faults)
     header_row, header = next(records, (1, []))
     if not header:
         repair = "Write a header that names the columns, and a row for each image below it."
-        raise TableFaultsError([*faults, Fault(file, None, None, None, "a table with a header and rows", repair)])
+        raise TableFaultsError([*faults, Fault(file, "a table with a header and rows", repair)])
     if wrong := check_columns(file, header_row, header, names):
         raise TableFaultsError([_explain_separator(fault, header, separator) for fault in wrong])
     positions = [header.index(name) for name in names]
@@ -54,7 +54,7 @@ def read_csv(path: Path, names: Sequence[str], separator: str, faults: list[Faul
     before = len(faults)
     cells = Cells.gather(file, names, ((number, [record[at] for at in positions]) for number, record in whole))
     if not len(cells) and len(faults) == before:
-        raise TableFaultsError([Fault(file, None, None, None, "rows below the header", "Write one for each image.")])
+        raise TableFaultsError([Fault(file, "rows below the header", "Write one for each image.")])
     return cells
 
 
@@ -66,7 +66,7 @@ def _row_at(before: str) -> int:
 
 
 def _read_records(text: str, separator: str, file: str, faults: list[Fault]) -> Iterator[tuple[int, list[str]]]:
-    """Yields number and fields of each record that is not blank, up to the first that is wrongly quoted."""
+    """Yields number and fields of each record that is not blank, and stops at the first with broken quotes."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     number = line = 0
     try:
@@ -76,12 +76,12 @@ def _read_records(text: str, separator: str, file: str, faults: list[Fault]) -> 
             line = reader.line_num
     except csv.Error as error:
         opening = next(islice(io.StringIO(text, newline=""), line, None)).rstrip("\r\n")
-        repair = f"Close each quoted field, and double the quotes inside it ({error}). What follows was not read."
-        faults.append(Fault(file, number + 1, None, opening, "fields quoted as in CSV", repair))
+        repair = f"Close each quoted field, and double the quotes inside it ({error}). The rows below were not read."
+        faults.append(Fault(file, "fields quoted as in CSV", repair, number + 1, value=opening))
 
 
 def _explain_separator(fault: Fault, header: list[str], separator: str) -> Fault:
-    """Says which separator a header that seems to have one column is written with."""
+    """Names the separator of a header that seems to have a single column."""
     for other, spelt in SEPARATORS.items():
         if len(header) == 1 and other != separator and other in header[0]:
             return fault._replace(
@@ -94,7 +94,7 @@ def _explain_separator(fault: Fault, header: list[str], separator: str) -> Fault
 def _select_whole(
     records: Iterable[tuple[int, list[str]]], width: int, file: str, faults: list[Fault]
 ) -> Iterator[tuple[int, list[str]]]:
-    """Yields the records with as many fields as the header has; the others become faults."""
+    """Yields the records that have as many fields as the header; the others become faults."""
     for number, record in records:
         if len(record) == width:
             yield number, record
@@ -102,4 +102,4 @@ def _select_whole(
         rule = f"{width} field{'s' * (width != 1)}, as many as in the header"
         quotes = " Put a text that holds a comma in double quotes." if len(record) > width else ""
         repair = f"This row has {len(record)}.{quotes}"
-        faults.append(Fault(file, number, None, ",".join(record), rule, repair))
+        faults.append(Fault(file, rule, repair, number, value=",".join(record)))

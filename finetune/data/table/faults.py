@@ -1,4 +1,4 @@
-"""What can be wrong with a table: one fault each, and the error that shows the first ten of them."""
+"""What is wrong with a table: one `Fault` for each place, and the error that shows the first ten."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,23 +14,22 @@ class Fault(NamedTuple):
 
     Attributes:
         file: The table, as the user named it.
-        row: Row as a spreadsheet shows it (the header is row 1), the key of a sample in a tar, or None for the file
-            as a whole.
-        column: Name of the column, or None for the row as a whole.
-        value: What was found, or None where nothing was.
         rule: What was expected, a noun phrase.
-        repair: What to do about it, one or two sentences.
+        repair: How to repair it, in one or two sentences.
+        row: Row as a spreadsheet shows it (the header is row 1), the key of a sample in a tar, or None for the whole
+            file.
+        column: Name of the column, or None for the whole row.
+        value: What was found, or None if nothing was.
     """
 
     file: str
-    row: int | str | None
-    column: str | None
-    value: str | None
     rule: str
     repair: str
+    row: int | str | None = None
+    column: str | None = None
+    value: str | None = None
 
     def __str__(self) -> str:
-        """`file:row:column: Expected ..., but got 'value'. Repair.`"""
         where = ":".join(str(part) for part in (self.file, self.row, self.column) if part is not None)
         value = self.value
         if value is not None and len(value) > LONGEST_VALUE:
@@ -42,7 +41,7 @@ class TableFaultsError(TableError):
     """Everything that is wrong with a table, found in one pass.
 
     Args:
-        faults: All of them; the message shows the first ten and tells the count.
+        faults: All faults; the message shows the first ten and counts the others.
     """
 
     def __init__(self, faults: Sequence[Fault]) -> None:

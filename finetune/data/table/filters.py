@@ -1,6 +1,7 @@
-"""A row filter: comparisons of columns, read from a text that cannot do anything else."""
+"""Row filters: comparisons of columns, parsed from a text that can express nothing else."""
 
 import ast
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ class Condition(NamedTuple):
     """One of the conditions that `and` joins at the top of a filter.
 
     Attributes:
-        text: As it is shown.
+        text: The condition as it is shown.
         node: Its checked syntax tree.
     """
 
@@ -24,11 +25,11 @@ class Condition(NamedTuple):
 
 
 class Removed(NamedTuple):
-    """How many rows a condition removed of those that the conditions before it had left.
+    """How many rows a condition removed from those that the earlier conditions left.
 
     Attributes:
-        condition: As in the filter.
-        rows: Their number.
+        condition: The condition's text.
+        rows: Number of removed rows.
     """
 
     condition: str
@@ -40,7 +41,7 @@ class RowFilter:
     """A checked filter.
 
     Attributes:
-        conditions: What a row must meet, all of them.
+        conditions: The conditions, all of which a row must meet.
         numbers: Columns compared with numbers or with each other.
         texts: Columns compared with texts.
     """
@@ -51,21 +52,31 @@ class RowFilter:
 
     @property
     def columns(self) -> list[str]:
-        """Every column it compares, sorted."""
+        """Every column that the filter compares, sorted."""
         return sorted(self.numbers | self.texts)
+
+
+def columns_to_read(names: Sequence[str], row_filter: RowFilter | None) -> list[str]:
+    """Lists the columns to keep and those that a filter compares, each once.
+
+    Args:
+        names: The columns to keep.
+        row_filter: The filter, if there is one.
+    """
+    return list(dict.fromkeys([*names, *(row_filter.columns if row_filter else ())]))
 
 
 def parse_filter(text: str) -> RowFilter:
     """Reads a filter such as `score > 0.3 and 0 < faces <= 2 and kind not in ('ad', 'logo')`.
 
-    The text is parsed as a Python expression and never evaluated. Allowed are and, or, not, the comparisons,
-    `in` with a list of literals, names of columns, numbers and texts; anything else is refused.
+    The text is parsed as a Python expression and never evaluated. A filter may use and, or, not, the comparisons,
+    `in` with a list of literals, names of columns, numbers and texts.
 
     Args:
         text: The filter.
 
     Raises:
-        RecipeError: If it holds anything else, or compares a column with numbers and with texts.
+        RecipeError: If the filter holds anything else, or compares a column with both numbers and texts.
 
     Example:
         >>> [condition.text for condition in parse_filter("a > 1 and (b == 'x' or a < 0)").conditions]
@@ -101,7 +112,7 @@ def _refuse(node: ast.AST, expected: str) -> RecipeError:
 
 
 def _check(node: ast.expr, kinds: dict[str, type]) -> None:
-    """Refuses what is not in the language, and notes what each column is compared with."""
+    """Refuses everything outside the language, and notes what each column is compared with."""
     if isinstance(node, ast.BoolOp):
         for value in node.values:
             _check(value, kinds)
@@ -141,10 +152,10 @@ def _check_comparison(
 
 
 def read_literal(node: ast.expr) -> float | str:
-    """The number or text that a node is.
+    """Reads the number or text that a node holds.
 
     Raises:
-        RecipeError: If it is neither.
+        RecipeError: If the node holds neither.
     """
     sign, inner = 1.0, node
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):

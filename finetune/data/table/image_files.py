@@ -1,4 +1,4 @@
-"""From the paths in a table to image files that exist, each with an id."""
+"""Finds the image file of each path in a table, and gives each file an id."""
 
 # Strings and os.path, as a Path object for each of a million rows would take seconds.
 # ruff: noqa: PTH113, PTH118, PTH122
@@ -31,7 +31,7 @@ class ImageFiles(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """Why a value names no image file: what was expected, and what to do."""
+    """Why a value names no image file: what was expected, and how to repair it."""
 
     rule: str
     repair: str
@@ -39,7 +39,7 @@ class Refusal(NamedTuple):
 
 @dataclass(frozen=True)
 class _Folder:
-    """The files of one folder, listed once: quicker than asking for each file, above all on network disks."""
+    """The files of one folder, listed once: that is faster than looking for each file, above all on network disks."""
 
     path: str
 
@@ -61,7 +61,7 @@ class _Folder:
         return nearest
 
     def explain_missing(self, name: str) -> str:
-        """Why there is no such file, with the name that differs in case, spaces or ending, if there is one."""
+        """Says that there is no such file, and names the one that differs only in case, spaces or ending, if any."""
         if self.files is None:
             return f"{self.path} is no folder that can be listed."
         key = _fold(name)
@@ -73,11 +73,11 @@ def find_images(values: Strings, folder: str) -> tuple[ImageFiles, dict[str, Ref
     """Finds the file of each row's image.
 
     Args:
-        values: String array of shape (N,): absolute paths, or paths relative to `folder`; or addresses in tars.
+        values: String array of shape (N,): absolute paths, paths relative to `folder`, or addresses in tars.
         folder: Absolute path.
 
     Returns:
-        The files, and for each value that names no file the reason.
+        The files, and the reason for each value that names no file.
     """
     names, inverse = np.unique(values, return_inverse=True)
     paths = [os.path.normpath(os.path.join(folder, name)) for name in names.tolist()]

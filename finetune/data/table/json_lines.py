@@ -1,8 +1,8 @@
 """JSON lines as cells: one object a line, its keys the columns."""
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,58 +15,85 @@ _DECODER = json.JSONDecoder(
 )
 
 
+@dataclass(frozen=True)
+class Fields:
+    """Turns JSON objects into cells, and notes which keys they have.
+
+    Args:
+        names: The keys to keep.
+        found: Every key that some object has.
+        nested: The kept keys under which some object has a list or an object.
+    """
+
+    names: Sequence[str]
+    found: dict[str, None] = field(default_factory=dict)
+    nested: set[str] = field(default_factory=set)
+
+    def read(self, record: Mapping[str, Any]) -> list[str]:
+        """Returns the kept values of an object: lists and objects as JSON, null and absent ones as empty cells.
+
+        Args:
+            record: As `read_record` returns it.
+
+        Raises:
+            ValueError: If a value holds NUL characters or halves of surrogate pairs.
+        """
+        cells = [_as_cell(record.get(name)) for name in self.names]
+        self.found.update(dict.fromkeys(record))
+        self.nested.update(name for name in self.names if isinstance(record.get(name), list | dict))
+        return cells
+
+    def missing(self, file: str) -> list[Fault]:
+        """Returns a fault for each kept key that no object has.
+
+        Args:
+            file: The file of the objects.
+        """
+        return check_columns(file, None, list(self.found), self.names)
+
+
 def read_json_lines(path: Path, names: Sequence[str], faults: list[Fault]) -> Cells:
     """Reads columns of a file with a JSON object on each line. A row's number is its line's.
 
-    Numbers stay the characters they are written with, lists stay JSON, null, NaN and absent keys are empty cells.
+    Numbers keep the characters they are written with, lists stay JSON; null, NaN and absent keys are empty cells.
 
     Args:
-        path: The file; faults name it as it is given here.
+        path: The file; faults name it as given here.
         names: The keys to keep; each must be in some line.
         faults: Receives a fault for each line that is no JSON object.
 
     Raises:
-        TableFaultsError: If the file cannot be read, has no line, or lacks a key.
+        TableFaultsError: If the file cannot be read, is empty, or lacks a key.
     """
     file, text = str(path), read_text(path, lambda before: before.count("\n") + 1)
-    keys, nested = dict[str, None](), set[str]()
-    before = len(faults)
-    cells = Cells.gather(file, names, _read_records(text, names, keys, nested, file, faults))
+    fields, before = Fields(names), len(faults)
+    cells = Cells.gather(file, names, _read_lines(text, fields, file, faults))
     if not len(cells) and len(faults) == before:
-        rule, repair = "a JSON object on each line", "Write one for each image."
-        raise TableFaultsError([Fault(file, None, None, None, rule, repair)])
-    if keys and (missing := check_columns(file, None, list(keys), names)):
+        raise TableFaultsError([Fault(file, "a JSON object on each line", "Write one for each image.")])
+    if fields.found and (missing := fields.missing(file)):
         raise TableFaultsError([*faults, *missing])
-    return replace(cells, nested=frozenset(nested))
+    return replace(cells, nested=frozenset(fields.nested))
 
 
-def _read_records(
-    text: str, names: Sequence[str], keys: dict[str, None], nested: set[str], file: str, faults: list[Fault]
-) -> Iterator[tuple[int, list[str]]]:
-    """Yields number and cells of each line, and notes the keys it has and those of lists and objects."""
+def _read_lines(text: str, fields: Fields, file: str, faults: list[Fault]) -> Iterator[tuple[int, list[str]]]:
     for number, line in enumerate(text.split("\n"), start=1):  # splitlines would also split within texts
         if not line.strip():
             continue
         try:
-            record = read_record(line)
-            cells = [as_cell(record.get(name)) for name in names]
+            yield number, fields.read(read_record(line))
         except (ValueError, RecursionError) as error:
             repair = f"Write one object a line, in double quotes, all on one line ({error})."
-            faults.append(Fault(file, number, None, line.strip(), "a JSON object", repair))
-            continue
-        keys.update(dict.fromkeys(record))
-        nested.update(name for name in names if isinstance(record.get(name), list | dict))
-        yield number, cells
+            faults.append(Fault(file, "a JSON object", repair, number, value=line.strip()))
 
 
 def read_record(text: str) -> dict[str, Any]:
-    """Reads a JSON object, numbers as the characters they are written with, NaN as null.
+    """Reads a JSON object; numbers keep the characters they are written with, and NaN becomes null.
 
     Args:
         text: The JSON.
 
     Raises:
-        ValueError: If it is no JSON, or no object.
+        ValueError: If the text is no JSON, or no object.
     """
     record = _DECODER.decode(text)
     if not isinstance(record, dict):
@@ -74,30 +101,9 @@ def read_record(text: str) -> dict[str, Any]:
     return record
 
 
-def as_cell(value: Any) -> str:
-    """A value of a JSON object as a cell: lists and objects as JSON, null as an empty one.
-
-    Args:
-        value: As `read_record` gives it.
-
-    Raises:
-        ValueError: If it holds what is no text.
-    """
-    return check_text(
-        "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    )
-
-
-def check_text(text: str) -> str:
-    """Returns a text that can be a cell.
-
-    Args:
-        text: From a file.
-
-    Raises:
-        ValueError: If it holds NUL characters or halves of surrogate pairs.
-    """
+def _as_cell(value: Any) -> str:
+    text = "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     if "\0" in text:
         raise ValueError("a NUL character in a text")
-    text.encode()
+    text.encode()  # refuses halves of surrogate pairs
     return text

@@ -1,4 +1,4 @@
-"""Several labels a row: the distinct sets of labels, kept in two arrays, and what rows that carry them are."""
+"""Several labels a row: the distinct sets of labels in two arrays, and what they say of the rows that carry them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from finetune.data.table.cells import Integers
 
 @dataclass(frozen=True, eq=False)
 class LabelSets:
-    """The distinct sets of labels of a table; a row carries one of them, and the empty set is one.
+    """The distinct sets of labels of a table; each row carries one of them, perhaps the empty set.
 
     Attributes:
-        label_ids: Int64 array of shape (M,): positions in the classes, set by set, ascending in each.
+        label_ids: Int64 array of shape (M,): positions in the classes, set by set, ascending in each set.
         starts: Int64 array of shape (sets + 1,): where each set begins in `label_ids`, and the end.
         separator: What separates the labels in a cell.
     """
@@ -26,7 +26,7 @@ class LabelSets:
 
     @classmethod
     def of(cls, sets: Sequence[Sequence[int]], separator: str) -> Self:
-        """Puts sets into arrays.
+        """Packs sets into arrays.
 
         Args:
             sets: The label ids of each set, ascending.
@@ -39,17 +39,17 @@ class LabelSets:
         return len(self.starts) - 1
 
     def __getitem__(self, number: int) -> Integers:
-        """The label ids of a set, ascending."""
+        """Returns the label ids of a set, ascending."""
         return self.label_ids[self.starts[number] : self.starts[number + 1]]
 
     def pairs(self, set_ids: Integers) -> tuple[Integers, Integers]:
-        """Pairs rows with each of their labels.
+        """Pairs each row with each of its labels.
 
         Args:
             set_ids: Int64 array of shape (B,): the set that each row carries.
 
         Returns:
-            Two int64 arrays of one length: positions in the B rows, ascending, and label ids.
+            Two int64 arrays of equal length: positions in the B rows, ascending, and label ids.
 
         Example:
             >>> LabelSets.of([(0, 2), (), (1,)], "|").pairs(np.array([2, 0, 1, 0]))
@@ -61,7 +61,7 @@ class LabelSets:
         return np.repeat(np.arange(len(set_ids)), lengths), self.label_ids[at]
 
     def rarest(self, set_ids: Integers) -> Integers:
-        """The label of each row that the fewest rows have, the first of equals; -1 without any.
+        """Chooses for each row its rarest label, the first of equally rare ones; -1 for a row without labels.
 
         Args:
             set_ids: Int64 array of shape (N,): the set that each row carries.
@@ -77,7 +77,7 @@ class LabelSets:
         return found[set_ids]
 
     def join(self, names: Sequence[str]) -> list[str]:
-        """Each set as a cell of a table shows it.
+        """Writes each set as a cell of a table holds it.
 
         Args:
             names: Names of the classes.
@@ -90,7 +90,7 @@ class LabelSets:
 
 
 def split_labels(cells: Sequence[str], separator: str) -> list[list[str]]:
-    """Splits cells into labels; spaces around them, empty parts and repetitions do not count.
+    """Splits cells into labels; spaces around labels, empty parts and repetitions do not count.
 
     Args:
         cells: The cells.
@@ -104,15 +104,15 @@ def split_labels(cells: Sequence[str], separator: str) -> list[list[str]]:
 
 
 def check_label_separator(separator: str | None, label: str | None, has_captions: bool) -> None:
-    """Checks what `data.table` says of several labels a row.
+    """Checks `data.table.label_separator` against the other settings of a table.
 
     Args:
         separator: What separates labels, or None for one label a row.
         label: Column of labels, or None.
-        has_captions: Whether there are captions.
+        has_captions: Whether the table has captions.
 
     Raises:
-        RecipeError: If the separator is empty, there is no label to separate, or there are captions.
+        RecipeError: If the separator is empty, there are no labels to separate, or there are captions.
     """
     if separator is None:
         return
@@ -129,5 +129,5 @@ def check_label_separator(separator: str | None, label: str | None, has_captions
     if has_captions:
         raise RecipeError(
             "Expected data.table.label_separator to go without data.table.caption, but got both: several labels do "
-            "not say which other images a caption is true of. Leave out one of data.table.caption and data.table.label."
+            "not say which other images a caption describes. Leave out data.table.caption or data.table.label."
         )

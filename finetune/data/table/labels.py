@@ -1,4 +1,4 @@
-"""Labels as classes: their order, and the names they are shown and written into templates with."""
+"""Turns labels into classes: numbers them in natural order, and gives them the names that reports and templates use."""
 
 import csv
 import io
@@ -23,10 +23,9 @@ class Labels(NamedTuple):
 
     Attributes:
         classes: Names of the classes.
-        label_ids: Int64 array of shape (N,): positions in `classes`, -1 without a label; of several the rarest.
-        text_ids: Int64 array of shape (N,), equal for rows whose labels are written alike: `label_ids`, or positions
-            in `sets`.
-        sets: The distinct sets of labels, where rows may have several; else None.
+        label_ids: Int64 array of shape (N,): positions in `classes`, -1 without a label; the rarest of several.
+        text_ids: Int64 array of shape (N,), equal for rows with the same text: `label_ids`, or positions in `sets`.
+        sets: The distinct sets of labels, or None where a row has one label.
     """
 
     classes: tuple[str, ...]
@@ -35,7 +34,7 @@ class Labels(NamedTuple):
     sets: LabelSets | None = None
 
     def texts(self) -> Strings:
-        """The names of each row's labels, a string array of shape (N,)."""
+        """Returns the names of each row's labels, a string array of shape (N,)."""
         return as_strings(self.classes if self.sets is None else self.sets.join(self.classes))[self.text_ids]
 
 
@@ -45,11 +44,11 @@ def read_labels(
     """Reads the labels of each row; spaces around them do not count.
 
     Args:
-        cells: With the column.
+        cells: Cells that include the column.
         column: The column, or None for a table without labels.
-        separator: What separates the labels in a cell, which may be empty then; None for one label a row.
-        names: File of the names that labels are shown with, or None.
-        faults: Receives a fault for each row without its label, or with a list of them, and the faults of the names.
+        separator: What separates the labels in a cell, which may then be empty; None for one label a row.
+        names: File of display names, or None.
+        faults: Receives a fault for each row that lacks its label or has a list of labels, and the faults of the names.
 
     Raises:
         TableFaultsError: If the file of names cannot be read.
@@ -75,13 +74,13 @@ def read_labels(
 
 
 def _read_several(cells: Cells, column: str, separator: str, faults: list[Fault]) -> Labels:
-    """Reads several labels a row; an empty cell is a row with none."""
+    """Reads several labels a row; an empty cell is a row without labels."""
     distinct, cell_ids = np.unique(cells.columns[column], return_inverse=True)
     parts = split_labels(distinct.tolist(), separator)
     classes, label_ids = number_classes(as_strings([label for labels in parts for label in labels]))
     if len(cells) and not classes:
         repair = "Fill in the labels that each image has."
-        faults.append(Fault(cells.files[0], None, column, None, "a label in some row", repair))
+        faults.append(Fault(cells.files[0], "a label in some row", repair, column=column))
     ids = iter(label_ids.tolist())
     found = [tuple(sorted(islice(ids, len(labels)))) for labels in parts]
     numbers = {labels: number for number, labels in enumerate(dict.fromkeys(found))}
@@ -91,13 +90,13 @@ def _read_several(cells: Cells, column: str, separator: str, faults: list[Fault]
 
 
 def number_classes(labels: Strings) -> tuple[tuple[str, ...], Integers]:
-    """Names the classes in natural order, and numbers each row's.
+    """Numbers the classes in natural order.
 
     Args:
         labels: String array of shape (N,).
 
     Returns:
-        The names, and an int64 array of shape (N,) of positions in them.
+        The names, and an int64 array of shape (N,) with the position of each label in them.
 
     Example:
         >>> from finetune.data.table.cells import as_strings
@@ -112,7 +111,7 @@ def number_classes(labels: Strings) -> tuple[tuple[str, ...], Integers]:
 
 
 def _natural_key(name: str) -> tuple[list[tuple[str, int]], str]:
-    """Text and numbers in turn: 'b10c' becomes [('b', 10), ('c', -1)]; the name itself decides between equals."""
+    """Splits 'b10c' into [('b', 10), ('c', -1)]; the name itself orders equal keys."""
     parts = re.findall(r"([^0-9]*)([0-9]*)", name)
     return [(text, int(digits) if digits else -1) for text, digits in parts], name
 
@@ -121,12 +120,12 @@ def _natural_key(name: str) -> tuple[list[tuple[str, int]], str]:
 def name_classes(labels: Sequence[str], path: Path, faults: list[Fault]) -> tuple[str, ...]:
     """Looks up the display name of each class in a file of lines such as `n01440764,tench`.
 
-    Names of labels that do not occur are passed over, so that one file serves many tables.
+    The file may name further labels, so that one file serves many tables.
 
     Args:
         labels: The classes as the table has them.
         path: A CSV file without header: label, name.
-        faults: Receives the faults of the file, and a fault for each label it does not name.
+        faults: Receives the faults of the file, and a fault for each label that the file does not name.
 
     Raises:
         TableFaultsError: If the file cannot be read.
@@ -141,17 +140,18 @@ def name_classes(labels: Sequence[str], path: Path, faults: list[Fault]) -> tupl
             continue
         if len(fields) != 2 or not all(fields):
             repair = "Write label,name on each line; a name that holds a comma in double quotes."
-            faults.append(Fault(file, number, None, ",".join(record), "a label and its name", repair))
+            faults.append(Fault(file, "a label and its name", repair, number, value=",".join(record)))
         elif names.setdefault(fields[0], fields[1]) != fields[1]:
-            faults.append(Fault(file, number, None, fields[0], "each label once", "Remove one of its names."))
-    swapped, repair = set(names.values()), "It stands among the names: write label,name on each line, in this order."
+            faults.append(Fault(file, "each label once", "Remove one of its names.", number, value=fields[0]))
+    swapped = set(names.values())
+    repair = "The label stands among the names: write label,name on each line, in this order."
     for label in (label for label in labels if label not in names):
-        told = repair if label in swapped else did_you_mean(label, names)
-        faults.append(Fault(file, None, None, None, f"a name for the label {label!r}", told))
+        advice = repair if label in swapped else did_you_mean(label, names)
+        faults.append(Fault(file, f"a name for the label {label!r}", advice))
     first: dict[str, str] = {}
     for label in labels:
         other = first.setdefault(names.get(label, f"\0{label}"), label)
         if other != label:
-            repair = f"Its labels are {other} and {label}: no text could tell them apart. Tell more in their names."
-            faults.append(Fault(file, None, None, names[label], "another name for each class", repair))
+            repair = f"Its labels are {other} and {label}, which no text could distinguish. Give each its own name."
+            faults.append(Fault(file, "another name for each class", repair, value=names[label]))
     return tuple(names.get(label, label) for label in labels)

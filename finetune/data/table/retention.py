@@ -1,4 +1,4 @@
-"""Tables that stand for elsewhere, by name."""
+"""Names the retention tables, which stand for other domains whose performance must be retained."""
 
 import re
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ ALL_WILDCARDS = re.compile(r"(\*|\?|\[[^]]+\])+")
 
 
 def name_tables(tables: Sequence[Table]) -> dict[str, Table]:
-    """Tables by the names of their files, or of the folder where that is all wildcards; numbered where names are equal.
+    """Names tables after their files, or after the folder where the file is all wildcards, and numbers equal names.
 
     Example:
         >>> paths = ("maps.csv", "a/photos.csv", "b/photos.csv", "shards/*.tar")

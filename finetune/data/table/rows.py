@@ -1,4 +1,4 @@
-"""The rows of a table that was read and found to be without fault."""
+"""The rows of a table that was read and has no fault."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,28 +15,29 @@ from finetune.data.table.splits import SPLITS, Codes
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Columns of N rows, compact enough that worker processes share a million of them.
+    """Columns of N rows, compact enough that worker processes share a million rows.
 
     Attributes:
         source: The table as the user named it: a file, a pattern, or `DataFrame`.
-        files: The files it was read from.
-        images: String array of shape (N,): absolute paths; each is a file, or a member of a tar (see `Member`).
-        captions: String array of shape (N,): captions, or the names of the classes where there are none.
-        label_ids: Int64 array of shape (N,): positions in `classes`, -1 for rows without a label; of several labels
-            the one that the fewest rows have.
+        files: The table's files.
+        images: String array of shape (N,): absolute paths of image files, or addresses in tars (see `Member`).
+        captions: String array of shape (N,): captions, or names of the classes in tables without captions.
+        label_ids: Int64 array of shape (N,): positions in `classes`, -1 for rows without a label; the rarest of
+            several labels.
         classes: Names of the classes in natural order ('9' before '10'), empty in tables without labels.
         image_ids: Int64 array of shape (N,), equal for the same image path, or for the same cell of the table's
             `image_id` column.
-        caption_ids: Int64 array of shape (N,), equal for the same caption; the label in tables without captions, or
+        caption_ids: Int64 array of shape (N,), equal for the same caption; in tables without captions the label, or
             the position in `label_sets`.
         splits: Int8 array of shape (N,): positions in `SPLITS`.
         weights: Float32 array of shape (N,): how much each row counts in the loss.
-        items: Int64 array of shape (N,), equal for rows of which training sees one an epoch.
+        items: Int64 array of shape (N,), equal for rows of which training draws one each epoch.
         file_ids: Int32 array of shape (N,): the position in `files` of each row's file.
-        numbers: Int64 array of shape (N,): each row's number as a spreadsheet shows it (the header is row 1); in JSON
-            lines the line's; in Parquet files and DataFrames counted from 0. In tars a string array: the samples' keys.
+        numbers: Int64 array of shape (N,): each row's number, as a spreadsheet shows it (the header is row 1); the
+            line's in JSON lines; counted from 0 in Parquet files and DataFrames. In tars a string array: the samples'
+            keys.
         removed: Each condition of the filter, and how many rows it removed.
-        label_sets: The distinct sets of labels, in tables that may have several labels a row; else None.
+        label_sets: The distinct sets of labels in tables with several labels a row; else None.
     """
 
     source: Path
@@ -59,20 +60,20 @@ class Rows:
         return len(self.numbers)
 
     def number(self, row: int) -> int | str:
-        """The number of a row in its file, as a spreadsheet shows it: the header is row 1. In a tar its key."""
+        """Returns the number of a row in its file as a Python object: an int, or in a tar the sample's key."""
         number: int | str = self.numbers[[row]].tolist()[0]
         return number
 
     def file(self, row: int) -> Path:
-        """The file that a row stands in."""
+        """Returns the file of a row."""
         return self.files[int(self.file_ids[row])]
 
     def place(self, row: int) -> str:
-        """Where a row stands, as `file:row`."""
+        """Returns the place of a row, as `file:row`."""
         return f"{self.file(row)}:{self.numbers[row]}"
 
     def indices(self, split: str) -> Integers:
-        """The positions of a split's rows, ascending.
+        """Returns the positions of a split's rows, ascending.
 
         Args:
             split: `train`, `val` or `test`.
@@ -80,26 +81,26 @@ class Rows:
         return np.flatnonzero(self.splits == SPLITS.index(split))
 
     def labels_of(self, row: int) -> Integers:
-        """The label ids of a row, ascending: one, or none or several where there are `label_sets`."""
+        """Returns the label ids of a row, ascending: one, or with `label_sets` any number."""
         if self.label_sets is None:
             return self.label_ids[row : row + 1]
         return self.label_sets[int(self.caption_ids[row])]
 
     def labelled(self) -> tuple[Integers, Integers]:
-        """Each row with each of its labels: positions of rows, ascending, and label ids, of one length."""
+        """Pairs each row with each of its labels: positions of rows, ascending, and label ids, of equal length."""
         if self.label_sets is not None:
             return self.label_sets.pairs(self.caption_ids)
         rows = np.flatnonzero(self.label_ids >= 0)
         return rows, self.label_ids[rows]
 
     def targets(self, rows: Integers) -> Mask:
-        """Which labels rows have.
+        """Marks the labels that rows have.
 
         Args:
             rows: Int64 array of shape (B,): positions of rows.
 
         Returns:
-            Bool array of shape (B, classes), or (B, 0) in tables with one label a row or none.
+            Bool array of shape (B, classes), or (B, 0) in tables with at most one label a row.
         """
         if self.label_sets is None:
             return np.zeros((len(rows), 0), dtype=bool)
@@ -108,10 +109,10 @@ class Rows:
         return found
 
     def require(self, *splits: str) -> None:
-        """Checks that splits have rows; and, where rows may be without labels, that each split has a label.
+        """Checks that splits have rows, and where rows may lack labels, that each split has a label.
 
         Raises:
-            TableFaultsError: If one of them has none.
+            TableFaultsError: If a split has none.
         """
         counts = ", ".join(f"{len(self.indices(split)):,} {split}" for split in SPLITS)
         repair = (
@@ -119,13 +120,13 @@ class Rows:
             "as each class keeps one for training."
         )
         faults = [
-            Fault(str(self.source), None, None, None, f"rows in the split {split!r}", repair)
+            Fault(str(self.source), f"rows in the split {split!r}", repair)
             for split in splits
             if not len(self.indices(split))
         ]
-        repair = "Nothing can be measured without any: mark a row with labels as one of the split."
+        repair = "Nothing can be measured without any: move a row with labels to the split."
         faults += [
-            Fault(str(self.source), None, None, None, f"a label on a row of the split {split!r}", repair)
+            Fault(str(self.source), f"a label on a row of the split {split!r}", repair)
             for split in SPLITS
             if self.label_sets is not None and len(rows := self.indices(split)) and (self.label_ids[rows] < 0).all()
         ]

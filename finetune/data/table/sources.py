@@ -1,7 +1,8 @@
-"""Where a table lies: one file, a pattern of many, or a DataFrame; and the reader of each."""
+"""Finds a table's files (one, many by a pattern, or a DataFrame) and reads each with the reader of its format."""
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from finetune.data.table.cells import Cells
 from finetune.data.table.csv_files import read_csv
 from finetune.data.table.faults import Fault, TableFaultsError
-from finetune.data.table.filters import Removed, RowFilter
+from finetune.data.table.filters import Removed, RowFilter, columns_to_read
 from finetune.data.table.json_lines import read_json_lines
 from finetune.data.table.text_files import COMPRESSIONS, check_file
 
@@ -32,12 +33,12 @@ def read_cells(
     row_filter: RowFilter | None,
     faults: list[Fault],
 ) -> Read:
-    """Reads columns of all files of a table, filtered.
+    """Reads and filters columns of all files of a table.
 
     Args:
         source: Paths, or patterns such as `part-*.parquet`; or a DataFrame.
         names: The columns to keep.
-        separator: Of text files; None goes by the file's extension.
+        separator: The separator of text files; None goes by the file's extension.
         row_filter: Which rows to keep.
         faults: Receives the faults of rows.
 
@@ -56,20 +57,17 @@ def read_cells(
             broken += error.faults
     if broken:
         raise TableFaultsError([*faults, *broken])
-    removed: tuple[Removed, ...] = ()
-    if row_filter is not None:
-        totals = [sum(counts) for counts in zip(*(counts for _, counts in parts), strict=True)]
-        removed = tuple(
-            Removed(condition.text, total) for condition, total in zip(row_filter.conditions, totals, strict=True)
-        )
+    totals = map(sum, zip(*(counts for _, counts in parts), strict=True))
+    conditions = row_filter.conditions if row_filter else ()
+    removed = tuple(Removed(condition.text, rows) for condition, rows in zip(conditions, totals, strict=True))
     return Cells.join([cells for cells, _ in parts]), removed
 
 
 def find_files(pattern: str) -> list[Path]:
-    """The files that a path or pattern names, sorted.
+    """Returns the files that a path or pattern names, sorted.
 
     Raises:
-        TableFaultsError: If there is none.
+        TableFaultsError: If no file matches.
     """
     path = Path(pattern).expanduser()
     if path.exists() or not WILDCARD.search(pattern):
@@ -78,12 +76,12 @@ def find_files(pattern: str) -> list[Path]:
     found = [Path(name) for name in sorted(glob(str(path), recursive=True)) if Path(name).is_file()]  # noqa: PTH207
     if not found:
         repair = f"No file matches it in {find_folder(pattern)}."
-        raise TableFaultsError([Fault(pattern, None, None, None, "files that match the pattern", repair)])
+        raise TableFaultsError([Fault(pattern, "files that match the pattern", repair)])
     return found
 
 
 def find_folder(pattern: str) -> Path:
-    """The folder of a table's file, or of a pattern the one before its first wildcard."""
+    """Returns the folder of a table's file, or for a pattern the folder before its first wildcard."""
     path = Path(pattern).expanduser().absolute()
     if not path.exists():
         parts = [at for at, part in enumerate(path.parts) if WILDCARD.search(part)]
@@ -100,31 +98,28 @@ def _readers(
     faults: list[Fault],
 ) -> list[Callable[[], tuple[Cells, list[int]]]]:
     if not isinstance(source, tuple):
-        from finetune.data.table.arrow_files import read_frame  # Arrow takes a second, which CSV need not wait for
+        from finetune.data.table.arrow_files import read_frame  # Arrow takes a second, which CSV is spared
 
-        return [lambda: read_frame(source, names, row_filter)]
+        return [partial(read_frame, source, names, row_filter)]
     paths = [path for pattern in source for path in find_files(pattern)]
-    tars = [path for path in paths if kind_of(path) == TAR]
+    tars = [path for path in paths if _kind_of(path) == TAR]
     if 0 < len(tars) < len(paths):
         other, repair = next(path for path in paths if path not in tars), "Let the pattern end in .tar."
-        raise TableFaultsError([Fault(str(other), None, None, None, f"tars alone beside {tars[0]}", repair)])
-    return [
-        lambda path=path: _read_file(path, names, separator, row_filter, faults)  # type: ignore[misc]
-        for path in paths
-    ]
+        raise TableFaultsError([Fault(str(other), f"only tars beside {tars[0]}", repair, value=other.name)])
+    return [partial(_read_file, path, names, separator, row_filter, faults) for path in paths]
 
 
 def _read_file(
     path: Path, names: list[str], separator: str | None, row_filter: RowFilter | None, faults: list[Fault]
 ) -> tuple[Cells, list[int]]:
-    kind = kind_of(path)
+    kind = _kind_of(path)
     if kind in PARQUET:
         from finetune.data.table.arrow_files import read_parquet
 
         return read_parquet(path, names, row_filter)
-    wanted = list(dict.fromkeys([*names, *(row_filter.columns if row_filter else ())]))
+    wanted = columns_to_read(names, row_filter)
     if kind == TAR:
-        from finetune.data.table.tar_files import read_tar  # Pillow's formats, which other tables need not wait for
+        from finetune.data.table.tar_files import read_tar  # imports Pillow, which other tables are spared
 
         cells = read_tar(path, wanted, faults)
     elif kind in JSON_LINES:
@@ -139,17 +134,8 @@ def _read_file(
     return cells.select(names), counts
 
 
-def is_tar(source: "str | DataFrame") -> bool:
-    """Whether a table is one of tar shards.
-
-    Args:
-        source: A path, a pattern, or a DataFrame.
-    """
-    return isinstance(source, str) and kind_of(Path(source)) == TAR
-
-
-def kind_of(path: Path) -> str:
-    """The extension that says how a file is written, compression aside."""
+def _kind_of(path: Path) -> str:
+    """Returns the extension that says how a file is written, compression aside."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSIONS:
         suffixes.pop()

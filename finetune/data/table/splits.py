@@ -1,4 +1,4 @@
-"""Which rows are for training, validation and test: as a column says, or drawn by fraction."""
+"""Divides rows into training, validation and test: by a column, by files, or by a draw."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from finetune.data.table.sources import find_files, find_folder
 
 SPLITS = ("train", "val", "test")
 UNKNOWN = -1
-# What others call them, and what no comparison of letters would find.
+# Other names for the splits, too different to be found by spelling.
 OTHER_NAMES = {
     "dev": "val",
     "development": "val",
@@ -33,24 +33,24 @@ Codes: TypeAlias = npt.NDArray[np.int8]
 
 @dataclass(frozen=True)
 class RandomSplit:
-    """Draws the splits, the same ones on every machine and for every order of the rows; or names files of their own.
+    """Draws the splits, the same on every machine and in every order of the rows; or reads them from their own files.
 
-    The draw goes by image: all rows of an image fall into one split. Images are ordered by the BLAKE2b hash of
-    seed and path (relative to the images' folder), label by label. The first of each label is kept for training, and
-    of the others evenly spaced ones are held out, as many as the fractions are of all images: of each label the same
-    share of its others, to within two images. So the fractions hold overall, and labels of many images give somewhat
-    more where those of few can give but little. Where too few are left for both, the test comes first. Of several
-    labels an image counts for the one that the fewest rows have.
+    All rows of an image fall into one split. The draw orders images by the BLAKE2b hash of seed and path (relative to
+    the images' folder), label by label. Each label's first image stays in training. From the other images, the draw
+    holds out evenly spaced ones until the fractions of all images are met, which takes the same share of each label's
+    other images, to within two. So the fractions hold overall: large labels give a little more, because small ones
+    have little to give. If too few images are left for both splits, the test split comes first. An image with several
+    labels counts for its rarest.
 
     Args:
-        val: Fraction of the images for validation, 0 for none; or the file or pattern that holds its rows, which are
-            then read beside those of `data.table.path`; without `data.table.images`, image paths are relative to its
-            own folder.
-        test: The same for the test.
+        val: Fraction of the images for validation, 0 for none; or a file or pattern with the validation rows, which
+            are then read beside those of `data.table.path`. Without `data.table.images`, their image paths are
+            relative to their own folder.
+        test: The same for the test split.
         seed: Another number draws other images.
 
     Raises:
-        RecipeError: If a fraction is negative or nothing is left for training.
+        RecipeError: If a fraction is negative, or the fractions leave nothing for training.
     """
 
     val: float | str = 0.1
@@ -69,26 +69,26 @@ class RandomSplit:
 
     @property
     def fractions(self) -> tuple[float, float]:
-        """What is drawn for validation and test."""
+        """The fractions to draw for validation and test."""
         val, test = (0.0 if isinstance(part, str) else part for part in (self.val, self.test))
         return val, test
 
     @property
     def files(self) -> dict[str, str]:
-        """The files or patterns of the splits that have some of their own."""
+        """The file or pattern of each split that has its own."""
         return {split: part for split, part in (("val", self.val), ("test", self.test)) if isinstance(part, str)}
 
     def of_files(self, files: Sequence[str]) -> Codes:
-        """The split that each file of a table holds.
+        """Returns the split of each file of a table.
 
         Args:
-            files: Those of `data.table.path`, then those of the splits, as `read_cells` reads them.
+            files: The files of `data.table.path`, then those of the splits, in the order of `read_cells`.
 
         Returns:
-            Int8 array of shape (files,): positions in `SPLITS`, -1 for the files that rows are drawn from.
+            Int8 array of shape (files,): positions in `SPLITS`, -1 for a file whose rows are drawn.
 
         Raises:
-            TableFaultsError: If a file is in two splits.
+            TableFaultsError: If two splits name the same file.
         """
         own = [SPLITS.index(name) for name, pattern in self.files.items() for _ in find_files(pattern)]
         codes = [UNKNOWN] * (len(files) - len(own)) + own
@@ -97,26 +97,26 @@ class RandomSplit:
             found.setdefault(Path(file).resolve(), set()).add(code)
         twice = [file for file in dict.fromkeys(files) if len(found[Path(file).resolve()]) > 1]
         if twice:
-            repair = "Name it in one of data.table.path, split.val and split.test alone."
-            raise TableFaultsError([Fault(file, None, None, None, "a file of one split", repair) for file in twice])
+            repair = "Name it in only one of data.table.path, split.val and split.test."
+            raise TableFaultsError([Fault(file, "a file of one split", repair) for file in twice])
         return np.array(codes, dtype=np.int8)
 
     def folders_of(self, files: Sequence[str], folder: str) -> list[str]:
-        """The folder that the image paths of each file are relative to.
+        """Returns the folder that the image paths of each file are relative to.
 
         Args:
-            files: As for `of_files`.
-            folder: That of `data.table.path`.
+            files: The files, as for `of_files`.
+            folder: The folder of `data.table.path`.
         """
         own = {SPLITS.index(name): str(find_folder(pattern)) for name, pattern in self.files.items()}
         return [own.get(code, folder) for code in self.of_files(files).tolist()]
 
     def draw(self, paths: Sequence[str], label_ids: Integers) -> Codes:
-        """Assigns images to splits.
+        """Draws the split of each image.
 
         Args:
-            paths: Path of each image, each once.
-            label_ids: Int64 array of shape (images,), all equal where there are no labels.
+            paths: The distinct paths of the images.
+            label_ids: Int64 array of shape (images,), all equal in tables without labels.
 
         Returns:
             Int8 array of shape (images,), positions in `SPLITS`.
@@ -133,27 +133,27 @@ class RandomSplit:
             count = np.arange(held)
             chosen = candidates[(2 * count + 1) * len(candidates) // (2 * held)]
             is_test = (count + 1) * test // (val + test) > count * test // (val + test)
-            is_test[0] |= test > 0 and not is_test.any()  # of few candidates: a run requires test rows, not val rows
+            is_test[0] |= test > 0 and not is_test.any()  # too few for both: a run needs test rows, not val rows
             codes[chosen] = np.where(is_test, SPLITS.index("test"), SPLITS.index("val"))
         return codes
 
 
 def draw_splits(split: RandomSplit, cells: Cells, keys: Sequence[str], ids: Integers, label_ids: Integers) -> Codes:
-    """The split of each row: that of its file, or as drawn for its image.
+    """Returns the split of each row: that of its file, or the one drawn for its image.
 
     Args:
-        split: How.
+        split: The fractions and files.
         cells: The rows.
-        keys: What the draw of an image goes by, such as its path.
+        keys: The text that decides the draw of each image, such as its path.
         ids: Int64 array of shape (N,): the position in `keys` of each row's image.
-        label_ids: Int64 array of shape (N,). An image that several rows label differently counts for the first class.
+        label_ids: Int64 array of shape (N,). An image that rows label differently counts for the first class.
 
     Raises:
-        TableFaultsError: If a file is in two splits.
+        TableFaultsError: If two splits name the same file.
     """
     codes = split.of_files(cells.files)[cells.file_ids]
     is_drawn = codes == UNKNOWN
-    if not is_drawn.any():  # a filter has left rows of files alone
+    if not is_drawn.any():  # a filter has left only rows of the splits' own files
         return codes
     images, positions = np.unique(ids[is_drawn], return_inverse=True)
     labels = np.full(len(images), np.iinfo(np.int64).max)
@@ -166,7 +166,7 @@ def read_splits(cells: Cells, column: str, faults: list[Fault]) -> Codes:
     """Reads the split of each row as a position in `SPLITS`; spaces around it do not count.
 
     Args:
-        cells: With the column.
+        cells: Cells that include the column.
         column: The column.
         faults: Receives a fault for each cell that names no split; its code is `UNKNOWN`.
     """
@@ -174,11 +174,9 @@ def read_splits(cells: Cells, column: str, faults: list[Fault]) -> Codes:
     codes = np.full(len(names), UNKNOWN, dtype=np.int8)
     for code, split in enumerate(SPLITS):
         codes[names == split] = code
-    faults += cells.faults_where(codes == UNKNOWN, column, "train, val or test", nearest_split)
+    faults += cells.faults_where(codes == UNKNOWN, column, "train, val or test", _suggest_split)
     return codes
 
 
-def nearest_split(name: str) -> str:
-    """The sentence that names the split which was meant."""
-    spelt = OTHER_NAMES.get(name.casefold(), name.casefold())
-    return did_you_mean(spelt, SPLITS)
+def _suggest_split(name: str) -> str:
+    return did_you_mean(OTHER_NAMES.get(name.casefold(), name.casefold()), SPLITS)

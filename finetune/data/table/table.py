@@ -1,4 +1,4 @@
-"""A table of images with captions or labels: where it lies, what its columns mean, and its rows."""
+"""A table of images with captions or labels: its files, the meaning of its columns, and its rows."""
 
 import os
 from collections.abc import Sequence
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 
     Source = str | DataFrame
 else:
-    Source = str  # all that a recipe can say; the parser would take more for a file to read
+    Source = str  # a recipe can name nothing else, and the parser would read any other type from a file
 
 __all__ = ["CaptionList", "Inspection", "RandomSplit", "Rows", "Table"]
 
 
 class Inspection(NamedTuple):
-    """A table with whatever is wrong with it.
+    """What a table holds in spite of its faults.
 
     Attributes:
-        rows: The rows without fault, None where there are none.
+        rows: The rows without fault, or None if there are none.
         faults: Everything that is wrong, by file and row.
     """
 
@@ -46,33 +46,34 @@ class Inspection(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """Images with captions, or images with labels, a row for each.
+    """Images with captions, or images with labels, one a row.
 
-    CSV, TSV, JSON lines (`.jsonl`) and Parquet, also as `.gz` or `.zst`; tar shards. With `caption`, a row's text is
-    its caption; with `label` alone, its label written into templates. With `label`, what counts as a match and what is
-    evaluated are the labels, also where there are captions. Cells are strings: "None", "NA" and "007" stay what
-    they are; spaces around captions, labels and splits do not count.
+    A table is a CSV, TSV, JSON lines (`.jsonl`) or Parquet file, text also as `.gz` or `.zst`; or tar shards. With
+    `caption`, a row's text is its caption; with `label` alone, the text is the label in a template. With `label`, the
+    labels decide what matches and what is evaluated, even beside captions. Cells are strings: "None", "NA" and "007"
+    stay what they are, and spaces around captions, labels and splits do not count.
 
     Args:
         path: File, or pattern such as `part-*.parquet`; in Python also a DataFrame.
         image: Column of image paths.
-        caption: Column of captions; or several columns, or `{json_list: COLUMN}` with a list in each cell, of which
-            training draws one for each image and epoch, and evaluation keeps all.
+        caption: Column of captions. Several columns, or `{json_list: COLUMN}` with a list in each cell, give an image
+            several captions: training draws one each epoch, evaluation keeps all.
         label: Column of labels, one a row.
-        label_separator: What separates the labels in a cell, for several labels a row; an empty cell is an image with
-            none of them. Null takes the cell for one label.
-        split: Column that holds `train`, `val` or `test`, or fractions to draw them by, or files for val and test.
+        label_separator: What separates several labels in a cell; an empty cell is an image without labels. Null reads
+            the cell as one label.
+        split: Column that holds `train`, `val` or `test`; or fractions to draw, or files for val and test.
         images: Folder that the image paths are relative to; null for the folder of each row's own file or pattern.
-        image_id: Column that is equal for rows of the same image; training draws one of them each epoch. Null takes
-            equal paths for the same image, and each row in each epoch.
-        names: CSV file without header that gives labels the names they are shown with, as `n01440764,tench`.
-        weight: Column of the rows' weights in the loss, numbers from 0.
-        filter: Which rows to keep, as `clip_score > 0.3 and faces == 0`; no row with an empty cell there is kept.
-        limit_rows: Keeps at most so many rows, evenly spaced over the table, to try things out.
-        separator: Character between fields; null takes tabs in `.tsv` files, and commas in others.
+        image_id: Column that is equal for rows of the same image, of which training draws one each epoch. Null takes
+            equal paths for the same image, and trains on every row each epoch.
+        names: CSV file without header that gives labels their display names, such as `n01440764,tench`.
+        weight: Column of the rows' weights in the loss, numbers of 0 or more.
+        filter: Which rows to keep, such as `clip_score > 0.3 and faces == 0`; a condition that an empty cell leaves
+            unknown drops the row.
+        limit_rows: Keeps at most this many rows, evenly spaced over the table, for quick trials.
+        separator: Character between fields; null for tabs in `.tsv` files and commas in others.
 
     Raises:
-        RecipeError: If neither `caption` nor `label` is given, or another argument is not usable.
+        RecipeError: If neither `caption` nor `label` is given, or another argument cannot be used.
 
     Example:
         >>> Table("photos.csv", caption="text", split=RandomSplit(val=0.2, test=0.2)).image
@@ -114,7 +115,9 @@ class Table:
                 'For tabs let the file\'s name end in .tsv, or write "\\t" in double quotes in the recipe.'
             )
         if isinstance(self.split, RandomSplit) and self.split.files and not isinstance(self.path, str):
-            raise RecipeError("Expected fractions for data.table.split of a DataFrame, but got files. Join the frames.")
+            raise RecipeError(
+                "Expected data.table.split to be fractions for a DataFrame, but got files. Join the frames."
+            )
         if self.filter is not None:
             parse_filter(self.filter)
 
@@ -122,10 +125,10 @@ class Table:
         """Reads and checks the table.
 
         Args:
-            required: Splits that must have rows. Validation rows are optional for training.
+            required: Splits that must have rows. Training can do without validation rows.
 
         Raises:
-            TableFaultsError: With every fault of the files, their rows and their images; a `TableError`.
+            TableFaultsError: If there are faults; names all faults of the files, their rows and their images.
         """
         faults: list[Fault] = []
         cells, removed = self._read_cells(faults)
@@ -136,7 +139,7 @@ class Table:
         return rows
 
     def inspect(self) -> Inspection:
-        """Reads the table and goes on where it has faults, with the rows that have none."""
+        """Reads the table in spite of its faults, and keeps the rows that have none."""
         faults: list[Fault] = []
         try:
             cells, removed = self._read_cells(faults)
@@ -163,13 +166,13 @@ class Table:
         if row_filter is not None and not len(cells) and not faults:
             counts = "; ".join(f"{condition}: {rows:,}" for condition, rows in removed)
             rule, repair = "rows that pass data.table.filter", f"Rows removed by each condition: {counts}."
-            raise TableFaultsError([Fault(str(self.source), None, None, self.filter, rule, repair)])
+            raise TableFaultsError([Fault(str(self.source), rule, repair, value=self.filter)])
         if self.limit_rows is not None and self.limit_rows < len(cells):
             cells = cells.take(np.arange(self.limit_rows) * len(cells) // self.limit_rows)
         return cells, removed
 
     def _build(self, cells: Cells, removed: tuple[Removed, ...], faults: list[Fault]) -> Rows | None:
-        """Interprets the cells; None if there are faults."""
+        """Interprets the cells, or returns None if there are faults."""
         folder = self._find_folder()
         folders = [folder] * len(cells.files)
         if self.images is None and isinstance(self.split, RandomSplit):
@@ -190,17 +193,17 @@ class Table:
             drawn_by = _relative_paths(files, folder) if keys is None else keys.tolist()
             splits = draw_splits(self.split, cells, drawn_by, image_ids, labels.label_ids)
         assert splits is not None
-        if self.image_id == self.image:  # equal names in the folders of two splits are two images
+        if self.image_id == self.image:  # the same name in the folders of two splits is two images
             image_ids = files.ids
-        texts = labels.texts() if captions is None else captions
-        caption_ids = (
-            labels.text_ids if captions is None else np.unique(captions, return_inverse=True)[1].astype(np.int64)
-        )
+        if captions is None:
+            captions, caption_ids = labels.texts(), labels.text_ids
+        else:
+            caption_ids = np.unique(captions, return_inverse=True)[1].astype(np.int64)
         return Rows(
             source=self.source,
             files=tuple(Path(file) for file in cells.files),
             images=files.paths[files.ids][at],
-            captions=texts,
+            captions=captions,
             label_ids=labels.label_ids[at],
             classes=labels.classes,
             image_ids=image_ids[at],
@@ -222,7 +225,7 @@ class Table:
             beside = [other.name for other in folder.parent.glob("*") if other.is_dir()]
             repair = did_you_mean(folder.name, beside) if beside else f"{folder.parent} holds no folder."
             rule = "data.table.images to be a folder"
-            raise TableFaultsError([Fault(str(self.source), None, None, self.images, rule, repair)])
+            raise TableFaultsError([Fault(str(self.source), rule, repair, value=self.images)])
         return str(folder)
 
 
@@ -232,7 +235,7 @@ def _in_order(faults: list[Fault], files: tuple[str, ...]) -> list[Fault]:
 
 
 def _check_images(cells: Cells, column: str, folders: Sequence[str], faults: list[Fault]) -> ImageFiles:
-    """The image of each row, its path relative to the folder of the row's file."""
+    """Finds the image of each row, whose path is relative to the folder of the row's file."""
     if len(set(folders)) > 1:
         paths = as_strings([""] * len(cells))
         for folder in dict.fromkeys(folders):
@@ -252,7 +255,7 @@ def _check_images(cells: Cells, column: str, folders: Sequence[str], faults: lis
 
 
 def _check_image_ids(cells: Cells, column: str, faults: list[Fault]) -> tuple[Strings, Integers]:
-    """The distinct image ids, and the position in them of each row's."""
+    """Returns the distinct image ids, and the position of each row's id in them."""
     names = np.strings.strip(cells.columns[column])
     faults += cells.faults_where(names == "", column, "the id of an image", "Fill it in or remove the row.")
     keys, ids = np.unique(names, return_inverse=True)

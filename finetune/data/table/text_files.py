@@ -1,4 +1,4 @@
-"""A table's file as text, decompressed where its name says so."""
+"""Reads a table's file as text, and decompresses it if its name says so."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,23 +10,23 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 
 def check_file(path: Path, role: str = "the table") -> None:
-    """Checks that a file is there.
+    """Checks that a file exists.
 
     Args:
         path: The file.
-        role: What it is, for the message.
+        role: Its role, for the message.
 
     Raises:
-        TableFaultsError: If there is no such file.
+        TableFaultsError: If it does not exist.
     """
     if path.is_file():
         return
     if path.is_dir():
         repair = f"Name a file in it, or all of them by the pattern {path / '*'}{path.suffix or '.csv'}."
-        raise TableFaultsError([Fault(str(path), None, None, "folder", f"{role} to be a file", repair)])
+        raise TableFaultsError([Fault(str(path), f"{role} to be a file", repair, value="folder")])
     beside = [other.name for other in path.parent.glob("*") if other.is_file()]
     repair = did_you_mean(path.name, beside) if 0 < len(beside) <= 100 else f"Nothing is at {path.absolute()}."
-    raise TableFaultsError([Fault(str(path), None, None, None, f"{role} to be a file", repair)])
+    raise TableFaultsError([Fault(str(path), f"{role} to be a file", repair)])
 
 
 def read_text(path: Path, row_at: Callable[[str], int]) -> str:
@@ -34,7 +34,7 @@ def read_text(path: Path, row_at: Callable[[str], int]) -> str:
 
     Args:
         path: The file.
-        row_at: Tells the row in which the text after a given one goes on.
+        row_at: Returns the row that a text ends in, so that a fault can name it.
 
     Raises:
         TableFaultsError: If the file cannot be read, is not UTF-8, or holds NUL characters.
@@ -45,10 +45,10 @@ def read_text(path: Path, row_at: Callable[[str], int]) -> str:
     except UnicodeDecodeError as error:
         row = row_at(content[: error.start].decode("utf-8-sig"))
         found = f"byte 0x{content[error.start]:02x} at position {error.start}"
-        raise TableFaultsError([Fault(file, row, None, found, "UTF-8 text", _explain_bytes(content))]) from error
+        raise TableFaultsError([Fault(file, "UTF-8 text", _explain_bytes(content), row, value=found)]) from error
     if "\0" in text:
         row = row_at(text[: text.index("\0")])
-        raise TableFaultsError([Fault(file, row, None, "\0", "text without NUL characters", _explain_bytes(content))])
+        raise TableFaultsError([Fault(file, "text without NUL characters", _explain_bytes(content), row, value="\0")])
     return text
 
 
@@ -57,7 +57,7 @@ def _read_bytes(path: Path) -> bytes:
     try:
         if compression is None:
             return path.read_bytes()
-        import pyarrow as pa  # takes a second, which a plain file need not wait for
+        import pyarrow as pa  # takes a second, which plain files are spared
 
         with pa.OSFile(str(path)) as file, pa.CompressedInputStream(file, compression) as stream:
             content: bytes = stream.read()
@@ -65,7 +65,7 @@ def _read_bytes(path: Path) -> bytes:
     except OSError as error:
         rule = "a file that can be read" if compression is None else f"a whole file compressed with {compression}"
         repair = "Check its permissions and disk."
-        raise TableFaultsError([Fault(str(path), None, None, str(error), rule, repair)]) from error
+        raise TableFaultsError([Fault(str(path), rule, repair, value=str(error))]) from error
 
 
 def _explain_bytes(content: bytes) -> str:

@@ -1,4 +1,4 @@
-"""How much each row counts in the loss."""
+"""Reads how much each row counts in the loss."""
 
 import numpy as np
 import numpy.typing as npt
@@ -8,18 +8,19 @@ from finetune.data.table.faults import Fault
 
 
 def read_weights(cells: Cells, column: str | None, faults: list[Fault]) -> npt.NDArray[np.float32]:
-    """Reads the weight of each row, 1 where there is no such column.
+    """Reads the weight of each row.
 
     Args:
-        cells: With the column.
-        column: The column, or None.
-        faults: Receives a fault for each cell that is no finite number from 0.
+        cells: Cells that include the column.
+        column: The column, or None for weights of 1.
+        faults: Receives a fault for each cell that is negative or no finite number.
     """
     if column is None:
         return np.ones(len(cells), dtype=np.float32)
     numbers, wrong = parse_numbers(cells.columns[column])
-    with np.errstate(over="ignore"):  # beyond 3e38 they become infinite
+    with np.errstate(over="ignore"):  # numbers beyond 3e38 become infinite
         weights = numbers.astype(np.float32)
     wrong |= ~np.isfinite(weights) | (numbers < 0)
-    faults += cells.faults_where(wrong, column, "a weight from 0", "Write a number up to 3e38, as 1 or 0.25.")
+    repair = "Write a number up to 3e38, such as 1 or 0.25."
+    faults += cells.faults_where(wrong, column, "a weight of 0 or more", repair)
     return weights

@@ -9,7 +9,7 @@ import albumentations
 import pytest
 
 from finetune.commands.cli import main
-from finetune.data.checks.check import Report, TableSettings, check_table, read_settings, tell
+from finetune.data.checks.check import Report, TableSettings, check_table, print_warnings, read_settings
 from finetune.data.checks.concerns import find_concerns
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.data.table.table import CaptionList, RandomSplit, Table
@@ -63,17 +63,17 @@ def test_everything_is_in_the_machine_readable_form(folder: Path) -> None:
     } | {"value": ""}
     assert found["removed"] == [{"condition": "n > 0", "rows": 1}]
     assert len(report.lines()) == 2 + 10 + 1
-    assert report.lines()[1:3] == ["filter: 1 rows removed by n > 0", f"error: {report.faults[0]}"]
+    assert report.lines()[1:3] == ["filter: 1 row removed by n > 0", f"error: {report.faults[0]}"]
     assert report.lines()[-1] == "… and 10 more"
     assert not Report().failed
     assert Report(recipe_error="x").failed
 
 
-def test_tell_prints_warnings(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_warnings_are_printed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = labelled(folder, ["cat", "Cat"] * 2)
-    tell(rows, find_concerns(rows, mirrors=False))
+    print_warnings(rows, find_concerns(rows, mirrors=False))
     assert capsys.readouterr().err == (
-        "warning: The classes 'Cat', 'cat' differ in case, spaces or punctuation alone.\n"
+        "warning: The classes 'Cat', 'cat' differ only in case, spaces or punctuation.\n"
     )
 
 
@@ -164,7 +164,7 @@ def test_command_warns_of_the_checkpoints_limits(folder: Path, capsys: pytest.Ca
     assert len(found["warnings"][1]["places"]) == 6
     printed = capsys.readouterr().out
     assert "warning: 1 caption is longer than 64 tokens" in printed
-    assert "warning: 6 images are smaller than 64 x 64, the size that images are brought to." in printed
+    assert "warning: 6 images are smaller than 64 x 64, the size to which every image is resized." in printed
     assert printed.splitlines()[-1] == f"0 errors, 2 warnings; all in {folder / 'out' / 'check.json'}"
     assert [warning["about"] for warning in check(folder)[1]["warnings"]] == ["long_texts"]
 

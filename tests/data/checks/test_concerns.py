@@ -21,7 +21,7 @@ def test_a_sound_table_has_no_concern(folder: Path) -> None:
 
 def test_classes_with_one_row(folder: Path) -> None:
     (concern,) = find_concerns(labelled(folder, ["cat", "dog", "dog", "emu"]), mirrors=False)
-    assert concern.message == "2 classes have one row only: 'cat', 'emu'."
+    assert concern.message == "2 classes have only one row: 'cat', 'emu'."
     assert concern.places == (f"{folder / 't.csv'}:2", f"{folder / 't.csv'}:5")
 
 
@@ -59,7 +59,7 @@ def test_equal_captions_for_different_classes(folder: Path) -> None:
     rows = labelled(folder, ["cat", "cat", "dog", "dog"], ["a pet", "a cat", "a pet", "a dog"])
     (concern,) = find_concerns(rows, mirrors=False)
     assert concern.about == "caption_of_several_classes"
-    assert concern.message == "1 caption stands with different classes: 'a pet'."
+    assert concern.message == "1 caption describes different classes: 'a pet'."
     assert [place.rpartition(":")[2] for place in concern.places] == ["2", "4"]
 
 
@@ -92,7 +92,7 @@ def test_a_sound_table_of_several_labels_has_no_concern(folder: Path) -> None:
 def test_rows_without_labels(folder: Path) -> None:
     (concern,) = find_concerns(several(folder, ["cat|dog", "", "dog|cat", " "]), mirrors=False)
     assert concern.about == "no_label"
-    assert concern.message == "2 rows have no label: taken for images that show none of the classes."
+    assert concern.message == "2 rows have no label and count as showing none of the classes."
     assert [place.rpartition(":")[2] for place in concern.places] == ["3", "5"]
 
 
@@ -110,7 +110,7 @@ def test_a_single_class_among_several_labels(folder: Path) -> None:
 
 def test_classes_with_one_row_of_several_labels(folder: Path) -> None:
     (concern,) = find_concerns(several(folder, ["cat|dog|fox", "dog|cat", "dog|emu"]), mirrors=False)
-    assert concern.message == "2 classes have one row only: 'emu', 'fox'."
+    assert concern.message == "2 classes have only one row: 'emu', 'fox'."
     assert [place.rpartition(":")[2] for place in concern.places] == ["2", "4"]
 
 

@@ -20,7 +20,7 @@ def copies_of(folder: Path, images: list[str], splits: list[str], **settings: st
 def test_copies_in_two_splits(folder: Path) -> None:
     (folder / "copy.png").write_bytes((folder / "a.png").read_bytes())
     (concern,) = copies_of(folder, ["a.png", "b.png", "copy.png"], ["train", "train", "test"])
-    assert concern.message == "1 picture lies in files of more than one split, byte for byte: 'a.png', 'copy.png'."
+    assert concern.message == "1 image is in files of more than one split, byte for byte: 'a.png', 'copy.png'."
     assert [place.rpartition(":")[2] for place in concern.places] == ["2", "4"]
     assert copies_of(folder, ["a.png", "b.png", "copy.png"], ["train", "test", "train"]) == []
 

@@ -199,5 +199,5 @@ def test_every_image_is_decoded(folder: Path, capsys: pytest.CaptureFixture[str]
     assert [(fault.row, fault.column) for fault in found.faults] == [(3, "image"), (4, "image"), (6, "image")]
     assert found.sizes[::2].tolist() == [[40, 30], [0, 0], [0, 0], [7, 90], [0, 0]]
     assert str(found.faults[0]).startswith(f"{folder / 't.csv'}:3:image: Expected a whole image (BMP, GIF")
-    assert "It cannot be read: " in found.faults[0].repair
+    assert "Reading it failed: " in found.faults[0].repair
     assert "4/4" in capsys.readouterr().err

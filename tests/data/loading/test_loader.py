@@ -73,7 +73,7 @@ def test_an_error_names_row_column_reason_and_repair(folder: Path, workers: int)
         list(module(folder, workers, "error").loader("test"))
     message = str(caught.value)
     assert message.startswith(f"{folder / 'colours.csv'}:37:image: Expected a whole image (BMP, GIF, JPEG, PNG, TIFF")
-    assert "/35.png'. It cannot be read: image file is truncated" in message
+    assert "/35.png'. Reading it failed: image file is truncated" in message
     assert "leave them out with data.on_bad_image: skip.\n`finetune check --full` finds all such images." in message
     assert "Traceback" not in message
 

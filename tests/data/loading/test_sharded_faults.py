@@ -102,7 +102,7 @@ def test_columns_that_no_sample_has(shards: Path) -> None:
 def test_a_pattern_that_names_other_files_too(shards: Path) -> None:
     (fault,) = faults(shards / "*")
     assert str(fault) == (
-        f"{shards / '00000_stats.json'}: Expected tars alone beside {shards / '00000.tar'}, but got none. "
+        f"{shards / '00000_stats.json'}: Expected only tars beside {shards / '00000.tar'}, but got '00000_stats.json'. "
         "Let the pattern end in .tar."
     )
 
@@ -139,7 +139,7 @@ def test_pictures_that_stand_in_two_splits_byte_for_byte(shards: Path) -> None:
     write_tar(shards / "00003.tar", again)
     (concern,) = find_copies(table(shards).read())
     assert concern.message == (
-        "1 picture lies in files of more than one split, byte for byte: "
+        "1 image is in files of more than one split, byte for byte: "
         "'00000.tar:000000000.jpg', '00003.tar:000030000.jpg'."
     )
     assert concern.places == (f"{shards}/00000.tar:000000000", f"{shards}/00003.tar:000030000")

@@ -47,7 +47,7 @@ def test_several_columns(folder: Path) -> None:
 def test_rows_without_any_caption(folder: Path) -> None:
     path = write(folder, image=["a.png", "b.png"], c1=["", "x"], c2=[" ", ""])
     assert faults_of(Table(path, caption=("c1", "c2"))) == (
-        Fault(path, 2, "c1", "", "a caption in one of c1, c2", "Fill it in or remove the row."),
+        Fault(path, "a caption in one of c1, c2", "Fill it in or remove the row.", 2, "c1", ""),
     )
 
 
@@ -174,7 +174,7 @@ def test_names_that_are_swapped(folder: Path) -> None:
     faults = faults_of(labelled(folder, lines, labels[:100]))
     assert [fault.rule for fault in faults] == [f"a name for the label {label!r}" for label in labels[:100]]
     assert {fault.repair for fault in faults} == {
-        "It stands among the names: write label,name on each line, in this order."
+        "The label stands among the names: write label,name on each line, in this order."
     }
     with pytest.raises(TableError) as caught:
         labelled(folder, lines, labels[:100]).read(required=())
@@ -219,7 +219,7 @@ def test_weights_reach_the_batch(colour_table: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", ["", "much", "-1", "-1e-50", "nan", "inf", "1e39", "1,5"])
 def test_weights_that_are_none(folder: Path, value: str) -> None:
     path = write(folder, image=["a.png", "b.png"], caption=["x", "y"], weight=["0", value])
-    with pytest.raises(TableError, match=r"csv:3:weight: Expected a weight from 0, but got .*Write a number"):
+    with pytest.raises(TableError, match=r"csv:3:weight: Expected a weight of 0 or more, but got .*Write a number"):
         Table(path, caption="caption", weight="weight").read(required=())
 
 

@@ -3,7 +3,7 @@ import pickle
 from finetune.core.errors import TableError
 from finetune.data.table.faults import Fault, TableFaultsError
 
-FAULT = Fault("t.csv", 3, "caption", " ", "a caption", "Fill it in.")
+FAULT = Fault("t.csv", "a caption", "Fill it in.", 3, "caption", " ")
 
 
 def test_message_names_place_rule_value_and_repair() -> None:

@@ -91,7 +91,7 @@ def test_data_frame_with_other_types(folder: Path) -> None:
     rows = table.read()
     assert rows.captions.tolist() == ["1", "b", "filled", "2.5"]
     assert rows.classes == ("x", "y")
-    fault = Fault("DataFrame", 2, "caption", "", "a caption", "Fill it in or remove the row.")
+    fault = Fault("DataFrame", "a caption", "Fill it in or remove the row.", 2, "caption", "")
     assert faults_of(Table(frame, images=str(folder), **COLUMNS)) == (fault,)
 
 
@@ -135,7 +135,7 @@ def test_nan_is_an_empty_cell(folder: Path, name: str) -> None:
             table.set_column(1, "label", column.dictionary_encode()) if path.stem == "dictionary" else table, path
         )
     row = FIRST_ROW[path.suffix] + 1
-    fault = Fault(str(path), row, "label", "", "a label", "Fill it in or remove the row.")
+    fault = Fault(str(path), "a label", "Fill it in or remove the row.", row, "label", "")
     assert faults_of(Table(str(path), label="label")) == (fault,)
 
 

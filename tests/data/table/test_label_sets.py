@@ -212,7 +212,7 @@ def test_no_label_at_all(tmp_path: Path) -> None:
     with pytest.raises(TableFaultsError) as caught:
         Table(path, label="labels", label_separator="|").read(required=())
     rule, repair = "a label in some row", "Fill in the labels that each image has."
-    assert caught.value.faults == (Fault(path, None, "labels", None, rule, repair),)
+    assert caught.value.faults == (Fault(path, rule, repair, column="labels"),)
 
 
 def test_a_split_without_labels(tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ def test_faults_keep_their_rows(tmp_path: Path) -> None:
         ({"caption": "x", "label_separator": "|"}, r"label_separator to go with data\.table\.label, .* Pass --data"),
         (
             {"label": "x", "caption": "y", "label_separator": "|"},
-            r"label_separator to go without data\.table\.caption, but got both: .* Leave out one of",
+            r"label_separator to go without data\.table\.caption, but got both: .* Leave out data",
         ),
     ],
 )

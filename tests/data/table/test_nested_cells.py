@@ -33,7 +33,7 @@ def lists(folder: Path, name: str, column: str, cells: list[object]) -> Table:
 @pytest.mark.parametrize(
     ("column", "repair"),
     [
-        ("caption", "State data.table.caption as {json_list: caption}, or write one text."),
+        ("caption", "Set data.table.caption to {json_list: caption}, or write one text."),
         ("label", "Write its labels as one text, cat|dog, with data.table.label_separator '|'."),
     ],
 )
@@ -64,7 +64,7 @@ def test_lists_of_labels_are_not_looked_up_in_the_names(folder: Path) -> None:
 def test_lists_in_one_of_several_columns_of_captions(folder: Path) -> None:
     table = pa.table({"image": ["a.png"], "caption": ["a cat"], "more": [["a", "b"]]})
     pq.write_table(table, folder / "t.parquet")
-    message = r"parquet:0:more: Expected a text, but got .*State data\.table\.caption as \{json_list: more\}, or write"
+    message = r"parquet:0:more: Expected a text, but got .*Set data\.table\.caption to \{json_list: more\}, or write"
     with pytest.raises(TableError, match=message):
         Table(str(folder / "t.parquet"), caption=("caption", "more")).read()
 

@@ -108,7 +108,7 @@ def test_images_lie_beside_the_files_of_each_split(tmp_path: Path) -> None:
 
 
 def test_files_beside_a_frame_are_refused() -> None:
-    with pytest.raises(RecipeError, match="Expected fractions for data.table.split of a DataFrame, but got files"):
+    with pytest.raises(RecipeError, match="Expected data.table.split to be fractions for a DataFrame, but got files"):
         Table(pd.DataFrame({"image": ["a.png"], "label": ["x"]}), label="label", split=RandomSplit(test="b.csv"))
 
 

@@ -95,7 +95,7 @@ def test_not_utf8_after_a_byte_order_mark(write: Write, mark: bytes, text: str, 
     content = mark + text.encode() + b"\xff\n"
     found = f"byte 0xff at position {content.index(0xFF)}"
     path = write(text=content)
-    fault = Fault(str(path), row, None, found, "UTF-8 text", "Save the file as UTF-8 text.")
+    fault = Fault(str(path), "UTF-8 text", "Save the file as UTF-8 text.", row, value=found)
     assert faults_of(captions(path)) == (fault,)
 
 
@@ -234,7 +234,7 @@ def test_empty_cells(write: Write, empty: str, column: str, rule: str) -> None:
 )
 def test_unknown_split(write: Write, value: str, repair: str) -> None:
     path = write(HEADER, GOOD[0], ("b.png", "c", "l", value))
-    fault = Fault(str(path), 3, "split", value, "train, val or test", repair)
+    fault = Fault(str(path), "train, val or test", repair, 3, "split", value)
     assert faults_of(captions(path)) == (fault,)
 
 
