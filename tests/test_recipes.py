@@ -1,4 +1,4 @@
-"""Every shipped recipe: short, explained, parsed, and run for two steps on the embedded checkpoint."""
+"""Every shipped recipe: short, explained, parsed, and run for two steps on `align-mini`."""
 
 import re
 
