@@ -17,7 +17,6 @@ from PIL import Image
 from finetune.core.shipped import shipped_folder
 from finetune.core.types import Batch
 from finetune.data.loading.datamodule import ImageTextDataModule
-from finetune.data.loading.sharded import ShardedImageText
 from finetune.data.table.splits import SPLITS
 from finetune.data.table.table import Table
 
@@ -79,7 +78,7 @@ def test_round_trip_gives_the_same_batches(colour_table, shard, kind):
     assert sorted(path.name for path in folder.iterdir()) == [f"0000{number}.tar" for number in range(4)]
     plain = ImageTextDataModule(Table(str(colour_table), split="split", **kind), **OPTIONS)
     kind = kind | ({"caption": "txt"} if "caption" in kind else {})
-    sharded = ShardedImageText(Table(str(folder / "*.tar"), split="split", **kind), num_workers=2, **OPTIONS)
+    sharded = ImageTextDataModule(Table(str(folder / "*.tar"), split="split", **kind), num_workers=2, **OPTIONS)
     assert plain.rows.classes == sharded.rows.classes
     assert_same_batches(plain, sharded)
 
@@ -127,7 +126,7 @@ def test_rows_that_share_a_picture_are_told_by_its_hash(colour_table, shard, tmp
     plain = ImageTextDataModule(table, **OPTIONS)
     shards = Table(str(folder / "*.tar"), caption="txt", split="split", image_id="sha256")
     assert len(np.unique(shards.read().image_ids)) == 36
-    assert_same_batches(plain, ShardedImageText(shards, **OPTIONS))
+    assert_same_batches(plain, ImageTextDataModule(shards, **OPTIONS))
 
 
 def test_every_run_writes_the_same_bytes_and_shards_can_be_sharded_again(colour_table, shard):

@@ -1,4 +1,4 @@
-"""Which row of an image is seen: each of them in evaluation, one drawn for each epoch in training."""
+"""Chooses rows of the same image: evaluation sees each of them, training draws one each epoch."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -23,7 +23,7 @@ class RowChoices:
 
     @classmethod
     def of_each(cls, rows: Integers) -> Self:
-        """Every row is an item of its own.
+        """Makes every row an item of its own.
 
         Args:
             rows: Positions in the table.
@@ -32,11 +32,11 @@ class RowChoices:
 
     @classmethod
     def of_items(cls, rows: Integers, items: Integers) -> Self:
-        """Rows with equal numbers are one item; items are in the order of their first rows.
+        """Groups rows with equal numbers into items, in the order of their first rows.
 
         Args:
             rows: Positions in the table, ascending.
-            items: Int64 array of shape (N,): the item of each of these rows.
+            items: Int64 array of shape (N,): the number of each of these rows.
         """
         _, first, inverse = np.unique(items, return_index=True, return_inverse=True)
         by_item = np.argsort(first[inverse], kind="stable")
@@ -47,7 +47,7 @@ class RowChoices:
         return len(self.starts) - 1
 
     def labels(self, label_ids: Integers) -> Integers:
-        """The label of each item: of its first row.
+        """Returns the label of each item's first row.
 
         Args:
             label_ids: Int64 array: the label of each row of the table.
@@ -55,7 +55,7 @@ class RowChoices:
         return label_ids[self.rows[self.starts[:-1]]]
 
     def weights(self, weights: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-        """The weight of each item: the mean of its rows'.
+        """Returns the mean weight of each item's rows.
 
         Args:
             weights: Float32 array: the weight of each row of the table.
@@ -63,7 +63,7 @@ class RowChoices:
         return np.add.reduceat(weights[self.rows], self.starts[:-1], dtype=np.float64) / np.diff(self.starts)
 
     def draw(self, position: int, epoch: int, seed: int) -> int:
-        """The row that is seen of an item in an epoch.
+        """Draws the row of an item that an epoch sees.
 
         Args:
             position: The item.

@@ -1,4 +1,4 @@
-"""Loaders that hand over the rows whose images can be read, and report the others to the main process."""
+"""Loaders of the rows whose images can be read; the main process gets a report of the others."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -8,14 +8,14 @@ from torch.utils.data import DataLoader, Dataset
 from finetune.core.errors import TableError
 from finetune.core.types import Batch
 from finetune.data.checks.unreadable import Unreadable
-from finetune.data.loading.sampler import TrainLoader
+from finetune.data.loading.sampler import TrainBatches
 
 
 class Collated(NamedTuple):
-    """What a worker makes of the rows of a batch.
+    """The rows of a batch as a worker returns them.
 
     Attributes:
-        batch: The rows whose images can be read, or None where there are none.
+        batch: The rows whose images can be read, or None if there are none.
         unreadable: The other rows.
     """
 
@@ -24,12 +24,12 @@ class Collated(NamedTuple):
 
 
 class BatchLoader(DataLoader[Batch]):
-    """A `DataLoader` whose workers return `Collated`, of which the batches are handed on.
+    """A `DataLoader` whose workers return `Collated`, and which yields their batches.
 
     Args:
         dataset: The rows.
-        report: Receives the unreadable rows of a batch, in the main process, before the batch is handed on.
-        options: Those of `DataLoader`.
+        report: Receives the unreadable rows of a batch, in the main process, before the loader yields the batch.
+        options: The options of `DataLoader`.
     """
 
     needs_every_batch = False
@@ -42,7 +42,7 @@ class BatchLoader(DataLoader[Batch]):
         """Yields the batches.
 
         Raises:
-            TableError: If no image of any batch can be read; or, where every batch is needed, of one.
+            TableError: If no image of all batches can be read, or of one batch if every batch is needed.
         """
         is_empty, unreadable = True, []
         for batch, unreadable in super().__iter__():
@@ -54,17 +54,37 @@ class BatchLoader(DataLoader[Batch]):
             elif self.needs_every_batch:
                 raise _nothing_left("training batch", unreadable, "Or raise data.batch_size, if it is small.")
         if is_empty and unreadable:
-            raise _nothing_left("split", unreadable, "`finetune check --full` tells what is wrong with each.")
+            raise _nothing_left("split", unreadable, "`finetune check --full` says what is wrong with each.")
 
 
-class TrainBatchLoader(BatchLoader, TrainLoader):
-    """A `TrainLoader` that hands on batches as `BatchLoader` does; a step without any image would teach nothing."""
+class TrainBatchLoader(BatchLoader):
+    """A `BatchLoader` over `TrainBatches` whose state is the number of batches that the training loop received.
+
+    Lightning saves that state in its checkpoints and restores it. The count starts anew with each epoch, and leaves out
+    batches that workers have only prepared. A batch without any readable image is an error: it would teach nothing.
+    """
 
     needs_every_batch = True
+    batch_sampler: TrainBatches
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yields batches, and counts each as delivered."""
+        for batch in super().__iter__():
+            self.batch_sampler.delivered = (self.batch_sampler.delivered + 1) % len(self.batch_sampler)
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the current epoch and the number of its delivered batches."""
+        return {"epoch": self.batch_sampler.epoch, "delivered": self.batch_sampler.delivered}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues after the batches that were delivered when the state was saved."""
+        self.batch_sampler.epoch = state["epoch"]
+        self.batch_sampler.delivered = state["delivered"]
 
 
 def _nothing_left(what: str, unreadable: Sequence[Unreadable], repair: str) -> TableError:
     return TableError(
         f"Expected each {what} to have an image that can be read, but got none (the last one: "
-        f"{unreadable[-1].reason}). See whether the images' disk is there. {repair}"
+        f"{unreadable[-1].reason}). Check that the images' disk is connected. {repair}"
     )

@@ -1,31 +1,29 @@
-"""The training order as a function of seed and epoch, and a loader that knows how much of it was delivered."""
+"""Orders rows: training rows as seed and epoch decide, evaluation rows as they stand."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
-from finetune.core.types import Batch
 from finetune.data.table.cells import Integers
 
 REPEAT = 1 << 32
-"""What a row's key adds to the epoch each time the row comes again: it is then augmented in another way."""
+"""A row's key adds this to the epoch each time the row comes again, so that it is augmented differently."""
 
 
 class TrainBatches(Sampler[list[tuple[int, int]]]):
-    """Batches of (position, epoch) pairs in an order that seed and epoch alone decide.
+    """Batches of (position, epoch) pairs in an order that only seed and epoch decide.
 
-    A row that comes again in an epoch does so with the epoch + `REPEAT`, the next time with the epoch + 2 `REPEAT`.
+    A row that comes again in an epoch carries the epoch + `REPEAT`, the next time the epoch + 2 `REPEAT`.
 
-    Rows are spread over ceil(rows / batch_size) batches whose sizes differ by at most one, so that no remainder is
-    dropped and no batch is too small to hold negatives.
+    Rows are spread over ceil(rows / batch_size) batches whose sizes differ by at most one, so no remainder is dropped
+    and no batch is too small to hold negatives.
 
     Args:
         length: Number of rows.
         batch_size: Largest number of rows in a batch.
         seed: Seed of the order.
-        draw: Gives the rows of an epoch in their order, from seed and epoch; None takes every row once.
+        draw: Returns the rows of an epoch in their order, given seed and epoch; None takes every row once.
 
     Example:
         >>> batches = TrainBatches(length=5, batch_size=3, seed=0)
@@ -45,11 +43,11 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
 
     @property
     def sampler(self) -> "TrainBatches":
-        """Itself: where Lightning looks for `set_epoch`."""
+        """The object whose `set_epoch` Lightning calls: this one."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch whose order the next iteration follows; another epoch starts at its first batch."""
+        """Sets the epoch that the next iteration follows; a new epoch starts at its first batch."""
         if epoch != self.epoch:
             self.epoch, self.delivered = epoch, 0
 
@@ -57,7 +55,7 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         return -(-self.length // self.batch_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        """Yields the epoch's batches that were not delivered yet."""
+        """Yields the batches of the epoch that were not delivered yet."""
         order = self.draw(self.seed, self.epoch)
         keys = np.stack([order, self.epoch + REPEAT * _count_earlier(order)], axis=1)
         for batch in np.array_split(keys, len(self))[self.delivered :]:
@@ -70,7 +68,7 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
 class InOrder(Sampler[tuple[int, int]]):
     """The keys of all rows as they stand, made one by one.
 
-    A list of them would not stay shared with the workers: counting its references writes to its pages.
+    Workers could not share a list of keys: counting its references writes to its pages, which copies them.
 
     Args:
         length: Number of rows.
@@ -91,34 +89,9 @@ class InOrder(Sampler[tuple[int, int]]):
 
 
 def _count_earlier(order: Integers) -> Integers:
-    """How often each row came before in the order."""
+    """Counts how often each row came earlier in the order."""
     by_row = np.argsort(order, kind="stable")
     rows = order[by_row]
     earlier = np.empty(len(order), dtype=np.int64)
     earlier[by_row] = np.arange(len(order)) - np.searchsorted(rows, rows)
     return earlier
-
-
-class TrainLoader(DataLoader[Batch]):
-    """A `DataLoader` over `TrainBatches` whose state is the number of batches handed to the training loop.
-
-    Lightning saves and restores that state with its checkpoints. The count is of delivered batches, not of those
-    that workers have prepared, and starts anew with each epoch.
-    """
-
-    batch_sampler: TrainBatches
-
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        """Yields batches, each counted as delivered when it is handed over."""
-        for batch in super().__iter__():
-            self.batch_sampler.delivered = (self.batch_sampler.delivered + 1) % len(self.batch_sampler)
-            yield batch
-
-    def state_dict(self) -> dict[str, Any]:
-        """The current epoch and the number of its batches that were delivered."""
-        return {"epoch": self.batch_sampler.epoch, "delivered": self.batch_sampler.delivered}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues after the batches that were delivered when the state was saved."""
-        self.batch_sampler.epoch = state["epoch"]
-        self.batch_sampler.delivered = state["delivered"]

@@ -1,7 +1,7 @@
-"""Which rows an epoch of training is made of, where it is not each of them once."""
+"""Samplings: ways to draw the rows of a training epoch other than taking each row once."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,31 +13,38 @@ Weights = npt.NDArray[np.float32] | Floats
 
 
 class Sampling(ABC):
-    """Draws the rows of an epoch, as many as the table has.
+    """Draws as many rows for an epoch as the table has.
 
-    Rows and their order depend on seed and epoch alone, so that a run goes on where it was stopped.
+    Only seed and epoch decide the rows and their order, so an interrupted run continues with the same ones.
 
     Attributes:
-        replaces_weights: Whether rows are drawn by their weights, which then do not count in the loss as well.
+        needs: The column of `data.table` that the draw needs, `label` or `weight`; None for neither.
+        replaces_weights: Whether the draw uses up the rows' weights, which then do not count in the loss.
     """
 
+    needs: ClassVar[Literal["label", "weight"] | None] = None
     replaces_weights: ClassVar[bool] = False
 
-    @abstractmethod
     def check(self, label: str | None, weight: str | None) -> None:
-        """Refuses a table that does not say what rows are drawn by.
+        """Refuses a table that lacks the column that the draw needs.
 
         Args:
             label: The table's column of labels, if it has one.
             weight: The table's column of weights, if it has one.
 
         Raises:
-            RecipeError: If the column that is needed is None.
+            RecipeError: If the column is None.
         """
+        if self.needs is not None and {"label": label, "weight": weight}[self.needs] is None:
+            key = f"data.table.{self.needs}"
+            raise RecipeError(
+                f"Expected {key} to name a column with {type(self).__name__}, but got none. "
+                f"Pass --{key} COLUMN, or leave data.sampling out."
+            )
 
     @abstractmethod
     def order(self, label_ids: Integers, weights: Weights, seed: int, epoch: int) -> Integers:
-        """The rows of an epoch, in the order of training.
+        """Draws the rows of an epoch, in the order of training.
 
         Args:
             label_ids: Int64 array of shape (N,): the class of each row, -1 for none.
@@ -51,37 +58,31 @@ class Sampling(ABC):
 
 
 class ClassBalanced(Sampling):
-    """Draws equally many rows of each class, or a number between that and the class's own.
+    """Draws as many rows of each class, or a number between that and the class's own size.
 
-    A class of n rows is drawn in proportion to n ** power. That is the family of samplings of Kang et al. 2020
-    (arXiv 1910.09217): 0 balances the classes, 1 leaves them as they are, 0.5 is square-root sampling.
+    A class of n rows gets a share in proportion to n ** power, as in Kang et al. 2020 (arXiv 1910.09217): power 0
+    balances the classes, 1 leaves them as they are, 0.5 is square-root sampling.
 
-    A class is dealt like a deck of cards: each of its rows comes once before one of them comes again, epochs
-    included. Of a large class an epoch sees a part, and the next epoch goes on with the rest. Rows with no label, as
-    a table of several labels may have, are a class of their own.
+    A class is dealt like a deck of cards: all of its rows come before any of them comes again, across epochs too. An
+    epoch sees part of a large class, and the next epoch continues with the rest. Rows without a label, which a table
+    with several labels a row may have, form a class of their own.
 
     Args:
-        power: From 0 (equally many of each class) to 1 (each row once).
+        power: From 0 (the same number of each class) to 1 (each row once).
 
     Raises:
         RecipeError: If the power is out of its range.
     """
+
+    needs = "label"
 
     def __init__(self, power: float = 0.0) -> None:
         if not 0 <= power <= 1:
             raise RecipeError(f"Expected data.sampling.power to be from 0 to 1, but got {power}.")
         self.power = power
 
-    def check(self, label: str | None, weight: str | None) -> None:  # noqa: ARG002
-        """Refuses a table without labels."""
-        if label is None:
-            raise RecipeError(
-                "Expected data.table.label to name a column with ClassBalanced, but got none. "
-                "Pass --data.table.label COLUMN, or leave data.sampling out."
-            )
-
     def order(self, label_ids: Integers, weights: Weights, seed: int, epoch: int) -> Integers:  # noqa: ARG002
-        """The rows of an epoch; see `Sampling.order`."""
+        """Draws the rows of an epoch; see `Sampling.order`."""
         classes, counts = np.unique(label_ids, return_counts=True)
         by_class = np.split(np.argsort(label_ids, kind="stable"), np.cumsum(counts)[:-1])
         draws = _apportion(len(label_ids), counts.astype(np.float64) ** self.power)
@@ -93,25 +94,18 @@ class ClassBalanced(Sampling):
 
 
 class WeightedRows(Sampling):
-    """Draws rows in proportion to the table's weights, which then do not count in the loss as well.
+    """Draws rows in proportion to the table's weights, which then do not count in the loss.
 
     With the weights w, row i is expected N * w[i] / sum(w) times, and comes that many times rounded down or up:
-    systematic sampling in a random order (Madow 1949, Annals of Mathematical Statistics 20:333). Of rows of equal
-    weight none comes twice more often than another, as it would if each draw were independent.
+    systematic sampling in a random order (Madow 1949, Annals of Mathematical Statistics 20:333). So rows of equal
+    weight come equally often, to within one; independent draws would not guarantee that.
     """
 
+    needs = "weight"
     replaces_weights = True
 
-    def check(self, label: str | None, weight: str | None) -> None:  # noqa: ARG002
-        """Refuses a table without weights."""
-        if weight is None:
-            raise RecipeError(
-                "Expected data.table.weight to name a column with WeightedRows, but got none. "
-                "Pass --data.table.weight COLUMN, or leave data.sampling out."
-            )
-
     def order(self, label_ids: Integers, weights: Weights, seed: int, epoch: int) -> Integers:  # noqa: ARG002
-        """The rows of an epoch; see `Sampling.order`.
+        """Draws the rows of an epoch; see `Sampling.order`.
 
         Raises:
             TableError: If all weights are 0.
@@ -122,7 +116,8 @@ class WeightedRows(Sampling):
         total = ends[-1]
         if total == 0:
             raise TableError(
-                f"Expected weights above 0 in training rows with WeightedRows, but got 0 in all {len(weights):,}."
+                f"Expected a training row to have a weight above 0 with WeightedRows, but got 0 in all "
+                f"{len(weights):,}. Correct the column of data.table.weight, or leave data.sampling out."
             )
         points = (np.arange(len(weights)) + generator.random()) * (total / len(weights))
         drawn = np.searchsorted(ends, np.minimum(points, np.nextafter(total, 0)), side="right")
@@ -130,7 +125,7 @@ class WeightedRows(Sampling):
 
 
 def _apportion(total: int, shares: Floats) -> Integers:
-    """Whole numbers in proportion to the shares that sum to the total: rounded down, largest remainders up."""
+    """Divides the total into whole numbers in proportion to the shares; the largest remainders are rounded up."""
     exact = total * shares / shares.sum()
     counts: Integers = np.floor(exact).astype(np.int64)
     counts[np.argsort(counts - exact, kind="stable")[: total - counts.sum()]] += 1
@@ -138,8 +133,8 @@ def _apportion(total: int, shares: Floats) -> Integers:
 
 
 def _deal(rows: Integers, draw: int, seed: int, epoch: int, label: int) -> Integers:
-    """The cards that an epoch gets of a class, of decks that are each shuffled and used up in turn."""
-    decks = -(-draw // len(rows))  # shuffled at a time: a generator for each of them would take seconds
+    """Deals the rows of a class to an epoch, from shuffled decks that are used up in turn."""
+    decks = -(-draw // len(rows))  # shuffled together: a generator for each deck would take seconds
     cards, first = decks * len(rows), epoch * draw
     dealt = [
         np.random.default_rng([seed, part, label % 2**32, 2]).permuted(np.tile(rows, (decks, 1)), axis=1).ravel()

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from torch.utils.data import Dataset
 
-from finetune.data.loading.sampler import TrainBatches, TrainLoader
+from finetune.data.loading.loader import Collated, TrainBatchLoader
+from finetune.data.loading.sampler import TrainBatches
 
 
 class Keys(Dataset):
@@ -14,8 +15,13 @@ class Keys(Dataset):
         return key
 
 
-def loader(workers: int = 0, length: int = 40, size: int = 6) -> TrainLoader:
-    return TrainLoader(Keys(), batch_sampler=TrainBatches(length, size, 3), num_workers=workers, collate_fn=list)
+def collate(keys) -> Collated:
+    return Collated(list(keys), [])
+
+
+def loader(workers: int = 0, length: int = 40, size: int = 6) -> TrainBatchLoader:
+    batches = TrainBatches(length, size, 3)
+    return TrainBatchLoader(Keys(), list, batch_sampler=batches, num_workers=workers, collate_fn=collate)
 
 
 @pytest.mark.parametrize(("length", "size"), [(1, 4), (4, 4), (5, 4), (40, 6), (65, 64), (130, 64)])

@@ -8,7 +8,8 @@ from torch.utils.data import Dataset
 
 from finetune.core.errors import RecipeError, TableError
 from finetune.data.loading.datamodule import ImageTextDataModule
-from finetune.data.loading.sampler import REPEAT, TrainBatches, TrainLoader
+from finetune.data.loading.loader import Collated, TrainBatchLoader
+from finetune.data.loading.sampler import REPEAT, TrainBatches
 from finetune.data.loading.sampling import ClassBalanced, WeightedRows
 from finetune.data.table.table import Table
 from finetune.pipeline.recipe import read_recipe
@@ -95,7 +96,7 @@ def test_rows_of_equal_weight_come_equally_often():
 
 
 def test_weights_of_0_alone_are_refused():
-    with pytest.raises(TableError, match="weights above 0 in training rows with WeightedRows, but got 0 in all 3"):
+    with pytest.raises(TableError, match="a training row to have a weight above 0 with WeightedRows, but got 0 in all 3"):
         WeightedRows().order(LABELS, np.zeros(3), 0, 0)
 
 
@@ -119,6 +120,10 @@ class Keys(Dataset):
         return key
 
 
+def collate(keys) -> Collated:
+    return Collated(list(keys), [])
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("sampling", [ClassBalanced(), WeightedRows()])
 def test_stopping_after_any_batch_and_going_on_gives_the_same_rows(sampling, workers):
@@ -127,7 +132,7 @@ def test_stopping_after_any_batch_and_going_on_gives_the_same_rows(sampling, wor
             return sampling.order(LABELS, weights(rows=len(LABELS)), seed, epoch)
 
         batches = TrainBatches(len(LABELS), 60, 5, draw)  # 4 batches an epoch
-        return TrainLoader(Keys(), batch_sampler=batches, num_workers=workers, collate_fn=list)
+        return TrainBatchLoader(Keys(), list, batch_sampler=batches, num_workers=workers, collate_fn=collate)
 
     def epochs(source, first):
         for epoch in range(first, 3):

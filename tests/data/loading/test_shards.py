@@ -12,7 +12,6 @@ import yaml
 from finetune.commands.cli import main
 from finetune.core.errors import RecipeError
 from finetune.data.loading.datamodule import ImageTextDataModule
-from finetune.data.loading.sharded import ShardedImageText
 from finetune.data.table.table import Table
 from finetune.pipeline.recipe import read_recipe
 
@@ -47,7 +46,7 @@ def test_batches_are_those_of_the_same_rows_as_files(shards: Path, kind: dict[st
         "seed": 3,
     }
     plain = ImageTextDataModule(Table(str(unpack(shards)), split="split", **kind), "align-mini", **options)
-    sharded = ShardedImageText(table(shards, **kind), "align-mini", num_workers=2, **options)
+    sharded = ImageTextDataModule(table(shards, **kind), "align-mini", num_workers=2, **options)
     epochs = []
     for module in (plain, sharded):
         loader = module.train_dataloader()
@@ -67,8 +66,8 @@ def test_batches_are_those_of_the_same_rows_as_files(shards: Path, kind: dict[st
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_stopped_epoch_goes_on_with_the_rest(shards: Path, workers: int) -> None:
-    def module() -> ShardedImageText:
-        return ShardedImageText(table(shards), "align-mini", image_size=64, batch_size=4, num_workers=workers)
+    def module() -> ImageTextDataModule:
+        return ImageTextDataModule(table(shards), "align-mini", image_size=64, batch_size=4, num_workers=workers)
 
     expected = [batch.rows.tolist() for batch in module().train_dataloader()]
     interrupted, restored = module().train_dataloader(), module().train_dataloader()
@@ -84,7 +83,7 @@ def test_a_stopped_epoch_goes_on_with_the_rest(shards: Path, workers: int) -> No
 def write_recipe(shards: Path, **settings: object) -> Path:
     named = {"path": str(shards / "*.tar"), "label": "species", "split": "split"} | settings
     path = shards / "recipe.yaml"
-    data = {"class_path": "finetune.ShardedImageText", "init_args": {"table": named, "image_size": 64}}
+    data = {"table": named, "image_size": 64}
     trainer = {"max_epochs": 1, "accelerator": "cpu"}
     path.write_text(yaml.safe_dump({"model": {"checkpoint": "align-mini"}, "data": data, "trainer": trainer}))
     return path
@@ -92,24 +91,20 @@ def write_recipe(shards: Path, **settings: object) -> Path:
 
 def test_recipe_builds_it(shards: Path) -> None:
     data = read_recipe(write_recipe(shards), ["--data.batch_size", "5"]).build_data()
-    assert isinstance(data, ShardedImageText)
     assert (data.batch_size, len(data.rows)) == (5, 25)
     with pytest.raises(RecipeError, match="'data.table.lable'. Did you mean 'label'"):
         read_recipe(write_recipe(shards), ["--data.table.lable", "x"])
-    other = read_recipe(write_recipe(shards, path=str(unpack(shards)))).build_data()
-    with pytest.raises(RecipeError, match=r"data.table.path to name tar shards, as in shards/\*.tar, but got .*csv"):
-        len(other.rows)
 
 
-def test_check_tells_all_faults_of_shards(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_reports_all_faults_of_shards(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["check", "--config", str(write_recipe(shards)), "--output", str(shards / "check.json")]
     assert main(words) == 0
     assert "rows: 18 train, 4 val, 3 test" in capsys.readouterr().out
     write_tar(shards / "00001.tar", sample(10, species=""), sample(11, split="none"))
     (shards / "00002.tar").write_bytes((shards / "00002.tar").read_bytes()[:2000])
     assert main(words) == 2
-    told = capsys.readouterr().out
-    assert f"error: {shards}/00002.tar: Expected a whole tar" in told
+    printed = capsys.readouterr().out
+    assert f"error: {shards}/00002.tar: Expected a whole tar" in printed
     (shards / "00002.tar").unlink()
     assert main([*words, "--full"]) == 2
     found = json.loads((shards / "check.json").read_text())["errors"]
