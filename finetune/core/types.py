@@ -1,6 +1,6 @@
-"""Names and shapes that data, towers, objectives and metrics share."""
+"""Names and shapes that data, model, objectives and metrics share."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -68,6 +68,18 @@ class Batch(NamedTuple):
         return self.targets if self.has_targets else self.label_ids
 
 
+class Texts(NamedTuple):
+    """Token ids alone.
+
+    Attributes:
+        input_ids: Int64 tensor of shape (B, T).
+        attention_mask: Int64 tensor of shape (B, T), 0 on padding.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+
+
 class ClassPrompts(NamedTuple):
     """The class names of a label table, written out in every template.
 
@@ -76,35 +88,88 @@ class ClassPrompts(NamedTuple):
         input_ids: Int64 tensor of shape (P, T), P = classes x templates.
         attention_mask: Int64 tensor of shape (P, T).
         label_ids: Int64 tensor of shape (P,), the class of each prompt.
-        is_multilabel: Whether an image may have several of the classes, or none.
     """
 
     names: tuple[str, ...]
     input_ids: Tensor
     attention_mask: Tensor
     label_ids: Tensor
-    is_multilabel: bool = False
 
 
 class Embeddings(NamedTuple):
     """What the towers make of a batch, and all that an objective sees of the model.
 
     Attributes:
-        image_features: Float tensor of shape (B, D), not normalised.
-        text_features: Float tensor of shape (B, D), not normalised.
+        image_features: Float tensor of shape (B, D), not normalised; None where the image tower was not asked.
+        text_features: Float tensor of shape (B, D), not normalised; None where the text tower was not asked.
         temperature: Scalar tensor that divides the cosine similarities.
     """
 
-    image_features: Tensor
-    text_features: Tensor
+    image_features: Tensor | None
+    text_features: Tensor | None
     temperature: Tensor
 
     @property
     def image_embeds(self) -> Tensor:
-        """Image features on the unit sphere, shape (B, D)."""
-        return normalize(self.image_features, dim=-1)
+        """Image features on the unit sphere, shape (B, D).
+
+        Raises:
+            ValueError: If the image tower was not asked.
+        """
+        return _normalized(self.image_features, "image")
 
     @property
     def text_embeds(self) -> Tensor:
-        """Text features on the unit sphere, shape (B, D)."""
-        return normalize(self.text_features, dim=-1)
+        """Text features on the unit sphere, shape (B, D).
+
+        Raises:
+            ValueError: If the text tower was not asked.
+        """
+        return _normalized(self.text_features, "text")
+
+
+class Answers(NamedTuple):
+    """What a model says of rows: those of a batch, or all of a loader in its order.
+
+    Attributes:
+        rows: Int64 tensor of shape (N,), positions in the table.
+        image_ids: Int64 tensor of shape (N,), equal for equal images.
+        caption_ids: Int64 tensor of shape (N,), equal for equal captions.
+        truth: What class scores are measured against, see `Batch.truth`.
+        image_features: Float tensor of shape (N, D), not normalised; None where there are none.
+        text_features: Float tensor of shape (N, D), not normalised; None where there are none.
+        class_scores: Logits of every class, float tensor of shape (N, C); None where there are no classes.
+    """
+
+    rows: Tensor
+    image_ids: Tensor
+    caption_ids: Tensor
+    truth: Tensor
+    image_features: Tensor | None = None
+    text_features: Tensor | None = None
+    class_scores: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls,
+        batch: Batch,
+        image_features: Tensor | None = None,
+        text_features: Tensor | None = None,
+        class_scores: Tensor | None = None,
+    ) -> Self:
+        """Puts a model's answers beside the ids of the rows they are about.
+
+        Args:
+            batch: The rows.
+            image_features: As for the class, and so the others.
+            text_features: Likewise.
+            class_scores: Likewise.
+        """
+        ids = (batch.rows, batch.image_ids, batch.caption_ids, batch.truth)
+        return cls(*ids, image_features, text_features, class_scores)
+
+
+def _normalized(features: Tensor | None, tower: str) -> Tensor:
+    if features is None:
+        raise ValueError(f"Expected {tower} features, but got none: the {tower} tower was not asked.")
+    return normalize(features, dim=-1)

@@ -5,15 +5,15 @@ from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
-from transformers import AlignModel
 
 from finetune.core.errors import CheckpointError
 from finetune.core.files import read_json, write_json
+from finetune.model.base import Base
 
 TEMPERATURE_FILE = "temperature.json"
 
 
-def save_adapter(adapted: PeftModel, folder: Path, checkpoint: str, fingerprint: str) -> None:
+def save_adapter(adapted: PeftModel, folder: Path, base: Base) -> None:
     """Writes a standard PEFT folder and the temperature, which PEFT would lose, as a sidecar.
 
     Layers trained whole lie in it whole, BatchNorm's running statistics among them.
@@ -21,14 +21,13 @@ def save_adapter(adapted: PeftModel, folder: Path, checkpoint: str, fingerprint:
     Args:
         adapted: The model returned by `attach_lora`.
         folder: An existing, empty folder.
-        checkpoint: Name of the base that another machine understands: a hub id, `align-mini`, or a path.
-        fingerprint: SHA-256 of the base's weights, see `finetune.core.files.fingerprint_weights`.
+        base: The base that was adapted, which the folder names.
     """
     adapted.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
     path = folder / "adapter_config.json"
     config: dict[str, Any] = read_json(path)
-    config["base_model_name_or_path"] = checkpoint
+    config["base_model_name_or_path"] = base.name
     for key in ("target_modules", "modules_to_save"):
         if isinstance(config[key], list):
             config[key].sort()
@@ -36,17 +35,16 @@ def save_adapter(adapted: PeftModel, folder: Path, checkpoint: str, fingerprint:
     temperature = adapted.get_base_model().get_parameter("temperature").item()
     write_json(
         folder / TEMPERATURE_FILE,
-        {"temperature": temperature, "base_model": checkpoint, "base_model_sha256": fingerprint},
+        {"temperature": temperature, "base_model": base.name, "base_model_sha256": base.fingerprint},
     )
 
 
-def load_adapter(model: AlignModel, folder: Path, fingerprint: str) -> PeftModel:
-    """Puts a saved adapter and its temperature into the base it was trained on.
+def load_adapter(base: Base, folder: Path) -> PeftModel:
+    """Puts a saved adapter and its temperature into a fresh model of the base it was trained on.
 
     Args:
-        model: The base, float32; it is changed in place.
+        base: The base.
         folder: A folder written by `save_adapter`.
-        fingerprint: SHA-256 of the weights `model` was loaded from.
 
     Raises:
         CheckpointError: If a file is missing, the base is another one, or the tensors on disk are not exactly
@@ -56,12 +54,13 @@ def load_adapter(model: AlignModel, folder: Path, fingerprint: str) -> PeftModel
         if not (folder / name).is_file():
             raise CheckpointError(f"Expected {folder} to be an adapter folder, but {name} is missing.")
     sidecar = read_json(folder / TEMPERATURE_FILE)
-    if sidecar["base_model_sha256"] != fingerprint:
+    if sidecar["base_model_sha256"] != base.fingerprint:
         raise CheckpointError(
             f"Expected the base of {folder} to be {sidecar['base_model']} with SHA-256 "
-            f"{sidecar['base_model_sha256']}, but got weights with SHA-256 {fingerprint}. "
+            f"{sidecar['base_model_sha256']}, but got weights with SHA-256 {base.fingerprint}. "
             "Use the checkpoint the adapter was trained on."
         )
+    model = base.load()
     adapted = PeftModel(model, LoraConfig.from_pretrained(str(folder), inference_mode=True))
     _check_tensors(adapted, folder / "adapter_model.safetensors")
     adapted.load_adapter(str(folder), "default", is_trainable=False)

@@ -1,17 +1,23 @@
-"""From the name of a checkpoint (`align-mini`, a folder or a hub id) to a checked model and processor."""
+"""The pretrained checkpoint that a run starts from, resolved and read once."""
 
+import copy
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AlignConfig, AlignModel, AlignProcessor
 
 from finetune.core.errors import CheckpointError, RecipeError, did_you_mean
 from finetune.model.checkpoint_folder import check_folder
-from finetune.model.mini import MINI, mini_folder
-
-if TYPE_CHECKING:
-    from transformers import AlignModel, AlignProcessor
+from finetune.model.mini import MINI, open_mini
+from finetune.model.weights import Weights
 
 HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?")
 # What is downloaded of a hub id; adapter_config.json is among it, so that an adapter is recognised as one.
@@ -20,99 +26,148 @@ PROCESSOR_FILES = ["tokenizer.json", "vocab.txt", "special_tokens_map.json", "ad
 SMALLEST_IMAGE = 32  # pixels; the image tower halves the side five times
 
 
-def resolve_checkpoint(checkpoint: str) -> Path:
-    """Finds a checkpoint's folder and checks that it holds an ALIGN, before anything is loaded from it.
+class Base:
+    """An ALIGN checkpoint: its name, its folder, its weights. Open it once and pass it on.
+
+    The weights are read from disk at their first use and then shared: by the fingerprint, by each model that `load`
+    builds, and by whatever interpolates towards them.
 
     Args:
-        checkpoint: `align-mini`; a folder written by `AlignModel` and `AlignProcessor`; or a hub id,
-            `owner/name` or `owner/name@revision`, which is downloaded into the hub's own cache.
+        name: What another working directory finds the same checkpoint by: `align-mini`, a hub id, or an absolute path.
+        folder: Holds what `AlignModel` and `AlignProcessor` read.
+        weights: The folder's weights where they are open already.
 
-    Raises:
-        CheckpointError: If there is no such checkpoint, or its folder is incomplete, an adapter or no ALIGN.
+    Example:
+        >>> base = Base.open("align-mini")
+        >>> base.load().config.projection_dim
+        320
     """
-    if checkpoint == MINI:
-        return mini_folder()
-    folder = Path(checkpoint).expanduser()
-    if not folder.is_dir():
-        folder = _download(checkpoint)
-    check_folder(folder)
-    return folder
+
+    def __init__(self, name: str, folder: Path, weights: Weights | None = None) -> None:
+        self.name = name
+        self.folder = folder
+        self._opened = weights
+
+    def __repr__(self) -> str:
+        return f"Base({self.name!r})"
+
+    @classmethod
+    def open(cls, checkpoint: "str | Path | Base") -> Self:
+        """Finds a checkpoint's folder and checks that it holds an ALIGN, before anything is loaded from it.
+
+        Args:
+            checkpoint: `align-mini`; a folder written by `AlignModel` and `AlignProcessor`; or a hub id,
+                `owner/name` or `owner/name@revision`, which is downloaded into the hub's own cache. A base is
+                returned as it is.
+
+        Raises:
+            CheckpointError: If there is no such checkpoint, or its folder is incomplete, an adapter or no ALIGN.
+        """
+        if isinstance(checkpoint, cls):
+            return checkpoint
+        if checkpoint == MINI:
+            return cls(MINI, *open_mini())
+        name, folder = str(checkpoint), Path(str(checkpoint)).expanduser()
+        if folder.is_dir():
+            name = str(folder.resolve())
+        else:
+            folder = _download(name)
+        check_folder(folder)
+        return cls(name, folder)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors as they are stored, by name, on the CPU. They are shared: clone what you write to.
+
+        Raises:
+            CheckpointError: If a file is damaged.
+        """
+        return self._weights.tensors
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights, whatever files they are spread over; see `finetune.core.files.fingerprint_weights`.
+
+        Raises:
+            CheckpointError: If a file is damaged.
+        """
+        return self._weights.fingerprint
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The tensors as `load` puts them into a model: in float32. They are shared where they are stored so."""
+        with torch.device("meta"):
+            names = AlignModel(self._config).state_dict()
+        return {
+            name: self.tensors[name].float() if like.is_floating_point() else self.tensors[name]
+            for name, like in names.items()
+        }
+
+    @cached_property
+    def _config(self) -> AlignConfig:
+        return AlignConfig.from_pretrained(self.folder, local_files_only=True)
+
+    @cached_property
+    def _weights(self) -> Weights:
+        try:
+            return self._opened or Weights(self.folder)
+        except (OSError, SafetensorError) as error:
+            raise _unreadable(self.folder, "AlignModel", error) from error
+
+    def load(self) -> AlignModel:
+        """Builds a fresh model in float32 and evaluation mode, with every tensor accounted for.
+
+        Raises:
+            CheckpointError: If the tensors are not exactly those of the checkpoint's `config.json`.
+        """
+        try:
+            with _quiet_transformers():
+                loaded: Any = AlignModel.from_pretrained(
+                    None,
+                    config=copy.deepcopy(self._config),
+                    state_dict={name: tensor.clone() for name, tensor in self.tensors.items()},
+                    dtype=torch.float32,
+                    attn_implementation="eager",
+                    ignore_mismatched_sizes=True,  # reported below
+                    output_loading_info=True,
+                )
+        except (OSError, RuntimeError, StrictDataclassError, TypeError, ValueError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise _unreadable(self.folder, "AlignModel", error) from error
+        model, report = loaded
+        for fault in ("missing", "unexpected", "mismatched"):
+            if keys := sorted(map(str, report[f"{fault}_keys"])):
+                raise CheckpointError(
+                    f"Expected the tensors in {self.folder} to be exactly those of its config.json, but got "
+                    f"{len(keys)} {fault}, the first: {keys[0]}. Write or download the folder again."
+                )
+        aligned: AlignModel = model.eval()
+        return aligned
+
+    def processor(self, image_size: int | None = None) -> AlignProcessor:
+        """Opens the checkpoint's own processor, pinned to Pillow, at its own or another image size.
+
+        Args:
+            image_size: Side in pixels of the images that the model receives. The size to which images are resized
+                before they are cropped follows in proportion. None keeps the checkpoint's own.
+
+        Raises:
+            CheckpointError: If the processor cannot be opened.
+            RecipeError: If `image_size` is too small for the image tower.
+        """
+        if image_size is not None and image_size < SMALLEST_IMAGE:
+            raise RecipeError(f"Expected image_size to be at least {SMALLEST_IMAGE} pixels, but got {image_size}.")
+        processor = open_processor(self.folder)
+        if image_size is not None:
+            _rescale(processor.image_processor, image_size)
+        return processor
 
 
-def portable_name(checkpoint: str) -> str:
-    """The name under which another working directory finds the same checkpoint.
-
-    Args:
-        checkpoint: As in `resolve_checkpoint`. `align-mini` and hub ids stay as they are, a folder becomes its
-            absolute path.
-    """
-    folder = Path(checkpoint).expanduser()
-    return str(folder.resolve()) if checkpoint != MINI and folder.is_dir() else checkpoint
+Checkpoint = str | Base
+"""What names a base: recipes write a string."""
 
 
-def load_model(checkpoint: str) -> "AlignModel":
-    """Loads an ALIGN in float32 and evaluation mode, with every tensor accounted for.
-
-    Args:
-        checkpoint: As in `resolve_checkpoint`.
-
-    Raises:
-        CheckpointError: If the checkpoint cannot be resolved, or its tensors are not exactly the model's.
-    """
-    import torch
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
-    from transformers import AlignModel
-
-    folder = resolve_checkpoint(checkpoint)
-    try:
-        with _quiet_transformers():
-            loaded: Any = AlignModel.from_pretrained(
-                folder,
-                dtype=torch.float32,
-                attn_implementation="eager",
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-                ignore_mismatched_sizes=True,  # reported below
-                output_loading_info=True,
-            )
-    except (OSError, RuntimeError, SafetensorError, StrictDataclassError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"Expected {folder} to open as an AlignModel, but got: {error}. Write or download it again."
-        ) from error
-    model, report = loaded
-    for fault in ("missing", "unexpected", "mismatched"):
-        if keys := sorted(map(str, report[f"{fault}_keys"])):
-            raise CheckpointError(
-                f"Expected the tensors in {folder} to be exactly those of its config.json, but got "
-                f"{len(keys)} {fault}, the first: {keys[0]}. Write or download the folder again."
-            )
-    aligned: AlignModel = model.eval()
-    return aligned
-
-
-def load_processor(checkpoint: str, image_size: int | None = None) -> "AlignProcessor":
-    """Loads the checkpoint's own processor, pinned to Pillow, at its own or another image size.
-
-    Args:
-        checkpoint: As in `resolve_checkpoint`.
-        image_size: Side in pixels of the images that the model receives. The size to which images are resized
-            before they are cropped follows in proportion. None keeps the checkpoint's own.
-
-    Raises:
-        CheckpointError: If the checkpoint cannot be resolved or its processor not be opened.
-        RecipeError: If `image_size` is too small for the image tower.
-    """
-    if image_size is not None and image_size < SMALLEST_IMAGE:
-        raise RecipeError(f"Expected image_size to be at least {SMALLEST_IMAGE} pixels, but got {image_size}.")
-    processor = open_processor(resolve_checkpoint(checkpoint))
-    if image_size is not None:
-        _rescale(processor.image_processor, image_size)
-    return processor
-
-
-def open_processor(folder: Path) -> "AlignProcessor":
+def open_processor(folder: Path) -> AlignProcessor:
     """Opens the processor of a checkpoint's or adapter's folder, pinned to Pillow, as it is to be written again.
 
     Args:
@@ -121,20 +176,20 @@ def open_processor(folder: Path) -> "AlignProcessor":
     Raises:
         CheckpointError: If there is none or it cannot be opened.
     """
-    from transformers import AlignProcessor
-
     try:
         with _quiet_transformers():
             processor: AlignProcessor = AlignProcessor.from_pretrained(
                 folder, backend="pil", local_files_only=True, trust_remote_code=False
             )
     except (KeyError, OSError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"Expected {folder} to open as an AlignProcessor, but got: {error}. Write or download it again."
-        ) from error
+        raise _unreadable(folder, "AlignProcessor", error) from error
     for key in ("backend", "is_local", "local_files_only"):  # how it was opened here, else saved with it
         processor.tokenizer.init_kwargs.pop(key, None)
     return processor
+
+
+def _unreadable(folder: Path, kind: str, error: Exception) -> CheckpointError:
+    return CheckpointError(f"Expected {folder} to open as an {kind}, but got: {error}. Write or download it again.")
 
 
 def _rescale(image_processor: Any, image_size: int) -> None:
@@ -170,7 +225,7 @@ def _download(checkpoint: str) -> Path:
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Silences progress bars and the loading report, which `load_model` turns into an error."""
+    """Silences progress bars and the loading report, which `Base.load` turns into an error."""
     from transformers.utils import logging as untyped_logging
 
     logging: Any = untyped_logging

@@ -1,95 +1,131 @@
-"""A trained classification head as one file of its own."""
+"""A linear classification head on the image features: a model of its own, and its file."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Self
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
-from finetune.core.errors import CheckpointError
-from finetune.objectives import Classification
+from finetune.core.errors import CheckpointError, TableError
+from finetune.core.files import write_bytes
+from finetune.model.interpolate import interpolate
 
 
-class Head(NamedTuple):
-    """A trained linear head: logits = image_features @ weight.T + bias.
+class LinearHead(nn.Module):
+    """Scores classes by image features that are not normalised: logits = image_features @ weight.T + bias.
 
-    Attributes:
-        weight: Float32 tensor of shape (C, D), for image features that are not normalised.
-        bias: Float32 tensor of shape (C,).
+    Features are left unnormalised since only then image tower and head together are a plain image classifier, see
+    `finetune.model.efficientnet`. The start is kept beside the head: between the two lie the heads that forget less.
+
+    Args:
+        weight: Float tensor of shape (C, D).
+        bias: Float tensor of shape (C,).
         classes: Class names; the position is the label id.
         is_multilabel: Whether an image may have several of them, or none: the sigmoid of each logit is its probability.
-        start_weight: What `weight` was before training.
-        start_bias: What `bias` was before training.
+        start_weight: What `weight` was before training; None for `weight` itself.
+        start_bias: What `bias` was before training; None for `bias` itself.
     """
 
-    weight: Tensor
-    bias: Tensor
-    classes: tuple[str, ...]
     start_weight: Tensor
     start_bias: Tensor
-    is_multilabel: bool = False
 
-    @property
-    def trained(self) -> dict[str, Tensor]:
-        """`weight` and `bias`."""
-        return {"weight": self.weight, "bias": self.bias}
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        classes: Sequence[str],
+        is_multilabel: bool = False,
+        start_weight: Tensor | None = None,
+        start_bias: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.classes = tuple(classes)
+        self.is_multilabel = is_multilabel
+        self.weight = nn.Parameter(_copy(weight))
+        self.bias = nn.Parameter(_copy(bias))
+        self.register_buffer("start_weight", _copy(weight if start_weight is None else start_weight))
+        self.register_buffer("start_bias", _copy(bias if start_bias is None else start_bias))
 
-    @property
-    def start(self) -> dict[str, Tensor]:
-        """What they were before training."""
-        return {"weight": self.start_weight, "bias": self.start_bias}
+    def forward(self, image_features: Tensor) -> Tensor:
+        """Returns the logits, shape (B, C), computed in float32 whatever the precision of training.
 
-    def logits(self, image_features: Tensor) -> Tensor:
-        """The head on unnormalised image features of shape (B, D); shape (B, C)."""
-        return image_features @ self.weight.T + self.bias
+        Args:
+            image_features: Float tensor of shape (B, D), not normalised.
+        """
+        dtype = torch.promote_types(image_features.dtype, torch.float32)
+        with torch.autocast(image_features.device.type, enabled=False):
+            return image_features.to(dtype) @ self.weight.to(dtype).T + self.bias.to(dtype)
+
+    def at(self, interpolation: float, scale: float = 1.0) -> "LinearHead":
+        """Returns the head between its start and what was trained of it, its logits multiplied by a number.
+
+        Args:
+            interpolation: 1 gives the trained head, 0 what it started from.
+            scale: What the logits are multiplied by: it changes how sure the classifier is, and no ranking.
+
+        Raises:
+            RecipeError: If `interpolation` is not in [0, 1].
+        """
+        start = {"weight": self.start_weight, "bias": self.start_bias}
+        trained = {"weight": self.weight.detach(), "bias": self.bias.detach()}
+        found = {name: scale * tensor for name, tensor in interpolate(start, trained, interpolation).items()}
+        return LinearHead(**found, classes=self.classes, is_multilabel=self.is_multilabel)
+
+    def write(self, path: Path) -> None:
+        """Writes the head as one safetensors file, class names in its metadata.
+
+        Args:
+            path: The file.
+        """
+        tensors = {name: tensor.float().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        metadata = {
+            "classes": json.dumps(self.classes, ensure_ascii=False),
+            "is_multilabel": json.dumps(self.is_multilabel),
+        }
+        write_bytes(path, save(tensors, metadata=metadata))
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Reads a head that `write` wrote.
+
+        Args:
+            path: The file.
+
+        Raises:
+            CheckpointError: If the file is missing or holds no head.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata()
+                classes = tuple(json.loads(metadata["classes"]))
+                tensors = {name: file.get_tensor(name) for name in ("weight", "bias", "start_weight", "start_bias")}
+                return cls(**tensors, classes=classes, is_multilabel=metadata["is_multilabel"] == "true")
+        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+            raise CheckpointError(f"Expected {path} to hold a trained head, but got: {error}. Run it again.") from error
 
 
-def build_head(objective: Classification, classes: Sequence[str], is_multilabel: bool) -> Head:
-    """The head that an objective holds, as tensors of its own.
+def require_classes(expected: Sequence[str], found: Sequence[str]) -> None:
+    """Refuses a table that has other classes than a trained head, or the same in another order.
 
     Args:
-        objective: A head that was started.
-        classes: Class names; the position is the label id.
-        is_multilabel: Whether an image may have several of the classes, or none.
-    """
-    tensors = {name: tensor.float().cpu().clone() for name, tensor in objective.state_dict().items()}
-    return Head(**tensors, classes=tuple(classes), is_multilabel=is_multilabel)
-
-
-def write_head(head: Head, path: Path) -> None:
-    """Writes a trained head as one safetensors file, class names in its metadata.
-
-    Args:
-        head: The head.
-        path: Where to write; parent folders exist.
-    """
-    tensors = {**head.trained, "start_weight": head.start_weight, "start_bias": head.start_bias}
-    staging = path.with_name(f".{path.name}")
-    metadata = {
-        "classes": json.dumps(head.classes, ensure_ascii=False),
-        "is_multilabel": json.dumps(head.is_multilabel),
-    }
-    staging.write_bytes(save(tensors, metadata=metadata))
-    staging.replace(path)
-
-
-def read_head(path: Path) -> Head:
-    """Reads a head that `write_head` wrote.
-
-    Args:
-        path: The file.
+        expected: The head's.
+        found: The table's.
 
     Raises:
-        CheckpointError: If the file is missing or holds no head.
+        TableError: If they differ.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-            classes = tuple(json.loads(metadata["classes"]))
-            tensors = {name: file.get_tensor(name) for name in ("weight", "bias", "start_weight", "start_bias")}
-            return Head(**tensors, classes=classes, is_multilabel=metadata.get("is_multilabel") == "true")
-    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"Expected {path} to hold a trained head, but got: {error}. Run it again.") from error
+    if list(found) != list(expected):
+        got = f"{len(found)}: {', '.join(found[:5])}" if found else "none"
+        raise TableError(
+            f"Expected the table to have the classifier's {len(expected)} classes, {', '.join(expected[:5])}"
+            f"{', ...' if len(expected) > 5 else ''}, but got {got}. "
+            "Take a table with the labels that it was trained on."
+        )
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().float().clone()

@@ -9,33 +9,30 @@ from transformers import AlignModel
 
 from finetune.core.errors import CheckpointError
 from finetune.model.adapter import load_adapter
+from finetune.model.base import Base
 
 
-def merge_adapter(base: AlignModel, adapter: Path, fingerprint: str) -> AlignModel:
-    """Merges a saved adapter into a freshly loaded base, in float32.
+def merge_adapter(base: Base, adapter: Path) -> AlignModel:
+    """Merges a saved adapter into a fresh model of its base, in float32.
 
     Args:
-        base: The base, float32 and without adapters; it is used up.
+        base: The base.
         adapter: A folder written by `finetune.model.adapter.save_adapter`.
-        fingerprint: SHA-256 of the weights `base` was loaded from.
 
     Returns:
         A model with the base's tensor names, shapes and dtypes.
 
     Raises:
-        CheckpointError: If the merged tensors are not the base's in name, shape and dtype, or not finite.
+        CheckpointError: If the adapter is not one of this base, or the merged tensors are not the base's in name,
+            shape and dtype, or not finite.
     """
-    signature = {name: (tensor.shape, tensor.dtype) for name, tensor in base.state_dict().items()}
-    half = [name for name, (_, dtype) in signature.items() if dtype in (torch.float16, torch.bfloat16)]
-    if half:
-        raise CheckpointError(
-            f"Expected the base to be in float32, but {half[0]} is not: merging in half precision costs 2e-2. "
-            "Load it with dtype=torch.float32."
-        )
-    adapted = load_adapter(base, adapter, fingerprint)
+    adapted = load_adapter(base, adapter)
     merged: AlignModel = adapted.merge_and_unload(safe_merge=True)
     merged.eval().requires_grad_(False)
-    found = {name: (tensor.shape, tensor.dtype) for name, tensor in merged.state_dict().items()}
+    signature, found = (
+        {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
+        for state in (base.state_dict(), merged.state_dict())
+    )
     changed = sorted(set(signature.items()) ^ set(found.items()))
     if changed:
         raise CheckpointError(

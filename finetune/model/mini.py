@@ -16,7 +16,8 @@ from filelock import FileLock
 from safetensors import SafetensorError
 
 from finetune.core.errors import CheckpointError
-from finetune.core.files import fingerprint_file, fingerprint_weights, read_json, write_folder, write_json
+from finetune.core.files import fingerprint_file, read_json, write_folder, write_json
+from finetune.model.weights import Weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -182,20 +183,20 @@ def cache_folder() -> Path:
     return Path(cache).expanduser().absolute() / "align-finetune"
 
 
-def mini_folder() -> Path:
-    """Returns ALIGN-mini's folder, assembled in the cache on first use, and again if it was damaged.
+def open_mini() -> tuple[Path, Weights]:
+    """Returns ALIGN-mini's folder and weights, assembled in the cache on first use, and again if it was damaged.
 
     Raises:
         CheckpointError: If the extra `mini` is not installed, a file deviates from its hash, or the cache
             cannot be written.
     """
     folder = cache_folder() / f"{MINI}-{FINGERPRINT[:12]}"
-    if not _is_whole(folder):
+    weights = _open_whole(folder)
+    if weights is None:
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{folder}.lock"):
-                if not _is_whole(folder):  # another process may have been at it
-                    _build(folder)
+                weights = _open_whole(folder) or _build(folder)  # another process may have been at it
         except CheckpointError:
             raise
         except OSError as error:
@@ -203,27 +204,31 @@ def mini_folder() -> Path:
                 f"Expected {folder.parent} to be writable with 120 MB to spare, but got: {error}. "
                 "Set ALIGN_FINETUNE_CACHE to another folder."
             ) from error
-    return folder
+    return folder, weights
 
 
-def _is_whole(folder: Path) -> bool:
+def _open_whole(folder: Path) -> Weights | None:
+    """The weights of a folder of which every file is as it was assembled; None where one is not."""
     try:
-        return (
+        if (
             all((folder / path.name).read_bytes() == path.read_bytes() for path in SHIPPED.glob("*.json"))
             and fingerprint_file(folder / "vocab.txt") == VOCABULARY.sha256
             and (folder / "tokenizer.json").is_file()
-            and fingerprint_weights(folder) == FINGERPRINT
-        )
+            and (weights := Weights(folder)).fingerprint == FINGERPRINT
+        ):
+            return weights
     except (OSError, SafetensorError):
-        return False
+        pass
+    return None
 
 
-def _build(folder: Path) -> None:
+def _build(folder: Path) -> Weights:
     with write_folder(folder, overwrite=True) as staging:
         write_mini(staging)
-        found = fingerprint_weights(staging)
+        found = Weights(staging).fingerprint
         if found != FINGERPRINT:
             raise CheckpointError(
                 f"Expected the weights of {MINI} to have fingerprint {FINGERPRINT}, but got {found}, "
                 f"though its sources are intact: {TEXT_PROJECTION} must differ. Reinstall align-finetune."
             )
+    return Weights(folder)

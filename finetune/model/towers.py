@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import AlignModel
 
-from finetune.core.types import Batch, Embeddings
+from finetune.core.types import Batch, Embeddings, Texts
 from finetune.model.batchnorm import FollowingBatchNorm2d
 
 
@@ -119,6 +119,14 @@ class AlignTowers(nn.Module):
             text_features=self.text_features(batch.input_ids, batch.attention_mask),
             temperature=self.temperature,
         )
+
+    def image_embeddings(self, batch: Batch) -> Embeddings:
+        """The image tower alone on one batch."""
+        return Embeddings(self.image_features(batch.pixel_values), None, self.temperature)
+
+    def text_embeddings(self, texts: Texts) -> Embeddings:
+        """The text tower alone on token ids."""
+        return Embeddings(None, self.text_features(texts.input_ids, texts.attention_mask), self.temperature)
 
 
 def _hold_in_eval(module: nn.Module, _: Any) -> None:
