@@ -1,61 +1,41 @@
 """How far an adapted model has moved from its base: a meter of forgetting that needs no second table."""
 
-from itertools import islice
-from typing import NamedTuple
-
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from finetune.core.shipped import shipped_folder
-from finetune.core.types import ClassPrompts
+from finetune.core.types import Texts
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.data.prepare.texts import write_prompts
-from finetune.training.task import AlignTask
+from finetune.inference.embed import embed, embed_texts
+from finetune.model.towers import AlignTowers
+from finetune.run.measurement import Probe
 
 IMAGES = 256
-"""Test images that are looked at, evenly spaced."""
+"""Test images that are embedded, evenly spaced."""
 
 _WORDS = "align_mini/imagenet_classes.txt"
 _TEMPLATE = "a photo of a {}."
-_CHUNK = 64
 
 
-class Probe(NamedTuple):
-    """What a model makes of the user's own images and of words that are not the user's.
-
-    Attributes:
-        image_embeds: Unit vectors of test images, float32 of shape (images, D), on the CPU.
-        text_embeds: Unit vectors of the words, float32 of shape (words, D), on the CPU.
-    """
-
-    image_embeds: Tensor
-    text_embeds: Tensor
-
-
-@torch.inference_mode()
-def probe(task: AlignTask, data: ImageTextDataModule) -> Probe:
+def probe(towers: AlignTowers, data: ImageTextDataModule, device: torch.device) -> Probe:
     """Embeds up to `IMAGES` test images and a fixed vocabulary.
 
     The words are the thousand class names of ImageNet-1k, written into "a photo of a {}."
 
     Args:
-        task: The model, where it shall run.
+        towers: The model, on `device`.
         data: The table; its test images are taken.
+        device: Where the model runs.
     """
-    words = tuple((shipped_folder("datasets") / _WORDS).read_text(encoding="utf-8").splitlines())
+    words = (shipped_folder("datasets") / _WORDS).read_text(encoding="utf-8").splitlines()
     texts = [data.texts.encode(text) for text in write_prompts(words, [_TEMPLATE])]
-    input_ids, attention_mask = map(torch.as_tensor, data.texts.pad(texts))
-    text_embeds = task.class_embeds(ClassPrompts(words, input_ids, attention_mask, torch.arange(len(words))))
-    dataset = data.dataset("test")
-    positions = np.unique(np.linspace(0, len(dataset) - 1, min(IMAGES, len(dataset))).astype(int)).tolist()
-    samples = data.samples(dataset, positions)
-    parts = []
-    while chunk := list(islice(samples, _CHUNK)):
-        batch = dataset.collate(chunk)
-        parts.append(task.towers.image_features(batch.pixel_values.to(task.device)).float().cpu())
-    return Probe(normalize(torch.cat(parts), dim=-1), text_embeds.cpu())
+    text_embeds = embed_texts(towers, Texts(*map(torch.as_tensor, data.texts.pad(texts))), device)
+    rows = data.rows.indices("test")
+    spaced = np.unique(np.linspace(0, len(rows) - 1, min(IMAGES, len(rows))).astype(int))
+    images = embed(towers.image_embeddings, data.loader(rows[spaced]), device)
+    return Probe(images.image_embeds, text_embeds)
 
 
 def drift(before: Probe, after: Probe) -> float:

@@ -1,51 +1,17 @@
-"""Everything that is measured of one model, and what two measurements say of each other."""
+"""What two measurements say of each other: differences with their intervals, and what a model forgot."""
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from finetune.data.loading.datamodule import ImageTextDataModule
-from finetune.evaluation.drift import Probe, drift, probe
-from finetune.evaluation.evaluate import Evaluation, evaluate, find_device
-from finetune.metrics import Figure, paired_difference, value
-from finetune.training.task import AlignTask
+from finetune.evaluation.drift import drift
+from finetune.metrics import Figure, paired_difference
+from finetune.run.measurement import Measurement, TableMeasurement
 
 
-class Measurement(NamedTuple):
-    """One model on the user's test rows, elsewhere, and in words that are not the user's.
-
-    Attributes:
-        evaluation: The test rows.
-        elsewhere: Those of each table of `data.retention`, by its name.
-        probe: What the drift meter looks at.
-    """
-
-    evaluation: Evaluation
-    elsewhere: dict[str, Evaluation]
-    probe: Probe
-
-
-def measure(
-    accelerator: str, task: AlignTask, data: ImageTextDataModule, neighbours: int | None = None, floor: bool = False
-) -> Measurement:
-    """Measures a model everywhere.
+def find_differences(before: TableMeasurement, after: TableMeasurement) -> dict[str, dict[str, Any]]:
+    """Returns the difference of each metric that can have an interval and that both models were measured by.
 
     Args:
-        accelerator: As for Lightning's `Trainer`.
-        task: The model.
-        data: The table, and those that stand for elsewhere.
-        neighbours: As for `evaluate`.
-        floor: As for `evaluate`.
-    """
-    evaluation = evaluate(accelerator, task, data, neighbours, floor)
-    elsewhere = {name: evaluate(accelerator, task, other) for name, other in data.retention.items()}
-    return Measurement(evaluation, elsewhere, probe(task.to(find_device(accelerator)), data))
-
-
-def compare_evaluations(before: Evaluation, after: Evaluation) -> dict[str, dict[str, Any]]:
-    """The difference of each metric that can have an interval and that both models were measured by, with it.
-
-    Args:
-        before: One model on the test rows.
+        before: One model on the rows of a table.
         after: Another one on the same rows.
 
     Returns:
@@ -55,43 +21,28 @@ def compare_evaluations(before: Evaluation, after: Evaluation) -> dict[str, dict
     return {name: difference for name, difference in found.items() if difference is not None}
 
 
-def _difference(name: str, before: Evaluation, after: Evaluation) -> dict[str, Any] | None:
+def _difference(name: str, before: TableMeasurement, after: TableMeasurement) -> dict[str, Any] | None:
     """None where a single query tells nothing of chance, or no row has a label."""
     figure = before.figures[name]
-    if figure.units < 2 or value(figure).isnan():
+    if figure.units < 2 or figure.point_estimate().isnan():
         return None
     found = paired_difference(figure, after.figures[name])
     return {**found._asdict(), "verdict": found.verdict}
 
 
-def compare_elsewhere(
-    before: Mapping[str, tuple[str, float]], after: Mapping[str, tuple[str, float]]
-) -> dict[str, Any]:
-    """What a model lost of what its base could do.
+def compare_retention(before: Measurement, after: Measurement) -> dict[str, Any]:
+    """Returns what a model lost of what its base could do on the retention tables.
 
     Args:
-        before: Key and value of the base's main metric on each table that stands for elsewhere.
-        after: Those of the adapted model.
+        before: The base.
+        after: The adapted model on the same rows.
 
     Returns:
-        `tables`, with `metric`, `before`, `after` and `relative_loss` of each (below 0 for a gain, None where the base
-        scored 0), and `mean_relative_loss` and `worst_relative_loss` over those that have one.
-
-    Example:
-        >>> before = {"photos": ("test/accuracy", 0.5), "maps": ("test/accuracy", 0.2)}
-        >>> after = {"photos": ("test/accuracy", 0.375), "maps": ("test/accuracy", 0.2)}
-        >>> compare_elsewhere(before, after)["worst_relative_loss"]
-        0.25
+        `tables`, with `metric`, `before`, `after`, `relative_loss` of each (below 0 for a gain, None where the base
+        scored 0) and `difference`, that of the metric with its interval, or None where it can have none; and
+        `mean_relative_loss` and `worst_relative_loss` over those that have one.
     """
-    tables: dict[str, dict[str, Any]] = {
-        name: {
-            "metric": metric,
-            "before": value,
-            "after": after[name][1],
-            "relative_loss": _share_lost(value, after[name][1]),
-        }
-        for name, (metric, value) in before.items()
-    }
+    tables = {name: _compare_table(table, after.retention[name]) for name, table in before.retention.items()}
     losses = [loss for table in tables.values() if (loss := table["relative_loss"]) is not None]
     return {
         "tables": tables,
@@ -100,12 +51,24 @@ def compare_elsewhere(
     }
 
 
+def _compare_table(before: TableMeasurement, after: TableMeasurement) -> dict[str, Any]:
+    key, could = before.main
+    reached = after.metrics[key]
+    return {
+        "metric": key,
+        "before": could,
+        "after": reached,
+        "relative_loss": _share_lost(could, reached),
+        "difference": _difference(key, before, after),
+    }
+
+
 class Loss(NamedTuple):
     """What a model lost of what its base could do, as a share of that.
 
     Attributes:
-        value: It; below 0 for a gain.
-        error: Its standard error, as the rows are few.
+        value: The share; below 0 for a gain.
+        error: Standard error of the share, as the rows are few.
     """
 
     value: float
@@ -128,8 +91,8 @@ def relative_loss(before: Figure, after: Figure) -> Loss | None:
         >>> relative_loss(mean(torch.zeros(100)), mean(torch.ones(100))) is None
         True
     """
-    could = float(value(before))
-    lost = _share_lost(could, float(value(after)))
+    could = float(before.point_estimate())
+    lost = _share_lost(could, float(after.point_estimate()))
     return None if lost is None else Loss(lost, paired_difference(before, after).error / could)
 
 
@@ -139,18 +102,19 @@ def _share_lost(before: float, after: float) -> float | None:
 
 
 def compare(before: Measurement, after: Measurement) -> dict[str, Any]:
-    """What `metrics.json` says of an adapted model beside its base.
+    """Returns what `metrics.json` says of an adapted model beside its base.
+
+    Args:
+        before: The base.
+        after: The adapted model, both towers of it.
 
     Returns:
-        `drift`, see `finetune.evaluation.drift.drift`, and where tables stand for elsewhere `retention`, see
-        `compare_elsewhere`;
-        there each table has also `difference`, that of its metric with its interval, or None where it can have none.
+        `drift`, see `finetune.evaluation.drift.drift`, and where there are retention tables `retention`, see
+        `compare_retention`.
     """
-    found: dict[str, Any] = {"drift": drift(before.probe, after.probe)}
-    if before.elsewhere:
-        mains = [{name: table.main for name, table in each.elsewhere.items()} for each in (before, after)]
-        found["retention"] = compare_elsewhere(*mains)
-        for name, table in found["retention"]["tables"].items():
-            base, adapted = before.elsewhere[name], after.elsewhere[name]
-            table["difference"] = _difference(base.headline, base, adapted)
+    found: dict[str, Any] = {}
+    if before.probe is not None and after.probe is not None:
+        found["drift"] = drift(before.probe, after.probe)
+    if before.retention:
+        found["retention"] = compare_retention(before, after)
     return found

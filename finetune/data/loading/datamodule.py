@@ -14,13 +14,15 @@ from albumentations import BasicTransform
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
+from finetune.core.errors import Concern
 from finetune.core.types import Batch, ClassPrompts, Sample
-from finetune.data.checks.concerns import MIRRORING, Concern, find_concerns, name_steps
+from finetune.data.checks.concerns import MIRRORING, find_concerns, name_steps
 from finetune.data.checks.copies import find_copies
 from finetune.data.checks.limits import find_long_texts, find_small_images
 from finetune.data.checks.unreadable import BadImages, SkippedRow, Unreadable, list_skipped
 from finetune.data.loading.choices import RowChoices
 from finetune.data.loading.dataset import ImageTextDataset
+from finetune.data.loading.kinds import TableKind, find_kind
 from finetune.data.loading.loader import BatchLoader, TrainBatchLoader
 from finetune.data.loading.sampler import InOrder, TrainBatches
 from finetune.data.loading.sampling import Sampling
@@ -28,9 +30,9 @@ from finetune.data.prepare.images import Augmentation, ImagePreparation
 from finetune.data.prepare.texts import TextEncoder, write_prompts
 from finetune.data.table.cells import Integers
 from finetune.data.table.retention import name_tables
-from finetune.data.table.splits import SPLITS, UNKNOWN
-from finetune.data.table.table import Rows, Table
-from finetune.model.base import load_processor
+from finetune.data.table.rows import Rows
+from finetune.data.table.table import Table
+from finetune.model.base import Base, Checkpoint
 
 
 class ImageTextDataModule(LightningDataModule):
@@ -38,9 +40,10 @@ class ImageTextDataModule(LightningDataModule):
 
     Args:
         table: File, columns and split.
-        checkpoint: Hub id, local folder, or `align-mini`, whose processor prepares pixels and words.
-        retention: Tables that stand for elsewhere, in captions or labels: what the base can do on their test rows is
-            measured before and after. Their labels are written into the default template.
+        checkpoint: Hub id, local folder, or `align-mini`, whose processor prepares pixels and words; in Python also an
+            open `Base`.
+        retention: Tables of other domains, with captions or labels, on which the model must not get worse: their test
+            rows are measured before and after. Their labels are written into the default template.
         templates: Sentences that class names are written into in place of `{}`; a class is embedded as the mean of all.
         augmentations: Albumentations transforms of the training images, applied in this order before the image is
             resized as the checkpoint's processor does; null for none.
@@ -62,7 +65,7 @@ class ImageTextDataModule(LightningDataModule):
     def __init__(
         self,
         table: Table,
-        checkpoint: str = "kakaobrain/align-base",
+        checkpoint: Checkpoint = "kakaobrain/align-base",
         retention: list[Table] | None = None,
         templates: tuple[str, ...] = ("a photo of a {}.",),
         augmentations: list[BasicTransform] | None = None,
@@ -92,17 +95,18 @@ class ImageTextDataModule(LightningDataModule):
         if sampling is not None:
             sampling.check(table.label, table.weight)
         self.merge_equal_captions = merge_equal_captions
-        self.processor = load_processor(checkpoint, image_size)
-        elsewhere = partial(
+        base = Base.open(checkpoint)
+        self.processor = base.processor(image_size)
+        build_retention = partial(
             ImageTextDataModule,
-            checkpoint=checkpoint,
+            checkpoint=base,
             image_size=image_size,
             batch_size=batch_size,
             num_workers=num_workers,
             on_bad_image=on_bad_image,
             merge_equal_captions=merge_equal_captions,
         )
-        self.retention = {name: elsewhere(other) for name, other in name_tables(retention or []).items()}
+        self.retention = {name: build_retention(other) for name, other in name_tables(retention or []).items()}
         self.images = ImagePreparation.from_processor(self.processor.image_processor)
         self.texts = TextEncoder.from_processor(self.processor)
         self._rows: Rows | None = None
@@ -111,7 +115,7 @@ class ImageTextDataModule(LightningDataModule):
     def rows(self) -> Rows:
         """The table's rows, read and checked at the first use; which splits must have some, `require` says."""
         if self._rows is None:
-            self._rows = self.read_rows()
+            self._rows = self.table.read(required=())
         return self._rows
 
     @rows.setter
@@ -119,40 +123,31 @@ class ImageTextDataModule(LightningDataModule):
         """Takes rows that were read before, those of a table with faults too."""
         self._rows = rows
 
-    def read_rows(self) -> Rows:
-        """Reads and checks the table."""
-        return self.table.read(required=())
+    @property
+    def kind(self) -> TableKind:
+        """Whether the rows carry captions, one label, or several, and what follows from that."""
+        return find_kind(self.rows)
 
     @property
     def skipped(self) -> tuple[SkippedRow, ...]:
-        """The rows that were left out so far, here and elsewhere, as their images cannot be read."""
+        """The rows of all tables that were left out so far, as their images cannot be read."""
         own = list_skipped(self.rows, self.bad_images.reasons)
         return (*own, *(row for other in self.retention.values() for row in other.skipped))
 
     @property
     def class_prompts(self) -> ClassPrompts | None:
         """Every class name in every template, or None where the table has no labels."""
-        if not self.rows.classes:
-            return None
-        texts = write_prompts(list(self.rows.classes), self.templates)
-        input_ids, attention_mask = self.texts.pad([self.texts.encode(text) for text in texts])
-        classes = torch.arange(len(self.rows.classes))
-        return ClassPrompts(
-            names=self.rows.classes,
-            input_ids=torch.as_tensor(input_ids),
-            attention_mask=torch.as_tensor(attention_mask),
-            label_ids=classes.repeat_interleave(len(self.templates)),
-            is_multilabel=self.rows.label_sets is not None,
-        )
+        return self.kind.prompts(self.texts, self.templates)
 
-    def dataset(self, split: str, training: bool = False) -> ImageTextDataset:
-        """The rows of one split, `train`, `val` or `test`.
+    def dataset(self, split: str | Integers, training: bool = False) -> ImageTextDataset:
+        """Rows as samples.
 
         Args:
-            split: Its name.
+            split: `train`, `val` or `test`, or the positions of the rows in the table.
             training: Whether images are augmented, and one template, and one of an image's captions, drawn each epoch.
         """
-        rows, table = self.rows.indices(split), self.rows
+        table = self.rows
+        rows = table.indices(split) if isinstance(split, str) else split
         if training and self.sampling is not None and self.sampling.replaces_weights:
             table = replace(table, weights=np.ones_like(table.weights))
         if not (training or self.merge_equal_captions or self.table.label):
@@ -168,8 +163,12 @@ class ImageTextDataModule(LightningDataModule):
             seed=self.seed,
         )
 
-    def loader(self, split: str) -> BatchLoader:
-        """The rows of one split in the table's order, without augmentation."""
+    def loader(self, split: str | Integers) -> BatchLoader:
+        """Rows in the table's order, without augmentation.
+
+        Args:
+            split: As for `dataset`.
+        """
         dataset = self.dataset(split)
         return BatchLoader(
             cast(Dataset[Batch], dataset),  # what it yields, once collated
@@ -210,15 +209,6 @@ class ImageTextDataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Batch]:
         """Test rows."""
         return self.loader("test")
-
-    def tested_on(self, split: str) -> "ImageTextDataModule":
-        """The same table with the rows of a split as its test rows and no others, for measuring on them.
-
-        Args:
-            split: `train`, `val` or `test`.
-        """
-        chosen = self.rows.splits == SPLITS.index(split)
-        return self.with_splits(np.where(chosen, SPLITS.index("test"), UNKNOWN))
 
     def with_splits(self, codes: Integers) -> "ImageTextDataModule":
         """The same table, split otherwise.

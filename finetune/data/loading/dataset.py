@@ -13,15 +13,15 @@ from finetune.data.loading.choices import RowChoices
 from finetune.data.loading.loader import Collated
 from finetune.data.prepare.images import Augmentation, ImagePreparation, try_image
 from finetune.data.prepare.texts import TextEncoder
-from finetune.data.table.table import Rows
+from finetune.data.table.rows import Rows
 
 
 @dataclass(frozen=True)
 class ImageTextDataset(Dataset[Sample | Unreadable]):
     """The rows of one split. Items are asked for by (position, epoch), as augmentation depends on the epoch.
 
-    A row whose image cannot be read or augmented is told as `Unreadable`: raised in a worker, it would arrive as a
-    traceback.
+    A row whose image cannot be read or augmented is returned as `Unreadable`: an error raised in a worker would arrive
+    as a traceback.
 
     Args:
         rows: The whole table.

@@ -1,0 +1,203 @@
+"""The kind of a table: captions, one label a row, or several. What is measured on its rows follows from it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from finetune.core.types import Answers, ClassPrompts
+from finetune.data.prepare.texts import TextEncoder, write_prompts
+from finetune.data.table.cells import Integers
+from finetune.data.table.rows import Rows
+from finetune.metrics import AveragePrecision, ClassAccuracy, Retrieval, RowMetric
+
+MOST_LABELS = 5
+"""Labels that are listed of a prediction where an image may have several."""
+
+QUERIES = 1024
+"""Queries compared with all items at a time."""
+
+
+class TableKind(ABC):
+    """Owns what depends on whether rows carry captions, one label, or several.
+
+    Args:
+        rows: The table's rows.
+
+    Attributes:
+        has_one_label: Whether each row has exactly one class, so that probabilities can be right or wrong.
+        is_multilabel: Whether a row may have several classes, or none.
+    """
+
+    has_one_label = False
+    is_multilabel = False
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes; empty where rows carry captions alone."""
+        return self.rows.classes
+
+    @abstractmethod
+    def metric(self) -> RowMetric:
+        """Returns a fresh metric, by which models are measured on such rows."""
+
+    @abstractmethod
+    def truth(self, rows: Integers) -> Tensor:
+        """Returns what the class scores of rows are measured against, see `Batch.truth`.
+
+        Args:
+            rows: Positions in the table, shape (N,).
+        """
+
+    @abstractmethod
+    def predict(self, rows: Integers, answers: Answers, metric: RowMetric) -> dict[str, Any]:
+        """Returns the columns of `predictions.csv` that say what a model makes of rows.
+
+        Args:
+            rows: Positions in the table, shape (N,).
+            answers: What the model says of them.
+            metric: That of this kind, which has observed the answers.
+        """
+
+    def prompts(self, texts: TextEncoder, templates: Sequence[str]) -> ClassPrompts | None:
+        """Returns every class name in every template; None where there are no classes.
+
+        Args:
+            texts: Encodes as the base's tokenizer does.
+            templates: Sentences with `{}` once, where the name goes.
+        """
+        if not self.classes:
+            return None
+        encoded = [texts.encode(text) for text in write_prompts(list(self.classes), templates)]
+        input_ids, attention_mask = map(torch.as_tensor, texts.pad(encoded))
+        label_ids = torch.arange(len(self.classes)).repeat_interleave(len(templates))
+        return ClassPrompts(self.classes, input_ids, attention_mask, label_ids)
+
+    def predictions(self, answers: Answers, metric: RowMetric) -> pd.DataFrame:
+        """Returns what a model says of rows, a line for each.
+
+        Columns: `row` as the table numbers it; `label` or `caption`; `prediction`; `score` (probability of the class,
+        or cosine similarity of the caption). Where an image may have several labels, the `MOST_LABELS` best, best
+        first, and their logits, separated as the table's labels are. With captions also `similarity` (of the row's own
+        image and caption), `image_to_text_rank` and `text_to_image_rank` (from 1, of the best placed correct item), and
+        `retrieved` (the row whose image is nearest to the caption, as `file:row`). And `file` where the table has
+        several, as each of them numbers its own rows.
+
+        Args:
+            answers: What the model says.
+            metric: That of this kind, which has observed the answers.
+        """
+        rows = answers.rows.numpy()
+        columns = self.predict(rows, answers, metric)
+        found = pd.DataFrame({"row": [self.rows.number(row) for row in rows], **columns})
+        return found.assign(file=[str(self.rows.file(row)) for row in rows]) if len(self.rows.files) > 1 else found
+
+
+class Captions(TableKind):
+    """Rows with captions and no labels: images and texts find each other."""
+
+    def metric(self) -> Retrieval:
+        """Returns a fresh `Retrieval`."""
+        return Retrieval()
+
+    def truth(self, rows: Integers) -> Tensor:
+        """Returns -1 for each row: there are no classes."""
+        return torch.from_numpy(self.rows.label_ids[rows])
+
+    def predict(self, rows: Integers, answers: Answers, metric: RowMetric) -> dict[str, Any]:
+        """Returns the nearest caption of each image, the nearest image of each caption, and the ranks."""
+        assert isinstance(metric, Retrieval)
+        assert answers.image_features is not None
+        assert answers.text_features is not None
+        table, ranks = self.rows, metric.ranks()
+        images, texts = (normalize(features, dim=-1) for features in (answers.image_features, answers.text_features))
+        scores, captions = _find_nearest(images, texts)
+        return {
+            "caption": [table.captions[row] for row in rows],
+            "prediction": [table.captions[rows[index]] for index in captions],
+            "score": scores,
+            "similarity": (images * texts).sum(dim=-1).tolist(),
+            "image_to_text_rank": _rank_of_each(ranks["image_to_text"], answers.image_ids),
+            "text_to_image_rank": _rank_of_each(ranks["text_to_image"], answers.caption_ids),
+            "retrieved": [table.place(rows[index]) for index in _find_nearest(texts, images)[1]],
+        }
+
+
+class OneLabel(TableKind):
+    """Rows with one label each: images find their class."""
+
+    has_one_label = True
+
+    def metric(self) -> ClassAccuracy:
+        """Returns a fresh `ClassAccuracy`."""
+        return ClassAccuracy()
+
+    def truth(self, rows: Integers) -> Tensor:
+        """Returns the rows' label ids, int64 of shape (N,)."""
+        return torch.from_numpy(self.rows.label_ids[rows])
+
+    def predict(self, rows: Integers, answers: Answers, metric: RowMetric) -> dict[str, Any]:  # noqa: ARG002
+        """Returns the most probable class of each image."""
+        assert answers.class_scores is not None
+        best = answers.class_scores.softmax(dim=-1).max(dim=-1)
+        return {
+            "label": [self.classes[self.rows.label_ids[row]] for row in rows],
+            "prediction": [self.classes[index] for index in best.indices.tolist()],
+            "score": best.values.tolist(),
+        }
+
+
+class SeveralLabels(TableKind):
+    """Rows with several labels each, or none: classes find their images, and images their classes."""
+
+    is_multilabel = True
+
+    def metric(self) -> AveragePrecision:
+        """Returns a fresh `AveragePrecision`."""
+        return AveragePrecision(self.classes)
+
+    def truth(self, rows: Integers) -> Tensor:
+        """Returns which labels rows have, bool of shape (N, C)."""
+        return torch.from_numpy(self.rows.targets(rows))
+
+    def predict(self, rows: Integers, answers: Answers, metric: RowMetric) -> dict[str, Any]:  # noqa: ARG002
+        """Returns the best classes of each image."""
+        assert answers.class_scores is not None
+        assert self.rows.label_sets is not None
+        separator = self.rows.label_sets.separator
+        best = answers.class_scores.topk(min(MOST_LABELS, len(self.classes)))
+        return {
+            "label": [self.rows.captions[row] for row in rows],
+            "prediction": [separator.join(self.classes[index] for index in line) for line in best.indices.tolist()],
+            "score": [separator.join(f"{score:.6g}" for score in line) for line in best.values.tolist()],
+        }
+
+
+def find_kind(rows: Rows) -> TableKind:
+    """Returns the kind of a table.
+
+    Args:
+        rows: Its rows.
+    """
+    if not rows.classes:
+        return Captions(rows)
+    return OneLabel(rows) if rows.label_sets is None else SeveralLabels(rows)
+
+
+def _find_nearest(queries: Tensor, items: Tensor) -> tuple[list[float], list[int]]:
+    """The similarity and the position of the nearest item of each query."""
+    best = [(part @ items.T).max(dim=-1) for part in queries.split(QUERIES)]
+    return torch.cat([part.values for part in best]).tolist(), torch.cat([part.indices for part in best]).tolist()
+
+
+def _rank_of_each(ranks: Tensor, ids: Tensor) -> list[float]:
+    """The rank of each row's id; ranks are in the order of the distinct ids."""
+    found: list[float] = ranks[ids.unique(return_inverse=True)[1]].tolist()
+    return found

@@ -1,0 +1,129 @@
+"""The one loop over images or texts: a model, batches, a device, a precision; results in order."""
+
+from collections.abc import Callable, Iterable, Iterator, Sized
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+from tqdm import tqdm
+
+from finetune.core.errors import RecipeError
+from finetune.core.types import ClassPrompts, Texts
+from finetune.metrics import class_embeddings
+from finetune.model.towers import AlignTowers
+
+TEXTS = 256
+"""Texts embedded at a time."""
+
+Given = TypeVar("Given", bound=tuple[Any, ...])
+Found = TypeVar("Found", bound=tuple[Any, ...])
+
+
+@torch.no_grad()
+def embed(
+    encode: Callable[[Given], Found],
+    batches: Iterable[Given],
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    progress: str | None = None,
+) -> Found:
+    """Asks a model about batches, one after the other.
+
+    Args:
+        encode: A model on `device`, or one of its methods: from a named tuple of tensors, such as `Batch` or `Texts`,
+            to a named tuple of tensors with a row for each row of the batch, such as `Answers` or `Embeddings`.
+        batches: What it is asked, in order.
+        device: Where the batches are moved.
+        dtype: Precision of the forward pass: float32, or what autocast computes in.
+        progress: Title of a progress bar on a terminal; None shows none.
+
+    Returns:
+        The answers to all batches in one named tuple, on the CPU and in float32 or whole numbers. A tensor without
+        rows, such as a temperature, is that of the first batch; a field that is None stays None.
+
+    Raises:
+        ValueError: If there is no batch.
+    """
+    parts: list[Found] = []
+    for batch in _show(batches, progress):
+        moved = _rebuild(batch, (part.to(device) if isinstance(part, Tensor) else part for part in batch))
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            found = encode(moved)
+        parts.append(_rebuild(found, map(_keep, found)))
+    if not parts:
+        raise ValueError("Expected at least one batch to embed, but got none.")
+    return _rebuild(parts[0], map(_join, zip(*parts, strict=True)))
+
+
+def embed_texts(towers: AlignTowers, texts: Texts, device: torch.device) -> Tensor:
+    """Returns unit vectors of texts, float32 of shape (B, D), on the CPU.
+
+    Args:
+        towers: The model, on `device`.
+        texts: Token ids of B texts.
+        device: Where the text tower runs.
+    """
+    chunks = map(Texts._make, zip(texts.input_ids.split(TEXTS), texts.attention_mask.split(TEXTS), strict=True))
+    features = embed(towers.text_embeddings, chunks, device).text_features
+    assert features is not None
+    return normalize(features, dim=-1)
+
+
+def embed_classes(towers: AlignTowers, prompts: ClassPrompts, device: torch.device) -> Tensor:
+    """Returns one unit vector for each class, the mean over its prompts, float32 of shape (C, D), on `device`.
+
+    Args:
+        towers: The model, on `device`.
+        prompts: The classes.
+        device: Where the text tower runs.
+    """
+    embeds = embed_texts(towers, Texts(prompts.input_ids, prompts.attention_mask), device)
+    return class_embeddings(embeds, prompts.label_ids.cpu()).to(device)
+
+
+def find_device(accelerator: str = "auto") -> torch.device:
+    """Finds the device that a model is asked on.
+
+    Args:
+        accelerator: As for Lightning's `Trainer`: `auto` for the fastest device of this machine, `cpu`, `gpu`, `cuda`,
+            `mps`, or another of torch's.
+
+    Raises:
+        RecipeError: If this machine has no such accelerator.
+    """
+    fastest = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator == "cpu" or (accelerator == "auto" and fastest is None):
+        return torch.device("cpu")
+    if fastest is not None and accelerator in ("auto", "gpu", fastest.type):
+        return fastest
+    raise RecipeError(
+        f"Expected trainer.accelerator to be one of this machine, but got {accelerator!r}. "
+        f"Set it to auto, or to one of: cpu{f', {fastest.type}' if fastest else ''}."
+    )
+
+
+def _show(batches: Iterable[Given], title: str | None) -> Iterator[Given]:
+    total = len(batches) if isinstance(batches, Sized) else None
+    # disable=None shows the bar on a terminal alone.
+    yield from tqdm(batches, title, total, leave=False, disable=True if title is None else None)
+
+
+def _rebuild(like: Found, fields: Iterable[Any]) -> Found:
+    """A named tuple of the same kind."""
+    kind: Any = type(like)
+    found: Found = kind(*fields)
+    return found
+
+
+def _keep(part: Tensor | None) -> Tensor | None:
+    if part is None:
+        return None
+    return (part.float() if part.is_floating_point() else part).cpu()
+
+
+def _join(parts: tuple[Tensor | None, ...]) -> Tensor | None:
+    whole = [part for part in parts if part is not None]
+    if not whole:
+        return None
+    return torch.cat(whole) if whole[0].ndim else whole[0]
