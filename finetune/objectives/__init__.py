@@ -1,24 +1,9 @@
-"""Losses on embeddings and ids.
-
-An objective receives the embeddings of a batch and the batch's ids, never a model. Each stands in a file of
-its own; what they share is the definition of a positive pair.
-"""
+"""Losses on embeddings, class scores and ids; none of them sees a model."""
 
 from finetune.objectives.contrastive import Contrastive
-from finetune.objectives.cross_entropy import Classification
-from finetune.objectives.objective import Objective
+from finetune.objectives.cross_entropy import CrossEntropy
+from finetune.objectives.objective import Objective, cosine_logits
 from finetune.objectives.positives import positive_mask
 from finetune.objectives.sigmoid import Sigmoid
-from finetune.training.head_start import FromProbe, FromPrompts, HeadStart, Seen
 
-__all__ = [
-    "Classification",
-    "Contrastive",
-    "FromProbe",
-    "FromPrompts",
-    "HeadStart",
-    "Objective",
-    "Seen",
-    "Sigmoid",
-    "positive_mask",
-]
+__all__ = ["Contrastive", "CrossEntropy", "Objective", "Sigmoid", "cosine_logits", "positive_mask"]

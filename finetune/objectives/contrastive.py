@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from finetune.core.types import Batch, Embeddings
-from finetune.objectives.objective import Objective, cosine_logits, weighted_mean
+from finetune.objectives.objective import Objective, pair_logits, weighted_mean
 from finetune.objectives.positives import positive_mask
 
 
@@ -47,7 +47,7 @@ class Contrastive(Objective):
 
     def forward(self, embeddings: Embeddings, batch: Batch) -> Tensor:
         """Returns the scalar loss of one batch; see ``Objective.forward``."""
-        logits = cosine_logits(*embeddings)
+        logits = pair_logits(embeddings)
         is_positive = positive_mask(batch)
         image_losses = anchor_losses(logits, is_positive, self.label_smoothing)
         text_losses = anchor_losses(logits.T, is_positive.T, self.label_smoothing)

@@ -1,4 +1,4 @@
-"""What every objective is: a scalar loss from the embeddings of one batch, and scores of classes."""
+"""What every objective is: a scalar loss from the embeddings of one batch."""
 
 from abc import ABC, abstractmethod
 
@@ -27,18 +27,6 @@ class Objective(nn.Module, ABC):
             Scalar tensor, at least float32.
         """
 
-    def class_scores(self, image_features: Tensor, class_embeds: Tensor, temperature: Tensor) -> Tensor:
-        """Returns the logits of every class for every image, shape (B, C): zero-shot classification.
-
-        An objective with a head of its own answers with that instead.
-
-        Args:
-            image_features: Float tensor of shape (B, D), not normalised.
-            class_embeds: Float tensor of shape (C, D), see ``metrics.class_embeddings``.
-            temperature: Scalar tensor that divides the cosine similarities.
-        """
-        return cosine_logits(image_features, class_embeds, temperature)
-
 
 def cosine_logits(image_features: Tensor, text_features: Tensor, temperature: Tensor) -> Tensor:
     """Returns cosine similarities divided by the temperature, shape (B, C), images in rows, texts in columns.
@@ -57,6 +45,21 @@ def cosine_logits(image_features: Tensor, text_features: Tensor, temperature: Te
         image_embeds = normalize(image_features.to(dtype), dim=-1)
         text_embeds = normalize(text_features.to(dtype), dim=-1)
         return image_embeds @ text_embeds.T / temperature.to(dtype)
+
+
+def pair_logits(embeddings: Embeddings) -> Tensor:
+    """Returns the logits of each image with each text of a batch, see `cosine_logits`.
+
+    Args:
+        embeddings: Features of both towers.
+
+    Raises:
+        ValueError: If a tower was not asked.
+    """
+    image_features, text_features, temperature = embeddings
+    if image_features is None or text_features is None:
+        raise ValueError("Expected features of both towers, but got those of one. Embed the batch with both.")
+    return cosine_logits(image_features, text_features, temperature)
 
 
 def weighted_mean(row_losses: Tensor, weights: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from finetune.core.types import Batch, Embeddings
-from finetune.objectives.objective import Objective, cosine_logits, weighted_mean
+from finetune.objectives.objective import Objective, pair_logits, weighted_mean
 from finetune.objectives.positives import positive_mask
 
 
@@ -50,7 +50,7 @@ class Sigmoid(Objective):
         is_positive = positive_mask(batch)
         positives = is_positive.sum()
         log_odds = positives.log() - (is_positive.numel() - positives).log()
-        logits = cosine_logits(*embeddings) + self.bias + log_odds
+        logits = pair_logits(embeddings) + self.bias + log_odds
         pair_losses = -logsigmoid(logits.where(is_positive, -logits))
         row_losses = (pair_losses.sum(1) + pair_losses.sum(0)) / 2
         return weighted_mean(row_losses, batch.weights)

@@ -1,10 +1,10 @@
-"""Training in two stages: the head alone, then everything."""
+"""Training in two parts: the head alone, then everything."""
 
 from lightning import Callback, LightningModule, Trainer
 from torch.nn import Parameter
 
 from finetune.core.errors import RecipeError
-from finetune.training.task import AlignTask
+from finetune.training.classification_task import ClassificationTask
 
 
 class HeadFirst(Callback):
@@ -34,10 +34,10 @@ class HeadFirst(Callback):
         Raises:
             RecipeError: If the task trains no head.
         """
-        if not isinstance(pl_module, AlignTask) or pl_module.head is None:
+        if not isinstance(pl_module, ClassificationTask):
             raise RecipeError(
-                "Expected HeadFirst to be used with the objective Classification, which has a head, but got one "
-                "without. Remove it from trainer.callbacks."
+                f"Expected HeadFirst to be used with ClassificationTask, which has a head, but got "
+                f"{type(pl_module).__name__}. Remove it from trainer.callbacks."
             )
         self._adapters = [parameter for parameter in pl_module.towers.parameters() if parameter.requires_grad]
         self._freeze(trainer)

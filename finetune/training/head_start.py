@@ -9,7 +9,7 @@ from finetune.training.discriminant import best_factor, discriminant, one_agains
 
 
 class Seen(NamedTuple):
-    """Training rows under the untouched image tower.
+    """Training rows as the untouched image tower sees them.
 
     Attributes:
         image_features: Float tensor of shape (N, D), not normalised.

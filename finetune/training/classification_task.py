@@ -1,0 +1,170 @@
+"""Fixed classes: a linear head on the image features, trained with the image tower."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, cast
+
+from jsonargparse import lazy_instance
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import AdamW, Optimizer
+from torch.utils.data import DataLoader
+
+from finetune.core.errors import RecipeError
+from finetune.core.types import Batch, ClassPrompts, Embeddings
+from finetune.data.loading.kinds import TableKind
+from finetune.inference.embed import embed, embed_classes
+from finetune.inference.models import HeadOnTower, RowModel
+from finetune.model.base import Checkpoint
+from finetune.model.head import LinearHead, require_classes
+from finetune.model.lora import TowerLora
+from finetune.objectives import CrossEntropy
+from finetune.training.head_start import FromPrompts, HeadStart, Seen
+from finetune.training.schedules import WarmupCosine, parameter_groups
+from finetune.training.task import AlignTask, OptimizerFactory, ScheduleFactory
+
+_HEAD = "head"
+"""What a checkpoint says of the head beside its weights."""
+
+
+class ClassificationTask(AlignTask):
+    """Trains a linear head on the image features, and the image tower, on a table with labels.
+
+    Texts are not read in training, so the text tower stays as it is. Subclass it to change a step: `training_step`
+    receives a `Batch`, `self(batch)` returns `Embeddings` without text features, `self.head` maps image features to
+    logits, and `self.objective(logits, batch)` returns the loss.
+
+    Args:
+        checkpoint: Hub id, local folder, or `align-mini`; in Python also an open `Base`.
+        image_lora: Adapters of the image tower; null trains the head alone, a linear probe.
+        objective: The loss.
+        head_start: What the head is before it is trained; null is `FromPrompts`.
+        head_lr_scale: Learning rate of the head as a multiple of the optimizer's.
+        image_recompute: Whether the image tower's blocks are computed again in the backward pass instead of
+            kept: about half the memory for 1.4 times the time of a step.
+        optimizer: Called with the parameter groups; weight decay spares biases and norms.
+        lr_scheduler: Called with the optimizer and the total number of steps; stepped after each step.
+
+    Attributes:
+        head: The head; None until a fit starts or a checkpoint is loaded.
+
+    Raises:
+        ValueError: If `head_lr_scale` is not positive.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint = "kakaobrain/align-base",
+        image_lora: TowerLora | None = TowerLora(),  # noqa: B008 (frozen)
+        objective: CrossEntropy = lazy_instance(CrossEntropy),  # noqa: B008 (copied)
+        head_start: HeadStart | None = None,
+        head_lr_scale: float = 5.0,
+        image_recompute: bool = False,
+        optimizer: OptimizerFactory = lambda params: AdamW(params, lr=1e-3),
+        lr_scheduler: ScheduleFactory = WarmupCosine,
+    ) -> None:
+        if not 0 < head_lr_scale < float("inf"):
+            raise ValueError(f"Expected head_lr_scale to be positive and finite, but got {head_lr_scale}.")
+        super().__init__(
+            checkpoint=checkpoint,
+            image_lora=image_lora,
+            text_lora=None,
+            objective=cast(Any, objective),
+            train_temperature=False,
+            image_recompute=image_recompute,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+        )
+        self.head: LinearHead | None = None
+        self.head_start = head_start or FromPrompts()
+        self.head_lr_scale = head_lr_scale
+
+    @property
+    def trains(self) -> bool:
+        """True: the head is trained, whether the image tower has adapters or not."""
+        return True
+
+    def forward(self, batch: Batch) -> Embeddings:
+        """Embeds the images of a batch."""
+        return self.towers.image_embeddings(batch)
+
+    def loss(self, embeddings: Embeddings, batch: Batch) -> Tensor:
+        """Returns the objective's loss of the head's logits, see `AlignTask.loss`."""
+        assert self.head is not None
+        return cast(Tensor, self.objective(self.head(embeddings.image_features), batch))
+
+    def model(self, prompts: ClassPrompts | None) -> RowModel:
+        """Returns the image tower with the head, or the class prompts' scores while there is no head."""
+        return super().model(prompts) if self.head is None else HeadOnTower(self.towers, self.head)
+
+    def setup(self, stage: str) -> None:
+        """Starts the head, before a checkpoint is restored or weights are sorted.
+
+        Raises:
+            RecipeError: If the table has no labels, or the objective's class weights are for other classes.
+            TableError: If the table has other classes than a head that is there already.
+        """
+        if stage != "fit":
+            return
+        data = getattr(self.trainer, "datamodule", None)
+        kind: TableKind | None = getattr(data, "kind", None)
+        if data is None or kind is None or not kind.classes:
+            raise RecipeError(
+                "Expected data.table.label to name a column with ClassificationTask, but got "
+                f"{'loaders without a table' if data is None else 'none'}. "
+                "Give the trainer an ImageTextDataModule whose table has labels."
+            )
+        cast(CrossEntropy, self.objective).require_classes(len(kind.classes))
+        if self.head is not None:
+            require_classes(self.head.classes, kind.classes)
+        else:
+            self.to(device := self.trainer.strategy.root_device)
+            start = self.head_start
+            seen = embed(self._see, _take(data.train_dataloader(), start.views, start.rows), device)
+            class_embeds = embed_classes(self.towers, data.class_prompts, device).cpu()
+            weight, bias = start(class_embeds, self.towers.temperature.detach().cpu(), seen)
+            self.head = LinearHead(weight, bias, kind.classes, kind.is_multilabel).to(device)
+
+    def _see(self, batch: Batch) -> Seen:
+        return Seen(self.towers.image_features(batch.pixel_values), batch.truth, batch.weights)
+
+    def build_optimizer(self) -> Optimizer:
+        """Returns the optimizer over what is trained; the head has its own learning rate."""
+        assert self.head is not None
+        of_towers = parameter_groups(self.towers.named_parameters())
+        of_head = parameter_groups(self.head.named_parameters())
+        optimizer = self.optimizer(cast(Iterable[Parameter], of_towers + of_head))
+        for group in optimizer.param_groups[len(of_towers) :]:
+            group["lr"] *= self.head_lr_scale
+        return optimizer
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what the head's weights do not say: its classes."""
+        super().on_save_checkpoint(checkpoint)
+        if self.head is not None:
+            checkpoint[_HEAD] = {"classes": list(self.head.classes), "is_multilabel": self.head.is_multilabel}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Makes a place for the head that a checkpoint holds.
+
+        Raises:
+            CheckpointError: See `AlignTask.on_load_checkpoint`.
+        """
+        weights = checkpoint["state_dict"]
+        if self.head is None and _HEAD in checkpoint:
+            start = (weights["head.weight"].to(self.device), weights["head.bias"].to(self.device))
+            self.head = LinearHead(*start, **checkpoint[_HEAD])
+        super().on_load_checkpoint(checkpoint)
+
+
+def _take(batches: DataLoader[Batch], epochs: int, rows: int) -> Iterator[Batch]:
+    """The batches of the first epochs, each in its order and with its augmentations, until there are enough rows."""
+    set_epoch = getattr(batches.batch_sampler, "set_epoch", None)
+    seen = 0
+    for epoch in range(epochs):
+        if set_epoch is not None:
+            set_epoch(epoch)
+        for batch in batches:
+            yield batch
+            seen += len(batch.rows)
+            if seen >= rows:
+                return
