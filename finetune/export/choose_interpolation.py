@@ -1,23 +1,40 @@
-"""How far from its base a trained model is handed out, and at which temperature: chosen on validation rows."""
+"""How far from its base a trained model is exported, and at which temperature."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
-from finetune.core.errors import RecipeError
-from finetune.data.loading.datamodule import ImageTextDataModule
-from finetune.evaluation.evaluate import Evaluation, evaluate
-from finetune.evaluation.forgetting import Loss, relative_loss
-from finetune.export.classifier import interpolate_head
-from finetune.metrics import Figure, calibration_error, chance_calibration_error, fit_temperature, reliability
-from finetune.model.head import Head
-from finetune.model.interpolate import ALPHAS, Point, choose_alpha, interpolate
-from finetune.objectives import Classification, Contrastive
-from finetune.run.settings import RunSettings
-from finetune.training.task import AlignTask
+from finetune.core.errors import CheckpointError
+from finetune.core.files import read_json, write_json
+from finetune.core.types import ClassPrompts
+from finetune.inference.models import HeadOnTower, RowModel, ask_towers
+from finetune.model.base import Base
+from finetune.model.head import LinearHead
+from finetune.model.interpolate import interpolate
+from finetune.model.towers import AlignTowers
+
+INTERPOLATIONS = tuple(step / 10 for step in range(11))
+"""What `auto` measures."""
+
+
+class Point(NamedTuple):
+    """One model between base and trained, and how it did.
+
+    Attributes:
+        interpolation: 0 is the base, 1 all that was trained.
+        target: The metric that training is for, higher is better.
+        retention_loss: What is lost on the retention tables, as a share of what the base can do there; below 0 for a
+            gain.
+        retention_error: Standard error of that, as retention rows are few.
+    """
+
+    interpolation: float
+    target: float
+    retention_loss: float
+    retention_error: float
 
 
 class Temperature(NamedTuple):
@@ -31,179 +48,142 @@ class Temperature(NamedTuple):
     trained: float
     fitted: float
 
-    @property
-    def scale(self) -> float:
-        """What the class scores have to be multiplied by."""
-        return self.trained / self.fitted
-
 
 class Choice(NamedTuple):
-    """What is handed out of a trained model.
+    """What is exported of a trained model.
 
     Attributes:
-        alpha: 0 is the base, 1 all that was trained.
+        interpolation: 0 is the base, 1 all that was trained.
         temperature: None where it was not fitted.
-        curve: What `auto` looked at.
+        curve: What `auto` measured; None where the interpolation was given.
         max_retention_loss: What `auto` allowed.
     """
 
-    alpha: float
+    interpolation: float
     temperature: Temperature | None = None
-    curve: list[Point] | None = None
+    curve: tuple[Point, ...] | None = None
     max_retention_loss: float | None = None
 
+    @property
+    def scale(self) -> float:
+        """What the class scores have to be multiplied by."""
+        return 1.0 if self.temperature is None else self.temperature.trained / self.temperature.fitted
+
     def as_metrics(self) -> dict[str, Any]:
-        """`alpha` of `metrics.json`; nothing where all that was trained is handed out unasked."""
+        """Returns `interpolation` of `metrics.json`; nothing where all that was trained is exported unasked."""
         if self.curve is not None:
             curve = [point._asdict() for point in self.curve]
-            return {"alpha": {"chosen": self.alpha, "max_retention_loss": self.max_retention_loss, "curve": curve}}
-        return {"alpha": {"chosen": self.alpha}} if self.alpha < 1 else {}
+            found = {"chosen": self.interpolation, "max_retention_loss": self.max_retention_loss, "curve": curve}
+            return {"interpolation": found}
+        return {"interpolation": {"chosen": self.interpolation}} if self.interpolation < 1 else {}
 
-    def measure_calibration(self, after: Evaluation) -> dict[str, Any]:
-        """`calibration` of `metrics.json`, on the test rows; nothing where no temperature was fitted.
+    def write(self, path: Path) -> None:
+        """Writes the choice as JSON.
 
         Args:
-            after: What is handed out. At the trained temperature it would have said the same, more or less surely.
+            path: The file.
         """
-        if self.temperature is None or after.class_scores is None or after.label_ids is None:
-            return {}
-        scores, labels = after.class_scores, after.label_ids
-        errors, by_chance = {}, {}
-        for name, factor in (("trained", 1 / self.temperature.scale), ("fitted", 1.0)):
-            best = (factor * scores).softmax(dim=-1).max(dim=-1)
-            errors[name] = float(calibration_error(best.values, best.indices == labels))
-            by_chance[name] = chance_calibration_error(best.values)
-        return {
-            "calibration": {
-                "temperature": self.temperature._asdict(),
-                "expected_calibration_error": errors,
-                "of_a_calibrated_model": by_chance,
-                "bins": [part._asdict() for part in reliability(scores, labels)],
-            }
-        }
+        temperature = self.temperature and self.temperature._asdict()
+        curve = self.curve and [point._asdict() for point in self.curve]
+        write_json(path, {**self._asdict(), "temperature": temperature, "curve": curve})
+
+    @classmethod
+    def read(cls, path: Path) -> "Choice":
+        """Reads what `write` wrote.
+
+        Args:
+            path: The file.
+
+        Raises:
+            CheckpointError: If the file is missing or holds no choice.
+        """
+        try:
+            values = read_json(path)
+            temperature, curve = values.pop("temperature"), values.pop("curve")
+            return cls(
+                **values,
+                temperature=temperature and Temperature(**temperature),
+                curve=curve and tuple(Point(**point) for point in curve),
+            )
+        except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"Expected {path} to hold what its run exports, but got: {error!r}. Run it again."
+            ) from error
 
 
 class Line:
     """The models between a base and what was trained of it, one at a time in memory.
 
     Args:
-        checkpoint: The base: hub id, local folder, or `align-mini`.
-        adapted: State dict of the base with the adapters merged, None where there are none.
+        base: The base.
+        adapted: State dict of the base with the adapters merged, None where no tower was adapted.
         head: The trained head, None where there is none.
+        device: Where the models run.
     """
 
-    def __init__(self, checkpoint: str, adapted: Mapping[str, Tensor] | None, head: Head | None) -> None:
-        self._task = AlignTask(checkpoint, image_lora=None, text_lora=None)
-        self._base = {name: tensor.clone() for name, tensor in self._task.towers.align.state_dict().items()}
+    def __init__(
+        self, base: Base, adapted: Mapping[str, Tensor] | None, head: LinearHead | None, device: torch.device
+    ) -> None:
+        self.towers = AlignTowers(base.load(), train_temperature=False, min_temperature=1e-6).to(device)
+        self._base = base.state_dict()
         self._adapted = adapted
         self._head = head
+        self._device = device
 
     @property
     def moves_towers(self) -> bool:
-        """Whether the towers are the base's at alpha 0 only."""
+        """Whether the towers are the base's at interpolation 0 only."""
         return self._adapted is not None
 
-    def towers_at(self, alpha: float) -> AlignTask:
-        """The towers of an alpha, with no head: what is measured elsewhere. The same object at each call."""
+    def towers_at(self, interpolation: float) -> AlignTowers:
+        """Returns the towers of an interpolation, the same object at each call.
+
+        Args:
+            interpolation: In [0, 1].
+        """
         if self._adapted is not None:
-            self._task.towers.align.load_state_dict(interpolate(self._base, self._adapted, alpha))
-        self._task.objective = Contrastive()
-        return self._task
+            self.towers.align.load_state_dict(interpolate(self._base, self._adapted, interpolation))
+        return self.towers
 
-    def at(self, alpha: float) -> AlignTask:
-        """The model of an alpha, with its head where there is one. The same object at each call."""
-        task = self.towers_at(alpha)
-        if self._head is not None:
-            head, objective = interpolate_head(self._head, alpha), Classification()
-            objective.weight, objective.bias = Parameter(head.weight), Parameter(head.bias)
-            task.objective = objective
-        return task
+    def at(self, interpolation: float, prompts: ClassPrompts | None) -> RowModel:
+        """Returns the model of an interpolation, with its head where there is one.
 
-
-def check_settings(settings: RunSettings, data: ImageTextDataModule) -> None:
-    """Checks that there is something to choose by.
-
-    Args:
-        settings: The recipe's.
-        data: The table, and those that stand for elsewhere.
-
-    Raises:
-        RecipeError: If alpha is to be chosen, but there are no validation rows or no table stands for elsewhere.
-    """
-    if settings.alpha != "auto":
-        return
-    if not len(data.rows.indices("val")):
-        raise RecipeError(
-            "Expected validation rows for run.alpha auto, which chooses by them, but got none. Mark rows as val in the "
-            "split column, give data.table.split.val a fraction, or set run.alpha to a number."
-        )
-    if not data.retention:
-        raise RecipeError(
-            "Expected data.retention to name a table for run.alpha auto, which bounds what is lost there, but got "
-            "none. Name one that stands for what the model shall keep, or set run.alpha to a number."
-        )
+        Args:
+            interpolation: In [0, 1].
+            prompts: The classes of the table; None where it has none.
+        """
+        towers = self.towers_at(interpolation)
+        if self._head is None:
+            return ask_towers(towers, prompts)
+        return HeadOnTower(towers, self._head.at(interpolation).to(self._device))
 
 
-def choose(
-    settings: RunSettings, accelerator: str, data: ImageTextDataModule, build_line: Callable[[], Line]
-) -> Choice:
-    """Chooses alpha where that was asked for, and fits the temperature at it where there are labels to fit it to.
+def choose_interpolation(
+    score: Callable[[float], tuple[float, float, float]], interpolations: Iterable[float], max_loss: float
+) -> tuple[float, list[Point]]:
+    """Chooses the interpolation with the best target among those that lose little enough on the retention tables.
+
+    Of equal targets the one that loses least is taken, and then the one nearest to the base.
 
     Args:
-        settings: The recipe's.
-        accelerator: As for Lightning's `Trainer`.
-        data: The table, and those that stand for elsewhere.
-        build_line: Makes the models to choose from; not called where nothing has to be measured.
+        score: Returns target, retention loss and its error of an interpolation, see `Point`. It is called once for
+            each.
+        interpolations: What to measure. With 0 among them there always is a choice, as the base loses nothing.
+        max_loss: The largest retention loss allowed.
+
+    Returns:
+        The interpolation, and the points in the order of `interpolations`.
 
     Raises:
-        RecipeError: See `check_settings`.
+        ValueError: If each of them loses more.
+
+    Example:
+        >>> choose_interpolation(lambda weight: (weight, weight**2, 0.01), [0.0, 0.5, 1.0], max_loss=0.3)[0]
+        0.5
     """
-    check_settings(settings, data)
-    has_one_label = bool(data.rows.classes) and data.rows.label_sets is None
-    fits = settings.calibrate and has_one_label and len(data.rows.indices("val")) > 0
-    if settings.alpha != "auto" and not fits:
-        return Choice(settings.alpha)
-    line = build_line()
-    if settings.alpha == "auto":
-        alpha, curve = choose_alpha(_scorer(accelerator, line, data), ALPHAS, settings.max_retention_loss)
-        choice = Choice(alpha, curve=curve, max_retention_loss=settings.max_retention_loss)
-    else:
-        choice = Choice(settings.alpha)
-    if fits:
-        task = line.at(choice.alpha)
-        validation = evaluate(accelerator, task, data.tested_on("val"))
-        choice = choice._replace(temperature=_fit(validation, task.towers.temperature.item()))
-    return choice
-
-
-def _fit(validation: Evaluation, trained: float) -> Temperature:
-    assert validation.class_scores is not None
-    assert validation.label_ids is not None
-    factor = fit_temperature(validation.class_scores, validation.label_ids)
-    return Temperature(trained, torch.tensor(factor * trained).item())  # as the weights hold it
-
-
-def _scorer(accelerator: str, line: Line, data: ImageTextDataModule) -> Callable[[float], tuple[float, float, float]]:
-    """The score function of `choose_alpha`: the main metric on the validation rows, and the worst loss elsewhere."""
-    target = data.tested_on("val")
-    tables = {
-        name: other.tested_on("val") if len(other.rows.indices("val")) else other
-        for name, other in data.retention.items()
-    }
-
-    def elsewhere(alpha: float) -> dict[str, Figure]:
-        task = line.towers_at(alpha)
-        found = {name: evaluate(accelerator, task, other) for name, other in tables.items()}
-        return {name: evaluation.figures[evaluation.headline] for name, evaluation in found.items()}
-
-    before = elsewhere(0.0)
-
-    def score(alpha: float) -> tuple[float, float, float]:
-        after = elsewhere(alpha) if alpha and line.moves_towers else before
-        losses = [relative_loss(figure, after[name]) for name, figure in before.items()]
-        worst = max((loss for loss in losses if loss is not None), default=Loss(0.0, 0.0))
-        reached = evaluate(accelerator, line.at(alpha), target).main[1]
-        # Metrics are float32: their last digits shall choose nothing.
-        return round(reached, 6), round(worst.value, 6), round(worst.error, 6)
-
-    return score
+    curve = [Point(interpolation, *score(interpolation)) for interpolation in interpolations]
+    allowed = [point for point in curve if point.retention_loss <= max_loss]
+    if not allowed:
+        raise ValueError(f"Expected an interpolation that loses at most {max_loss}, but got none. Add 0 to them.")
+    best = max(allowed, key=lambda point: (point.target, -point.retention_loss, -point.interpolation))
+    return best.interpolation, curve

@@ -1,111 +1,114 @@
-"""An adapted model as a plain `AlignModel` folder that carries its proof."""
+"""The merged checkpoint: a plain `AlignModel` and `AlignProcessor` folder."""
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
-from peft import PeftModel
 from torch import Tensor
 from transformers import AlignModel, AlignProcessor
 
-from finetune.core.files import fingerprint_file, fingerprint_weights, write_folder, write_json
-from finetune.export.proof import PROOF_FILE, WITNESS_FILE, check_towers, prove, record
-from finetune.model.adapter import save_adapter
-from finetune.model.base import load_model, open_processor, resolve_checkpoint
-from finetune.model.interpolate import interpolate
-from finetune.model.merge import merge_adapter
-from finetune.model.towers import AlignTowers
-
-_TOWERS = {"image": ("vision_model.",), "text": ("text_model.", "text_projection.")}
+from finetune.core.files import fingerprint_file, write_json
+from finetune.export.artifact import Answer, Artifact
+from finetune.export.cards import Card
+from finetune.export.trained import TrainedModel
+from finetune.export.witness import INPUTS
 
 
-def write_adapter(
-    towers: AlignTowers, processor: AlignProcessor, folder: Path, checkpoint: str, fingerprint: str
-) -> None:
-    """Writes an adapter with its processor: a folder that plain peft and transformers open.
+def answer(folder: str, inputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+    """Opens a merged folder with plain transformers and embeds the witness's inputs, see `Artifact.answer`."""
+    import torch
+    from torch.nn.functional import normalize
+    from transformers import AlignModel, AlignProcessor
 
-    Args:
-        towers: The adapted model.
-        processor: The processor it was trained with.
-        folder: The folder to write.
-        checkpoint: Portable name of the base.
-        fingerprint: SHA-256 of the base's weights.
-    """
-    with write_folder(folder) as staging:
-        assert isinstance(towers.model, PeftModel)
-        save_adapter(towers.model, staging, checkpoint, fingerprint)
-        write_processor(processor, staging)
-
-
-def export_merged(
-    checkpoint: str,
-    adapter: Path,
-    witness: Path,
-    output: Path,
-    overwrite: bool = False,
-    alpha: float = 1.0,
-    temperature: float | None = None,
-) -> dict[str, Any]:
-    """Merges an adapter into its base and writes the result, or a point between the two, once it is proven.
-
-    Away from alpha 1 and the adapter's temperature, the merge first has to reproduce the witness in this process; the
-    point's own answers to the same inputs then are the folder's witness.
-
-    Args:
-        checkpoint: The base: hub id, local folder, or `align-mini`.
-        adapter: PEFT folder with temperature and processor, as a run writes it.
-        witness: The adapted model's embeddings of held-back inputs.
-        output: The folder to write: `model.safetensors`, `config.json`, processor and tokenizer,
-            `merge_proof.json` and the witness.
-        overwrite: Whether an existing `output` is replaced.
-        alpha: 1 writes the merge, 0 the base, a number between them their weighted mean, see
-            `finetune.model.interpolate.interpolate`.
-        temperature: What divides the similarities in place of the interpolated temperature.
-
-    Returns:
-        The content of `merge_proof.json`; `identical_to_base` says of either tower whether all its tensors are, byte
-        for byte, the base's as it is loaded in float32, so that an index built with the base stays valid.
-
-    Raises:
-        FileExistsError: If `output` exists and `overwrite` is false.
-        CheckpointError: If the base, the adapter or the proof does not hold. No folder is left then.
-        RecipeError: If `alpha` is not in [0, 1], likewise.
-    """
-    with write_folder(output, overwrite) as staging:
-        fingerprint = fingerprint_weights(resolve_checkpoint(checkpoint))
-        model = merge_adapter(load_model(checkpoint), adapter, fingerprint)
-        if alpha == 1 and temperature in (None, model.temperature.item()):
-            shutil.copyfile(witness, staging / WITNESS_FILE)
-        else:
-            inputs = check_towers(model, witness)
-            model.load_state_dict(interpolate(load_model(checkpoint).state_dict(), model.state_dict(), alpha))
-            if temperature is not None:
-                model.temperature.fill_(temperature)
-            record(model, inputs, staging / WITNESS_FILE)
-        write_checkpoint(model, open_processor(adapter), staging)
-        proof = prove(staging, staging / WITNESS_FILE)
-        proof["base_model"] = checkpoint
-        proof["alpha"] = alpha
-        proof["temperature"] = model.temperature.item()
-        proof["identical_to_base"] = _find_identical(model.state_dict(), load_model(checkpoint).state_dict())
-        proof["sha256"]["base_model"] = fingerprint
-        proof["sha256"]["adapter"] = fingerprint_file(adapter / "adapter_model.safetensors")
-        write_json(staging / PROOF_FILE, proof)
-    return proof
-
-
-def _find_identical(merged: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, bool]:
-    """Whether a tower's tensors are the base's byte for byte, whatever the precision the base is stored in."""
-    return {
-        tower: all(
-            tensor.numpy().tobytes() == base[name].numpy().tobytes()
-            for name, tensor in merged.items()
-            if name.startswith(prefixes)
-        )
-        for tower, prefixes in _TOWERS.items()
+    loaded: Any = AlignModel.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True, local_files_only=True
+    )
+    model, loading = loaded
+    AlignProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
+    image = model.get_image_features(pixel_values=inputs["pixel_values"]).pooler_output
+    text = model.get_text_features(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).pooler_output
+    answers = {
+        "image_embeds": normalize(image, dim=-1),
+        "text_embeds": normalize(text, dim=-1),
+        "temperature": model.temperature,
     }
+    return answers, loading
+
+
+class MergedCheckpoint(Artifact):
+    """Adapters folded into their base, or a point between the two.
+
+    Args:
+        trained: The model.
+    """
+
+    name = "merged"
+    exact = ("temperature",)
+    origins = frozenset({"base_model", "adapter"})
+    answer: ClassVar[Answer] = staticmethod(answer)
+
+    def __init__(self, trained: TrainedModel) -> None:
+        self.trained = trained
+
+    @classmethod
+    def of(cls, trained: TrainedModel) -> Self | None:
+        """Returns the merged checkpoint; None where no tower was adapted."""
+        return cls(trained) if trained.run.adapter.is_dir() else None
+
+    def write(self, folder: Path) -> None:
+        """Writes model and processor so that transformers 4 and 5 open them."""
+        write_checkpoint(self.trained.model, self.trained.processor, folder)
+
+    def witness(self) -> dict[str, Tensor]:
+        """Returns held-back inputs and their embeddings."""
+        answers = ("image_features", "image_embeds", "text_embeds", "temperature")
+        return {name: self.trained.witness[name] for name in (*INPUTS, *answers)}
+
+    def origin(self) -> dict[str, Any]:
+        """Returns base, interpolation and temperature; `identical_to_base` says of either tower whether all its tensors
+        are, byte for byte, the base's in float32, so that an index built with the base stays valid.
+        """
+        base = self.trained.base
+        return {
+            "base_model": base.name,
+            "interpolation": self.trained.choice.interpolation,
+            "temperature": self.trained.model.temperature.item(),
+            "identical_to_base": self.trained.unchanged_towers(),
+            "sha256": {
+                "base_model": base.fingerprint,
+                "adapter": fingerprint_file(self.trained.run.adapter / "adapter_model.safetensors"),
+            },
+        }
+
+    @classmethod
+    def card(cls, folder: str, proof: Mapping[str, Any]) -> Card:
+        """Returns the card of a zero-shot model."""
+        kept = [
+            f" The {tower} tower is the base's, byte for byte."
+            for tower, same in proof["identical_to_base"].items()
+            if same
+        ]
+        return Card(
+            base_model=proof["base_model"],
+            pipeline_tag="zero-shot-image-classification",
+            tags=("align",),
+            summary=f"`{proof['base_model']}`, fine-tuned with LoRA by align-finetune and merged.",
+            proof="A fresh process with plain transformers "
+            f"{proof['versions']['transformers']} reproduced this model's embeddings within "
+            f"{max(proof['max_abs_difference'].values()):.1e} (`merge_proof.json`); `finetune verify` repeats that on "
+            f"any machine.{''.join(kept)}",
+            code=f"""from PIL import Image
+from transformers import AlignModel, AlignProcessor
+
+processor = AlignProcessor.from_pretrained("{folder}")
+model = AlignModel.from_pretrained("{folder}")
+labels = ["an image of a cat", "an image of a dog"]
+image = Image.open("photo.png").convert("RGB")
+inputs = processor(images=image, text=labels, return_tensors="pt")
+probabilities = model(**inputs).logits_per_image.softmax(dim=1)
+""",
+        )
 
 
 def write_checkpoint(model: AlignModel, processor: AlignProcessor, folder: Path) -> None:

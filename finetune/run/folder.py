@@ -8,6 +8,10 @@ from pathlib import Path
 from finetune.core.errors import RecipeError, did_you_mean
 from finetune.core.files import write_json
 
+BASE, AFTER, ZERO_SHOT_AFTER = "base", "after", "zero-shot-after"
+MEASURED = (BASE, AFTER, ZERO_SHOT_AFTER)
+"""The models that a run measures: its base, what it exports, and beside a classifier the merged checkpoint."""
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -41,13 +45,44 @@ class RunFolder:
 
     @property
     def witness(self) -> Path:
-        """Held-back inputs and the adapted model's embeddings of them."""
+        """Held-back inputs and what the trained model makes of them."""
         return self.path / "witness.safetensors"
 
     @property
     def merged(self) -> Path:
         """`AlignModel` and `AlignProcessor`, with model card and proof."""
         return self.path / "merged"
+
+    @property
+    def processor(self) -> Path:
+        """The processor that was trained with, as transformers reads it."""
+        return self.path / "processor"
+
+    @property
+    def choice(self) -> Path:
+        """The interpolation and the temperature at which the model is exported."""
+        return self.path / "choice.json"
+
+    @property
+    def training(self) -> Path:
+        """What went wrong in training."""
+        return self.path / "training.json"
+
+    def measurement(self, model: str) -> Path:
+        """A measurement: of the base, or of a model that is exported.
+
+        Args:
+            model: One of `MEASURED`.
+        """
+        return self.path / "measurements" / model
+
+    def stage(self, name: str) -> Path:
+        """What a finished stage was made from.
+
+        Args:
+            name: The stage's name.
+        """
+        return self.path / "stages" / f"{name}.json"
 
     @property
     def head(self) -> Path:
@@ -125,9 +160,10 @@ class RunFolder:
                     "Choose another name with --run NAME."
                 )
             if not overwrite:
+                resume = "" if self.is_finished else f"Go on with it by `finetune resume {self.path}`, r"
                 raise RecipeError(
-                    f"Expected no run at {self.path}, but there is one. Replace it with --overwrite, or choose another "
-                    "name with --run NAME."
+                    f"Expected no run at {self.path}, but there is one. {resume or 'R'}eplace it with --overwrite, or "
+                    "choose another name with --run NAME."
                 )
             if inside := [path for path in needed if self.path.resolve() in path.resolve().parents]:
                 raise RecipeError(

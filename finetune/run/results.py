@@ -2,10 +2,7 @@
 
 from collections.abc import Mapping
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
-
-from finetune.core.files import write_text
 
 Metrics = Mapping[str, float]
 DIFFERENCE = "difference, 95 % interval"
@@ -229,63 +226,3 @@ def installed_versions() -> dict[str, str]:
         "numpy",
     )
     return {name: version(name) for name in names}
-
-
-def format_measured(metrics: Mapping[str, Any]) -> str:
-    """What a card says of the figures of its folder.
-
-    Args:
-        metrics: The content of `metrics.json`, or its `interpolation` alone for a folder that was not measured on test
-            rows.
-    """
-    if any(name in metrics for name in MODELS):
-        return f"Measured on this folder:\n\n{format_results(metrics)}"
-    return f"Not measured: this is not what its run handed out.\n\n{format_results(metrics)}".strip()
-
-
-def write_model_card(folder: Path, name: str, metrics: Mapping[str, Any], proof: Mapping[str, Any]) -> None:
-    """Writes `README.md` of a merged folder: what it is, how it did, how to load it.
-
-    Args:
-        folder: The merged folder.
-        name: The run's name.
-        metrics: The content of `metrics.json`.
-        proof: The content of `merge_proof.json`.
-    """
-    if "zero-shot after" in metrics:  # "after" is that of the head's classifier, and so is what follows from it
-        of_head = ("zero-shot after", "difference", "calibration")
-        metrics = {key: part for key, part in metrics.items() if key not in of_head} | {
-            "after": metrics["zero-shot after"]
-        }
-    difference, unchanged = max(proof["max_abs_difference"].values()), " ".join(list_unchanged_towers(proof))
-    write_text(
-        folder / "README.md",
-        f"""---
-base_model: {proof["base_model"]}
-library_name: transformers
-pipeline_tag: zero-shot-image-classification
-tags: [align]
----
-
-# {name}
-
-`{proof["base_model"]}`, fine-tuned with LoRA by align-finetune and merged. {format_measured(metrics)}
-
-R@K is a hit rate: the share of queries with a correct item among the K best.
-
-A fresh process with plain transformers {proof["versions"]["transformers"]} reproduced this model's
-embeddings within {difference:.1e} (`merge_proof.json`); `finetune verify` repeats that on any machine. {unchanged}
-
-```python
-from PIL import Image
-from transformers import AlignModel, AlignProcessor
-
-processor = AlignProcessor.from_pretrained("{folder.name}")
-model = AlignModel.from_pretrained("{folder.name}")
-labels = ["an image of a cat", "an image of a dog"]
-image = Image.open("photo.png").convert("RGB")
-inputs = processor(images=image, text=labels, return_tensors="pt")
-probabilities = model(**inputs).logits_per_image.softmax(dim=1)
-```
-""",
-    )

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from finetune.core.errors import RecipeError
-from finetune.model.interpolate import check_alpha
+from finetune.model.interpolate import check_interpolation
 
 
 @dataclass(frozen=True)
@@ -15,15 +15,17 @@ class RunSettings:
         name: Name of the run's folder; null takes the recipe's file name.
         folder: Folder in which the run's folder is made.
         seed: Seed of adapters, dropout, training order and augmentations.
-        soup: How many trainings, alike save for their seeds, are averaged into the model that is handed out (a uniform
+        soup: How many trainings, alike save for their seeds, are averaged into the model that is exported (a uniform
             soup, Wortsman et al. 2022, arXiv 2203.05482). Two learn more than one of twice the length if the learning
             rate is about twice what suits one.
-        floor: Whether a logistic regression on the frozen embeddings is measured too (tables with labels).
+        linear_probe: Whether a logistic regression on the base's frozen embeddings is measured too (tables with
+            labels).
         neighbours: Of how many nearest training images the vote is measured too, as `test/knn_accuracy` (tables with
             labels): 20 as is usual, 1 as COYO-ALIGN's table; null for none. Embeds every training image.
-        alpha: How far from the base towards what was trained the model is that is handed out: 1 is all of it, less
-            forgets less. `auto` takes the best on the validation rows within `max_retention_loss`.
-        max_retention_loss: What `auto` may lose on any table of `data.retention`, as a share of what the base can do.
+        interpolation: Weight of what was trained between the base and it: 1 exports all of it, less forgets less.
+            `auto` takes the best on the validation rows within `max_retention_loss`.
+        max_retention_loss: What `auto` may lose on any table of `data.retention`, as a share of what the base can do
+            there.
         calibrate: Whether the temperature is fitted on the validation rows (tables with a label a row), so that the
             probabilities of the classes are as high as they are right.
 
@@ -35,9 +37,9 @@ class RunSettings:
     folder: str = "runs"
     seed: int = 0
     soup: int = 1
-    floor: bool = True
+    linear_probe: bool = True
     neighbours: int | None = None
-    alpha: float | Literal["auto"] = 1.0
+    interpolation: float | Literal["auto"] = 1.0
     max_retention_loss: float = 0.05
     calibrate: bool = True
 
@@ -46,8 +48,8 @@ class RunSettings:
             raise RecipeError(f"Expected run.neighbours to be at least 1 or null, but got {self.neighbours}.")
         if self.soup < 1:
             raise RecipeError(f"Expected run.soup to be at least 1, but got {self.soup}. 1 trains once.")
-        if self.alpha != "auto":
-            check_alpha(self.alpha, "run.alpha")
+        if self.interpolation != "auto":
+            check_interpolation(self.interpolation, "run.interpolation")
         if not 0 <= self.max_retention_loss <= 1:
             raise RecipeError(
                 f"Expected run.max_retention_loss to be in [0, 1], but got {self.max_retention_loss}. It is a share: "

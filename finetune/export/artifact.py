@@ -1,0 +1,144 @@
+"""Something handed to a user: written, recorded, checked in a fresh process, described."""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
+
+from safetensors.torch import save
+from torch import Tensor
+
+from finetune.core.files import refuse_existing, require_own, write_bytes, write_folder, write_json
+from finetune.export.cards import Card, write_card
+from finetune.export.proof import WITNESS_FILE, prove
+from finetune.export.trained import TrainedModel
+from finetune.run.folder import RunFolder
+from finetune.run.measurement import MEASUREMENT, Measurement, write_measurement
+from finetune.run.results import PROOF_FILE
+
+
+class Answer(Protocol):
+    """The type of `Artifact.answer`."""
+
+    def __call__(self, folder: str, inputs: dict[str, Tensor], /) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+        """Returns answers by name, and the names of tensors that were missing or left over."""
+
+
+class Artifact(ABC):
+    """One kind of folder that is made of a trained model. Another kind is one file and one line in `artifacts.py`.
+
+    Attributes:
+        name: Name of the kind, and of its folder in a run.
+        relative: Whether differences are relative to the largest recorded answer.
+        exact: The answers that may not differ at all.
+        origins: Names under which the proof's hashes say of what the folder was made.
+        answer: A function of the folder's path and the witness's tensors that opens the folder as a user would and
+            returns its answers, by the names under which the witness records them, and the names of tensors that were
+            missing or left over. A fresh process runs its source text: it imports what it needs in its own body, and
+            nothing of this package.
+    """
+
+    name: ClassVar[str]
+    relative: ClassVar[bool] = False
+    exact: ClassVar[tuple[str, ...]] = ()
+    origins: ClassVar[frozenset[str]]
+    answer: ClassVar[Answer]
+
+    @classmethod
+    @abstractmethod
+    def of(cls, trained: TrainedModel) -> Self | None:
+        """Returns the artifact of a trained model; None where this kind cannot be made of it.
+
+        Args:
+            trained: The model.
+        """
+
+    @abstractmethod
+    def write(self, folder: Path) -> None:
+        """Writes the model and what prepares its inputs.
+
+        Args:
+            folder: An existing, empty folder.
+        """
+
+    @abstractmethod
+    def witness(self) -> dict[str, Tensor]:
+        """Returns inputs and what the folder must answer."""
+
+    @abstractmethod
+    def origin(self) -> dict[str, Any]:
+        """Returns what the proof says of where the folder comes from; hashes under `sha256`."""
+
+    @classmethod
+    @abstractmethod
+    def card(cls, folder: str, proof: Mapping[str, Any]) -> Card:
+        """Returns what the card says of this kind of folder.
+
+        Args:
+            folder: The folder's name.
+            proof: The content of `merge_proof.json`.
+        """
+
+    @classmethod
+    def prove(cls, folder: Path) -> dict[str, Any]:
+        """Checks a folder of this kind against its witness, see `finetune.export.proof.prove`.
+
+        Args:
+            folder: The folder, witness included.
+        """
+        return prove(folder, cls.name, inspect.getsource(cls.answer), cls.relative, cls.exact)
+
+    def export(
+        self,
+        output: Path,
+        title: str,
+        metrics: Mapping[str, Any],
+        measurement: Measurement | None = None,
+        overwrite: bool = False,
+    ) -> dict[str, Any]:
+        """Writes the folder, with witness, proof and card, once a fresh process has reproduced the witness.
+
+        Args:
+            output: The folder to write.
+            title: Heading of the card, the run's name.
+            metrics: What the card says of the folder, see `write_card`.
+            measurement: What `finetune compare` reads of the folder, where it was measured.
+            overwrite: Whether an existing `output` is replaced.
+
+        Returns:
+            The content of `merge_proof.json`.
+
+        Raises:
+            FileExistsError: If `output` exists and `overwrite` is false, or is no folder that was exported.
+            CheckpointError: If the proof does not hold. No folder is left then.
+        """
+        require_exportable(output, overwrite)
+        with write_folder(output, overwrite) as staging:
+            self.write(staging)
+            write_bytes(
+                staging / WITNESS_FILE,
+                save({name: tensor.contiguous() for name, tensor in self.witness().items()}),
+            )
+            proof = self.prove(staging)
+            origin = self.origin()
+            proof = {**proof, **origin, "sha256": {**proof["sha256"], **origin["sha256"]}}
+            write_json(staging / PROOF_FILE, proof)
+            write_card(staging, self.card(output.name, proof), title, metrics)
+            if measurement is not None:
+                write_measurement(measurement, staging / MEASUREMENT)
+        return proof
+
+
+def require_exportable(output: Path, overwrite: bool) -> None:
+    """Refuses to replace what exists unasked, and what no export wrote: a run, or a user's own files.
+
+    Args:
+        output: The folder to write.
+        overwrite: Whether an existing folder is replaced.
+
+    Raises:
+        FileExistsError: If `output` exists and `overwrite` is false, or is no folder that was exported.
+    """
+    refuse_existing(output, overwrite)
+    require_own(output, lambda names: PROOF_FILE in names and RunFolder(output).recipe.name not in names)

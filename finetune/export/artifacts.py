@@ -1,0 +1,64 @@
+"""The kinds of artifact, and the check of a folder of any kind."""
+
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from finetune.core.errors import CheckpointError
+from finetune.core.files import read_json
+from finetune.export.artifact import Artifact
+from finetune.export.classifier import ImageClassifier
+from finetune.export.merged import MergedCheckpoint
+from finetune.export.proof import PREPARATION, WITNESS_FILE, fingerprint_artifact
+from finetune.run.results import PROOF_FILE
+
+ARTIFACTS: tuple[type[Artifact], ...] = (MergedCheckpoint, ImageClassifier)
+"""In the order in which a run exports them."""
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """Repeats the proof of an exported folder on this machine.
+
+    Args:
+        folder: A folder with `merge_proof.json`, the witness and the weights it speaks of.
+
+    Returns:
+        The new proof.
+
+    Raises:
+        CheckpointError: If a file is missing or is not the one that was proven, or the proof fails here.
+    """
+    for name in (PROOF_FILE, WITNESS_FILE):
+        if not (folder / name).is_file():
+            raise CheckpointError(
+                f"Expected {folder} to be a folder written by `finetune export`, but {name} is missing. "
+                "Export the run again."
+            )
+    kind, recorded = _read_proof(folder / PROOF_FILE)
+    try:
+        found = fingerprint_artifact(folder)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"Expected the files of {folder} to be whole, but got: {str(error).rstrip('.')}. Export the run again."
+        ) from error
+    for name in dict.fromkeys((*recorded, *PREPARATION)):
+        expected, digest = recorded.get(name, "none"), found.get(name, "none")
+        if digest != expected:
+            raise CheckpointError(
+                f"Expected the {name} of {folder} to have SHA-256 {expected}, but got {digest}. "
+                "It was changed after it was proven: export the run again."
+            )
+    return kind.prove(folder)
+
+
+def _read_proof(path: Path) -> tuple[type[Artifact], dict[str, str]]:
+    """The kind of artifact, and the hashes of its own files."""
+    try:
+        proof = read_json(path)
+        kind = next(kind for kind in ARTIFACTS if kind.name == proof["artifact"])
+        return kind, {name: proof["sha256"][name] for name in proof["sha256"].keys() - kind.origins}
+    except (KeyError, TypeError, ValueError, StopIteration) as error:  # no JSON, or none that a proof is
+        raise CheckpointError(
+            f"Expected {path} to be a proof with its kind and hashes, but got {error!r}. Export the run again."
+        ) from error

@@ -1,0 +1,73 @@
+"""The model card of an exported folder."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from finetune.core.files import write_text
+from finetune.export.proof import CARD_FILE
+from finetune.run.results import MODELS, format_results
+
+
+class Card(NamedTuple):
+    """What a card says of one kind of folder.
+
+    Attributes:
+        base_model: Name of the base.
+        pipeline_tag: The hub's word for what the model does.
+        tags: The hub's tags.
+        summary: What the folder holds, a sentence.
+        proof: What was proven of it, sentences.
+        code: Python that opens the folder and asks it.
+    """
+
+    base_model: str
+    pipeline_tag: str
+    tags: tuple[str, ...]
+    summary: str
+    proof: str
+    code: str
+
+
+def write_card(folder: Path, card: Card, title: str, metrics: Mapping[str, Any]) -> None:
+    """Writes `README.md`: what a folder is, how it did, how to load it.
+
+    Args:
+        folder: The folder.
+        card: What its kind says.
+        title: The heading, a run's name.
+        metrics: The content of `metrics.json` that is about this folder. A folder that was not measured has none, or
+            that of its interpolation alone.
+    """
+    if any(name in metrics for name in MODELS):
+        measured = "Measured on this folder:"
+    else:
+        measured = "Not measured: this is not the model that its run measured."
+    parts = [
+        "---",
+        f"base_model: {card.base_model}",
+        "library_name: transformers",
+        f"pipeline_tag: {card.pipeline_tag}",
+        f"tags: [{', '.join(card.tags)}]",
+        f"---\n\n# {title}\n",
+        f"{card.summary} {measured}\n",
+        *filter(None, [format_results(metrics) and f"{format_results(metrics)}\n"]),
+        "R@K is a hit rate: the share of queries with a correct item among the K best.\n",
+        f"{card.proof}\n",
+        f"```python\n{card.code}```\n",
+    ]
+    write_text(folder / CARD_FILE, "\n".join(parts))
+
+
+def select_metrics(artifact: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what of a run's `metrics.json` is about one of its artifacts.
+
+    Args:
+        artifact: Name of the artifact.
+        metrics: The content of `metrics.json`.
+    """
+    if artifact != "merged" or "zero-shot after" not in metrics:
+        return dict(metrics)
+    of_classifier = ("zero-shot after", "difference", "calibration")  # "after" is the classifier's, and so are these
+    kept = {key: part for key, part in metrics.items() if key not in of_classifier}
+    return kept | {"after": metrics["zero-shot after"]}
