@@ -9,80 +9,107 @@ if TYPE_CHECKING:
     from finetune.core.types import Batch, ClassPrompts, Embeddings
     from finetune.data.loading.datamodule import ImageTextDataModule
     from finetune.data.loading.sampling import ClassBalanced, Sampling, WeightedRows
-    from finetune.data.loading.sharded import ShardedImageText
-    from finetune.data.table.table import RandomSplit, Table
-    from finetune.export.proof import verify
-    from finetune.model.base import load_model, load_processor
+    from finetune.data.table.splits import RandomSplit
+    from finetune.data.table.table import Table
+    from finetune.evaluation.evaluate import evaluate
+    from finetune.export.artifacts import verify
+    from finetune.inference.classify import classify
+    from finetune.model.base import Base
+    from finetune.model.head import LinearHead
     from finetune.model.lora import TowerLora
-    from finetune.objectives import Classification, Contrastive, Objective, Sigmoid
-    from finetune.pipeline.experiment import run_experiment
-    from finetune.pipeline.handover import export_run
+    from finetune.objectives import Contrastive, CrossEntropy, Objective, Sigmoid
+    from finetune.pipeline.compare import compare_models
+    from finetune.pipeline.export_run import export_run
     from finetune.pipeline.recipe import read_recipe
+    from finetune.pipeline.run_recipe import resume_run, run_recipe
+    from finetune.training.classification_task import ClassificationTask
+    from finetune.training.head_start import FromProbe, FromPrompts
     from finetune.training.schedules import WarmupCosine
     from finetune.training.task import AlignTask
 
 _HOME = {
     "AlignTask": "training.task",
+    "Base": "model.base",
     "Batch": "core.types",
     "CheckpointError": "core.errors",
     "ClassBalanced": "data.loading.sampling",
     "ClassPrompts": "core.types",
-    "Classification": "objectives",
+    "ClassificationTask": "training.classification_task",
     "Contrastive": "objectives",
+    "CrossEntropy": "objectives",
     "Embeddings": "core.types",
+    "FromProbe": "training.head_start",
+    "FromPrompts": "training.head_start",
     "ImageTextDataModule": "data.loading.datamodule",
+    "LinearHead": "model.head",
     "Objective": "objectives",
-    "RandomSplit": "data.table.table",
+    "RandomSplit": "data.table.splits",
     "RecipeError": "core.errors",
     "Sampling": "data.loading.sampling",
-    "ShardedImageText": "data.loading.sharded",
     "Sigmoid": "objectives",
     "Table": "data.table.table",
     "TableError": "core.errors",
     "TowerLora": "model.lora",
     "WarmupCosine": "training.schedules",
     "WeightedRows": "data.loading.sampling",
-    "export_run": "pipeline.handover",
-    "load_model": "model.base",
-    "load_processor": "model.base",
+    "classify": "inference.classify",
+    "compare_models": "pipeline.compare",
+    "evaluate": "evaluation.evaluate",
+    "export_run": "pipeline.export_run",
     "read_recipe": "pipeline.recipe",
-    "run_experiment": "pipeline.experiment",
-    "verify": "export.proof",
+    "resume_run": "pipeline.run_recipe",
+    "run_recipe": "pipeline.run_recipe",
+    "verify": "export.artifacts",
+}
+_RENAMED = {
+    "Classification": "ClassificationTask, and CrossEntropy for its loss",
+    "ShardedImageText": "ImageTextDataModule: a table's path may name tars",
+    "load_model": "Base.open(checkpoint).load()",
+    "load_processor": "Base.open(checkpoint).processor(image_size)",
+    "run_experiment": "run_recipe",
 }
 
 __version__ = version("align-finetune")
 __all__ = [
     "AlignTask",
+    "Base",
     "Batch",
     "CheckpointError",
     "ClassBalanced",
     "ClassPrompts",
-    "Classification",
+    "ClassificationTask",
     "Contrastive",
+    "CrossEntropy",
     "Embeddings",
+    "FromProbe",
+    "FromPrompts",
     "ImageTextDataModule",
+    "LinearHead",
     "Objective",
     "RandomSplit",
     "RecipeError",
     "Sampling",
-    "ShardedImageText",
     "Sigmoid",
     "Table",
     "TableError",
     "TowerLora",
     "WarmupCosine",
     "WeightedRows",
+    "classify",
+    "compare_models",
+    "evaluate",
     "export_run",
-    "load_model",
-    "load_processor",
     "read_recipe",
-    "run_experiment",
+    "resume_run",
+    "run_recipe",
     "verify",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """Imports a public name at its first use, so that importing the package does not wait for torch."""
+    if name in _RENAMED:
+        raise AttributeError(f"finetune.{name} is now finetune.{_RENAMED[name]}")
     if name not in _HOME:
         raise AttributeError(f"module 'finetune' has no attribute {name!r}")
     return getattr(import_module(f"finetune.{_HOME[name]}"), name)

@@ -18,7 +18,7 @@ from finetune.core.types import Batch
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.data.table.table import Table
 from finetune.export.merged import write_checkpoint
-from finetune.model.base import load_processor
+from finetune.model.base import Base
 
 NAMES = ("red", "green", "blue")
 COYO = {
@@ -76,7 +76,7 @@ def tiny(tmp_path_factory) -> str:
     """A folder with a small random ALIGN that has working squeeze-excite."""
     folder = tmp_path_factory.mktemp("tiny") / "align-tiny"
     folder.mkdir()
-    write_checkpoint(calibrated_align(), load_processor("align-mini", image_size=64), folder)
+    write_checkpoint(calibrated_align(), Base.open("align-mini").processor(64), folder)
     return str(folder)
 
 

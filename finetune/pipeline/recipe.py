@@ -6,6 +6,7 @@ import inspect
 import re
 import sys
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast, get_args, get_type_hints
 
@@ -18,6 +19,7 @@ from lightning.pytorch.loggers import Logger
 
 from finetune.core.errors import CheckpointError, RecipeError, TableError, did_you_mean
 from finetune.data.loading.datamodule import ImageTextDataModule
+from finetune.model.base import Base
 from finetune.run.settings import RunSettings
 from finetune.training.task import AlignTask
 
@@ -41,8 +43,17 @@ class Recipe:
 
     @property
     def checkpoint(self) -> str:
-        """The base checkpoint: hub id, local folder, or `align-mini`."""
+        """What the recipe names as its base: hub id, local folder, or `align-mini`."""
         return cast(str, self._config.model.init_args.checkpoint)
+
+    @cached_property
+    def base(self) -> Base:
+        """The base, opened once for all that the recipe builds.
+
+        Raises:
+            CheckpointError: If `model.checkpoint` names none.
+        """
+        return Base.open(self.checkpoint)
 
     @property
     def resolved(self) -> str:
@@ -68,7 +79,7 @@ class Recipe:
             RecipeError: If nothing of it is trained, or several trainings of it cannot be averaged.
         """
         task = self.build_task()
-        if not task.towers.has_adapters and task.head is None:
+        if not task.trains:
             raise RecipeError(
                 "Expected something to train, but got none. Measure with `finetune test --config RECIPE`."
             )
@@ -105,8 +116,11 @@ class Recipe:
         return cast(str, self._config.trainer.accelerator)
 
     def _build(self, key: str) -> Any:
+        values = self._config[key].clone()
+        if "checkpoint" in values.get("init_args", {}):
+            values.init_args.checkpoint = self.base
         try:
-            return self._parser.instantiate(Namespace({key: self._config[key]}))[key]
+            return self._parser.instantiate(Namespace({key: values}))[key]
         except ValueError as error:
             raise _find_cause(error, key) from None
 

@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import normalize
 
 from finetune.core.errors import RecipeError
+from finetune.core.types import Answers
 from finetune.data.checks.concerns import count
 from finetune.data.checks.unreadable import SkippedRow, describe_skipped
 from finetune.data.loading.datamodule import ImageTextDataModule
@@ -19,9 +20,9 @@ from finetune.data.prepare.members import place_of
 from finetune.data.table.cells import Integers, Mask
 from finetune.data.table.rows import Rows
 from finetune.data.table.splits import SPLITS, UNKNOWN
-from finetune.evaluation.evaluate import Collect, build_trainer
-from finetune.pipeline.experiment import quieten
+from finetune.inference.embed import embed, find_device
 from finetune.pipeline.recipe import Recipe
+from finetune.pipeline.run_recipe import quieten
 from finetune.pipeline.suspect_scores import Suspicion, compare_rows, score_captions, score_labels
 from finetune.pipeline.train import fit
 from finetune.run.folder import RunFolder
@@ -79,7 +80,7 @@ def find_suspects(recipe: Recipe, folds: int) -> Suspects:
     data = recipe.build_data()
     data.rows.require("train")
     fold_ids = deal_folds(data.rows, folds, recipe.run.seed)
-    ranked = rank_rows(recipe.accelerator, cross_fit(recipe, data, fold_ids), data, fold_ids)
+    ranked = rank_rows(find_device(recipe.accelerator), cross_fit(recipe, data, fold_ids), data, fold_ids)
     return Suspects(ranked, data.skipped)
 
 
@@ -145,12 +146,12 @@ def cross_fit(recipe: Recipe, data: ImageTextDataModule, fold_ids: Integers) -> 
 
 
 def rank_rows(
-    accelerator: str, tasks: Iterable[AlignTask], data: ImageTextDataModule, fold_ids: Integers
+    device: torch.device, tasks: Iterable[AlignTask], data: ImageTextDataModule, fold_ids: Integers
 ) -> pd.DataFrame:
     """Ranks rows by what a task says of each, the worst fitting first.
 
     Args:
-        accelerator: As for Lightning's `Trainer`.
+        device: Where the tasks' models run.
         tasks: For each fold the task that judges its rows.
         data: The table.
         fold_ids: See `deal_folds`.
@@ -160,7 +161,7 @@ def rank_rows(
     """
     table = data.rows
     judge = _judge_labels if table.classes else _judge_captions
-    rows, found = judge(accelerator, tasks, data, fold_ids)
+    rows, found = judge(device, tasks, data, fold_ids)
     texts = np.array(table.classes)[table.label_ids[rows]] if table.classes else table.captions[rows]
     alternatives = np.array(table.classes) if table.classes else texts
     lines = pd.DataFrame(
@@ -177,24 +178,27 @@ def rank_rows(
 
 
 def _judge_labels(
-    accelerator: str, tasks: Iterable[AlignTask], data: ImageTextDataModule, fold_ids: Integers
+    device: torch.device, tasks: Iterable[AlignTask], data: ImageTextDataModule, fold_ids: Integers
 ) -> tuple[Integers, Suspicion]:
     """Judges labels by the classes' scores for the images. Returns the rows too; `better` counts classes."""
-    parts = [_collect(accelerator, task, data, fold_ids == fold) for fold, task in enumerate(tasks)]
-    rows = torch.cat([part.joined("rows") for part in parts]).long().numpy()
-    scores = torch.cat([part.joined("class_scores") for part in parts])
+    parts = [_ask(device, task, data, fold_ids == fold) for fold, task in enumerate(tasks)]
+    rows = torch.cat([part.rows for part in parts]).numpy()
+    scores = torch.cat([part.class_scores for part in parts if part.class_scores is not None])
     return rows, score_labels(scores, torch.from_numpy(data.rows.label_ids[rows]))
 
 
 def _judge_captions(
-    accelerator: str, tasks: Iterable[AlignTask], data: ImageTextDataModule, fold_ids: Integers
+    device: torch.device, tasks: Iterable[AlignTask], data: ImageTextDataModule, fold_ids: Integers
 ) -> tuple[Integers, Suspicion]:
     """Judges captions beside those of a block of rows. Returns the rows too; `better` counts these."""
     models = []
     for task in tasks:
-        part = _collect(accelerator, task, data, fold_ids >= 0)
-        models.append([normalize(part.joined(f"{tower}_features"), dim=-1).half() for tower in ("image", "text")])
-    rows = part.joined("rows").long().numpy()
+        part = _ask(device, task, data, fold_ids >= 0)
+        assert part.image_features is not None
+        assert part.text_features is not None
+        features = (part.image_features, part.text_features)
+        models.append([normalize(found, dim=-1).half() for found in features])
+    rows = part.rows.numpy()
     image_ids, caption_ids = (torch.from_numpy(ids[rows]) for ids in (data.rows.image_ids, data.rows.caption_ids))
     scores = torch.empty(len(rows), dtype=torch.float64)
     better = torch.empty(len(rows), dtype=torch.int64)
@@ -207,9 +211,7 @@ def _judge_captions(
     return rows, Suspicion(scores, better)
 
 
-def _collect(accelerator: str, task: AlignTask, data: ImageTextDataModule, chosen: Mask) -> Collect:
-    """What a task's test step returns of the chosen rows."""
-    collect = Collect()
-    only = data.with_splits(np.where(chosen, _TEST, UNKNOWN))
-    build_trainer(accelerator, [collect]).test(task, only, verbose=False)
-    return collect
+def _ask(device: torch.device, task: AlignTask, data: ImageTextDataModule, chosen: Mask) -> Answers:
+    """What a task's model says of the chosen rows."""
+    task.eval().to(device)
+    return embed(task.model(data.class_prompts), data.loader(np.flatnonzero(chosen)), device, progress="rows")

@@ -6,26 +6,27 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from lightning import seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from peft import LoraConfig, PeftModel
 from torch import Tensor
 
+from finetune.core.errors import Concern
 from finetune.data.loading.datamodule import ImageTextDataModule
-from finetune.metrics import choose_metric
-from finetune.model.base import load_model
+from finetune.model.base import Base
 from finetune.model.soup import average_adapters, average_weights
 from finetune.model.towers import AlignTowers
 from finetune.pipeline.recipe import Recipe
 from finetune.run.folder import RunFolder
 from finetune.training.best_weights import LatestBest
-from finetune.training.collapse import CollapseWatch, Notice
+from finetune.training.collapse import CollapseWatch
 from finetune.training.task import AlignTask
 
 _MODEL = "towers.model."
 
 
-def fit(recipe: Recipe, task: AlignTask, data: ImageTextDataModule, run: RunFolder) -> list[Notice]:
+def fit(recipe: Recipe, task: AlignTask, data: ImageTextDataModule, run: RunFolder) -> list[Concern]:
     """Trains, and leaves the latest best weights by the validation metric in the task, or the last without one.
 
     With `run.soup` above 1 it trains so many times, and leaves the average. The first training is the one there would
@@ -52,7 +53,7 @@ def fit(recipe: Recipe, task: AlignTask, data: ImageTextDataModule, run: RunFold
         kept, found = _fit_once(recipe, member, data.with_seed(seed), folder)
         members.append(kept)
         notices += found
-    _take_average(task, recipe.checkpoint, members)
+    _take_average(task, recipe.base, members)
     return list(dict.fromkeys(notices))
 
 
@@ -68,11 +69,12 @@ def member_seed(seed: int, number: int) -> int:
 
 def _fit_once(
     recipe: Recipe, task: AlignTask, data: ImageTextDataModule, run: RunFolder
-) -> tuple[dict[str, Tensor], list[Notice]]:
+) -> tuple[dict[str, Tensor], list[Concern]]:
     """Trains once, and returns the weights to keep: all that training changes, by name in the task."""
+    seed_everything(data.seed, verbose=False)
     rows = len(data.rows.indices("val"))
     where: dict[str, Any] = {"dirpath": run.checkpoints, "filename": "best", "save_last": True}
-    metric = f"val/{choose_metric(data.class_prompts).headline}"
+    metric = f"val/{data.kind.metric().headline}"
     keep = LatestBest(rows, monitor=metric, **where) if rows else ModelCheckpoint(**where)
     logger = CSVLogger(save_dir=run.path.parent, name=run.path.name, version="")
     watch = CollapseWatch()
@@ -82,12 +84,12 @@ def _fit_once(
     return torch.load(path, map_location="cpu", weights_only=True)["state_dict"], watch.notices
 
 
-def _take_average(task: AlignTask, checkpoint: str, members: Sequence[Mapping[str, Tensor]]) -> None:
+def _take_average(task: AlignTask, base: Base, members: Sequence[Mapping[str, Tensor]]) -> None:
     """Puts the average of the members into one of them, whose adapter becomes as wide as all of theirs."""
     if isinstance(task.towers.model, PeftModel):
         config = cast(LoraConfig, task.towers.model.peft_config["default"])
         towers, members = zip(*map(_divide, members), strict=True)
-        adapted = average_adapters(load_model(checkpoint), config, towers)
+        adapted = average_adapters(base.load(), config, towers)
         task.towers = AlignTowers(adapted, train_temperature=False, min_temperature=task.towers.min_temperature)
     _load(task, average_weights(members))
 

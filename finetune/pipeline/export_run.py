@@ -1,0 +1,116 @@
+"""What a finished run trained, exported once more: at the interpolation it chose, or at another one."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from finetune.core.errors import CheckpointError, RecipeError
+from finetune.core.files import read_json
+from finetune.export.artifact import require_exportable
+from finetune.export.cards import select_metrics
+from finetune.export.choose_interpolation import Choice
+from finetune.export.classifier import ImageClassifier
+from finetune.export.merged import MergedCheckpoint
+from finetune.export.trained import TrainedModel
+from finetune.model.base import Base
+from finetune.model.interpolate import check_interpolation
+from finetune.run.folder import RunFolder, open_run
+from finetune.run.measurement import MEASUREMENT, read_measurement
+
+
+def export_run(
+    run: str | Path,
+    output: Path,
+    overwrite: bool = False,
+    interpolation: float | Literal["auto"] | None = None,
+    classifier: bool = False,
+    overrides: Sequence[str] = (),
+    trust: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Merges and proves what a finished run trained once more, into a folder of the user's choice.
+
+    Args:
+        run: The run's folder.
+        output: The folder to write.
+        overwrite: Whether an existing `output` is replaced.
+        interpolation: 1 for all that was trained, 0 for the base; a number needs no table, and its temperature is not
+            fitted. `auto` chooses interpolation and temperature on the recipe's tables as the run would. None repeats
+            what the run exported.
+        classifier: Whether the image classifier of the run's head is written and not the merged checkpoint.
+        overrides: Recipe values to replace, for `auto` alone.
+        trust: Modules that the run's recipe may name.
+
+    Returns:
+        The content of `merge_proof.json`.
+
+    Raises:
+        RecipeError: If there is no such run, `interpolation` is not in [0, 1], or there is nothing to choose it by.
+        FileExistsError: If `output` exists and `overwrite` is false, or it is no folder that was exported.
+        CheckpointError: If the run is not finished or did not train what is asked for, its base has changed, or the
+            proof does not hold.
+    """
+    folder = open_run(run)
+    kind = ImageClassifier if classifier else MergedCheckpoint
+    _check_run(folder, classifier)
+    require_exportable(output, overwrite)
+    if overrides and interpolation != "auto":
+        raise RecipeError(f"Expected recipe keys with --interpolation auto only, but got {overrides[0]}. Remove it.")
+    exported = Choice.read(folder.choice)
+    if interpolation == "auto":
+        base, choice = _choose_again(folder, overrides, trust)
+    else:
+        base, choice = _open_base(folder), exported
+        if interpolation not in (None, exported.interpolation):
+            check_interpolation(interpolation, "--interpolation")
+            choice = Choice(interpolation)
+    is_measured = choice is exported
+    artifact = kind.of(TrainedModel(folder, base, choice))
+    assert artifact is not None
+    metrics = select_metrics(kind.name, read_json(folder.metrics)) if is_measured else choice.as_metrics()
+    measurement = read_measurement(folder.path / kind.name / MEASUREMENT) if is_measured else None
+    return artifact.export(output, folder.path.resolve().name, metrics, measurement, overwrite)
+
+
+def _check_run(run: RunFolder, classifier: bool) -> None:
+    if not run.is_finished:
+        raise CheckpointError(
+            f"Expected {run.path} to be finished, but it has no finished.json. "
+            f"Go on with it: finetune resume {run.path}"
+        )
+    if classifier and not run.head.is_file():
+        raise CheckpointError(f"Expected {run.path} to have a head, but it trained none. Export without --classifier.")
+    if not classifier and not run.adapter.is_dir():
+        raise CheckpointError(
+            f"Expected {run.path} to have an adapter to merge, but it trained a head alone. Export its image "
+            "classifier with --classifier."
+        )
+
+
+def _open_base(run: RunFolder) -> Base:
+    """The base of the training, as it was then."""
+    named = read_json(run.environment)["checkpoint"]
+    base = Base.open(named["name"])
+    if base.fingerprint != named["sha256"]:
+        raise CheckpointError(
+            f"Expected the base of {run.path}, {base.name}, to have SHA-256 {named['sha256']}, but got "
+            f"{base.fingerprint}. Put back the checkpoint that was trained on."
+        )
+    return base
+
+
+def _choose_again(run: RunFolder, overrides: Sequence[str], trust: Sequence[str]) -> tuple[Base, Choice]:
+    from finetune.inference.embed import find_device
+    from finetune.model.head import LinearHead, require_classes
+    from finetune.pipeline.choose import choose
+    from finetune.pipeline.recipe import read_recipe
+    from finetune.pipeline.stages import open_line
+
+    base = _open_base(run)
+    recipe = read_recipe(run.recipe, [*overrides, "--run.interpolation", "auto"], trust)
+    data = recipe.build_data()
+    for other in data.retention.values():
+        other.rows.require("test")
+    if run.head.is_file():
+        require_classes(LinearHead.read(run.head).classes, data.rows.classes)
+    device = find_device(recipe.accelerator)
+    return base, choose(recipe.run, data, device, lambda: open_line(run, base, device))

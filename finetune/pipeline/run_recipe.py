@@ -1,0 +1,106 @@
+"""A whole run: started from a recipe, or gone on with from its folder."""
+
+import logging
+import platform
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils.logging import disable_progress_bar
+
+from finetune.core.files import fingerprint_file, write_json, write_text
+from finetune.data.checks.check import tell
+from finetune.data.loading.datamodule import ImageTextDataModule
+from finetune.model.base import Base
+from finetune.pipeline.recipe import Recipe, read_recipe
+from finetune.pipeline.stages import STAGES, Work, find_tables, run_stages
+from finetune.run.folder import RunFolder, open_run
+from finetune.run.results import installed_versions
+
+_EXPECTED_WARNINGS = (
+    r".*module\(s\) in eval mode at the start of training",  # BatchNorm and the base's dropout, on purpose
+    r"Label .* is present in all training examples",  # scikit-learn, of a class that all training rows have, or none
+    r".*does not have many workers",  # the recipe says how many
+    r".*Experiment logs directory .* exists",  # the run's folder was made for this log
+    r".*Checkpoint directory .* exists",
+    r".*smaller than the logging interval",
+    r".*treespec",  # lightning on torch 2.13
+    r".*is_gradient_checkpointing",  # transformers about itself
+    r"(?s).*does not round-trip",  # tuples of albumentations in YAML, read back as lists all the same
+)
+
+
+def run_recipe(recipe: Recipe, overwrite: bool = False) -> RunFolder:
+    """Measures the base, trains, merges, proves the merge, and measures what was exported.
+
+    Args:
+        recipe: What to run.
+        overwrite: Whether a run of the same name is replaced.
+
+    Returns:
+        The finished run's folder.
+
+    Raises:
+        TableError: If the table has a fault; nothing is written then.
+        RecipeError: If a run of that name exists and `overwrite` is false, or the interpolation is to be chosen but the
+            tables hold nothing to choose it by.
+        CheckpointError: If a checkpoint does not load or the proof fails.
+    """
+    quieten()
+    run = RunFolder(Path(recipe.run.folder) / recipe.name)
+    work = Work(recipe, run)
+    work.check()
+    tell(work.data.rows, work.data.find_concerns())
+    run.create(overwrite, needed=[work.base.folder, *find_tables(work.data)])
+    write_text(run.recipe, recipe.resolved)
+    write_json(run.environment, _describe_environment(work.data, work.base))
+    run_stages(work)
+    return run
+
+
+def resume_run(run: str | Path, trust: Sequence[str] = ()) -> RunFolder:
+    """Runs the stages of a run that are left.
+
+    Args:
+        run: The run's folder.
+        trust: Modules that the run's recipe may name.
+
+    Returns:
+        The finished run's folder.
+
+    Raises:
+        RecipeError: If there is no such run.
+        TableError: As `run_recipe`, and so all others.
+    """
+    quieten()
+    folder = open_run(run)
+    where = ["--run.name", folder.path.resolve().name, "--run.folder", str(folder.path.resolve().parent)]
+    work = Work(read_recipe(folder.recipe, where, trust), folder)
+    if not all(stage.is_done(work) for stage in STAGES[:2]):
+        work.check()
+    run_stages(work)
+    return folder
+
+
+def quieten() -> None:
+    """Silences progress bars and warnings that mean nothing to a user."""
+    for message in _EXPECTED_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    disable_progress_bar()
+
+
+def _describe_environment(data: ImageTextDataModule, base: Base) -> dict[str, Any]:
+    return {
+        "versions": {"python": platform.python_version(), **installed_versions()},
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "table": [
+            {"path": str(file), "sha256": fingerprint_file(file)}
+            for file in map(Path, data.rows.files)
+            if file.is_file()
+        ],
+        "checkpoint": {"name": base.name, "sha256": base.fingerprint},
+    }
