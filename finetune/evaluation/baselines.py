@@ -10,7 +10,10 @@ from torch.nn.functional import normalize
 from finetune.core.types import Answers, Batch
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.inference.embed import embed
-from finetune.metrics import ClassAccuracy, Figure, RowMetric, neighbour_votes
+from finetune.metrics.accuracy import ClassAccuracy
+from finetune.metrics.knn import neighbour_votes
+from finetune.metrics.row_metric import RowMetric
+from finetune.metrics.statistics import Figure
 from finetune.model.towers import AlignTowers
 
 

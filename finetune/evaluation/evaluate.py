@@ -8,7 +8,8 @@ import torch
 from finetune.core.types import Answers, Batch
 from finetune.inference.embed import embed, find_device
 from finetune.inference.models import RowModel, require_finite
-from finetune.metrics import Figure, RowMetric
+from finetune.metrics.row_metric import RowMetric
+from finetune.metrics.statistics import Figure
 
 
 class Evaluation(NamedTuple):

@@ -3,7 +3,8 @@
 from typing import Any, NamedTuple
 
 from finetune.evaluation.drift import drift
-from finetune.metrics import Figure, paired_difference
+from finetune.metrics.bootstrap import paired_difference
+from finetune.metrics.statistics import Figure
 from finetune.run.measurement import Measurement, TableMeasurement
 
 

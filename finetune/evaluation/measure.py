@@ -14,7 +14,7 @@ from finetune.evaluation.drift import probe
 from finetune.evaluation.evaluate import Evaluation, evaluate
 from finetune.export.choose_interpolation import Choice
 from finetune.inference.models import RowModel, ask_towers
-from finetune.metrics import calibration_error, chance_calibration_error, reliability
+from finetune.metrics.calibration import calibration_error, chance_calibration_error, reliability
 from finetune.model.towers import AlignTowers
 from finetune.run.measurement import TEST, Measurement, TableMeasurement
 

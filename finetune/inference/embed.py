@@ -10,7 +10,6 @@ from tqdm import tqdm
 
 from finetune.core.errors import RecipeError
 from finetune.core.types import ClassPrompts, Texts
-from finetune.metrics import class_embeddings
 from finetune.model.towers import AlignTowers
 
 TEXTS = 256
@@ -80,6 +79,36 @@ def embed_classes(towers: AlignTowers, prompts: ClassPrompts, device: torch.devi
     """
     embeds = embed_texts(towers, Texts(prompts.input_ids, prompts.attention_mask), device)
     return class_embeddings(embeds, prompts.label_ids.cpu()).to(device)
+
+
+def class_embeddings(prompt_embeds: Tensor, label_ids: Tensor) -> Tensor:
+    """Returns one unit vector for each class: the normalised mean of its normalised prompts.
+
+    The prompt ensemble of Radford et al. 2021 (arXiv 2103.00020, section 3.1.4).
+
+    Args:
+        prompt_embeds: Float tensor of shape (P, D), normalised here.
+        label_ids: Int64 tensor of shape (P,), the class of each prompt; each of 0 .. C-1 occurs.
+
+    Returns:
+        Tensor of shape (C, D), in float32 where the prompts are in half precision.
+
+    Raises:
+        ValueError: If a class has no prompt.
+
+    Example:
+        >>> class_embeddings(torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 5.0]]), torch.tensor([0, 0, 1]))
+        tensor([[0.7071, 0.7071],
+                [0.0000, 1.0000]])
+    """
+    counts = torch.bincount(label_ids)
+    if not counts.all():
+        empty = int((counts == 0).nonzero()[0])
+        raise ValueError(f"Expected a prompt for each class, but got none for class {empty}.")
+    dtype = torch.promote_types(prompt_embeds.dtype, torch.float32)
+    unit = normalize(prompt_embeds.to(dtype), dim=-1)
+    sums = unit.new_zeros(len(counts), unit.shape[1]).index_add(0, label_ids, unit)
+    return normalize(sums / counts[:, None], dim=-1)
 
 
 def find_device(accelerator: str = "auto") -> torch.device:

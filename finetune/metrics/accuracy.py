@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 from torchmetrics.utilities import dim_zero_cat
 
 from finetune.core.types import Answers
@@ -10,36 +9,6 @@ from finetune.metrics.calibration import calibration_error
 from finetune.metrics.ranking import TIE, place
 from finetune.metrics.row_metric import RowMetric, require
 from finetune.metrics.statistics import Figure, MeanOfMeans, mean
-
-
-def class_embeddings(prompt_embeds: Tensor, label_ids: Tensor) -> Tensor:
-    """Returns one unit vector for each class: the normalised mean of its normalised prompts.
-
-    The prompt ensemble of Radford et al. 2021 (arXiv 2103.00020, section 3.1.4).
-
-    Args:
-        prompt_embeds: Float tensor of shape (P, D), normalised here.
-        label_ids: Int64 tensor of shape (P,), the class of each prompt; each of 0 .. C-1 occurs.
-
-    Returns:
-        Tensor of shape (C, D), in float32 where the prompts are in half precision.
-
-    Raises:
-        ValueError: If a class has no prompt.
-
-    Example:
-        >>> class_embeddings(torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 5.0]]), torch.tensor([0, 0, 1]))
-        tensor([[0.7071, 0.7071],
-                [0.0000, 1.0000]])
-    """
-    counts = torch.bincount(label_ids)
-    if not counts.all():
-        empty = int((counts == 0).nonzero()[0])
-        raise ValueError(f"Expected a prompt for each class, but got none for class {empty}.")
-    dtype = torch.promote_types(prompt_embeds.dtype, torch.float32)
-    unit = normalize(prompt_embeds.to(dtype), dim=-1)
-    sums = unit.new_zeros(len(counts), unit.shape[1]).index_add(0, label_ids, unit)
-    return normalize(sums / counts[:, None], dim=-1)
 
 
 class ClassAccuracy(RowMetric):

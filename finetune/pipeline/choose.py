@@ -10,7 +10,8 @@ from finetune.evaluation.evaluate import Evaluation, evaluate
 from finetune.evaluation.forgetting import Loss, relative_loss
 from finetune.export.choose_interpolation import INTERPOLATIONS, Choice, Line, Temperature, choose_interpolation
 from finetune.inference.models import RowModel, ask_towers
-from finetune.metrics import Figure, fit_temperature
+from finetune.metrics.calibration import fit_temperature
+from finetune.metrics.statistics import Figure
 from finetune.run.settings import RunSettings
 
 

@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import Logger
 from finetune.core.errors import CheckpointError, RecipeError, TableError, did_you_mean
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.model.base import Base
+from finetune.pipeline.renamed import refuse_renamed
 from finetune.run.settings import RunSettings
 from finetune.training.task import AlignTask
 
@@ -139,6 +140,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = (), trust: Sequence
     """
     if trust and "" not in sys.path:
         sys.path.insert(0, "")
+    refuse_renamed(Path(path), overrides)
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*TRUSTED, *trust])
     parser = build_parser()
     try:

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from finetune.core.errors import CheckpointError
 from finetune.core.files import read_json, write_folder, write_json, write_text
-from finetune.metrics import Figure
-from finetune.metrics.statistics import from_tensors, to_tensors
+from finetune.metrics.statistics import Figure, from_tensors, to_tensors
 
 FACTS, TENSORS, PREDICTIONS, ROWS = "measurement.json", "figures.safetensors", "predictions.csv", "rows.csv"
 MEASUREMENT = "measurement"

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from finetune.core.errors import Concern
 from finetune.core.types import Batch, Embeddings
 from finetune.inference.models import CALM_DOWN
-from finetune.metrics import Cloud
+from finetune.metrics.geometry import Cloud
 from finetune.model.layers import TOWERS
 from finetune.model.towers import AlignTowers
 from finetune.objectives import positive_mask

@@ -17,7 +17,8 @@ from finetune.core.errors import CheckpointError
 from finetune.core.types import Answers, Batch, ClassPrompts, Embeddings
 from finetune.data.loading.kinds import TableKind
 from finetune.inference.models import RowModel, ask_towers, require_finite
-from finetune.metrics import Retrieval, RowMetric
+from finetune.metrics.retrieval import Retrieval
+from finetune.metrics.row_metric import RowMetric
 from finetune.model.base import Base, Checkpoint
 from finetune.model.lora import TowerLora, attach_lora
 from finetune.model.recompute import recompute_blocks

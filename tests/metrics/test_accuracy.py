@@ -6,7 +6,8 @@ import torch
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 from torchmetrics.functional.classification import multiclass_accuracy
 
-from finetune.metrics import ClassAccuracy, class_embeddings
+from finetune.inference.embed import class_embeddings
+from finetune.metrics.accuracy import ClassAccuracy
 
 
 def figures_of(scores, labels, batch_size=7):

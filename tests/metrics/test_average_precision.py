@@ -3,7 +3,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, label_ranking_average_precision_score
 
-from finetune.metrics import AveragePrecision
+from finetune.metrics.average_precision import AveragePrecision
 
 NAMES = ("cat", "dog", "emu", "fox", "gnu")
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import bootstrap
 
-from finetune.metrics import Difference, paired_difference
+from finetune.metrics.bootstrap import Difference, paired_difference
 from finetune.metrics.statistics import MeanAveragePrecision, Median, mean
 
 

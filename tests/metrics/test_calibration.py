@@ -5,7 +5,8 @@ import pytest
 import torch
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from finetune.metrics import ClassAccuracy, calibration_error, chance_calibration_error, fit_temperature, reliability
+from finetune.metrics.accuracy import ClassAccuracy
+from finetune.metrics.calibration import calibration_error, chance_calibration_error, fit_temperature, reliability
 
 
 def softmax(scores):

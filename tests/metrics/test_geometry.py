@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.metrics import Cloud, effective_rank, spread
+from finetune.metrics.geometry import Cloud, effective_rank, spread
 
 
 def cone(rows: int = 40, width: int = 12, seed: int = 0) -> torch.Tensor:

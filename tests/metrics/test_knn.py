@@ -4,7 +4,7 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 from torch.nn.functional import normalize
 
-from finetune.metrics import neighbour_votes
+from finetune.metrics.knn import neighbour_votes
 
 
 def unit(*shape, seed=0):

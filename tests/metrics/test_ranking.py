@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.metrics import Placement
-from finetune.metrics.ranking import place
+from finetune.metrics.ranking import Placement, place
 
 
 @pytest.mark.parametrize("better", [0, 1, 3])

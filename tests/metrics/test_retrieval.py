@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from finetune.metrics import Retrieval, retrieval_placements, retrieval_ranks
+from finetune.metrics.retrieval import Retrieval, retrieval_placements, retrieval_ranks
 
 KEYS = {
     *(f"{direction}/R@{k}" for direction in ("image_to_text", "text_to_image") for k in (1, 5, 10)),

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from finetune.core.types import Answers
-from finetune.metrics import AveragePrecision, ClassAccuracy, Retrieval
+from finetune.metrics.accuracy import ClassAccuracy
+from finetune.metrics.average_precision import AveragePrecision
+from finetune.metrics.retrieval import Retrieval
 
 
 def draw(*shape: int) -> torch.Tensor:

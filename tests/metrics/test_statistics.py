@@ -6,15 +6,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import average_precision_score, balanced_accuracy_score
 
-from finetune.metrics import (
-    AveragePrecision,
-    ClassAccuracy,
-    Retrieval,
-    from_tensors,
-    paired_difference,
-    to_tensors,
-)
-from finetune.metrics.statistics import MeanAveragePrecision, Median, mean
+from finetune.metrics.accuracy import ClassAccuracy
+from finetune.metrics.average_precision import AveragePrecision
+from finetune.metrics.bootstrap import paired_difference
+from finetune.metrics.retrieval import Retrieval
+from finetune.metrics.statistics import MeanAveragePrecision, Median, from_tensors, mean, to_tensors
 
 
 def draws(units, count=20):

@@ -13,7 +13,10 @@ from finetune.core.types import Answers, ClassPrompts
 from finetune.data.prepare.texts import TextEncoder, write_prompts
 from finetune.data.table.cells import Integers
 from finetune.data.table.rows import Rows
-from finetune.metrics import AveragePrecision, ClassAccuracy, Retrieval, RowMetric
+from finetune.metrics.accuracy import ClassAccuracy
+from finetune.metrics.average_precision import AveragePrecision
+from finetune.metrics.retrieval import Retrieval
+from finetune.metrics.row_metric import RowMetric
 
 MOST_LABELS = 5
 """Labels that are listed of a prediction where an image may have several."""
