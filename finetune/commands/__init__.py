@@ -1,1 +1,1 @@
-"""One file a command: argparse, free of torch until a command runs."""
+"""The commands, a file for each: argparse only, free of torch until one of them runs."""

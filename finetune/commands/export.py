@@ -1,36 +1,31 @@
-"""`finetune export`, free of torch until it is called."""
+"""`finetune export`: what a run trained, exported once more."""
 
 import argparse
-from pathlib import Path
+
+from finetune.commands.options import Commands, add_keys, add_output, add_run
 
 
-def add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add(commands: Commands) -> None:
     """Adds the command.
 
     Args:
         commands: Those of `finetune`.
     """
-    export = commands.add_parser(
-        "export",
-        help="merged checkpoint with its proof",
-        epilog="With --alpha auto every recipe key is an option too, as --run.max_retention_loss 0.02.",
-        allow_abbrev=False,
-    )
-    export.add_argument("run_folder", metavar="RUN")
-    export.add_argument("--output", metavar="DIR", type=Path, required=True)
+    export = commands.add_parser("export", help="merged checkpoint with its proof")
+    add_run(export)
+    add_output(export, "DIR", "the folder to write", required=True)
     export.add_argument(
-        "--alpha",
-        metavar="A",
-        type=_alpha,
-        help="how far from the base towards what was trained, 0 to 1, or auto (default: what the run handed out)",
+        "--interpolation",
+        metavar="W",
+        type=_read_interpolation,
+        help="weight of what was trained between the base and it, 0 to 1, or auto (default: what the run exported)",
     )
     export.add_argument("--classifier", action="store_true", help="the image classifier of a run that trained a head")
-    export.add_argument("--overwrite", action="store_true", help="replace DIR")
-    export.add_argument("--trust", metavar="MODULE", action="append", default=[], help="as for fit, with --alpha auto")
-    export.set_defaults(command=_export, takes_recipe_keys=True)
+    add_keys(export, "With --interpolation auto ")
+    export.set_defaults(command=_export)
 
 
-def _alpha(word: str) -> float | str:
+def _read_interpolation(word: str) -> float | str:
     try:
         return word if word == "auto" else float(word)
     except ValueError:
@@ -38,16 +33,19 @@ def _alpha(word: str) -> float | str:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from finetune.pipeline.handover import export_run
+    from finetune.pipeline.renamed import refuse_renamed_options
+
+    refuse_renamed_options(options.words)
+    from finetune.pipeline.export_run import export_run
     from finetune.run.results import format_proof
 
     proof = export_run(
-        options.run_folder,
+        options.run,
         options.output,
         options.overwrite,
-        options.alpha,
+        options.interpolation,
         options.classifier,
-        options.overrides,
+        options.words,
         options.trust,
     )
     print(f"{options.output}: {format_proof(proof)}")

@@ -1,0 +1,91 @@
+"""What several commands share: options worded once, and the check of a file that a command writes."""
+
+import argparse
+from pathlib import Path
+from typing import TypeAlias
+
+from finetune.core.errors import RecipeError
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+"""The commands of `finetune`, to which each file adds its own."""
+
+
+def add_run(command: argparse.ArgumentParser) -> None:
+    """Adds `RUN`.
+
+    Args:
+        command: The command.
+    """
+    command.add_argument("run", metavar="RUN", help="a run's folder")
+
+
+def add_recipe(command: argparse.ArgumentParser, required: bool = True) -> None:
+    """Adds `--config`, and all that `add_keys` adds.
+
+    Args:
+        command: The command.
+        required: Whether the command does nothing without a recipe.
+    """
+    command.add_argument(
+        "--config", metavar="RECIPE", required=required, help="a path, or the name of a shipped recipe"
+    )
+    add_keys(command)
+
+
+def add_keys(command: argparse.ArgumentParser, where: str = "") -> None:
+    """Adds `--trust`, and every recipe key as an option.
+
+    Args:
+        command: The command, called with `options.words`, which are the keys with their values.
+        where: The condition under which it takes keys, for its help.
+    """
+    add_trust(command)
+    every = "every" if where else "Every"
+    command.epilog = (
+        f"{where}{every} recipe key is an option too, as --data.batch_size 32; `finetune fit --keys` lists them."
+    )
+    command.set_defaults(takes_words=True)
+
+
+def add_trust(command: argparse.ArgumentParser) -> None:
+    """Adds `--trust`.
+
+    Args:
+        command: The command.
+    """
+    command.add_argument(
+        "--trust", metavar="MODULE", action="append", default=[], help="let the recipe name this module's classes"
+    )
+
+
+def add_output(command: argparse.ArgumentParser, kind: str, content: str, required: bool = False) -> None:
+    """Adds `--output` and `--overwrite`.
+
+    Args:
+        command: The command.
+        kind: What is written, in capitals: `CSV`, `DIR` or `JSON`.
+        content: What it holds, for the help.
+        required: Whether the command does nothing without it.
+    """
+    command.add_argument("--output", metavar=kind, type=Path, required=required, help=content)
+    command.add_argument("--overwrite", action="store_true", help=f"replace {kind}")
+
+
+def check_file(file: Path | None, overwrite: bool) -> None:
+    """Refuses a file that cannot be written, before any work is done.
+
+    Args:
+        file: What `--output` names; None where it names nothing.
+        overwrite: Whether an existing file is replaced.
+
+    Raises:
+        RecipeError: If it is a folder, or lies in a folder that does not exist.
+        FileExistsError: If it exists and `overwrite` is false.
+    """
+    if file is None:
+        return
+    from finetune.core.files import refuse_existing
+
+    if file.is_dir() or not file.parent.is_dir():
+        raise RecipeError(f"Expected --output to name a file in a folder that exists, but got {file}.")
+    refuse_existing(file, overwrite)

@@ -1,0 +1,52 @@
+"""`finetune test`: a run or a checkpoint, measured on the test rows of a table."""
+
+import argparse
+from pathlib import Path
+
+from finetune.commands.options import Commands, add_output, add_recipe
+from finetune.core.errors import RecipeError
+from finetune.core.shipped import find_recipe
+
+
+def add(commands: Commands) -> None:
+    """Adds the command.
+
+    Args:
+        commands: Those of `finetune`.
+    """
+    test = commands.add_parser(
+        "test",
+        help="evaluate a run, or an untouched checkpoint",
+        usage="finetune test RUN | --config RECIPE [--output DIR] [--key value ...]",
+        description="Evaluates what a run exported, or the checkpoint of a recipe as it is.",
+    )
+    add_recipe(test, required=False)
+    add_output(test, "DIR", "write the measurement, which `finetune compare` reads")
+    test.set_defaults(command=_test)
+
+
+def _test(options: argparse.Namespace) -> None:
+    words: list[str] = options.words
+    run = words.pop(0) if words and not words[0].startswith("--") else None  # argparse would take a key's value for it
+    if (run is None) == (options.config is None):
+        raise RecipeError("Expected either RUN or --config RECIPE.")
+    path = find_recipe(options.config) if options.config else None
+    _check_folder(options.output, options.overwrite)
+    from finetune.pipeline.measure_again import measure_checkpoint, measure_run
+    from finetune.pipeline.recipe import read_recipe
+
+    if path is not None:
+        print(measure_checkpoint(read_recipe(path, words, options.trust), options.output))
+    elif run is not None:
+        print(measure_run(run, words, options.trust, options.output))
+
+
+def _check_folder(folder: Path | None, overwrite: bool) -> None:
+    """Refuses to replace a folder unasked, or one that is no measurement, before anything is measured."""
+    if folder is None or not folder.exists():
+        return
+    from finetune.core.files import refuse_existing, require_own
+    from finetune.run.measurement import FACTS, PREDICTIONS, ROWS, TENSORS
+
+    refuse_existing(folder, overwrite)
+    require_own(folder, lambda names: FACTS in names and names <= {FACTS, TENSORS, PREDICTIONS, ROWS})

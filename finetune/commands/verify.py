@@ -1,0 +1,24 @@
+"""`finetune verify`: an exported folder against its proof."""
+
+import argparse
+from pathlib import Path
+
+from finetune.commands.options import Commands
+
+
+def add(commands: Commands) -> None:
+    """Adds the command.
+
+    Args:
+        commands: Those of `finetune`.
+    """
+    verify = commands.add_parser("verify", help="re-check an exported folder against its proof, on this machine")
+    verify.add_argument("folder", metavar="DIR", type=Path, help="a merged folder or a classifier")
+    verify.set_defaults(command=_verify)
+
+
+def _verify(options: argparse.Namespace) -> None:
+    from finetune.export.artifacts import verify
+    from finetune.run.results import format_proof
+
+    print(f"{options.folder}: {format_proof(verify(options.folder))}")

@@ -1,0 +1,126 @@
+"""Recipe keys, classes and options that have another name now: refused with the new one."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from finetune.core.errors import RecipeError
+
+_KEY, _CLASS = "Rename the key.", "Rename the class."
+_TASK = (
+    "model.class_path finetune.ClassificationTask",
+    "lr_scale is now its head_lr_scale, and head_start stays its own; class_weights and label_smoothing belong to its "
+    "objective, finetune.CrossEntropy. It has no text_lora, train_temperature or min_temperature: leave them out.",
+)
+_TARS = ("data finetune.ImageTextDataModule", "It is the default and reads tars too: leave data.class_path out.")
+
+RENAMED: Mapping[str, tuple[str, str]] = {
+    "run.alpha": ("run.interpolation", _KEY),
+    "run.floor": ("run.linear_probe", _KEY),
+    "model.image_checkpointing": ("model.image_recompute", _KEY),
+    "model.objective Classification": _TASK,
+    "model.objective finetune.Classification": _TASK,
+    "model.objective finetune.objectives.Classification": _TASK,
+    "model.objective.lr_scale": ("model.head_lr_scale", _KEY),
+    "model.objective.head_start": ("model.head_start", _KEY),
+    "model.head_start finetune.objectives.FromProbe": ("model.head_start finetune.FromProbe", _CLASS),
+    "model.head_start finetune.objectives.FromPrompts": ("model.head_start finetune.FromPrompts", _CLASS),
+    "data ShardedImageText": _TARS,
+    "data finetune.ShardedImageText": _TARS,
+}
+"""By the old name, a recipe key with or without a class: the new name, and what to do."""
+
+OPTIONS = {"--alpha": "--interpolation"}
+"""By the old name of a command's option: the new name."""
+
+
+def refuse_renamed(recipe: Path, words: Sequence[str] = ()) -> None:
+    """Refuses a recipe that uses old names.
+
+    Args:
+        recipe: The recipe's file.
+        words: Values that replace the file's, as `["--data.batch_size", "32"]`.
+
+    Raises:
+        RecipeError: With all old names, where they stand, and the new ones.
+    """
+    sources = [(f"{recipe}: ", "", list(_flatten(_read(recipe))))]
+    for key, value in _pair(words):
+        if key != "config":
+            sources.append(("", "--", list(_flatten({key: _parse(value)}))))
+        elif Path(value).is_file():
+            sources.append((f"{value}: ", "", list(_flatten(_read(Path(value))))))
+        else:
+            sources.append(("--config: ", "", list(_flatten(_parse(value)))))
+    own = any(_names_own_objective(*entry) for _, _, entries in sources for entry in entries)
+    found = [
+        where + " ".join(f"{dashes}{old} is now {dashes}{new}. {repair}" for old, new, repair in faults)
+        for where, dashes, entries in sources
+        if (faults := list(_find(entries, ["model.objective"] if own else [])))
+    ]
+    if found:
+        raise RecipeError(" ".join(found))
+
+
+def refuse_renamed_options(words: Sequence[str]) -> None:
+    """Refuses a command's options that have another name now.
+
+    Args:
+        words: What the command does not know.
+
+    Raises:
+        RecipeError: With the new name.
+    """
+    for word in words:
+        option = word.partition("=")[0]
+        if option in OPTIONS:
+            raise RecipeError(f"{option} is now {OPTIONS[option]}. Rename the option.")
+
+
+def _find(entries: Iterable[tuple[str, Any]], skipped: list[str]) -> Iterator[tuple[str, str, str]]:
+    """Yields old name, new name and repair; what lies inside of something renamed, or skipped, is not looked at."""
+    for key, value in entries:
+        if any(f"{key}.".startswith(f"{outer}.") for outer in skipped):
+            continue
+        old = key if key in RENAMED else f"{key} {value}" if isinstance(value, str) else ""
+        if old in RENAMED:
+            skipped.append(key)
+            yield old, *RENAMED[old]
+
+
+def _names_own_objective(key: str, value: Any) -> bool:
+    """Whether the objective is a class of the user's, whose arguments may have any name."""
+    return key == "model.objective" and isinstance(value, str) and "." in value and not value.startswith("finetune.")
+
+
+def _flatten(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields each key of nested values with what it holds, a class by its name, the outer ones first."""
+    inside = value if isinstance(value, dict) else {}
+    yield key, inside.get("class_path", value)
+    for part, inner in inside.items():
+        name, _, rest = str(part).partition(".")  # of a dotted key its parents are keys as well
+        where = key if name in ("class_path", "init_args") else f"{key}.{name}".lstrip(".")
+        yield from _flatten({rest: inner} if rest else inner, where)
+
+
+def _pair(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yields the key and the value of each option, in either of the two forms."""
+    for word, following in pairwise([*words, "--"]):
+        if word.startswith("--"):
+            key, equals, value = word[2:].partition("=")
+            yield key, value if equals or following.startswith("--") else following
+
+
+def _read(path: Path) -> Any:
+    return _parse(path.read_text(encoding="utf-8"))
+
+
+def _parse(text: str) -> Any:
+    """The values of a YAML text; the text itself where it is none, which reading the recipe reports."""
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):  # a ValueError of a date that there is none
+        return text
