@@ -1,16 +1,20 @@
 """How far an adapted model has moved from its base: a meter of forgetting that needs no second table."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from finetune.core.shipped import shipped_folder
 from finetune.core.types import Texts
-from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.data.prepare.texts import write_prompts
 from finetune.inference.embed import embed, embed_texts
 from finetune.model.towers import AlignTowers
 from finetune.run.measurement import Probe
+
+if TYPE_CHECKING:
+    from finetune.data.loading.datamodule import ImageTextDataModule  # brings Lightning, which takes seconds
 
 IMAGES = 256
 """Test images that are embedded, evenly spaced."""
@@ -19,7 +23,7 @@ _WORDS = "align_mini/imagenet_classes.txt"
 _TEMPLATE = "a photo of a {}."
 
 
-def probe(towers: AlignTowers, data: ImageTextDataModule, device: torch.device) -> Probe:
+def probe(towers: AlignTowers, data: "ImageTextDataModule", device: torch.device) -> Probe:
     """Embeds up to `IMAGES` test images and a fixed vocabulary.
 
     The words are the thousand class names of ImageNet-1k, written into "a photo of a {}."

@@ -1,28 +1,22 @@
-"""Something handed to a user: written, recorded, checked in a fresh process, described."""
+"""A folder for users: written, witnessed, proven in a fresh process, described."""
 
 import inspect
+import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Self
 
 from safetensors.torch import save
 from torch import Tensor
 
 from finetune.core.files import refuse_existing, require_own, write_bytes, write_folder, write_json
 from finetune.export.cards import Card, write_card
-from finetune.export.proof import WITNESS_FILE, prove
+from finetune.export.proof import WITNESS_FILE, fingerprint_artifact, prove
 from finetune.export.trained import TrainedModel
 from finetune.run.folder import RunFolder
 from finetune.run.measurement import MEASUREMENT, Measurement, write_measurement
 from finetune.run.results import PROOF_FILE
-
-
-class Answer(Protocol):
-    """The type of `Artifact.answer`."""
-
-    def __call__(self, folder: str, inputs: dict[str, Tensor], /) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
-        """Returns answers by name, and the names of tensors that were missing or left over."""
 
 
 class Artifact(ABC):
@@ -33,17 +27,12 @@ class Artifact(ABC):
         relative: Whether differences are relative to the largest recorded answer.
         exact: The answers that may not differ at all.
         origins: Names under which the proof's hashes say of what the folder was made.
-        answer: A function of the folder's path and the witness's tensors that opens the folder as a user would and
-            returns its answers, by the names under which the witness records them, and the names of tensors that were
-            missing or left over. A fresh process runs its source text: it imports what it needs in its own body, and
-            nothing of this package.
     """
 
     name: ClassVar[str]
     relative: ClassVar[bool] = False
     exact: ClassVar[tuple[str, ...]] = ()
     origins: ClassVar[frozenset[str]]
-    answer: ClassVar[Answer]
 
     @classmethod
     @abstractmethod
@@ -66,6 +55,23 @@ class Artifact(ABC):
     def witness(self) -> dict[str, Tensor]:
         """Returns inputs and what the folder must answer."""
 
+    @staticmethod
+    @abstractmethod
+    def answer(folder: str, witness: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+        """Opens a folder as a user would, and answers the inputs of its witness.
+
+        A fresh process runs the source of this function and nothing else of this package. So whatever the function
+        needs it imports in its own body; it reads no name of its module, and cannot import `finetune`.
+
+        Args:
+            folder: The folder's path.
+            witness: What `witness` returned.
+
+        Returns:
+            The answers, by the names under which the witness records them; and, by kind of fault, the names of tensors
+            that the folder lacks or that are left over.
+        """
+
     @abstractmethod
     def origin(self) -> dict[str, Any]:
         """Returns what the proof says of where the folder comes from; hashes under `sha256`."""
@@ -87,7 +93,7 @@ class Artifact(ABC):
         Args:
             folder: The folder, witness included.
         """
-        return prove(folder, cls.name, inspect.getsource(cls.answer), cls.relative, cls.exact)
+        return prove(folder, cls.name, textwrap.dedent(inspect.getsource(cls.answer)), cls.relative, cls.exact)
 
     def export(
         self,
@@ -120,9 +126,9 @@ class Artifact(ABC):
                 staging / WITNESS_FILE,
                 save({name: tensor.contiguous() for name, tensor in self.witness().items()}),
             )
-            proof = self.prove(staging)
             origin = self.origin()
-            proof = {**proof, **origin, "sha256": {**proof["sha256"], **origin["sha256"]}}
+            hashes = {**fingerprint_artifact(staging), **origin["sha256"]}
+            proof = {**self.prove(staging), **origin, "sha256": hashes}
             write_json(staging / PROOF_FILE, proof)
             write_card(staging, self.card(output.name, proof), title, metrics)
             if measurement is not None:

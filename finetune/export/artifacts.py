@@ -1,5 +1,6 @@
 """The kinds of artifact, and the check of a folder of any kind."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,19 @@ from finetune.core.files import read_json
 from finetune.export.artifact import Artifact
 from finetune.export.classifier import ImageClassifier
 from finetune.export.merged import MergedCheckpoint
-from finetune.export.proof import PREPARATION, WITNESS_FILE, fingerprint_artifact
+from finetune.export.proof import READ_UNASKED, WITNESS_FILE, fingerprint_artifact
 from finetune.run.results import PROOF_FILE
 
 ARTIFACTS: tuple[type[Artifact], ...] = (MergedCheckpoint, ImageClassifier)
 """In the order in which a run exports them."""
 
 
-def verify(folder: Path) -> dict[str, Any]:
+def verify(folder: Path, kinds: Sequence[type[Artifact]] = ARTIFACTS) -> dict[str, Any]:
     """Repeats the proof of an exported folder on this machine.
 
     Args:
-        folder: A folder with `merge_proof.json`, the witness and the weights it speaks of.
+        folder: A folder with `merge_proof.json` and the files that it speaks of.
+        kinds: The kinds of artifact of which the folder may be one.
 
     Returns:
         The new proof.
@@ -35,28 +37,28 @@ def verify(folder: Path) -> dict[str, Any]:
                 f"Expected {folder} to be a folder written by `finetune export`, but {name} is missing. "
                 "Export the run again."
             )
-    kind, recorded = _read_proof(folder / PROOF_FILE)
+    kind, recorded = _read_proof(folder / PROOF_FILE, kinds)
     try:
         found = fingerprint_artifact(folder)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"Expected the files of {folder} to be whole, but got: {str(error).rstrip('.')}. Export the run again."
         ) from error
-    for name in dict.fromkeys((*recorded, *PREPARATION)):
+    for name in dict.fromkeys((*recorded, *READ_UNASKED)):
         expected, digest = recorded.get(name, "none"), found.get(name, "none")
         if digest != expected:
             raise CheckpointError(
                 f"Expected the {name} of {folder} to have SHA-256 {expected}, but got {digest}. "
                 "It was changed after it was proven: export the run again."
             )
-    return kind.prove(folder)
+    return {**kind.prove(folder), "sha256": {name: found[name] for name in recorded}}
 
 
-def _read_proof(path: Path) -> tuple[type[Artifact], dict[str, str]]:
+def _read_proof(path: Path, kinds: Sequence[type[Artifact]]) -> tuple[type[Artifact], dict[str, str]]:
     """The kind of artifact, and the hashes of its own files."""
     try:
         proof = read_json(path)
-        kind = next(kind for kind in ARTIFACTS if kind.name == proof["artifact"])
+        kind = next(kind for kind in kinds if kind.name == proof["artifact"])
         return kind, {name: proof["sha256"][name] for name in proof["sha256"].keys() - kind.origins}
     except (KeyError, TypeError, ValueError, StopIteration) as error:  # no JSON, or none that a proof is
         raise CheckpointError(

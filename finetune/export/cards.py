@@ -39,10 +39,11 @@ def write_card(folder: Path, card: Card, title: str, metrics: Mapping[str, Any])
         metrics: The content of `metrics.json` that is about this folder. A folder that was not measured has none, or
             that of its interpolation alone.
     """
-    if any(name in metrics for name in MODELS):
-        measured = "Measured on this folder:"
-    else:
+    results = format_results(metrics)
+    measured = "Measured on this folder:"
+    if not any(name in metrics for name in MODELS):
         measured = "Not measured: this is not the model that its run measured."
+    explained = "R@K is a hit rate: the share of queries with a correct item among the K best."
     parts = [
         "---",
         f"base_model: {card.base_model}",
@@ -51,8 +52,8 @@ def write_card(folder: Path, card: Card, title: str, metrics: Mapping[str, Any])
         f"tags: [{', '.join(card.tags)}]",
         f"---\n\n# {title}\n",
         f"{card.summary} {measured}\n",
-        *filter(None, [format_results(metrics) and f"{format_results(metrics)}\n"]),
-        "R@K is a hit rate: the share of queries with a correct item among the K best.\n",
+        *([f"{results}\n"] if results else []),
+        *([f"{explained}\n"] if "R@" in results else []),
         f"{card.proof}\n",
         f"```python\n{card.code}```\n",
     ]

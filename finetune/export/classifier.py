@@ -2,28 +2,16 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 from torch import Tensor
 
 from finetune.core.files import fingerprint_file
-from finetune.export.artifact import Answer, Artifact
+from finetune.export.artifact import Artifact
 from finetune.export.cards import Card
 from finetune.export.trained import TrainedModel
 from finetune.model.efficientnet import build_classifier
 from finetune.model.head import LinearHead
-
-
-def answer(folder: str, inputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
-    """Opens a classifier's folder with plain transformers and scores the witness's images, see `Artifact.answer`."""
-    import torch
-    from transformers import AutoImageProcessor, AutoModelForImageClassification
-
-    model, loading = AutoModelForImageClassification.from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True, local_files_only=True
-    )
-    AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
-    return {"logits": model(inputs["pixel_values"]).logits}, loading
 
 
 class ImageClassifier(Artifact):
@@ -37,7 +25,6 @@ class ImageClassifier(Artifact):
     name = "classifier"
     relative = True
     origins = frozenset({"merged", "head"})
-    answer: ClassVar[Answer] = staticmethod(answer)
 
     def __init__(self, trained: TrainedModel, head: LinearHead) -> None:
         self.trained = trained
@@ -56,6 +43,18 @@ class ImageClassifier(Artifact):
     def witness(self) -> dict[str, Tensor]:
         """Returns held-back images and their logits."""
         return {name: self.trained.witness[name] for name in ("pixel_values", "logits")}
+
+    @staticmethod
+    def answer(folder: str, witness: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+        """Opens a classifier's folder with plain transformers and scores the witness's images."""
+        import torch
+        from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+        model, loading = AutoModelForImageClassification.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, local_files_only=True
+        )
+        AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
+        return {"logits": model(witness["pixel_values"]).logits}, loading
 
     def origin(self) -> dict[str, Any]:
         """Returns base, interpolation, and what the logits were scaled by; hashes of merged weights and head."""

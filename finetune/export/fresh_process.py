@@ -1,8 +1,8 @@
 """Opens an exported folder as any user would and puts the witness's inputs in. Run by path, never imported.
 
-Knows nothing of this package: torch, transformers, and safetensors, which transformers brings. The code that opens the
-folder and answers comes on the standard input: a function `answer(folder, inputs)` that returns answers by name, and
-the names of tensors that were missing or left over. Prints one JSON line: how far each answer is from the one recorded.
+The process has torch, transformers, and safetensors, which transformers brings; it cannot import this package. The code
+that opens the folder comes on the standard input: the source of a function `answer`, see `Artifact.answer`, which the
+package has sent and not the folder. One JSON line is printed: how far each answer is from the one recorded.
 
 Usage: `python fresh_process.py FOLDER WITNESS < CODE`.
 """
@@ -40,6 +40,7 @@ def main(folder: str, witness: str, code: str) -> None:
 
 
 if __name__ == "__main__":
+    sys.modules["finetune"] = None  # type: ignore[assignment]  # an import of it fails now, as on a user's machine
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     main(sys.argv[1], sys.argv[2], sys.stdin.read())

@@ -3,37 +3,16 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 from torch import Tensor
 from transformers import AlignModel, AlignProcessor
 
 from finetune.core.files import fingerprint_file, write_json
-from finetune.export.artifact import Answer, Artifact
+from finetune.export.artifact import Artifact
 from finetune.export.cards import Card
 from finetune.export.trained import TrainedModel
 from finetune.export.witness import INPUTS
-
-
-def answer(folder: str, inputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
-    """Opens a merged folder with plain transformers and embeds the witness's inputs, see `Artifact.answer`."""
-    import torch
-    from torch.nn.functional import normalize
-    from transformers import AlignModel, AlignProcessor
-
-    loaded: Any = AlignModel.from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True, local_files_only=True
-    )
-    model, loading = loaded
-    AlignProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
-    image = model.get_image_features(pixel_values=inputs["pixel_values"]).pooler_output
-    text = model.get_text_features(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).pooler_output
-    answers = {
-        "image_embeds": normalize(image, dim=-1),
-        "text_embeds": normalize(text, dim=-1),
-        "temperature": model.temperature,
-    }
-    return answers, loading
 
 
 class MergedCheckpoint(Artifact):
@@ -46,7 +25,6 @@ class MergedCheckpoint(Artifact):
     name = "merged"
     exact = ("temperature",)
     origins = frozenset({"base_model", "adapter"})
-    answer: ClassVar[Answer] = staticmethod(answer)
 
     def __init__(self, trained: TrainedModel) -> None:
         self.trained = trained
@@ -61,9 +39,31 @@ class MergedCheckpoint(Artifact):
         write_checkpoint(self.trained.model, self.trained.processor, folder)
 
     def witness(self) -> dict[str, Tensor]:
-        """Returns held-back inputs and their embeddings."""
-        answers = ("image_features", "image_embeds", "text_embeds", "temperature")
+        """Returns held-back inputs, their embeddings, and the temperature."""
+        answers = ("image_embeds", "text_embeds", "temperature")
         return {name: self.trained.witness[name] for name in (*INPUTS, *answers)}
+
+    @staticmethod
+    def answer(folder: str, witness: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+        """Opens a merged folder with plain transformers and embeds the witness's inputs."""
+        import torch
+        from torch.nn.functional import normalize
+        from transformers import AlignModel, AlignProcessor
+
+        loaded: Any = AlignModel.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, local_files_only=True
+        )
+        model, loading = loaded
+        AlignProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
+        texts = {name: witness[name] for name in ("input_ids", "attention_mask")}
+        image = model.get_image_features(pixel_values=witness["pixel_values"]).pooler_output
+        text = model.get_text_features(**texts).pooler_output
+        answers = {
+            "image_embeds": normalize(image, dim=-1),
+            "text_embeds": normalize(text, dim=-1),
+            "temperature": model.temperature,
+        }
+        return answers, loading
 
     def origin(self) -> dict[str, Any]:
         """Returns base, interpolation and temperature; `identical_to_base` says of either tower whether all its tensors

@@ -9,22 +9,28 @@ from pathlib import Path
 from typing import Any
 
 from finetune.core.errors import CheckpointError
-from finetune.core.files import fingerprint_file, fingerprint_weights
+from finetune.core.files import fingerprint_file
 from finetune.export.witness import TOLERANCE, require_close
+from finetune.model.weights import Weights
+from finetune.run.measurement import MEASUREMENT
 from finetune.run.results import PROOF_FILE
 
 WITNESS_FILE = "witness.safetensors"
 CARD_FILE = "README.md"
-WEIGHTS = re.compile(r"model.*\.safetensors(\.index\.json)?")
-PREPARATION = (
+READ_UNASKED = (
+    "adapter_config.json",
+    "added_tokens.json",
     "preprocessor_config.json",
     "processor_config.json",
     "special_tokens_map.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "vocab.txt",
 )
-"""Files that decide how images and texts become the tensors that a witness begins with."""
+"""Files by which some version of transformers changes the weights, or what becomes of images and texts, once they lie
+in a folder."""
 
+_WEIGHTS = re.compile(r"model[^/]*\.safetensors(\.index\.json)?")
 _FRESH_PROCESS = Path(__file__).with_name("fresh_process.py")
 
 
@@ -39,14 +45,13 @@ def prove(folder: Path, kind: str, code: str, relative: bool, exact: tuple[str, 
         exact: Likewise.
 
     Returns:
-        What `merge_proof.json` records: `max_abs_difference` or `max_relative_difference` by answer; hashes of weights,
-        config, witness, processor and tokenizer; versions of the fresh process.
+        What `merge_proof.json` records of it: the kind, `max_abs_difference` or `max_relative_difference` by answer,
+        the tolerance, and the versions of the fresh process.
 
     Raises:
         CheckpointError: If the folder does not open, a tensor is missing or left over, or an answer deviates by
             more than `TOLERANCE` or is not a number.
     """
-    fingerprints = fingerprint_artifact(folder)
     found = _run_fresh_process(folder, code)
     if found["loading"]:
         fault, names = next(iter(found["loading"].items()))
@@ -55,30 +60,39 @@ def prove(folder: Path, kind: str, code: str, relative: bool, exact: tuple[str, 
         )
     differences: dict[str, float] = found["differences"]
     if relative:
-        differences = {name: value / found["largest"][name] for name, value in differences.items()}
+        differences = {name: value / (found["largest"][name] or 1.0) for name, value in differences.items()}
     require_close(str(folder), differences, exact)
     measure = "max_relative_difference" if relative else "max_abs_difference"
     return {
         "artifact": kind,
         measure: {name.removesuffix("_embeds"): value for name, value in differences.items() if name not in exact},
         "tolerance": TOLERANCE,
-        "sha256": fingerprints,
         "versions": found["versions"],
     }
 
 
 def fingerprint_artifact(folder: Path) -> dict[str, str]:
-    """Returns the hashes of what a proof speaks of: `model` for the weights, whatever files they lie in, `config`,
-    `witness`, and all other files but the proof and the card by name.
+    """Returns the hashes of what a proof speaks of, by name.
+
+    `model` is that of the weights, whatever files they lie in; `config` and `witness` are those of one file each; all
+    others go by the path of their file. Proof, card, measurement and hidden files are left out.
 
     Args:
         folder: A folder with its witness.
+
+    Raises:
+        OSError: If a file cannot be read, or weights are missing.
+        SafetensorError: If weights are damaged.
     """
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    weights = [name for name in files if _WEIGHTS.fullmatch(name)]
+    found = {"model": Weights(folder).fingerprint} if weights else {}
     names = {"config.json": "config", WITNESS_FILE: "witness"}
-    files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name not in (PROOF_FILE, CARD_FILE)]
-    weights = [path for path in files if WEIGHTS.fullmatch(path.name)]
-    found = {names.get(path.name, path.name): fingerprint_file(path) for path in files if path not in weights}
-    return {"model": fingerprint_weights(folder), **found} if weights else found
+    for name, path in files.items():
+        first = name.split("/")[0]
+        if name not in weights and first not in (PROOF_FILE, CARD_FILE, MEASUREMENT) and not first.startswith("."):
+            found[names.get(name, name)] = fingerprint_file(path)
+    return found
 
 
 def _run_fresh_process(folder: Path, code: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers import AlignModel, AlignProcessor
 
 from finetune.export.choose_interpolation import Choice
-from finetune.export.witness import answer, check_answers
+from finetune.export.witness import ask_model, check_model, read_witness
 from finetune.model.base import Base, open_processor
 from finetune.model.head import LinearHead
 from finetune.model.interpolate import interpolate
@@ -54,19 +54,24 @@ class TrainedModel:
         return None if trained is None else trained.at(self.choice.interpolation, self.choice.scale)
 
     @cached_property
-    def _checked(self) -> tuple[AlignModel, dict[str, Tensor]]:
-        """The model as it was trained, merged, and the witness, which it has reproduced in this process."""
-        merged = merge_adapter(self.base, self.run.adapter) if self.run.adapter.is_dir() else self.base.load()
-        return merged, check_answers(merged, self.run.witness, self.trained_head)
+    def recorded(self) -> dict[str, Tensor]:
+        """Held-back inputs and what the model that was trained, adapted and unmerged, made of them.
+
+        Raises:
+            CheckpointError: If the file is missing or damaged.
+        """
+        return read_witness(self.run.witness)
 
     @cached_property
     def model(self) -> AlignModel:
-        """The merged model at the interpolation, at its temperature.
+        """The merged model at the interpolation, at its temperature. The merge has reproduced the witness first.
 
         Raises:
             CheckpointError: If the adapter does not suit the base, or the merge does not reproduce the witness.
+            RecipeError: If the interpolation is not in [0, 1].
         """
-        model = self._checked[0]
+        model = merge_adapter(self.base, self.run.adapter) if self.run.adapter.is_dir() else self.base.load()
+        check_model(model, self.recorded, self.trained_head)
         model.load_state_dict(interpolate(self.base.state_dict(), model.state_dict(), self.choice.interpolation))
         if self.choice.temperature is not None and self.trained_head is None:  # else it is that of the head's scores
             model.temperature.data.fill_(self.choice.temperature.fitted)
@@ -76,19 +81,19 @@ class TrainedModel:
     def witness(self) -> dict[str, Tensor]:
         """Held-back inputs and what the exported model must answer.
 
-        At interpolation 1 these are the answers of the adapted, unmerged model. Between base and merge there is no such
-        model: there they are the merge's, once it has reproduced the adapted one in this process.
+        At interpolation 1 these are the answers of the adapted, unmerged model, whatever the temperature. Between base
+        and trained there is no such model: there they are those of the interpolated one in this process.
 
         Raises:
-            CheckpointError: If the merge does not reproduce the witness.
+            CheckpointError: As for `model`.
         """
-        expected = dict(self._checked[1])
-        if self.choice.interpolation != 1:
-            expected |= answer(self.model, expected, self.head)
-        elif self.trained_head is not None:
-            expected["logits"] = self.choice.scale * expected["logits"]
-        expected["temperature"] = self.model.temperature.detach().clone()
-        return expected
+        if self.choice.interpolation == 1:
+            answers = {"temperature": self.model.temperature.detach().clone()}
+            if "logits" in self.recorded:
+                answers["logits"] = self.choice.scale * self.recorded["logits"]
+        else:
+            answers = ask_model(self.model, self.recorded, self.head)
+        return {**self.recorded, **answers}
 
     @cached_property
     def fingerprint(self) -> str:

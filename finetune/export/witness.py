@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -26,18 +27,33 @@ def write_witness(towers: AlignTowers, batch: Batch, path: Path, head: LinearHea
     """Records held-back inputs and what the trained, unmerged model makes of them in float32.
 
     Args:
-        towers: The adapted model.
+        towers: The adapted model, which is moved to the CPU.
         batch: Rows that were not trained on.
         path: The file to write.
         head: The trained head, whose logits are recorded beside the embeddings.
     """
     inputs = {name: getattr(batch, name).cpu() for name in INPUTS}
-    answers = answer(towers.cpu().float().eval().align, inputs, head.cpu() if head else None)
+    answers = ask_model(towers.cpu().float().eval().align, inputs, head.cpu() if head else None)
     write_bytes(path, save({name: tensor.contiguous() for name, tensor in {**inputs, **answers}.items()}))
 
 
+def read_witness(path: Path) -> dict[str, Tensor]:
+    """Reads what `write_witness` wrote.
+
+    Args:
+        path: The file.
+
+    Raises:
+        CheckpointError: If it is missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"Expected {path} to hold a run's witness, but got: {error}. Run it again.") from error
+
+
 @torch.no_grad()
-def answer(align: AlignModel, inputs: Mapping[str, Tensor], head: LinearHead | None = None) -> dict[str, Tensor]:
+def ask_model(align: AlignModel, inputs: Mapping[str, Tensor], head: LinearHead | None = None) -> dict[str, Tensor]:
     """Returns what a model makes of a witness's inputs, by the names under which a witness records it.
 
     Args:
@@ -56,34 +72,29 @@ def answer(align: AlignModel, inputs: Mapping[str, Tensor], head: LinearHead | N
     return answers if head is None else {**answers, "logits": head(image)}
 
 
-def check_answers(align: AlignModel, witness: Path, head: LinearHead | None) -> dict[str, Tensor]:
+def check_model(align: AlignModel, witness: Mapping[str, Tensor], head: LinearHead | None) -> None:
     """Checks in this process that a merged model is the adapted one, before anything is derived from it.
 
     Args:
         align: The merged model, float32.
-        witness: The file that records the adapted model.
+        witness: What the adapted model made of its inputs.
         head: The trained head, where there is one.
-
-    Returns:
-        The witness's tensors.
 
     Raises:
         CheckpointError: If an answer deviates by more than `TOLERANCE` or is not a number.
     """
-    recorded = load_file(witness)
-    found = answer(align, recorded, head)
-    differences = {name: float((found[name] - recorded[name]).abs().max()) for name in found}
+    found = ask_model(align, witness, head)
+    differences = {name: float((found[name] - witness[name]).abs().max()) for name in found}
     for name in {"image_features", "logits"} & differences.keys():
-        differences[name] /= float(recorded[name].abs().max())
+        differences[name] /= float(witness[name].abs().max()) or 1.0
     require_close("the merged model", differences, exact=("temperature",))
-    return recorded
 
 
 def require_close(subject: str, differences: Mapping[str, float], exact: tuple[str, ...] = ()) -> None:
     """Refuses what does not reproduce a witness.
 
     Args:
-        subject: What was asked, for the message.
+        subject: What was asked.
         differences: By answer, how far it is from the one recorded.
         exact: The answers that may not differ at all.
 

@@ -160,10 +160,10 @@ class RunFolder:
                     "Choose another name with --run NAME."
                 )
             if not overwrite:
-                resume = "" if self.is_finished else f"Go on with it by `finetune resume {self.path}`, r"
+                resume = "" if self.is_finished else f"Go on with it by `finetune resume {self.path}`. Or: "
                 raise RecipeError(
-                    f"Expected no run at {self.path}, but there is one. {resume or 'R'}eplace it with --overwrite, or "
-                    "choose another name with --run NAME."
+                    f"Expected no run at {self.path}, but there is one. {resume}Replace it with --overwrite, or choose "
+                    "another name with --run NAME."
                 )
             if inside := [path for path in needed if self.path.resolve() in path.resolve().parents]:
                 raise RecipeError(

@@ -17,8 +17,8 @@ FACTS, TENSORS, PREDICTIONS, ROWS = "measurement.json", "figures.safetensors", "
 MEASUREMENT = "measurement"
 """Name of the folder in which an exported folder carries its measurement."""
 
-TEST = "test"
-"""Name of the recipe's own table among those measured; the others are `data.retention`'s."""
+TEST = "data.table"
+"""Name of the recipe's own table among those measured: its key. Names of retention tables have no dot."""
 
 
 class TableMeasurement(NamedTuple):
@@ -133,8 +133,8 @@ def read_measurement(folder: Path) -> Measurement:
         }
         probe = Probe(*(tensors[name] for name in Probe._fields)) if Probe._fields[0] in tensors else None
         return Measurement(tables, read_frame(folder / PREDICTIONS), facts["linear_probe"], facts["calibration"], probe)
-    except (OSError, KeyError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"Expected {folder} to be a measurement, but got: {error}. Measure again.") from error
+    except (AttributeError, KeyError, OSError, TypeError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"Expected {folder} to be a measurement, but got: {error!r}. Measure again.") from error
 
 
 def read_frame(path: Path) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""What a run writes for readers: the tables and sentences of the screen and the report, and the model card."""
+"""The content of `metrics.json` and of proofs for readers: the tables and sentences of screen, report and card."""
 
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -147,9 +147,10 @@ def _list_columns(columns: Mapping[str, Metrics], differences: Mapping[str, Mapp
 
 
 def _format_lines(lines: list[list[str]]) -> str:
-    widths = [max(len(line[index]) for line in lines) for index in range(len(lines[0]))]
-    lines.insert(1, ["-" * width for width in widths])
-    cells = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    head, *body = lines
+    ruled = [head, ["-" * width for width in widths], *body]
+    cells = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in ruled]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
