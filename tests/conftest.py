@@ -1,7 +1,10 @@
 """Real small models and tables that many tests share."""
 
+import ctypes
 import os
-from collections.abc import Callable
+import struct
+from collections import Counter
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from finetune.data.table.table import Table
 from finetune.export.merged import write_checkpoint
 from finetune.model.base import Base
 
+IN_CLOSE_WRITE, IN_CLOSE_NOWRITE, IN_OPEN = 0x8, 0x10, 0x20  # masks of Linux' inotify
 NAMES = ("red", "green", "blue")
 COYO = {
     "clip_similarity_vitb32": 0.35,
@@ -141,3 +145,44 @@ def build_trainer(tmp_path) -> Callable[..., Trainer]:
         enable_model_summary=False,
         enable_checkpointing=False,
     )
+
+
+@pytest.fixture
+def count_opens() -> Iterator[Callable[[Path], Callable[[], int]]]:
+    """Watches a file, and returns a function that says how often any process has opened it since.
+
+    Linux reports it (inotify). It reports opens that overlap as one, so the events of closing are read, too.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "inotify_init1"):
+        pytest.skip("needs inotify")
+    descriptor = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+    if descriptor < 0:
+        pytest.skip(f"needs inotify: {os.strerror(ctypes.get_errno())}")
+    opens: Counter[int] = Counter()
+
+    def read() -> None:
+        while True:
+            try:
+                events = os.read(descriptor, 1 << 16)
+            except BlockingIOError:
+                return
+            while events:
+                watch, mask, _, length = struct.unpack_from("iIII", events)
+                opens[watch] += bool(mask & IN_OPEN)
+                events = events[struct.calcsize("iIII") + length :]
+
+    def watch(path: Path) -> Callable[[], int]:
+        number = libc.inotify_add_watch(descriptor, os.fsencode(path), IN_OPEN | IN_CLOSE_WRITE | IN_CLOSE_NOWRITE)
+        assert number >= 0, os.strerror(ctypes.get_errno())
+        read()
+        before = opens[number]
+
+        def count() -> int:
+            read()
+            return opens[number] - before
+
+        return count
+
+    yield watch
+    os.close(descriptor)

@@ -1,22 +1,19 @@
 """The pretrained checkpoint that a run starts from, resolved and read once."""
 
-import copy
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AlignConfig, AlignModel, AlignProcessor
 
 from finetune.core.errors import CheckpointError, RecipeError, did_you_mean
 from finetune.model.checkpoint_folder import check_folder
 from finetune.model.mini import MINI, open_mini
+from finetune.model.pretrained import open_model, opening
 from finetune.model.weights import Weights
 
 HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?")
@@ -65,15 +62,24 @@ class Base:
         """
         if isinstance(checkpoint, cls):
             return checkpoint
-        if checkpoint == MINI:
+        name = str(checkpoint)
+        if name == MINI:
             return cls(MINI, *open_mini())
-        name, folder = str(checkpoint), Path(str(checkpoint)).expanduser()
+        folder = Path(name).expanduser()
         if folder.is_dir():
             name = str(folder.resolve())
         else:
             folder = _download(name)
         check_folder(folder)
         return cls(name, folder)
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        """Returns the base itself: there is nothing in it to change."""
+        return self
+
+    def __reduce__(self) -> tuple[Callable[[str], "Base"], tuple[str]]:
+        """Pickles the name alone: another process opens the base again."""
+        return Base.open, (self.name,)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -94,55 +100,37 @@ class Base:
         return self._weights.fingerprint
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The tensors as `load` puts them into a model: in float32. They are shared where they are stored so."""
-        with torch.device("meta"):
+        """Returns the tensors as `load` puts them into a model, in float32; those that are stored so are shared.
+
+        Raises:
+            CheckpointError: As `load`.
+        """
+        with opening(self.folder, "AlignModel"), torch.device("meta"):
             names = AlignModel(self._config).state_dict()
-        return {
-            name: self.tensors[name].float() if like.is_floating_point() else self.tensors[name]
-            for name, like in names.items()
-        }
+        if not names.keys() <= self.tensors.keys():  # some are stored under older names, or missing
+            return self.load().state_dict()
+        return {name: self.tensors[name].to(like.dtype) for name, like in names.items()}
 
     @cached_property
     def _config(self) -> AlignConfig:
-        return AlignConfig.from_pretrained(self.folder, local_files_only=True)
+        with opening(self.folder, "AlignModel"):
+            config: AlignConfig = AlignConfig.from_pretrained(self.folder, local_files_only=True)
+        return config
 
     @cached_property
     def _weights(self) -> Weights:
-        try:
+        with opening(self.folder, "AlignModel"):
             return self._opened or Weights(self.folder)
-        except (OSError, SafetensorError) as error:
-            raise _unreadable(self.folder, "AlignModel", error) from error
 
     def load(self) -> AlignModel:
         """Builds a fresh model in float32 and evaluation mode, with every tensor accounted for.
 
         Raises:
-            CheckpointError: If the tensors are not exactly those of the checkpoint's `config.json`.
+            CheckpointError: If a file is damaged, or the tensors are not exactly those of the checkpoint's
+                `config.json`.
         """
-        try:
-            with _quiet_transformers():
-                loaded: Any = AlignModel.from_pretrained(
-                    None,
-                    config=copy.deepcopy(self._config),
-                    state_dict={name: tensor.clone() for name, tensor in self.tensors.items()},
-                    dtype=torch.float32,
-                    attn_implementation="eager",
-                    ignore_mismatched_sizes=True,  # reported below
-                    output_loading_info=True,
-                )
-        except (OSError, RuntimeError, StrictDataclassError, TypeError, ValueError) as error:
-            if isinstance(error, CheckpointError):
-                raise
-            raise _unreadable(self.folder, "AlignModel", error) from error
-        model, report = loaded
-        for fault in ("missing", "unexpected", "mismatched"):
-            if keys := sorted(map(str, report[f"{fault}_keys"])):
-                raise CheckpointError(
-                    f"Expected the tensors in {self.folder} to be exactly those of its config.json, but got "
-                    f"{len(keys)} {fault}, the first: {keys[0]}. Write or download the folder again."
-                )
-        aligned: AlignModel = model.eval()
-        return aligned
+        tensors = {name: tensor.clone() for name, tensor in self.tensors.items()}
+        return open_model(AlignModel, self.folder, config=self._config, state_dict=tensors, attn_implementation="eager")
 
     def processor(self, image_size: int | None = None) -> AlignProcessor:
         """Opens the checkpoint's own processor, pinned to Pillow, at its own or another image size.
@@ -176,20 +164,13 @@ def open_processor(folder: Path) -> AlignProcessor:
     Raises:
         CheckpointError: If there is none or it cannot be opened.
     """
-    try:
-        with _quiet_transformers():
-            processor: AlignProcessor = AlignProcessor.from_pretrained(
-                folder, backend="pil", local_files_only=True, trust_remote_code=False
-            )
-    except (KeyError, OSError, TypeError, ValueError) as error:
-        raise _unreadable(folder, "AlignProcessor", error) from error
+    with opening(folder, "AlignProcessor"):
+        processor: AlignProcessor = AlignProcessor.from_pretrained(
+            folder, backend="pil", local_files_only=True, trust_remote_code=False
+        )
     for key in ("backend", "is_local", "local_files_only"):  # how it was opened here, else saved with it
         processor.tokenizer.init_kwargs.pop(key, None)
     return processor
-
-
-def _unreadable(folder: Path, kind: str, error: Exception) -> CheckpointError:
-    return CheckpointError(f"Expected {folder} to open as an {kind}, but got: {error}. Write or download it again.")
 
 
 def _rescale(image_processor: Any, image_size: int) -> None:
@@ -221,20 +202,3 @@ def _download(checkpoint: str) -> Path:
             f"Without access to the hub, download it elsewhere and pass the folder, or use {MINI}. "
             f"{did_you_mean(checkpoint, beside) if beside else ''}".rstrip()
         ) from error
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Silences progress bars and the loading report, which `Base.load` turns into an error."""
-    from transformers.utils import logging as untyped_logging
-
-    logging: Any = untyped_logging
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

@@ -10,17 +10,17 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import copyfile
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+import torch
 from filelock import FileLock
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from finetune.core.errors import CheckpointError
 from finetune.core.files import fingerprint_file, read_json, write_folder, write_json
 from finetune.model.weights import Weights
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 MINI = "align-mini"
 FINGERPRINT = "cbc8dbaa57c7eabc47ce5c5a52a361eaa6f7daec4404f5a865bee0ec1d47bf0d"
@@ -89,24 +89,20 @@ def find_source(source: Source) -> Path:
     return path
 
 
-def read_lite0() -> "dict[str, Tensor]":
+def read_lite0() -> dict[str, Tensor]:
     """Reads EfficientNet-Lite0's state dict, ImageNet head included, under its source's own names."""
-    import torch
-
     weights: dict[str, Tensor] = torch.load(find_source(LITE0), map_location="cpu", weights_only=True)
     return weights
 
 
-def read_text_tower() -> "dict[str, Tensor]":
+def read_text_tower() -> dict[str, Tensor]:
     """Reads MiniLM's tensors under the names of `AlignTextModel`, which are its own."""
-    from safetensors.torch import load_file
-
     weights = load_file(find_source(MINILM))
     del weights["embeddings.position_ids"]
     return weights
 
 
-def build_image_tower(lite0: "dict[str, Tensor]") -> "dict[str, Tensor]":
+def build_image_tower(lite0: dict[str, Tensor]) -> dict[str, Tensor]:
     """Renames Lite0's tensors, all but its ImageNet head, to those of `AlignVisionModel`.
 
     Two things are not Lite0's. It has no squeeze-excite: zero weights and a bias of +20 before the sigmoid
@@ -142,7 +138,7 @@ def build_image_tower(lite0: "dict[str, Tensor]") -> "dict[str, Tensor]":
     return tower | {last: tower[last].new_zeros(320)}
 
 
-def _identity_squeeze_excite(like: "Tensor", squeezed: int) -> "dict[str, Tensor]":
+def _identity_squeeze_excite(like: Tensor, squeezed: int) -> dict[str, Tensor]:
     return {
         "reduce.weight": like.new_zeros(squeezed, len(like), 1, 1),
         "reduce.bias": like.new_zeros(squeezed),
@@ -157,9 +153,6 @@ def write_mini(folder: Path) -> None:
     Args:
         folder: Receives what `AlignModel.from_pretrained` and `AlignProcessor.from_pretrained` read.
     """
-    import torch
-    from safetensors.torch import load_file, save_file
-
     for path in SHIPPED.glob("*.json"):
         copyfile(path, folder / path.name)
     copyfile(find_source(VOCABULARY), folder / "vocab.txt")
@@ -225,10 +218,10 @@ def _open_whole(folder: Path) -> Weights | None:
 def _build(folder: Path) -> Weights:
     with write_folder(folder, overwrite=True) as staging:
         write_mini(staging)
-        found = Weights(staging).fingerprint
-        if found != FINGERPRINT:
+        weights = Weights(staging)
+        if weights.fingerprint != FINGERPRINT:
             raise CheckpointError(
-                f"Expected the weights of {MINI} to have fingerprint {FINGERPRINT}, but got {found}, "
+                f"Expected the weights of {MINI} to have fingerprint {FINGERPRINT}, but got {weights.fingerprint}, "
                 f"though its sources are intact: {TEXT_PROJECTION} must differ. Reinstall align-finetune."
             )
-    return Weights(folder)
+    return weights  # mapped: they moved with their file

@@ -1,5 +1,8 @@
+import copy
 import json
+import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,8 +13,9 @@ from transformers import AlignConfig, AlignModel, AlignTextConfig, AlignVisionCo
 from transformers.utils import logging
 
 from finetune.core.errors import CheckpointError, RecipeError
-from finetune.model.base import load_model, load_processor, portable_name, resolve_checkpoint
-from finetune.model.mini import MINI, mini_folder
+from finetune.core.files import fingerprint_weights
+from finetune.model.base import Base
+from finetune.model.mini import FINGERPRINT, MINI, open_mini
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
 
@@ -33,7 +37,7 @@ def tiny() -> AlignModel:
 
 @pytest.fixture(scope="module")
 def mini() -> Path:
-    return mini_folder()
+    return open_mini()[0]
 
 
 @pytest.fixture
@@ -53,17 +57,27 @@ def sharded(tiny: AlignModel, folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def half(folder: Path) -> Path:
+    weights = {name: value.half() for name, value in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    edit_json(folder / "config.json", dtype="float16")
+    return folder
+
+
 def edit_json(path: Path, **values: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 def test_mini_is_found_by_name() -> None:
-    assert resolve_checkpoint(MINI) == mini_folder()
-    assert portable_name(MINI) == MINI
+    base = Base.open(MINI)
+    assert (base.name, base.folder) == (MINI, open_mini()[0])
+    assert Base.open(Path(MINI)).folder == base.folder
+    assert repr(base) == "Base('align-mini')"
 
 
 def test_mini_loads() -> None:
-    model = load_model(MINI)
+    model = Base.open(MINI).load()
     assert not model.training
     assert model.dtype == torch.float32
     assert model.text_model.config._attn_implementation == "eager"
@@ -72,29 +86,134 @@ def test_mini_loads() -> None:
 @pytest.mark.parametrize("layout", ["folder", "sharded"])
 def test_a_folder_loads_with_its_tensors(tiny: AlignModel, layout: str, request: pytest.FixtureRequest) -> None:
     folder: Path = request.getfixturevalue(layout)
-    assert resolve_checkpoint(str(folder)) == folder
-    for name, tensor in load_model(str(folder)).state_dict().items():
+    assert Base.open(folder).folder == folder
+    for name, tensor in Base.open(folder).load().state_dict().items():
         torch.testing.assert_close(tensor, tiny.state_dict()[name], rtol=0, atol=0)
 
 
-def test_half_precision_opens_as_float32(folder: Path) -> None:
-    weights = {name: value.half() for name, value in load_file(folder / "model.safetensors").items()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    edit_json(folder / "config.json", dtype="float16")
-    assert load_model(str(folder)).dtype == torch.float32
+def test_half_precision_opens_as_float32(half: Path) -> None:
+    base = Base.open(half)
+    assert base.load().dtype == torch.float32
+    assert base.tensors["text_projection.weight"].dtype == torch.float16
+
+
+def test_a_base_is_opened_once_and_passed_on(folder: Path) -> None:
+    base = Base.open(folder)
+    assert Base.open(base) is base
+    assert Base.open(str(folder)).tensors["text_projection.bias"].equal(base.tensors["text_projection.bias"])
+
+
+def test_each_model_is_fresh(folder: Path) -> None:
+    base = Base.open(folder)
+    before = {name: tensor.clone() for name, tensor in base.tensors.items()}
+    first, second = base.load(), base.load()
+    optimizer = torch.optim.SGD(first.parameters(), lr=0.1)
+    torch.stack([parameter.add(1).square().sum() for parameter in first.parameters()]).sum().backward()
+    optimizer.step()
+    first.train().get_image_features(torch.randn(2, 3, 32, 32))  # BatchNorm writes to its running statistics
+    changed = {name for name, tensor in first.state_dict().items() if not tensor.equal(before[name])}
+    assert changed == before.keys()
+    for state in (base.tensors, base.state_dict(), second.state_dict(), base.load().state_dict()):
+        assert all(tensor.equal(before[name]) for name, tensor in state.items())
+
+
+@pytest.mark.parametrize("layout", ["folder", "sharded", "half"])
+def test_state_dict_is_that_of_a_model(layout: str, request: pytest.FixtureRequest) -> None:
+    base = Base.open(request.getfixturevalue(layout))
+    expected, random = base.load().state_dict(), torch.get_rng_state()
+    found = base.state_dict()
+    assert list(found) == list(expected)
+    for name, tensor in found.items():
+        assert tensor.dtype == expected[name].dtype
+        assert tensor.equal(expected[name])
+        assert tensor.data_ptr() != expected[name].data_ptr()
+        is_shared = tensor.data_ptr() == base.tensors[name].data_ptr()
+        assert is_shared == (layout != "half")
+    assert torch.get_rng_state().equal(random)
+
+
+def test_tensors_under_older_names_find_their_place(folder: Path) -> None:
+    """Before version 5 BERT's norms had a gamma and a beta; transformers renames them."""
+    weights = load_file(folder / "model.safetensors")
+    renamed = {name.replace("LayerNorm.weight", "LayerNorm.gamma"): tensor for name, tensor in weights.items()}
+    assert renamed.keys() != weights.keys()
+    save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
+    base = Base.open(folder)
+    for state in (base.state_dict(), base.load().state_dict()):
+        assert state.keys() == weights.keys()
+        assert all(tensor.equal(weights[name]) for name, tensor in state.items())
+
+
+@pytest.mark.parametrize("layout", ["folder", "sharded", "half"])
+def test_fingerprint_is_that_of_the_files(layout: str, request: pytest.FixtureRequest) -> None:
+    folder: Path = request.getfixturevalue(layout)
+    assert Base.open(folder).fingerprint == fingerprint_weights(folder)
+
+
+def test_fingerprint_does_not_depend_on_how_tensors_are_spread(folder: Path, tiny: AlignModel) -> None:
+    whole = Base.open(folder).fingerprint
+    (folder / "model.safetensors").unlink()
+    tiny.save_pretrained(folder, max_shard_size="500KB")
+    assert Base.open(folder).fingerprint == whole
+
+
+def test_weights_are_opened_once(folder: Path, count_opens: Callable[[Path], Callable[[], int]]) -> None:
+    opens = count_opens(folder / "model.safetensors")
+    base = Base.open(folder)
+    assert opens() == 0
+    base.load()
+    assert opens() == 1
+    assert base.fingerprint
+    base.load()
+    base.state_dict()
+    base.processor()
+    copy.deepcopy(base).load()
+    assert opens() == 1
+    Base.open(folder).load()
+    assert opens() == 2
+
+
+def test_weights_of_several_files_are_opened_once(
+    sharded: Path, count_opens: Callable[[Path], Callable[[], int]]
+) -> None:
+    opens = [count_opens(shard) for shard in sharded.glob("model-*.safetensors")]
+    base = Base.open(sharded)
+    base.load()
+    assert base.fingerprint
+    base.load()
+    assert [count() for count in opens] == [1] * len(opens)
+
+
+def test_mini_is_read_once(count_opens: Callable[[Path], Callable[[], int]]) -> None:
+    """It is opened when its hash is checked."""
+    opens = count_opens(open_mini()[0] / "model.safetensors")
+    base = Base.open(MINI)
+    base.load()
+    assert base.fingerprint == FINGERPRINT
+    base.load()
+    assert opens() == 1
+
+
+def test_a_pickled_base_is_its_name(folder: Path) -> None:
+    base = Base.open(folder)
+    assert base.fingerprint  # the weights are open
+    pickled = pickle.dumps(base)
+    assert len(pickled) < 1000
+    again = pickle.loads(pickled)
+    assert (again.name, again.folder, again.fingerprint) == (base.name, base.folder, base.fingerprint)
 
 
 def test_old_position_ids_are_no_fault(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     weights["text_model.embeddings.position_ids"] = torch.arange(512)[None]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    assert load_model(str(folder)).dtype == torch.float32
+    assert Base.open(folder).load().dtype == torch.float32
 
 
 def test_progress_bars_come_back(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     logging.enable_progress_bar()  # a run in this process may have left them off
     verbosity = logging.get_verbosity()
-    load_model(str(folder))
+    Base.open(folder).load()
     assert capfd.readouterr().err == ""
     assert logging.is_progress_bar_enabled()
     assert logging.get_verbosity() == verbosity
@@ -115,21 +234,33 @@ def test_every_tensor_must_fit(folder: Path, fault: str, first: str) -> None:
     else:
         weights[first] = torch.zeros(3)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=rf"to be exactly those.*got 1 {fault}, the first: .*{first}"):
-        load_model(str(folder))
+    base = Base.open(folder)
+    for read in (base.load, base.state_dict) if fault == "missing" else (base.load,):
+        with pytest.raises(CheckpointError, match=rf"to be exactly those.*got 1 {fault}, the first: .*{first}"):
+            read()
 
 
 def test_cut_weights_are_refused(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
+    base = Base.open(folder)
+    for read in (base.load, base.state_dict, lambda: base.tensors, lambda: base.fingerprint):
+        with pytest.raises(CheckpointError, match=r"to open as an AlignModel, but got: .*Write or download it again"):
+            read()
+
+
+def test_cut_weights_of_several_files_are_refused(sharded: Path) -> None:
+    path = max(sharded.glob("model-*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match=r"to open as an AlignModel, but got: .*Write or download it again"):
-        load_model(str(folder))
+        Base.open(sharded).load()
 
 
 def test_an_impossible_config_is_refused(folder: Path) -> None:
     edit_json(folder / "config.json", projection_dim="wide")
-    with pytest.raises(CheckpointError, match=r"to open as an AlignModel, but got: .*projection_dim"):
-        load_model(str(folder))
+    for read in (Base.open(folder).load, Base.open(folder).state_dict):
+        with pytest.raises(CheckpointError, match=r"to open as an AlignModel, but got: .*projection_dim"):
+            read()
 
 
 @pytest.mark.parametrize(
@@ -148,22 +279,22 @@ def test_a_missing_file_is_named(folder: Path, files: list[str], message: str) -
     for name in files:
         (folder / name).unlink()
     with pytest.raises(CheckpointError, match=message):
-        resolve_checkpoint(str(folder))
+        Base.open(folder)
 
 
 def test_an_adapter_is_no_checkpoint(folder: Path) -> None:
     (folder / "adapter_config.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"adapter_config.json beside it, which would be applied .* again"):
-        resolve_checkpoint(str(folder))
+        Base.open(folder)
     (folder / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"got an adapter.*finetune export RUN --output DIR"):
-        resolve_checkpoint(str(folder))
+        Base.open(folder)
 
 
 def test_another_model_is_refused(folder: Path) -> None:
     edit_json(folder / "config.json", model_type="clip")
     with pytest.raises(CheckpointError, match=r"model_type in .*config.json to be 'align', but got 'clip'"):
-        resolve_checkpoint(str(folder))
+        Base.open(folder)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +304,7 @@ def test_another_model_is_refused(folder: Path) -> None:
 def test_a_config_must_be_an_object(folder: Path, text: str, message: str) -> None:
     (folder / "config.json").write_text(text)
     with pytest.raises(CheckpointError, match=message):
-        resolve_checkpoint(str(folder))
+        Base.open(folder)
 
 
 @pytest.mark.parametrize(
@@ -190,41 +321,41 @@ def test_a_config_must_be_an_object(folder: Path, text: str, message: str) -> No
 def test_a_config_cannot_reach_out(folder: Path, values: dict[str, object]) -> None:
     edit_json(folder / "config.json", **values)
     with pytest.raises(CheckpointError, match=r"to ask for nothing but ALIGN's own layers, but got '"):
-        resolve_checkpoint(str(folder))
+        Base.open(folder)
 
 
 def test_a_config_of_transformers_4_is_taken(folder: Path) -> None:
     """4.49 writes whether it chose the attention itself, and which."""
     edit_json(folder / "config.json", _attn_implementation_autoset=True, attn_implementation="eager")
-    assert resolve_checkpoint(str(folder)) == folder
+    assert Base.open(folder).folder == folder
 
 
 @pytest.mark.parametrize("shard", ["../model.safetensors", "/etc/model.safetensors", "model-\\..\\x.safetensors"])
 def test_an_index_cannot_reach_out(sharded: Path, shard: str) -> None:
     edit_json(sharded / "model.safetensors.index.json", weight_map={"temperature": shard})
     with pytest.raises(CheckpointError, match=r"to name files of its own folder"):
-        resolve_checkpoint(str(sharded))
+        Base.open(sharded)
 
 
 def test_an_index_must_be_complete(sharded: Path) -> None:
     shard = sorted(sharded.glob("model-*.safetensors"))[0]
     shard.unlink()
     with pytest.raises(CheckpointError, match=rf"to hold {shard.name}, but got none. Download"):
-        resolve_checkpoint(str(sharded))
+        Base.open(sharded)
     edit_json(sharded / "model.safetensors.index.json", weight_map={})
     with pytest.raises(CheckpointError, match=r"to hold a weight_map, but got none"):
-        resolve_checkpoint(str(sharded))
+        Base.open(sharded)
 
 
 def test_a_misspelt_name_finds_its_neighbour(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CheckpointError, match=r"a folder or a hub id.*'align_mini', which.*mean 'align-mini'\?"):
-        resolve_checkpoint("align_mini")
+        Base.open("align_mini")
     with pytest.raises(CheckpointError, match=r"which is no folder. Did you mean '.*/checkpoint'\?"):
-        resolve_checkpoint(str(folder.with_name("checkpiont")))
+        Base.open(str(folder.with_name("checkpiont")))
     monkeypatch.chdir(folder.parent.parent)
     hub_closed(monkeypatch, folder.parent)
     with pytest.raises(CheckpointError, match=rf"pass the folder.*mean '{folder.parent.name}/checkpoint'\?"):
-        resolve_checkpoint(f"{folder.parent.name}/checkpiont")
+        Base.open(f"{folder.parent.name}/checkpiont")
 
 
 def hub_closed(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
@@ -235,7 +366,7 @@ def hub_closed(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
 def test_an_unreachable_hub_leaves_two_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub_closed(monkeypatch, tmp_path)
     with pytest.raises(CheckpointError, match=r"download it elsewhere and pass the folder, or use align-mini\.$"):
-        resolve_checkpoint("kakaobrain/align-base")
+        Base.open("kakaobrain/align-base")
 
 
 def test_a_hub_id_opens_from_the_hub_cache(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,20 +380,22 @@ def test_a_hub_id_opens_from_the_hub_cache(folder: Path, tmp_path: Path, monkeyp
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for hub_id in ("owner/name", "owner/name@v1", f"owner/name@{commit}"):
-        assert resolve_checkpoint(hub_id) == repository / "snapshots" / commit
-        assert portable_name(hub_id) == hub_id
-    assert load_model("owner/name").dtype == torch.float32
+        base = Base.open(hub_id)
+        assert base.folder == repository / "snapshots" / commit
+        assert base.name == hub_id
+    assert Base.open("owner/name").load().dtype == torch.float32
     with pytest.raises(CheckpointError, match=r"'owner/name@v2' to be a folder or to be found"):
-        resolve_checkpoint("owner/name@v2")
+        Base.open("owner/name@v2")
 
 
-def test_portable_name_of_a_folder_is_absolute(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_name_of_a_folder_is_absolute(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder.parent)
-    assert portable_name("checkpoint") == str(folder.resolve())
+    assert Base.open("checkpoint").name == str(folder.resolve())
+    assert Base.open(Path("checkpoint")).name == str(folder.resolve())
 
 
 def test_processor_keeps_its_own_size() -> None:
-    processor = load_processor(MINI)
+    processor = Base.open(MINI).processor()
     pixel_values = processor(images=Image.new("RGB", (50, 30)), return_tensors="pt")["pixel_values"]
     assert type(processor.image_processor).__name__ == "EfficientNetImageProcessorPil"
     assert pixel_values.shape == (1, 3, 224, 224)
@@ -274,7 +407,7 @@ def test_processor_resizes_in_proportion(folder: Path) -> None:
     sides = {"size": {"height": 346, "width": 346}, "crop_size": {"height": 289, "width": 289}}
     edit_json(folder / "preprocessor_config.json", **sides)
     for image_size, resized in ((None, 346), (96, 115), (289, 346), (224, 268)):
-        image_processor = load_processor(str(folder), image_size).image_processor
+        image_processor = Base.open(folder).processor(image_size).image_processor
         crop = image_size or 289
         assert dict(image_processor.size) == {"height": resized, "width": resized}
         assert dict(image_processor.crop_size) == {"height": crop, "width": crop}
@@ -286,23 +419,23 @@ def test_processor_without_crop_has_its_resized_side(folder: Path) -> None:
     (folder / "processor_config.json").unlink()
     sides = {"size": {"height": 346, "width": 346}, "crop_size": {"height": 289, "width": 289}}
     edit_json(folder / "preprocessor_config.json", do_center_crop=False, **sides)
-    image_processor = load_processor(str(folder), 96).image_processor
+    image_processor = Base.open(folder).processor(96).image_processor
     pixel_values = image_processor(Image.new("RGB", (400, 300)), return_tensors="pt")["pixel_values"]
     assert pixel_values.shape == (1, 3, 96, 96)
 
 
 def test_processor_refuses_images_smaller_than_the_tower_can_halve() -> None:
     with pytest.raises(RecipeError, match=r"image_size to be at least 32 pixels, but got 31"):
-        load_processor(MINI, 31)
+        Base.open(MINI).processor(31)
 
 
 def test_processor_that_does_not_open_is_refused(folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"to open as an AlignProcessor, but got"):
-        load_processor(str(folder))
+        Base.open(folder).processor()
 
 
 def test_saved_processor_forgets_how_it_was_opened(folder: Path, tmp_path: Path) -> None:
-    load_processor(str(folder)).save_pretrained(tmp_path / "saved")
+    Base.open(folder).processor().save_pretrained(tmp_path / "saved")
     saved = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
     assert saved == json.loads((folder / "tokenizer_config.json").read_text()) | {"processor_class": "AlignProcessor"}
