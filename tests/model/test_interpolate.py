@@ -1,11 +1,11 @@
-"""The mathematics of weight interpolation against NumPy, and the choice of a point."""
+"""The mathematics of weight interpolation against NumPy."""
 
 import numpy as np
 import pytest
 import torch
 
 from finetune.core.errors import RecipeError
-from finetune.model.interpolate import ALPHAS, choose_alpha, interpolate
+from finetune.model.interpolate import interpolate
 
 
 @pytest.fixture
@@ -33,24 +33,24 @@ def test_the_ends_are_the_base_and_the_adapted_bit_for_bit(states):
     assert bits(interpolate(base, adapted, 1)) == bits(adapted)
 
 
-@pytest.mark.parametrize("alpha", [0.1, 0.5, 0.7])
-def test_between_them_is_the_average_in_float32(states, alpha):
+@pytest.mark.parametrize("weight", [0.1, 0.5, 0.7])
+def test_between_them_is_the_average_in_float32(states, weight):
     base, adapted = states
     before = bits(base), bits(adapted)
-    found = interpolate(base, adapted, alpha)
+    found = interpolate(base, adapted, weight)
     assert list(found) == list(base)
     for name, tensor in found.items():
         assert tensor.dtype == base[name].dtype
         if tensor.is_floating_point() and name != "frozen":
-            expected = np.float32(1 - alpha) * base[name].numpy() + np.float32(alpha) * adapted[name].numpy()
+            expected = np.float32(1 - weight) * base[name].numpy() + np.float32(weight) * adapted[name].numpy()
             np.testing.assert_array_equal(tensor.numpy(), expected)
     assert found["norm.num_batches_tracked"] == 9
     assert (bits(base), bits(adapted)) == before
 
 
-@pytest.mark.parametrize("alpha", [0.1, 0.3, 0.7])
-def test_what_was_not_trained_stays_bit_for_bit(states, alpha):
-    assert bits(interpolate(*states, alpha))["frozen"] == bits(states[0])["frozen"]
+@pytest.mark.parametrize("weight", [0.1, 0.3, 0.7])
+def test_what_was_not_trained_stays_bit_for_bit(states, weight):
+    assert bits(interpolate(*states, weight))["frozen"] == bits(states[0])["frozen"]
 
 
 def test_half_precision_is_averaged_in_float32():
@@ -59,10 +59,12 @@ def test_half_precision_is_averaged_in_float32():
     assert interpolate(base, adapted, 0.9)["w"].dtype == torch.float16
 
 
-@pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan")])
-def test_alpha_beyond_the_ends_is_refused(states, alpha):
-    with pytest.raises(RecipeError, match=rf"Expected alpha to be in \[0, 1\], but got {alpha}\. 0 is the base"):
-        interpolate(*states, alpha)
+@pytest.mark.parametrize("weight", [-0.1, 1.1, float("nan")])
+def test_a_weight_beyond_the_ends_is_refused(states, weight):
+    with pytest.raises(
+        RecipeError, match=rf"Expected interpolation to be in \[0, 1\], but got {weight}\. 0 is the base"
+    ):
+        interpolate(*states, weight)
 
 
 def test_other_names_are_refused(states):
@@ -70,35 +72,3 @@ def test_other_names_are_refused(states):
     del adapted["frozen"]
     with pytest.raises(ValueError, match="the same names, but got frozen in one alone"):
         interpolate(base, adapted, 0.5)
-
-
-def test_the_best_target_within_the_bound_is_chosen():
-    points = {0.0: (0.3, 0.0, 0.0), 0.5: (0.8, 0.04, 0.01), 0.8: (0.85, 0.05, 0.01), 1.0: (0.9, 0.06, 0.02)}
-    asked = []
-
-    def score(alpha):
-        asked.append(alpha)
-        return points[alpha]
-
-    alpha, curve = choose_alpha(score, points, max_loss=0.05)
-    assert alpha == 0.8
-    assert asked == list(points)
-    assert [point[1:] for point in curve] == list(points.values())
-    assert choose_alpha(points.get, points, max_loss=0.0)[0] == 0.0
-    assert choose_alpha(points.get, points, max_loss=1.0)[0] == 1.0
-
-
-def test_of_equal_targets_the_one_that_loses_least_and_then_the_nearest_to_the_base_is_chosen():
-    points = {alpha: (0.8, loss, 0.0) for alpha, loss in ((0.2, 0.01), (0.4, -0.02), (0.6, -0.02), (1.0, 0.03))}
-    assert choose_alpha(points.get, points, max_loss=0.05)[0] == 0.4
-
-
-def test_a_bound_that_nothing_keeps_is_refused():
-    with pytest.raises(ValueError, match=r"loses at most 0.05 elsewhere, but got none\. Add 0"):
-        choose_alpha(lambda alpha: (alpha, alpha, 0.0), [0.5, 1.0], 0.05)
-
-
-def test_auto_looks_at_both_ends():
-    assert ALPHAS[0] == 0.0
-    assert ALPHAS[-1] == 1.0
-    assert np.diff(ALPHAS) == pytest.approx(0.1)

@@ -9,7 +9,7 @@ import torch
 
 from finetune.data.prepare.images import ImagePreparation, open_image
 from finetune.data.prepare.texts import TextEncoder
-from finetune.model.base import load_model, load_processor
+from finetune.model.base import Base
 from finetune.model.towers import AlignTowers
 
 CHECKPOINT = "kakaobrain/align-base"
@@ -32,18 +32,18 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @torch.no_grad()
 def test_align_base_has_the_logits_that_transformers_publishes(image):
-    inputs = load_processor(CHECKPOINT)(images=open_image(image), text=TEXTS, return_tensors="pt")
-    logits = load_model(CHECKPOINT)(**inputs).logits_per_image
+    inputs = Base.open(CHECKPOINT).processor()(images=open_image(image), text=TEXTS, return_tensors="pt")
+    logits = Base.open(CHECKPOINT).load()(**inputs).logits_per_image
     torch.testing.assert_close(logits, LOGITS, rtol=0, atol=1e-3)
 
 
 @torch.no_grad()
 def test_the_toolkits_own_way_to_the_towers_has_them_too(image):
-    processor = load_processor(CHECKPOINT)
+    processor = Base.open(CHECKPOINT).processor()
     pixel_values = torch.from_numpy(ImagePreparation.from_processor(processor.image_processor)(open_image(image)))
     texts = TextEncoder.from_processor(processor)
     input_ids, attention_mask = map(torch.as_tensor, texts.pad([texts.encode(text) for text in TEXTS]))
-    towers = AlignTowers(load_model(CHECKPOINT), train_temperature=False, min_temperature=1e-4)
+    towers = AlignTowers(Base.open(CHECKPOINT).load(), train_temperature=False, min_temperature=1e-4)
     image_embeds = torch.nn.functional.normalize(towers.image_features(pixel_values[None]), dim=-1)
     text_embeds = torch.nn.functional.normalize(towers.text_features(input_ids, attention_mask), dim=-1)
     torch.testing.assert_close(image_embeds @ text_embeds.T / towers.temperature, LOGITS, rtol=0, atol=1e-3)

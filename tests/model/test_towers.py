@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AlignModel
 
-from finetune.model.base import load_model
+from finetune.model.base import Base
 from finetune.model.lora import TowerLora, attach_lora
 from finetune.model.towers import AlignTowers
 
@@ -16,7 +16,7 @@ def buffers(model) -> dict[str, bytes]:
 def test_features_and_logits_equal_plain_transformers(tiny, batch):
     plain = AlignModel.from_pretrained(tiny)
     with torch.no_grad():
-        found = AlignTowers(load_model(tiny), False, 0.01)(batch)
+        found = AlignTowers(Base.open(tiny).load(), False, 0.01)(batch)
         expected = plain(
             pixel_values=batch.pixel_values, input_ids=batch.input_ids, attention_mask=batch.attention_mask
         )
@@ -27,7 +27,7 @@ def test_features_and_logits_equal_plain_transformers(tiny, batch):
 
 
 def test_an_image_of_several_rows_is_computed_once_without_gradients_alone(tiny, batch):
-    towers = AlignTowers(load_model(tiny), False, 0.01)
+    towers = AlignTowers(Base.open(tiny).load(), False, 0.01)
     pixels = batch.pixel_values[[0, 0, 0, 1, 2, 2, 0]]
     seen = []
     towers.align.vision_model.register_forward_hook(lambda *of: seen.append(len(of[2][0])))
@@ -48,7 +48,7 @@ def test_plain_transformers_overwrites_the_statistics_in_train_mode(tiny, batch)
 
 @pytest.mark.parametrize("stray", ["towers", "align", "vision_model", "one layer"])
 def test_statistics_are_byte_identical_after_training_with_a_stray_train(tiny, batch, stray):
-    towers = AlignTowers(attach_lora(load_model(tiny), TowerLora(rank=2), None), True, 0.01)
+    towers = AlignTowers(attach_lora(Base.open(tiny).load(), TowerLora(rank=2), None), True, 0.01)
     before = buffers(towers.align)
     target = {
         "towers": towers,
@@ -65,14 +65,14 @@ def test_statistics_are_byte_identical_after_training_with_a_stray_train(tiny, b
 
 
 def test_temperature_is_held_above_its_bound(tiny):
-    towers = AlignTowers(load_model(tiny), True, 0.02)
+    towers = AlignTowers(Base.open(tiny).load(), True, 0.02)
     towers.temperature.data.fill_(-3.0)
     towers.bound_temperature()
     assert towers.temperature.item() == pytest.approx(0.02)
     assert towers.temperature.requires_grad
-    assert not AlignTowers(load_model(tiny), False, 0.02).temperature.requires_grad
+    assert not AlignTowers(Base.open(tiny).load(), False, 0.02).temperature.requires_grad
 
 
 def test_bound_must_be_positive(tiny):
     with pytest.raises(ValueError, match="min_temperature to be positive"):
-        AlignTowers(load_model(tiny), True, 0.0)
+        AlignTowers(Base.open(tiny).load(), True, 0.0)
