@@ -28,6 +28,9 @@ class LinearHead(nn.Module):
         is_multilabel: Whether an image may have several of them, or none: the sigmoid of each logit is its probability.
         start_weight: What `weight` was before training; None for `weight` itself.
         start_bias: What `bias` was before training; None for `bias` itself.
+
+    Raises:
+        ValueError: If the shapes do not suit each other, or there is not one name for each class.
     """
 
     start_weight: Tensor
@@ -43,12 +46,20 @@ class LinearHead(nn.Module):
         start_bias: Tensor | None = None,
     ) -> None:
         super().__init__()
+        start_weight = weight if start_weight is None else start_weight
+        start_bias = bias if start_bias is None else start_bias
+        shapes = [tuple(tensor.shape) for tensor in (weight, bias, start_weight, start_bias)]
+        if shapes != 2 * [(len(classes), shapes[0][-1]), (len(classes),)]:
+            raise ValueError(
+                f"Expected weights of shape ({len(classes)}, D) and biases of shape ({len(classes)},) for "
+                f"{len(classes)} classes, but got {', '.join(map(str, shapes))}."
+            )
         self.classes = tuple(classes)
         self.is_multilabel = is_multilabel
         self.weight = nn.Parameter(_copy(weight))
         self.bias = nn.Parameter(_copy(bias))
-        self.register_buffer("start_weight", _copy(weight if start_weight is None else start_weight))
-        self.register_buffer("start_bias", _copy(bias if start_bias is None else start_bias))
+        self.register_buffer("start_weight", _copy(start_weight))
+        self.register_buffer("start_bias", _copy(start_bias))
 
     def forward(self, image_features: Tensor) -> Tensor:
         """Returns the logits, shape (B, C), computed in float32 whatever the precision of training.
