@@ -189,13 +189,6 @@ def test_refuses_a_smoothing_out_of_range(smoothing):
         Contrastive(smoothing)
 
 
-def test_class_scores_are_cosines_over_the_temperature():
-    scores = Contrastive().class_scores(
-        torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor(0.5)
-    )
-    torch.testing.assert_close(scores, torch.tensor([[1.2, 1.6]]))
-
-
 def test_equal_texts_give_the_gradient_of_soft_targets_to_images():
     """From image to text a label table is learned as with the plain softmax over the whole batch."""
     logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))[:, [0, 0, 0, 1, 1, 2]].requires_grad_()
