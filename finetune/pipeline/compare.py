@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
+
 from finetune.core.errors import CheckpointError, RecipeError
 from finetune.evaluation.forgetting import find_differences
 from finetune.run.folder import AFTER, RunFolder
-from finetune.run.measurement import FACTS, MEASUREMENT, TEST, Measurement, read_measurement
+from finetune.run.measurement import FACTS, MEASUREMENT, TEST, Measurement, TableMeasurement, read_measurement
 from finetune.run.results import format_table
 
 
@@ -15,15 +17,17 @@ class Comparison(NamedTuple):
     """Two or more models on the same rows.
 
     Attributes:
-        metrics: By table (`test`, or a retention table's name), then by model, the metrics.
+        metrics: By table (`TEST`, or a retention table's name), then by model, the metrics.
         differences: By table, then by each model but the first, its differences to the first with their intervals.
+        left_out: Retention tables that not all models were measured on.
     """
 
     metrics: dict[str, dict[str, dict[str, float]]]
     differences: dict[str, dict[str, dict[str, Any]]]
+    left_out: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        """Returns a table for each table of rows, and a verdict for each model that is compared with the first."""
+        """Returns, for each table of rows, its metrics and a verdict on each model but the first."""
         parts = []
         for table, models in self.metrics.items():
             first, *others = models
@@ -31,6 +35,8 @@ class Comparison(NamedTuple):
             shown = self.differences[table][others[0]] if len(others) == 1 else {}
             parts.append("\n".join([*title, format_table(models, shown)]))
             parts += [_format_verdicts(first, other, self.differences[table][other]) for other in others]
+        if self.left_out:
+            parts.append(f"Left out, as not all were measured there: {', '.join(self.left_out)}.")
         return "\n\n".join(parts).splitlines()
 
 
@@ -38,29 +44,31 @@ def compare_models(models: Sequence[str | Path]) -> Comparison:
     """Compares models, each with the first.
 
     Args:
-        models: Runs, exported folders that carry their measurement, or measurements.
+        models: Finished runs, exported folders that carry their measurement, or measurements.
 
     Raises:
-        RecipeError: If there are fewer than two models, one is named twice, or they were measured on different rows.
+        RecipeError: If there are fewer than two models, one is named twice, or they were not measured on the same rows
+            by the same metrics.
         CheckpointError: If one was not measured, or its measurement is damaged.
     """
     names = [str(model) for model in models]
     if len(names) < 2 or len(set(names)) < len(names):
-        raise RecipeError(f"Expected two models or more, each named once, but got {', '.join(names)}.")
-    measured = {name: find_measurement(Path(name)) for name in names}
+        raise RecipeError(f"Expected two models or more, each named once, but got {', '.join(names) or 'none'}.")
+    measured = {name: find_measurement(Path(name)).tables for name in names}
     first, *others = names
-    for other in others:
-        _require_same_rows(first, measured[first], other, measured[other])
-    tables = [table for table in measured[first].tables if all(table in found.tables for found in measured.values())]
+    named = dict.fromkeys(table for tables in measured.values() for table in tables)
+    shared = [table for table in named if all(table in tables for tables in measured.values())]
+    differences: dict[str, dict[str, dict[str, Any]]] = {}
+    for table in shared:
+        differences[table] = {}
+        for other in others:
+            one, two = measured[first][table], measured[other][table]
+            _require_same_rows(first, one, other, two, table)
+            differences[table][other] = find_differences(one, two)
     return Comparison(
-        {table: {name: found.tables[table].metrics for name, found in measured.items()} for table in tables},
-        {
-            table: {
-                other: find_differences(measured[first].tables[table], measured[other].tables[table])
-                for other in others
-            }
-            for table in tables
-        },
+        {table: {name: tables[table].metrics for name, tables in measured.items()} for table in shared},
+        differences,
+        tuple(table for table in named if table not in shared),
     )
 
 
@@ -68,45 +76,49 @@ def find_measurement(model: Path) -> Measurement:
     """Reads how a model did.
 
     Args:
-        model: A run, an exported folder that carries its measurement, or a measurement.
+        model: A finished run, an exported folder that carries its measurement, or a measurement.
 
     Raises:
         CheckpointError: If it was not measured.
     """
     run = RunFolder(model)
+    if run.recipe.is_file() and not run.is_finished:
+        raise CheckpointError(
+            f"Expected {model} to be finished, but it has no {run.finished.name}. Go on with it: finetune resume {model}"
+        )
     for folder in (run.measurement(AFTER), model / MEASUREMENT, model):
         if (folder / FACTS).is_file():
             return read_measurement(folder)
-    if run.recipe.is_file():
-        repair = f"Go on with the run: finetune resume {model}"
-    else:
-        repair = f"Measure it: finetune test --config RECIPE --model.checkpoint {model} --output FOLDER"
     raise CheckpointError(
-        f"Expected {model} to be a run, or an exported folder that carries its measurement, but it holds none. {repair}"
+        f"Expected {model} to be a run, or an exported folder that carries its measurement, but it holds none. "
+        f"Measure it: finetune test --config RECIPE --model.checkpoint {model} --output FOLDER"
     )
 
 
-def _require_same_rows(first: str, before: Measurement, other: str, after: Measurement) -> None:
-    for table in before.tables.keys() & after.tables.keys():
-        one, two = before.tables[table].rows, after.tables[table].rows
-        if one.equals(two):
-            continue
-        count = min(len(one), len(two))
-        differing = (one[:count].to_numpy() != two[:count].to_numpy()).any(axis=1)
+def _require_same_rows(first: str, one: TableMeasurement, other: str, two: TableMeasurement, table: str) -> None:
+    """Refuses measurements whose difference would say nothing of the models."""
+    rows = "test rows" if table == TEST else f"rows of the retention table {table}"
+    found = None
+    if not one.rows.equals(two.rows):
+        count = min(len(one.rows), len(two.rows))
+        differing = (one.rows[:count].to_numpy() != two.rows[:count].to_numpy()).any(axis=1)
         at = int(differing.argmax()) if differing.any() else count
-        rows = "test rows" if table == TEST else f"rows of the retention table {table}"
+        found = f"{_describe(one.rows, at)} and {_describe(two.rows, at)} in place {at + 1:,}"
+    elif one.headline != two.headline:
+        found = f"{one.headline} and {two.headline} for metrics"
+    else:
+        for key in one.figures.keys() & two.figures.keys():
+            ones, twos = one.figures[key].units, two.figures[key].units
+            if ones != twos:
+                found = f"{ones:,} and {twos:,} queries of {key}"
+    if found is not None:
         raise RecipeError(
-            f"Expected {first} and {other} to be measured on the same {rows}, but got {_name(one, at)} and "
-            f"{_name(two, at)} in place {at + 1:,}. Measure both with the same table: finetune test --output FOLDER"
-        )
-    if before.test.headline != after.test.headline:
-        raise RecipeError(
-            f"Expected {first} and {other} to be measured by the same metric, but got {before.test.headline} and "
-            f"{after.test.headline}."
+            f"Expected {first} and {other} to be measured on the same {rows}, but got {found}. Measure both with the "
+            "same recipe: finetune test --config RECIPE --output FOLDER"
         )
 
 
-def _name(rows: Any, at: int) -> str:
+def _describe(rows: pd.DataFrame, at: int) -> str:
     if at >= len(rows):
         return "no row"
     row = rows.iloc[at]

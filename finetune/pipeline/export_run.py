@@ -33,9 +33,9 @@ def export_run(
         run: The run's folder.
         output: The folder to write.
         overwrite: Whether an existing `output` is replaced.
-        interpolation: 1 for all that was trained, 0 for the base; a number needs no table, and its temperature is not
-            fitted. `auto` chooses interpolation and temperature on the recipe's tables as the run would. None repeats
-            what the run exported.
+        interpolation: None repeats what the run exported, as does its own number. 1 exports all that was trained, 0 the
+            base; any other number needs no table, and its temperature is not fitted. `auto` chooses interpolation and
+            temperature on the recipe's tables as the run would.
         classifier: Whether the image classifier of the run's head is written and not the merged checkpoint.
         overrides: Recipe values to replace, for `auto` alone.
         trust: Modules that the run's recipe may name.
@@ -51,7 +51,8 @@ def export_run(
     """
     folder = open_run(run)
     kind = ImageClassifier if classifier else MergedCheckpoint
-    _check_run(folder, classifier)
+    require_finished(folder)
+    _check_parts(folder, classifier)
     require_exportable(output, overwrite)
     if overrides and interpolation != "auto":
         raise RecipeError(f"Expected recipe keys with --interpolation auto only, but got {overrides[0]}. Remove it.")
@@ -71,12 +72,24 @@ def export_run(
     return artifact.export(output, folder.path.resolve().name, metrics, measurement, overwrite)
 
 
-def _check_run(run: RunFolder, classifier: bool) -> None:
+def require_finished(run: RunFolder) -> None:
+    """Refuses a run of which stages are left.
+
+    Args:
+        run: The run.
+
+    Raises:
+        CheckpointError: If it is not finished.
+    """
     if not run.is_finished:
         raise CheckpointError(
-            f"Expected {run.path} to be finished, but it has no finished.json. "
+            f"Expected {run.path} to be finished, but it has no {run.finished.name}. "
             f"Go on with it: finetune resume {run.path}"
         )
+
+
+def _check_parts(run: RunFolder, classifier: bool) -> None:
+    """Refuses to export what the run did not train."""
     if classifier and not run.head.is_file():
         raise CheckpointError(f"Expected {run.path} to have a head, but it trained none. Export without --classifier.")
     if not classifier and not run.adapter.is_dir():

@@ -1,21 +1,27 @@
 """A run or an untouched checkpoint, measured on a table."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import torch
 
 from finetune.core.errors import RecipeError
 from finetune.data.checks.unreadable import describe_skipped
+from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.evaluation.measure import measure_classifier, measure_towers
 from finetune.inference.embed import find_device
 from finetune.inference.models import PlainClassifier
 from finetune.model.base import Base
 from finetune.model.head import require_classes
+from finetune.pipeline.export_run import require_finished
 from finetune.pipeline.recipe import Recipe, read_recipe
 from finetune.pipeline.run_recipe import quieten
 from finetune.pipeline.stages import open_towers
 from finetune.run.folder import open_run
-from finetune.run.measurement import write_measurement
+from finetune.run.measurement import Measurement, write_measurement
 from finetune.run.results import format_table
+
+_Measure = Callable[[ImageTextDataModule, torch.device], Measurement]
 
 
 def measure_run(
@@ -34,13 +40,14 @@ def measure_run(
 
     Raises:
         RecipeError: If there is no such run, or `run.neighbours` has no training rows.
-        CheckpointError: If its exported folder does not load.
+        CheckpointError: If it is not finished, or its exported folder does not load.
     """
     folder = open_run(run)
+    require_finished(folder)
     recipe = read_recipe(folder.recipe, overrides, trust)
     if folder.classifier.is_dir():
-        return _measure_classifier(recipe, folder.classifier, output)
-    return _measure_towers(str(folder.merged), recipe, folder.merged, output)
+        return _measure(recipe, str(folder.classifier), _ask_classifier(folder.classifier), output)
+    return _measure(recipe, str(folder.merged), _ask_towers(Base.open(folder.merged), recipe.run.neighbours), output)
 
 
 def measure_checkpoint(recipe: Recipe, output: Path | None = None) -> str:
@@ -52,23 +59,21 @@ def measure_checkpoint(recipe: Recipe, output: Path | None = None) -> str:
 
     Returns:
         A table for the screen.
+
+    Raises:
+        RecipeError: If `run.neighbours` has no training rows.
+        CheckpointError: If the checkpoint does not load.
     """
-    return _measure_towers(recipe.checkpoint, recipe, recipe.checkpoint, output)
+    return _measure(recipe, recipe.checkpoint, _ask_towers(recipe.base, recipe.run.neighbours), output)
 
 
-def _measure_towers(title: str, recipe: Recipe, checkpoint: str | Path, output: Path | None) -> str:
-    """Measures a checkpoint, opened once the table is known to be without fault."""
+def _measure(recipe: Recipe, title: str, measure: _Measure, output: Path | None) -> str:
+    """Measures a model, opened once the tables are known to be without fault."""
     quieten()
-    data, neighbours = recipe.build_data(), recipe.run.neighbours
-    data.rows.require("test")
-    if neighbours and data.kind.has_one_label and not len(data.rows.indices("train")):
-        raise RecipeError(
-            f"Expected training rows in {data.rows.source} for run.neighbours {neighbours}, but got none. Measure "
-            "without them by --run.neighbours null."
-        )
-    device = find_device(recipe.accelerator)
-    base = recipe.base if checkpoint == recipe.checkpoint else Base.open(checkpoint)
-    measured, _ = measure_towers(open_towers(base), data, device, neighbours, with_probe=False)
+    data = recipe.build_data()
+    for table in (data, *data.retention.values()):
+        table.rows.require("test")
+    measured = measure(data, find_device(recipe.accelerator))
     if output:
         write_measurement(measured, output)
     lines = [format_table({title: measured.test.metrics})]
@@ -79,13 +84,22 @@ def _measure_towers(title: str, recipe: Recipe, checkpoint: str | Path, output: 
     return "\n".join([*lines, *describe_skipped(data.skipped)])
 
 
-def _measure_classifier(recipe: Recipe, folder: Path, output: Path | None) -> str:
-    quieten()
-    data = recipe.build_data()
-    data.rows.require("test")
-    model = PlainClassifier(folder)
-    require_classes(model.classes, data.kind.classes)
-    measured, _ = measure_classifier(model, data, find_device(recipe.accelerator))
-    if output:
-        write_measurement(measured, output)
-    return "\n".join([format_table({str(folder): measured.test.metrics}), *describe_skipped(data.skipped)])
+def _ask_towers(base: Base, neighbours: int | None) -> _Measure:
+    def measure(data: ImageTextDataModule, device: torch.device) -> Measurement:
+        if neighbours and data.kind.has_one_label and not len(data.rows.indices("train")):
+            raise RecipeError(
+                f"Expected training rows in {data.rows.source} for run.neighbours {neighbours}, but got none. Measure "
+                "without them by --run.neighbours null."
+            )
+        return measure_towers(open_towers(base), data, device, neighbours, with_probe=False)[0]
+
+    return measure
+
+
+def _ask_classifier(folder: Path) -> _Measure:
+    def measure(data: ImageTextDataModule, device: torch.device) -> Measurement:
+        model = PlainClassifier(folder)
+        require_classes(model.classes, data.kind.classes)
+        return measure_classifier(model, data, device)[0]
+
+    return measure

@@ -1,23 +1,18 @@
 """A whole run: started from a recipe, or gone on with from its folder."""
 
 import logging
-import platform
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
 from transformers.utils.logging import disable_progress_bar
 
-from finetune.core.files import fingerprint_file, write_json, write_text
+from finetune.core.files import write_text
 from finetune.data.checks.check import tell
-from finetune.data.loading.datamodule import ImageTextDataModule
-from finetune.model.base import Base
 from finetune.pipeline.recipe import Recipe, read_recipe
-from finetune.pipeline.stages import STAGES, Work, find_tables, run_stages
+from finetune.pipeline.stages import STAGES, run_stages
+from finetune.pipeline.work import Work
 from finetune.run.folder import RunFolder, open_run
-from finetune.run.results import installed_versions
 
 _EXPECTED_WARNINGS = (
     r".*module\(s\) in eval mode at the start of training",  # BatchNorm and the base's dropout, on purpose
@@ -53,15 +48,14 @@ def run_recipe(recipe: Recipe, overwrite: bool = False) -> RunFolder:
     work = Work(recipe, run)
     work.check()
     tell(work.data.rows, work.data.find_concerns())
-    run.create(overwrite, needed=[work.base.folder, *find_tables(work.data)])
+    run.create(overwrite, needed=[work.base.folder, *work.tables])
     write_text(run.recipe, recipe.resolved)
-    write_json(run.environment, _describe_environment(work.data, work.base))
     run_stages(work)
     return run
 
 
 def resume_run(run: str | Path, trust: Sequence[str] = ()) -> RunFolder:
-    """Runs the stages of a run that are left.
+    """Runs the stages of a run that are left: those that never ended, and those whose inputs have changed since.
 
     Args:
         run: The run's folder.
@@ -71,14 +65,14 @@ def resume_run(run: str | Path, trust: Sequence[str] = ()) -> RunFolder:
         The finished run's folder.
 
     Raises:
-        RecipeError: If there is no such run.
-        TableError: As `run_recipe`, and so all others.
+        RecipeError: If there is no such run, or another process is at work on it; and as `run_recipe`.
+        TableError: As `run_recipe`.
+        CheckpointError: As `run_recipe`.
     """
     quieten()
     folder = open_run(run)
-    where = ["--run.name", folder.path.resolve().name, "--run.folder", str(folder.path.resolve().parent)]
-    work = Work(read_recipe(folder.recipe, where, trust), folder)
-    if not all(stage.is_done(work) for stage in STAGES[:2]):
+    work = Work(read_recipe(folder.recipe, trust=trust), folder)
+    if not all(stage.is_done(work) for stage in STAGES[:2]):  # the others read nothing that was not checked then
         work.check()
     run_stages(work)
     return folder
@@ -90,17 +84,3 @@ def quieten() -> None:
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     disable_progress_bar()
-
-
-def _describe_environment(data: ImageTextDataModule, base: Base) -> dict[str, Any]:
-    return {
-        "versions": {"python": platform.python_version(), **installed_versions()},
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "table": [
-            {"path": str(file), "sha256": fingerprint_file(file)}
-            for file in map(Path, data.rows.files)
-            if file.is_file()
-        ],
-        "checkpoint": {"name": base.name, "sha256": base.fingerprint},
-    }

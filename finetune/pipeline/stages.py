@@ -1,23 +1,25 @@
 """A run as stages that read and write its folder: measure base -> train -> choose -> export -> measure -> report.
 
-A stage leaves its output whole or absent. Then it notes down the fingerprints of what it was made from, and is skipped
-as long as they stay the same and its output is there.
+A stage leaves its output whole or absent, and then a record of what it was made from. It is skipped as long as that is
+unchanged and the output is there.
 """
 
+import platform
+import re
 import shutil
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch.loggers.logger import DummyLogger
+from filelock import FileLock, Timeout
 from peft import PeftModel
 
-from finetune.core.files import fingerprint_file, read_json, write_folder, write_json, write_text
-from finetune.data.checks.unreadable import read_skipped, write_skipped
-from finetune.data.loading.datamodule import ImageTextDataModule
+from finetune.core.errors import RecipeError
+from finetune.core.files import read_json, write_folder, write_json, write_text
+from finetune.data.checks.unreadable import SkippedRow, write_skipped
 from finetune.evaluation.forgetting import compare, find_differences
 from finetune.evaluation.measure import measure_calibration, measure_classifier, measure_towers
 from finetune.export.artifacts import ARTIFACTS
@@ -26,131 +28,70 @@ from finetune.export.choose_interpolation import Choice, Line
 from finetune.export.merged import write_processor
 from finetune.export.trained import TrainedModel
 from finetune.export.witness import write_witness
-from finetune.inference.embed import find_device
 from finetune.inference.models import PlainClassifier
 from finetune.model.adapter import save_adapter
 from finetune.model.base import Base
 from finetune.model.head import LinearHead
 from finetune.model.merge import merge_adapter
 from finetune.model.towers import AlignTowers
-from finetune.pipeline.choose import check_settings, choose
-from finetune.pipeline.recipe import Recipe
+from finetune.pipeline.choose import choose
 from finetune.pipeline.train import fit
+from finetune.pipeline.work import Work
 from finetune.report.page import write_report
 from finetune.run.folder import AFTER, BASE, MEASURED, ZERO_SHOT_AFTER, RunFolder
-from finetune.run.measurement import FACTS, MEASUREMENT, read_measurement, write_measurement
+from finetune.run.measurement import MEASUREMENT, Measurement, read_measurement, write_measurement
 from finetune.run.results import PROOF_FILE, format_proof, installed_versions
 from finetune.training.classification_task import ClassificationTask
-from finetune.training.task import AlignTask
 
 WITNESS_ROWS = 8
 """Held-back rows that prove a merge."""
 
+LOCK = ".lock"
+"""File that the process at work on a run holds; the system lets go of it when the process ends."""
 
-class Work:
-    """What the stages of a run share: the recipe and the run's folder, and what is opened of them at first use.
-
-    Args:
-        recipe: What to run.
-        run: The run's folder.
-    """
-
-    def __init__(self, recipe: Recipe, run: RunFolder) -> None:
-        self.recipe = recipe
-        self.run = run
-
-    @property
-    def base(self) -> Base:
-        """The base of the training."""
-        return self.recipe.base
-
-    @cached_property
-    def data(self) -> ImageTextDataModule:
-        """The tables."""
-        return self.recipe.build_data()
-
-    @cached_property
-    def task(self) -> AlignTask:
-        """What is trained, adapters freshly drawn."""
-        return self.recipe.build_trainable()
-
-    @cached_property
-    def device(self) -> torch.device:
-        """Where models are measured."""
-        return find_device(self.recipe.accelerator)
-
-    @cached_property
-    def sources(self) -> dict[str, str]:
-        """Fingerprints of what every stage depends on: the recipe, the base, the tables."""
-        tables = {str(file): file for file in find_tables(self.data) if file.is_file()}
-        return {
-            "recipe": fingerprint_file(self.run.recipe),
-            "base": self.base.fingerprint,
-            **{name: fingerprint_file(file) for name, file in tables.items()},
-        }
-
-    def check(self) -> None:
-        """Finds what is wrong with tables and recipe before anything is written.
-
-        Raises:
-            TableError: If a table has a fault.
-            RecipeError: If the interpolation is to be chosen but the tables hold nothing to choose it by, nothing is
-                trained, or the trainer's values do not go together.
-        """
-        self.data.rows.require("train", "test")
-        for other in self.data.retention.values():
-            other.rows.require("test")
-        check_settings(self.recipe.run, self.data)
-        if self.task.trains:  # builds it
-            self.recipe.build_trainer([], DummyLogger())
-
-    def open_trained(self) -> TrainedModel:
-        """Returns what was trained, at what was chosen."""
-        return TrainedModel(self.run, self.base, Choice.read(self.run.choice))
-
-
-def find_tables(data: ImageTextDataModule) -> list[Path]:
-    """Returns the files of a table and of its retention tables.
-
-    Args:
-        data: The tables.
-    """
-    return [Path(file) for one in (data, *data.retention.values()) for file in one.rows.files]
+_STAGED = re.compile(r"\..+\.[a-z0-9_]{8}")
+"""Names of files and folders that `finetune.core.files` writes before they take their place."""
 
 
 class Stage(ABC):
-    """One step of a run."""
+    """One step of a run. Its record names the fingerprints of what it read, the files it left, and rows it skipped."""
 
     name: ClassVar[str]
 
     @abstractmethod
-    def inputs(self, work: Work) -> Mapping[str, str]:
+    def inputs(self, work: Work) -> dict[str, str]:
         """Returns the fingerprints of what the stage reads, by a name for each."""
 
     @abstractmethod
-    def outputs(self, run: RunFolder) -> Iterable[Path]:
-        """Returns the files that are there once the stage is done."""
-
-    @abstractmethod
-    def make(self, work: Work) -> None:
-        """Does the work, in place of what an earlier run of the stage may have left."""
+    def make(self, work: Work) -> Sequence[Path]:
+        """Does the work, in place of what an earlier run of the stage left, and returns the files and folders."""
 
     def is_done(self, work: Work) -> bool:
         """Returns whether the output is there and was made from the inputs as they are now."""
-        record = work.run.stage(self.name)
-        if not record.is_file() or not all(path.exists() for path in self.outputs(work.run)):
-            return False
-        return bool(read_json(record) == dict(self.inputs(work)))
+        return self._find_changes(work, self.inputs(work)) == []
 
     def run(self, work: Work) -> None:
-        """Does the work, unless it is done."""
-        if self.is_done(work):
+        """Does the work, unless it is done. The run is not finished then, until the last stage says so again."""
+        inputs, record = self.inputs(work), work.run.stage(self.name)
+        changes = self._find_changes(work, inputs)
+        if changes == []:
             return
-        work.run.stage(self.name).unlink(missing_ok=True)
-        self.make(work)
-        found = (*read_skipped(work.run.skipped), *work.data.skipped)
-        write_skipped(work.run.skipped, tuple(dict.fromkeys(found)))
-        write_json(work.run.stage(self.name), dict(self.inputs(work)))
+        print(f"stage {self.name}" + (f", again for {', '.join(changes)}" if changes else ""), file=sys.stderr)
+        for outdated in (work.run.finished, record):
+            outdated.unlink(missing_ok=True)
+        outputs = work.places(self.make(work))
+        skipped = [row._asdict() for row in work.data.skipped]
+        write_json(record, {"inputs": inputs, "outputs": outputs, "skipped": skipped})
+
+    def _find_changes(self, work: Work, inputs: Mapping[str, str]) -> list[str] | None:
+        """What has changed since the stage was done: inputs, and outputs that are gone; None if it was never done."""
+        record = work.run.stage(self.name)
+        if not record.is_file():
+            return None
+        done = read_json(record)
+        names = dict.fromkeys([*done["inputs"], *inputs])
+        changed = [name for name in names if done["inputs"].get(name) != inputs.get(name)]
+        return changed + [name for name in done["outputs"] if not (work.run.path / name).is_file()]
 
 
 class MeasureBase(Stage):
@@ -158,21 +99,18 @@ class MeasureBase(Stage):
 
     name = "measure-base"
 
-    def inputs(self, work: Work) -> Mapping[str, str]:
-        """The recipe, the base, the tables."""
-        return work.sources
+    def inputs(self, work: Work) -> dict[str, str]:
+        """What is measured, and on what."""
+        return {**work.sources, **work.settings("data", "run.neighbours", "run.linear_probe")}
 
-    def outputs(self, run: RunFolder) -> Iterable[Path]:
-        """The measurement."""
-        return [run.measurement(BASE)]
-
-    def make(self, work: Work) -> None:
+    def make(self, work: Work) -> Sequence[Path]:
         """Measures and writes."""
-        settings = work.recipe.run
+        settings, output = work.recipe.run, work.run.measurement(BASE)
         measured, _ = measure_towers(
             open_towers(work.base), work.data, work.device, settings.neighbours, settings.linear_probe
         )
-        write_measurement(measured, work.run.measurement(BASE))
+        write_measurement(measured, output)
+        return [output]
 
 
 class Train(Stage):
@@ -180,34 +118,32 @@ class Train(Stage):
 
     name = "train"
 
-    def inputs(self, work: Work) -> Mapping[str, str]:
-        """The recipe, the base, the tables."""
-        return work.sources
+    def inputs(self, work: Work) -> dict[str, str]:
+        """What is trained, on what, and how."""
+        return {**work.sources, **work.settings("model", "data", "trainer", "run.seed", "run.soup")}
 
-    def outputs(self, run: RunFolder) -> Iterable[Path]:
-        """What all trainings leave."""
-        return [run.processor, run.witness, run.training]
-
-    def make(self, work: Work) -> None:
+    def make(self, work: Work) -> Sequence[Path]:
         """Trains from the start: what an interrupted training left is removed."""
         run, task, data = work.run, work.task, work.data
         for path in (run.checkpoints, run.path / "members", run.adapter):
             shutil.rmtree(path, ignore_errors=True)
         for path in (run.logged, run.head):
             path.unlink(missing_ok=True)
+        write_json(run.environment, _describe_environment(work))
         concerns = fit(work.recipe, task, data, run)
         head = task.head if isinstance(task, ClassificationTask) else None
         write_witness(task.towers, data.held_back(WITNESS_ROWS), run.witness, head)
         with write_folder(run.processor, overwrite=True) as staging:
             write_processor(data.processor, staging)
         if isinstance(task.towers.model, PeftModel):
-            with write_folder(run.adapter, overwrite=True) as staging:
+            with write_folder(run.adapter) as staging:
                 save_adapter(task.towers.model, staging, work.base)
                 write_processor(data.processor, staging)
         if head is not None:
             head.write(run.head)
         write_json(run.training, {"notices": [concern._asdict() for concern in concerns]})
         del work.task
+        return [*_trained(run), run.training, run.environment]
 
 
 class Choose(Stage):
@@ -215,19 +151,16 @@ class Choose(Stage):
 
     name = "choose"
 
-    def inputs(self, work: Work) -> Mapping[str, str]:
-        """The recipe, the base, the tables, and what was trained."""
-        return {**work.sources, **_fingerprint(_trained_files(work.run))}
+    def inputs(self, work: Work) -> dict[str, str]:
+        """What was trained, and what the choice is made by."""
+        settings = work.settings("data", "run.interpolation", "run.max_retention_loss", "run.calibrate")
+        return {**work.sources, **settings, **work.fingerprints(*_trained(work.run))}
 
-    def outputs(self, run: RunFolder) -> Iterable[Path]:
-        """The choice."""
-        return [run.choice]
-
-    def make(self, work: Work) -> None:
+    def make(self, work: Work) -> Sequence[Path]:
         """Chooses and writes."""
-        choose(work.recipe.run, work.data, work.device, lambda: open_line(work.run, work.base, work.device)).write(
-            work.run.choice
-        )
+        run, device = work.run, work.device
+        choose(work.recipe.run, work.data, device, lambda: open_line(run, work.base, device)).write(run.choice)
+        return [run.choice]
 
 
 class Export(Stage):
@@ -235,23 +168,19 @@ class Export(Stage):
 
     name = "export"
 
-    def inputs(self, work: Work) -> Mapping[str, str]:
+    def inputs(self, work: Work) -> dict[str, str]:
         """The base, what was trained, and what was chosen."""
-        return {"base": work.base.fingerprint, **_fingerprint([*_trained_files(work.run), work.run.choice])}
+        return {"base": work.base.fingerprint, **work.fingerprints(*_trained(work.run), work.run.choice)}
 
-    def outputs(self, run: RunFolder) -> Iterable[Path]:
-        """The proofs."""
-        return [folder / PROOF_FILE for folder in artifact_folders(run)] or [run.path / ARTIFACTS[0].name]
-
-    def make(self, work: Work) -> None:
+    def make(self, work: Work) -> Sequence[Path]:
         """Exports each artifact."""
-        trained = work.open_trained()
+        trained = TrainedModel(work.run, work.base, Choice.read(work.run.choice))
         for kind in ARTIFACTS:
-            artifact = kind.of(trained)
             folder = work.run.path / kind.name
             shutil.rmtree(folder, ignore_errors=True)
-            if artifact is not None:
-                artifact.export(folder, work.recipe.name, trained.choice.as_metrics())
+            if artifact := kind.of(trained):
+                artifact.export(folder, work.title, trained.choice.as_metrics())
+        return _exported(work.run)
 
 
 class Measure(Stage):
@@ -259,31 +188,28 @@ class Measure(Stage):
 
     name = "measure"
 
-    def inputs(self, work: Work) -> Mapping[str, str]:
-        """The recipe, the base, the tables, what was chosen, and the proofs of what was exported."""
-        proofs = [folder / PROOF_FILE for folder in artifact_folders(work.run)]
-        return {**work.sources, **_fingerprint([work.run.choice, *proofs])}
+    def inputs(self, work: Work) -> dict[str, str]:
+        """What was exported, as the proofs name it, and what it is measured on."""
+        proofs = [folder / PROOF_FILE for folder in _exported(work.run)]
+        exported = work.fingerprints(work.run.choice, *proofs)
+        return {**work.sources, **work.settings("data", "run.neighbours"), **exported}
 
-    def outputs(self, run: RunFolder) -> Iterable[Path]:
-        """The measurements."""
-        beside = [run.measurement(ZERO_SHOT_AFTER)] if run.classifier.is_dir() and run.merged.is_dir() else []
-        return [run.measurement(AFTER), *beside]
-
-    def make(self, work: Work) -> None:
+    def make(self, work: Work) -> Sequence[Path]:
         """Measures and writes; beside a classifier the merged checkpoint has a measurement of its own."""
-        run, choice = work.run, Choice.read(work.run.choice)
-        for model in MEASURED[1:]:
+        run, choice, found = work.run, Choice.read(work.run.choice), {}
+        for model in (AFTER, ZERO_SHOT_AFTER):
             shutil.rmtree(run.measurement(model), ignore_errors=True)
         if run.merged.is_dir():
-            towers, name = open_towers(Base.open(run.merged)), ZERO_SHOT_AFTER if run.classifier.is_dir() else AFTER
-            measured, answers = measure_towers(towers, work.data, work.device, work.recipe.run.neighbours)
-            if name == AFTER:
-                measured = measured._replace(calibration=measure_calibration(choice, answers))
-            write_measurement(measured, run.measurement(name))
+            towers = open_towers(Base.open(run.merged))
+            neighbours = work.recipe.run.neighbours
+            found[_model_of(run.merged)] = measure_towers(towers, work.data, work.device, neighbours)
         if run.classifier.is_dir():
-            measured, answers = measure_classifier(PlainClassifier(run.classifier), work.data, work.device)
-            measured = measured._replace(calibration=measure_calibration(choice, answers))
-            write_measurement(measured, run.measurement(AFTER))
+            found[AFTER] = measure_classifier(PlainClassifier(run.classifier), work.data, work.device)
+        for model, (measured, answers) in found.items():
+            if model == AFTER:
+                measured = measured._replace(calibration=measure_calibration(choice, answers))
+            write_measurement(measured, run.measurement(model))
+        return [run.measurement(model) for model in found]
 
 
 class Report(Stage):
@@ -291,22 +217,21 @@ class Report(Stage):
 
     name = "report"
 
-    def inputs(self, work: Work) -> Mapping[str, str]:
-        """The measurements, what was chosen, and what went wrong in training."""
-        measured = [work.run.measurement(model) / FACTS for model in MEASURED]
-        proofs = [folder / PROOF_FILE for folder in artifact_folders(work.run)]
-        return _fingerprint([work.run.choice, work.run.training, *proofs, *measured])
+    def inputs(self, work: Work) -> dict[str, str]:
+        """All that the page shows."""
+        run = work.run
+        proofs = [folder / PROOF_FILE for folder in _exported(run)]
+        measured = [run.measurement(model) for model in MEASURED]
+        described = [run.recipe, run.environment, run.training, run.choice, *run.logs]
+        return work.fingerprints(*described, *proofs, *measured)
 
-    def outputs(self, run: RunFolder) -> Iterable[Path]:
-        """All that a reader looks at."""
-        return [run.metrics, run.predictions, run.report, run.finished]
-
-    def make(self, work: Work) -> None:
+    def make(self, work: Work) -> Sequence[Path]:
         """Writes them; the run is finished then."""
         run = work.run
-        metrics = summarise(run)
-        before, after = read_measurement(run.measurement(BASE)), read_measurement(run.measurement(AFTER))
-        predictions = after.predictions.assign(before=before.predictions["prediction"])
+        measured = {model: read_measurement(path) for model in MEASURED if (path := run.measurement(model)).is_dir()}
+        metrics = summarise(measured, Choice.read(run.choice), read_json(run.training)["notices"])
+        before, after = measured[BASE].predictions, measured[AFTER].predictions
+        predictions = after.assign(before=before["prediction"])
         write_json(run.metrics, metrics)
         write_text(run.predictions, predictions.to_csv(index=False, lineterminator="\n"))
         proofs = {}
@@ -314,11 +239,15 @@ class Report(Stage):
             folder = run.path / kind.name
             if folder.is_dir():
                 proof = read_json(folder / PROOF_FILE)
-                write_card(folder, kind.card(kind.name, proof), work.recipe.name, select_metrics(kind.name, metrics))
-                write_measurement(read_measurement(run.measurement(model_of(kind.name, run))), folder / MEASUREMENT)
+                write_card(folder, kind.card(kind.name, proof), work.title, select_metrics(kind.name, metrics))
+                write_measurement(measured[_model_of(folder)], folder / MEASUREMENT)
                 proofs[kind.name] = format_proof(proof)
+        run.skipped.unlink(missing_ok=True)
+        write_skipped(run.skipped, _list_skipped(work))
         write_report(run.path)
         run.finish({"proofs": proofs, "versions": installed_versions()})
+        carried = [folder / MEASUREMENT for folder in _exported(run)]
+        return [run.metrics, run.predictions, run.skipped, run.report, *carried, run.finished]
 
 
 STAGES: tuple[Stage, ...] = (MeasureBase(), Train(), Choose(), Export(), Measure(), Report())
@@ -329,9 +258,20 @@ def run_stages(work: Work) -> None:
 
     Args:
         work: The run.
+
+    Raises:
+        RecipeError: If another process is at work on the run.
     """
-    for stage in STAGES:
-        stage.run(work)
+    try:
+        with FileLock(work.run.path / LOCK, timeout=0):
+            _remove_staged(work.run.path)
+            for stage in STAGES:
+                stage.run(work)
+    except Timeout:
+        raise RecipeError(
+            f"Expected no other process to be at work on {work.run.path}, but there is one. Wait until it ends, or "
+            "stop it."
+        ) from None
 
 
 def open_towers(base: Base) -> AlignTowers:
@@ -355,57 +295,72 @@ def open_line(run: RunFolder, base: Base, device: torch.device) -> Line:
     return Line(base, adapted, LinearHead.read(run.head) if run.head.is_file() else None, device)
 
 
-def summarise(run: RunFolder) -> dict[str, Any]:
-    """Returns the content of `metrics.json`, made of the measurements.
+def summarise(
+    measured: Mapping[str, Measurement], choice: Choice, notices: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Returns the content of `metrics.json`.
 
     Args:
-        run: A run whose models are measured.
-
-    Raises:
-        CheckpointError: If a measurement is damaged.
+        measured: The measurements of a run, by their names in `MEASURED`.
+        choice: What was chosen.
+        notices: What went wrong in training.
     """
-    before, after = read_measurement(run.measurement(BASE)), read_measurement(run.measurement(AFTER))
-    merged = after
+    before, after = measured[BASE], measured[AFTER]
     metrics: dict[str, Any] = {"before": before.test.metrics}
     if before.linear_probe:
         metrics["linear probe"] = before.linear_probe
-    if run.measurement(ZERO_SHOT_AFTER).is_dir():
-        merged = read_measurement(run.measurement(ZERO_SHOT_AFTER))
-        metrics["zero-shot after"] = merged.test.metrics
+    if ZERO_SHOT_AFTER in measured:
+        metrics["zero-shot after"] = measured[ZERO_SHOT_AFTER].test.metrics
     metrics["after"] = after.test.metrics
-    metrics |= compare(before, merged)
+    metrics |= compare(before, measured.get(ZERO_SHOT_AFTER, after))
     metrics["difference"] = find_differences(before.test, after.test)
-    metrics |= Choice.read(run.choice).as_metrics()
+    metrics |= choice.as_metrics()
     if after.calibration:
         metrics["calibration"] = after.calibration
-    if notices := read_json(run.training)["notices"]:
+    if notices:
         metrics["notices"] = notices
     return metrics
 
 
-def model_of(artifact: str, run: RunFolder) -> str:
-    """Returns which measurement of a run is that of an artifact: beside a classifier, the merged checkpoint's own.
-
-    Args:
-        artifact: Name of the artifact.
-        run: The run.
-    """
-    return ZERO_SHOT_AFTER if artifact == "merged" and run.measurement(ZERO_SHOT_AFTER).is_dir() else AFTER
+def _model_of(folder: Path) -> str:
+    """Which measurement of a run is that of an exported folder; beside a classifier, the merged one has its own."""
+    run = RunFolder(folder.parent)
+    return ZERO_SHOT_AFTER if folder == run.merged and run.classifier.is_dir() else AFTER
 
 
-def artifact_folders(run: RunFolder) -> list[Path]:
-    """Returns the folders that a run has exported.
+def _describe_environment(work: Work) -> dict[str, Any]:
+    """What a training depends on beside the recipe: versions, the device, the table's files, the base."""
+    files = map(str, work.data.rows.files)
+    return {
+        "versions": {"python": platform.python_version(), **installed_versions()},
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "table": [{"path": name, "sha256": work.sources[name]} for name in files if name in work.sources],
+        "checkpoint": {"name": work.base.name, "sha256": work.base.fingerprint},
+    }
 
-    Args:
-        run: The run.
-    """
+
+def _trained(run: RunFolder) -> list[Path]:
+    """What a training leaves to the stages that follow."""
+    return [run.witness, run.head, run.processor, run.adapter]
+
+
+def _exported(run: RunFolder) -> list[Path]:
+    """The folders that a run has exported."""
     return [folder for kind in ARTIFACTS if (folder := run.path / kind.name).is_dir()]
 
 
-def _trained_files(run: RunFolder) -> list[Path]:
-    return [run.witness, run.head, *(run.adapter / name for name in ("adapter_model.safetensors", "temperature.json"))]
+def _list_skipped(work: Work) -> tuple[SkippedRow, ...]:
+    """The rows that any stage left out, by file and number."""
+    records = [read_json(record) for stage in STAGES if (record := work.run.stage(stage.name)).is_file()]
+    found = {SkippedRow(**row) for record in records for row in record["skipped"]} | set(work.data.skipped)
+    return tuple(sorted(found, key=lambda row: (row.file, len(row.row), row.row)))
 
 
-def _fingerprint(files: Iterable[Path]) -> dict[str, str]:
-    """The hashes of those files that are there, by the names of their folder and themselves."""
-    return {f"{path.parent.name}/{path.name}": fingerprint_file(path) for path in files if path.is_file()}
+def _remove_staged(folder: Path) -> None:
+    """Removes what a process that was killed had begun to write."""
+    for path in [path for path in folder.rglob(".*") if _STAGED.fullmatch(path.name)]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
