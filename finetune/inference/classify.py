@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from transformers import AutoImageProcessor
+from transformers import AlignProcessor, AutoImageProcessor
 
 from finetune.core.errors import RecipeError, TableError
 from finetune.core.files import read_json
@@ -17,7 +17,9 @@ from finetune.data.prepare.images import EXTENSIONS, ImagePreparation, open_imag
 from finetune.data.prepare.texts import TextEncoder
 from finetune.inference.embed import embed, embed_texts, find_device
 from finetune.inference.models import PlainClassifier
-from finetune.model.base import Base
+from finetune.model.base import Base, open_processor
+from finetune.model.checkpoint_folder import read_object
+from finetune.model.pretrained import opening
 from finetune.model.towers import AlignTowers
 from finetune.objectives import cosine_logits
 from finetune.run.folder import RunFolder
@@ -45,7 +47,7 @@ def list_images(paths: Iterable[Path]) -> list[Path]:
         paths: Image files and folders.
 
     Raises:
-        TableError: If a path does not exist or a folder holds no image.
+        TableError: If a folder holds no image.
     """
     images: list[Path] = []
     for path in paths:
@@ -68,7 +70,7 @@ class _Scores(NamedTuple):
 
 
 def classify(
-    model: str, images: Sequence[Path], labels: Sequence[str] = (), device: torch.device | None = None
+    model: str | Path, images: Sequence[Path], labels: Sequence[str] = (), device: torch.device | None = None
 ) -> Classified:
     """Returns the probabilities of labels for images.
 
@@ -93,10 +95,10 @@ def classify(
                 f"Expected {model} to be asked without --label, but got {labels[0]!r}: an image classifier of fixed "
                 "classes reads no texts. Leave out --label, or name a merged folder."
             )
-        return _ask_prompts(_find_towers(model), images, labels, device)
+        return _ask_prompts(*_find_towers(model), images, labels, device)
     if head is None:
         raise RecipeError(
-            f"Expected --label for {model}, which has no head that knows classes, but got none. "
+            f"Expected --label for {model}, where no head that knows classes was found, but got none. "
             'Name each class, as in --label "a cat" --label "a dog".'
         )
     return _ask_head(head, images, device)
@@ -108,20 +110,23 @@ def _find_head(path: Path) -> Path | None:
     if run.is_finished:
         return run.classifier if run.classifier.is_dir() else None
     config = path / "config.json"
-    return path if config.is_file() and read_json(config).get("model_type") == "efficientnet" else None
+    return path if config.is_file() and read_object(config).get("model_type") == "efficientnet" else None
 
 
-def _find_towers(model: str) -> Base:
+def _find_towers(model: str | Path) -> tuple[Base, AlignProcessor]:
     """The checkpoint whose prompts answer: what a finished run exported, or its base where it trained a head alone."""
     run = RunFolder(Path(model))
     if not run.is_finished:
-        return Base.open(model)
-    return Base.open(run.merged if run.merged.is_dir() else read_json(run.environment)["checkpoint"]["name"])
+        base = Base.open(model)
+        return base, base.processor()
+    base = Base.open(run.merged if run.merged.is_dir() else read_json(run.environment)["checkpoint"]["name"])
+    return base, open_processor(run.processor)
 
 
-def _ask_prompts(base: Base, images: Sequence[Path], labels: Sequence[str], device: torch.device) -> Classified:
-    towers = AlignTowers(base.load(), train_temperature=False, min_temperature=1e-6).to(device)
-    processor = base.processor()
+def _ask_prompts(
+    base: Base, processor: AlignProcessor, images: Sequence[Path], labels: Sequence[str], device: torch.device
+) -> Classified:
+    towers = AlignTowers(base.load()).to(device)
     encoder = TextEncoder.from_processor(processor)
     texts = Texts(*map(torch.as_tensor, encoder.pad([encoder.encode(label) for label in labels])))
     text_embeds = embed_texts(towers, texts, device).to(device)
@@ -136,7 +141,8 @@ def _ask_prompts(base: Base, images: Sequence[Path], labels: Sequence[str], devi
 
 def _ask_head(folder: Path, images: Sequence[Path], device: torch.device) -> Classified:
     classifier = PlainClassifier(folder).to(device)
-    processor = AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
+    with opening(folder, "AutoImageProcessor"):
+        processor = AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
 
     def encode(batch: _Images) -> _Scores:
         return _Scores(classifier.model(batch.pixel_values).logits)

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from finetune.core.errors import RecipeError
 from finetune.core.types import Answers, Batch, ClassPrompts
 from finetune.inference.embed import embed_classes
 from finetune.model.head import LinearHead
+from finetune.model.pretrained import open_model
 from finetune.model.towers import AlignTowers
 from finetune.objectives import cosine_logits
 
@@ -132,13 +133,14 @@ class PlainClassifier(RowModel):
 
     Args:
         folder: A folder written by `finetune.export.classifier`.
+
+    Raises:
+        CheckpointError: If the folder does not open, or its tensors are not exactly those of its configuration.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.model = EfficientNetForImageClassification.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
-        ).eval()
-        config = self.model.config
+        self.model: Any = open_model(EfficientNetForImageClassification, folder)
+        config: Any = self.model.config
         self.classes = tuple(config.id2label[index] for index in range(config.num_labels))
         self.is_multilabel = config.problem_type == "multi_label_classification"
 

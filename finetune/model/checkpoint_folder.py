@@ -16,7 +16,7 @@ def check_folder(folder: Path) -> None:
     """Checks that a folder holds an ALIGN that can be opened, whole and by itself.
 
     Args:
-        folder: It.
+        folder: The folder.
 
     Raises:
         CheckpointError: If it is incomplete, an adapter or no ALIGN, or asks for something from outside.
@@ -57,7 +57,7 @@ def _check_files(folder: Path) -> None:
 def _check_config(folder: Path) -> None:
     """Checks that config.json is ALIGN's and asks for nothing from outside the folder."""
     path = folder / "config.json"
-    config = _read_object(path)
+    config = read_object(path)
     if config.get("model_type") != "align":
         raise CheckpointError(
             f"Expected model_type in {path} to be 'align', but got {config.get('model_type')!r}. "
@@ -77,7 +77,7 @@ def _check_weights(folder: Path) -> None:
     if (folder / "model.safetensors").is_file():
         return
     path = folder / "model.safetensors.index.json"
-    shards = _read_object(path).get("weight_map")
+    shards = read_object(path).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise CheckpointError(f"Expected {path} to hold a weight_map, but got none. Write or download it again.")
     for shard in sorted(set(map(str, shards.values()))):
@@ -90,7 +90,15 @@ def _check_weights(folder: Path) -> None:
             raise CheckpointError(f"Expected {folder} to hold {shard}, but got none. Download the folder again.")
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Args:
+        path: The file.
+
+    Raises:
+        CheckpointError: If it holds something else.
+    """
     try:
         value = read_json(path)
         if not isinstance(value, dict):

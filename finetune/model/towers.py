@@ -23,13 +23,13 @@ class AlignTowers(nn.Module):
     Args:
         model: The model, adapters already attached (`finetune.model.lora.attach_lora`) where there are any.
         train_temperature: Whether the temperature is trained.
-        min_temperature: The bound `bound_temperature` keeps the temperature above; it divides the logits.
+        min_temperature: The bound above which `bound_temperature` keeps a trained temperature; it divides the logits.
 
     Raises:
         ValueError: If `min_temperature` is not positive.
     """
 
-    def __init__(self, model: nn.Module, train_temperature: bool, min_temperature: float) -> None:
+    def __init__(self, model: nn.Module, train_temperature: bool = False, min_temperature: float = 1e-6) -> None:
         super().__init__()
         if not min_temperature > 0:
             raise ValueError(
