@@ -1,5 +1,6 @@
 """A measurement as files: what a model reached, and what each row contributed, so that any two can be compared."""
 
+import csv
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,8 +107,8 @@ def write_measurement(measurement: Measurement, folder: Path) -> None:
     with write_folder(folder, overwrite=True) as staging:
         write_json(staging / FACTS, facts)
         save_file(tensors, staging / TENSORS)
-        write_text(staging / PREDICTIONS, measurement.predictions.to_csv(index=False, lineterminator="\n"))
-        write_text(staging / ROWS, rows.to_csv(index=False, lineterminator="\n"))
+        write_text(staging / PREDICTIONS, format_frame(measurement.predictions))
+        write_text(staging / ROWS, format_frame(rows))
 
 
 def read_measurement(folder: Path) -> Measurement:
@@ -135,6 +136,15 @@ def read_measurement(folder: Path) -> Measurement:
         return Measurement(tables, read_frame(folder / PREDICTIONS), facts["linear_probe"], facts["calibration"], probe)
     except (AttributeError, KeyError, OSError, TypeError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"Expected {folder} to be a measurement, but got: {error!r}. Measure again.") from error
+
+
+def format_frame(frame: pd.DataFrame) -> str:
+    """Returns a table as CSV that `read_frame` reads back, whatever is in its texts."""
+    text = frame.to_csv(index=False, lineterminator="\n")
+    if "\r" not in text:
+        return text
+    # Python quotes no carriage return by itself, at which readers end the row.
+    return frame.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_ALL)
 
 
 def read_frame(path: Path) -> pd.DataFrame:

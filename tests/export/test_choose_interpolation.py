@@ -13,7 +13,7 @@ from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.data.table.table import RandomSplit, Table
 from finetune.evaluation.evaluate import Evaluation
 from finetune.export.choose_interpolation import Choice, Line, Temperature, check_settings, choose
-from finetune.metrics import chance_calibration_error, fit_temperature
+from finetune.metrics.calibration import chance_calibration_error, fit_temperature
 from finetune.model.base import load_model, load_processor
 from finetune.model.head import Head
 from finetune.run.settings import RunSettings
