@@ -98,7 +98,7 @@ def classify(
         return _ask_prompts(*_find_towers(model), images, labels, device)
     if head is None:
         raise RecipeError(
-            f"Expected --label for {model}, where no head that knows classes was found, but got none. "
+            f"Expected --label for {model}, which has no head that knows classes, but got none. "
             'Name each class, as in --label "a cat" --label "a dog".'
         )
     return _ask_head(head, images, device)
