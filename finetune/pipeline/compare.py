@@ -84,7 +84,8 @@ def find_measurement(model: Path) -> Measurement:
     run = RunFolder(model)
     if run.recipe.is_file() and not run.is_finished:
         raise CheckpointError(
-            f"Expected {model} to be finished, but it has no {run.finished.name}. Go on with it: finetune resume {model}"
+            f"Expected {model} to be finished, but it has no {run.finished.name}. "
+            f"Go on with it: finetune resume {model}"
         )
     for folder in (run.measurement(AFTER), model / MEASUREMENT, model):
         if (folder / FACTS).is_file():

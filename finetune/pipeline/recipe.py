@@ -118,7 +118,7 @@ class Recipe:
 
     def _build(self, key: str) -> Any:
         values = self._config[key].clone()
-        if "checkpoint" in values.get("init_args", {}):
+        if "checkpoint" in values.get("init_args", {}) and _takes_base(values.class_path):
             values.init_args.checkpoint = self.base
         try:
             return self._parser.instantiate(Namespace({key: values}))[key]
@@ -248,6 +248,12 @@ def explain(message: str, parser: LightningArgumentParser) -> str:
     return f"Expected every key to be known, but got {'.'.join(where + inner)!r}. {did_you_mean(inner[-1], valid)}"
 
 
+def _takes_base(class_path: str) -> bool:
+    """Whether a class can be given an open base; a user's may ask for the checkpoint's name alone."""
+    hint = get_type_hints(_find_class(class_path).__init__).get("checkpoint", Base)
+    return hint is Any or Base in (hint, *get_args(hint))
+
+
 def _find_cause(error: BaseException, key: str) -> Exception:
     """What a constructor raised, which jsonargparse wraps in its own error."""
     while not isinstance(error, TableError | RecipeError | CheckpointError) and error.__cause__:
@@ -281,11 +287,15 @@ def _parser_keys(parser: LightningArgumentParser, outer: Sequence[str]) -> set[s
 
 def _argument_names(class_path: str, outer: Sequence[str]) -> list[str]:
     """Names of the arguments of a class, or of the class that its argument `outer[0]` takes, and so on."""
-    module, _, name = class_path.rpartition(".")
-    found = getattr(importlib.import_module(module), name)
+    found = _find_class(class_path)
     for argument in outer:
         hint = get_type_hints(found.__init__)[argument]
         found = next(
             kind for kind in (*get_args(hint), hint) if inspect.isclass(kind) and kind.__init__ is not object.__init__
         )
     return [argument for argument in inspect.signature(found).parameters if argument != "self"]
+
+
+def _find_class(class_path: str) -> Any:
+    module, _, name = class_path.rpartition(".")
+    return getattr(importlib.import_module(module), name)

@@ -121,20 +121,24 @@ def test_wrong_value_names_its_key(recipe_file, overrides, message):
         read_recipe(recipe_file, overrides)
 
 
-def test_alpha_is_a_number_or_auto(recipe_file):
-    assert read_recipe(recipe_file).run.alpha == 1.0
-    assert read_recipe(recipe_file, ["--run.alpha", "0.7"]).run.alpha == 0.7
-    recipe = read_recipe(recipe_file, ["--run.alpha", "auto", "--run.max_retention_loss", "0.02"])
-    assert (recipe.run.alpha, recipe.run.max_retention_loss) == ("auto", 0.02)
-    assert "alpha: auto" in recipe.resolved
+def test_interpolation_is_a_number_or_auto(recipe_file):
+    assert read_recipe(recipe_file).run.interpolation == 1.0
+    assert read_recipe(recipe_file, ["--run.interpolation", "0.7"]).run.interpolation == 0.7
+    recipe = read_recipe(recipe_file, ["--run.interpolation", "auto", "--run.max_retention_loss", "0.02"])
+    assert (recipe.run.interpolation, recipe.run.max_retention_loss) == ("auto", 0.02)
+    assert "interpolation: auto" in recipe.resolved
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("alpha", "1.5", r"Expected run.alpha to be in \[0, 1\], but got 1.5. 0 is the base"),
-        ("alpha", "-0.1", r"Expected run.alpha to be in \[0, 1\], but got -0.1"),
-        ("alpha", "best", r"run.alpha: Expected a <class 'float'> or a typing.Literal\['auto'\]. Got value: best"),
+        ("interpolation", "1.5", r"Expected run.interpolation to be in \[0, 1\], but got 1.5. 0 is the base"),
+        ("interpolation", "-0.1", r"Expected run.interpolation to be in \[0, 1\], but got -0.1"),
+        (
+            "interpolation",
+            "best",
+            r"run.interpolation: Expected a <class 'float'> or a typing.Literal\['auto'\]. Got value: best",
+        ),
         ("max_retention_loss", "5", r"Expected run.max_retention_loss to be in \[0, 1\], but got 5.0. It is a share"),
         ("max_retention_loss", "-1", r"Expected run.max_retention_loss to be in \[0, 1\], but got -1.0"),
     ],
@@ -204,7 +208,13 @@ def test_every_key_of_every_public_class_has_help(owner):
 
 def test_described_keys_include_both_towers_and_the_trainer():
     text = describe_keys()
-    for key in ("--model.image_lora", "--model.text_lora", "--data.table", "--trainer.max_epochs", "--run.floor"):
+    for key in (
+        "--model.image_lora",
+        "--model.text_lora",
+        "--data.table",
+        "--trainer.max_epochs",
+        "--run.linear_probe",
+    ):
         assert key in text
 
 

@@ -1,4 +1,4 @@
-"""A whole run on a table with several labels an image: its figures, computed again from the folders it hands out."""
+"""A whole run on a table with several labels an image: its figures, computed again from the folders it exports."""
 
 import csv
 import json
@@ -18,8 +18,9 @@ from finetune.commands.cli import main
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.data.table.table import Table
 from finetune.model.lora import TowerLora
-from finetune.objectives import Classification, FromProbe
 from finetune.run.folder import RunFolder
+from finetune.training.classification_task import ClassificationTask
+from finetune.training.head_start import FromProbe
 from finetune.training.task import AlignTask
 
 CLASSES = ("blue", "green", "red")
@@ -52,8 +53,8 @@ def run(tiny, table, tmp_path_factory) -> RunFolder:
     folder = tmp_path_factory.mktemp("run")
     recipe = folder / "several.yaml"
     recipe.write_text(
-        f"model:\n  checkpoint: {tiny}\n  image_lora: null\n  text_lora: null\n"
-        "  objective:\n    class_path: finetune.objectives.Classification\n"
+        f"model:\n  class_path: finetune.ClassificationTask\n  init_args:\n"
+        f"    checkpoint: {tiny}\n    image_lora: null\n"
         f'data:\n  table:\n    path: {table}\n    label: colours\n    label_separator: ";"\n    split: split\n'
         "  batch_size: 8\n"
         f"trainer:\n  max_epochs: 3\n  accelerator: cpu\nrun:\n  folder: {folder}\n"
@@ -90,7 +91,7 @@ def classifier_logits(run: RunFolder, table: Path) -> np.ndarray:
 
 def test_after_is_what_scikit_learn_makes_of_the_classifiers_logits(run, table):
     metrics = json.loads(run.metrics.read_text())
-    assert list(metrics) == ["before", "floor", "after", "difference"]
+    assert list(metrics) == ["before", "linear probe", "after", "difference"]
     expected = figures(classifier_logits(run, table), images_and_targets(table, "test")[1])
     assert metrics["after"] == pytest.approx(expected, abs=1e-6)
 
@@ -105,7 +106,7 @@ def test_before_is_what_scikit_learn_makes_of_plain_transformers(run, table, tin
 
 
 @torch.no_grad()
-def test_floor_is_one_logistic_regression_for_each_label(run, table, tiny):
+def test_linear_probe_is_one_logistic_regression_for_each_label(run, table, tiny):
     model, processor = AlignModel.from_pretrained(tiny), AlignProcessor.from_pretrained(tiny, backend="pil")
 
     def embed(split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -116,7 +117,7 @@ def test_floor_is_one_logistic_regression_for_each_label(run, table, tiny):
     (train, train_targets), (test, test_targets) = embed("train"), embed("test")
     linear = [LogisticRegression(C=100.0, max_iter=2000).fit(train, column) for column in train_targets.T]
     scores = np.stack([each.decision_function(test) for each in linear], axis=1)
-    found = json.loads(run.metrics.read_text())["floor"]
+    found = json.loads(run.metrics.read_text())["linear probe"]
     assert found == pytest.approx(figures(scores, test_targets), abs=0.02)  # nearly equal scores may change places
 
 
@@ -177,8 +178,7 @@ def test_head_may_start_from_a_probe_of_its_labels(tiny, table, build_trainer):
     data = ImageTextDataModule(
         Table(str(table), label="colours", label_separator=";", split="split"), tiny, batch_size=12
     )
-    head = Classification(head_start=FromProbe())
-    task = AlignTask(tiny, None, None, objective=head, optimizer=lambda groups: AdamW(groups, lr=0.0))
+    task = ClassificationTask(tiny, None, head_start=FromProbe(), optimizer=lambda groups: AdamW(groups, lr=0.0))
     trainer = build_trainer(max_steps=1)
     before = trainer.test(task, data, verbose=False)[0]["test/mean_average_precision"]
     trainer.fit(task, data)

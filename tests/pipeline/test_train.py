@@ -1,4 +1,4 @@
-"""Several trainings averaged: alike but for their seeds, handed out as one proven model, shown as one run."""
+"""Several trainings averaged: alike but for their seeds, exported as one proven model, shown as one run."""
 
 import json
 
@@ -7,16 +7,17 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import AlignModel, AutoModelForImageClassification
 
 from finetune.core.errors import RecipeError
-from finetune.model.base import load_model
+from finetune.model.base import Base
 from finetune.model.merge import merge_copy
-from finetune.pipeline.experiment import run_experiment
 from finetune.pipeline.recipe import read_recipe
+from finetune.pipeline.run_recipe import run_recipe
 from finetune.pipeline.train import fit, member_seed
 from finetune.run.folder import RunFolder
 
-HEAD = ["--model.text_lora", "null", "--model.objective", "finetune.objectives.Classification"]
+HEAD = ["--model", "finetune.ClassificationTask"]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def recipe_file(tmp_path_factory, colour_table, tiny):
 @pytest.fixture(scope="module")
 def run(recipe_file) -> RunFolder:
     """A finished run of two trainings with a head."""
-    return run_experiment(read_recipe(recipe_file, [*HEAD, "--run.soup", "2", "--run.seed", "7"]))
+    return run_recipe(read_recipe(recipe_file, [*HEAD, "--run.soup", "2", "--run.seed", "7"]))
 
 
 def train_alone(recipe_file, folder, seed):
@@ -45,10 +46,10 @@ def train_alone(recipe_file, folder, seed):
     recipe = read_recipe(recipe_file, [*HEAD, "--run.seed", str(seed)])
     task = recipe.build_task()
     fit(recipe, task, recipe.build_data(), RunFolder(folder / f"alone{seed}"))
-    return merge_copy(task.towers.model).state_dict(), task.objective.state_dict()
+    return merge_copy(task.towers.model).state_dict(), task.head.state_dict()
 
 
-def test_a_run_hands_out_the_average_of_its_trainings(recipe_file, run, tmp_path):
+def test_a_run_exports_the_average_of_its_trainings(recipe_file, run, tmp_path):
     seeds = [7, member_seed(7, 1)]
     towers, heads = zip(*(train_alone(recipe_file, tmp_path, seed) for seed in seeds), strict=True)
     merged = load_file(run.merged / "model.safetensors")
@@ -56,11 +57,16 @@ def test_a_run_hands_out_the_average_of_its_trainings(recipe_file, run, tmp_path
         expected = ((towers[0][name] + towers[1][name]) / 2).to(tensor.dtype)
         torch.testing.assert_close(tensor, expected, atol=1e-6, rtol=1e-5)
     head = load_file(run.head)
-    factor = json.loads(run.metrics.read_text())["calibration"]["temperature"]
-    scale = factor["trained"] / factor["fitted"]
-    expected = scale * (heads[0]["weight"] + heads[1]["weight"]) / 2
-    torch.testing.assert_close(head["weight"], expected, atol=1e-6, rtol=1e-5)
+    for name, tensor in head.items():
+        torch.testing.assert_close(tensor, (heads[0][name] + heads[1][name]) / 2, atol=1e-6, rtol=1e-5)
     assert not torch.allclose(heads[0]["weight"], heads[1]["weight"], atol=1e-3)
+    temperature = json.loads(run.metrics.read_text())["calibration"]["temperature"]
+    pixels = load_file(run.witness)["pixel_values"]
+    with torch.no_grad():
+        features = AlignModel.from_pretrained(run.merged).get_image_features(pixel_values=pixels).pooler_output
+        logits = AutoModelForImageClassification.from_pretrained(run.classifier)(pixels).logits
+    expected = (features @ head["weight"].T + head["bias"]) * temperature["trained"] / temperature["fitted"]
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
     changed = [name for name in merged if not torch.equal(towers[0][name], towers[1][name])]
     assert len(changed) > 3
 
@@ -68,7 +74,7 @@ def test_a_run_hands_out_the_average_of_its_trainings(recipe_file, run, tmp_path
 def test_its_adapter_is_a_standard_one_of_twice_the_rank(run, tiny):
     config = json.loads((run.adapter / "adapter_config.json").read_text())
     assert config["r"] == 4
-    merged = PeftModel.from_pretrained(load_model(tiny), str(run.adapter)).merge_and_unload()
+    merged = PeftModel.from_pretrained(Base.open(tiny).load(), str(run.adapter)).merge_and_unload()
     expected = load_file(run.merged / "model.safetensors")
     for name, tensor in merged.vision_model.state_dict().items():
         torch.testing.assert_close(tensor, expected[f"vision_model.{name}"], atol=1e-6, rtol=0)
@@ -83,7 +89,7 @@ def test_each_training_keeps_its_logs_and_the_report_shows_their_mean(run):
     losses = [log["val/loss"].dropna().to_numpy() for log in logs]
     assert (losses[0] != losses[1]).all()
     page = run.report.read_text()
-    assert "Training, mean of 2<" in page
+    assert "Training (mean of 2)<" in page
     assert f"{losses[0][-1]:.3f}" not in page
 
 
@@ -104,7 +110,7 @@ def test_seeds_of_trainings_differ_from_those_of_other_runs():
 def test_what_cannot_be_averaged_is_refused_before_anything_is_written(recipe_file, tmp_path):
     words = ["--run.soup", "2", "--run.folder", str(tmp_path / "runs"), "--model.image_lora.use_dora", "true"]
     with pytest.raises(RecipeError, match=r"run\.soup to be 1 with use_dora, but got 2.*set use_dora to false"):
-        run_experiment(read_recipe(recipe_file, [*HEAD, *words]))
+        run_recipe(read_recipe(recipe_file, [*HEAD, *words]))
     assert not (tmp_path / "runs").exists()
     with pytest.raises(RecipeError, match=r"run\.soup to be at least 1, but got 0"):
         read_recipe(recipe_file, ["--run.soup", "0"])
