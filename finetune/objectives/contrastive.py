@@ -29,7 +29,7 @@ class Contrastive(Objective):
     images of one caption apart, and the log of the summed positives, as in MIL-NCE (Miech et al. 2020, arXiv
     1912.06430), which pulls mostly the positive that is nearest already.
 
-    Label smoothing is that of ``torch.nn.functional.cross_entropy``: a share e of the target is spread evenly
+    Label smoothing is that of `torch.nn.functional.cross_entropy`: a share e of the target is spread evenly
     over all B candidates, the copies of p among them.
 
     Args:
@@ -46,7 +46,7 @@ class Contrastive(Objective):
         self.label_smoothing = label_smoothing
 
     def forward(self, embeddings: Embeddings, batch: Batch) -> Tensor:
-        """Returns the scalar loss of one batch; see ``Objective.forward``."""
+        """Returns the scalar loss of one batch; see `Objective.forward`."""
         logits = pair_logits(embeddings)
         is_positive = positive_mask(batch)
         image_losses = anchor_losses(logits, is_positive, self.label_smoothing)
@@ -55,7 +55,7 @@ class Contrastive(Objective):
 
 
 def anchor_losses(logits: Tensor, is_positive: Tensor, label_smoothing: float) -> Tensor:
-    """Returns the loss of each anchor; see ``Contrastive`` for the formula.
+    """Returns the loss of each anchor; see `Contrastive` for the formula.
 
     Args:
         logits: Float tensor of shape (A, B), anchors in rows.

@@ -8,14 +8,14 @@ from finetune.core.types import Batch
 def positive_mask(batch: Batch) -> Tensor:
     """Returns which texts of a batch are true of which images.
 
-    Where images may have several labels, a text names one of them (``batch.label_ids``), and is a positive of
-    every image that has that label (``batch.targets``). An image without labels is a positive of no text, also
+    Where images may have several labels, a text names one of them (`batch.label_ids`), and is a positive of
+    every image that has that label (`batch.targets`). An image without labels is a positive of no text, also
     not of its own row's.
 
-    Elsewhere two rows that both have a label are positives exactly when the labels are equal. Otherwise they
-    are positives when they carry the same caption or show the same image. The mask is symmetric then and its
-    diagonal is true. It need not be transitive: one image may share its caption with a second, and that one
-    its picture with a third row.
+    In other tables two rows that both have a label are positives exactly when the labels are equal, and two other
+    rows when they carry the same caption or show the same image. The mask is symmetric then and its diagonal is
+    true. It need not be transitive: one image may share its caption with a second, and that one its picture with a
+    third row.
 
     Args:
         batch: B rows, of which only ids and targets are read.

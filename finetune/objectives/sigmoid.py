@@ -21,12 +21,12 @@ class Sigmoid(Objective):
 
     The row of image i and the column of text i are averaged; with equal weights that is the paper's sum.
 
-    SigLIP has no ``log(P / N)`` and starts its bias at -10, the log odds of a positive among 22,000 rows. A
+    SigLIP has no `log(P / N)` and starts its bias at -10, the log odds of a positive among 22,000 rows. A
     fine-tuning batch holds tens or hundreds, and with labels many pairs are positive, so a fixed start is
     wrong by several logits, which a small learning rate never makes up. Here the bias is counted from the log
     odds of the batch at hand (as in logit adjustment: Menon et al. 2021, arXiv 2007.07314), so 0 starts
-    calibrated for unrelated pairs at any batch size. SigLIP's bias is ``bias + log(P / N)``, which for B
-    unique rows is ``bias - log(B - 1)``. A batch without negatives, or without positives, teaches nothing: loss
+    calibrated for unrelated pairs at any batch size. SigLIP's bias is `bias + log(P / N)`, which for B
+    unique rows is `bias - log(B - 1)`. A batch without negatives, or without positives, teaches nothing: loss
     and gradient are 0.
 
     The bias belongs to training: it moves all similarities alike, so it changes no ranking, and ALIGN's
@@ -46,7 +46,7 @@ class Sigmoid(Objective):
         self.bias = nn.Parameter(torch.tensor(float(bias)))
 
     def forward(self, embeddings: Embeddings, batch: Batch) -> Tensor:
-        """Returns the scalar loss of one batch; see ``Objective.forward``."""
+        """Returns the scalar loss of one batch; see `Objective.forward`."""
         is_positive = positive_mask(batch)
         positives = is_positive.sum()
         log_odds = positives.log() - (is_positive.numel() - positives).log()

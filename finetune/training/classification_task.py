@@ -1,5 +1,6 @@
 """Fixed classes: a linear head on the image features, trained with the image tower."""
 
+import copy
 from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
@@ -45,17 +46,19 @@ class ClassificationTask(AlignTask):
         lr_scheduler: Called with the optimizer and the total number of steps; stepped after each step.
 
     Attributes:
-        head: The head; None until a fit starts or a checkpoint is loaded.
+        head: The head; None until a fit starts or a checkpoint is loaded. Until then class prompts answer.
 
     Raises:
         ValueError: If `head_lr_scale` is not positive.
     """
 
+    objective: CrossEntropy
+
     def __init__(
         self,
         checkpoint: Checkpoint = "kakaobrain/align-base",
         image_lora: TowerLora | None = TowerLora(),  # noqa: B008 (frozen)
-        objective: CrossEntropy = lazy_instance(CrossEntropy),  # noqa: B008 (copied)
+        objective: CrossEntropy = lazy_instance(CrossEntropy),  # noqa: B008 (copied below)
         head_start: HeadStart | None = None,
         head_lr_scale: float = 5.0,
         image_recompute: bool = False,
@@ -68,12 +71,12 @@ class ClassificationTask(AlignTask):
             checkpoint=checkpoint,
             image_lora=image_lora,
             text_lora=None,
-            objective=cast(Any, objective),
             train_temperature=False,
             image_recompute=image_recompute,
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
         )
+        self.objective = copy.deepcopy(objective)
         self.head: LinearHead | None = None
         self.head_start = head_start or FromPrompts()
         self.head_lr_scale = head_lr_scale
@@ -88,22 +91,32 @@ class ClassificationTask(AlignTask):
         return self.towers.image_embeddings(batch)
 
     def loss(self, embeddings: Embeddings, batch: Batch) -> Tensor:
-        """Returns the objective's loss of the head's logits, see `AlignTask.loss`."""
-        assert self.head is not None
-        return cast(Tensor, self.objective(self.head(embeddings.image_features), batch))
+        """Returns the objective's loss of the head's logits, see `AlignTask.loss`.
+
+        Raises:
+            RuntimeError: If there is no head yet.
+        """
+        return cast(Tensor, self.objective(self._require_head()(embeddings.image_features), batch))
 
     def model(self, prompts: ClassPrompts | None) -> RowModel:
-        """Returns the image tower with the head, or the class prompts' scores while there is no head."""
-        return super().model(prompts) if self.head is None else HeadOnTower(self.towers, self.head)
+        """Returns the image tower with the head, or the class prompts' scores while there is no head.
+
+        Raises:
+            TableError: If the table has other classes than the head.
+        """
+        if self.head is None:
+            return super().model(prompts)
+        require_classes(self.head.classes, () if prompts is None else prompts.names)
+        return HeadOnTower(self.towers, self.head)
 
     def setup(self, stage: str) -> None:
-        """Starts the head, before a checkpoint is restored or weights are sorted.
+        """Starts the head of a fit, before a checkpoint is restored or weights are sorted.
 
         Raises:
             RecipeError: If the table has no labels, or the objective's class weights are for other classes.
             TableError: If the table has other classes than a head that is there already.
         """
-        if stage != "fit":
+        if stage == "predict":
             return
         data = getattr(self.trainer, "datamodule", None)
         kind: TableKind | None = getattr(data, "kind", None)
@@ -113,10 +126,10 @@ class ClassificationTask(AlignTask):
                 f"{'loaders without a table' if data is None else 'none'}. "
                 "Give the trainer an ImageTextDataModule whose table has labels."
             )
-        cast(CrossEntropy, self.objective).require_classes(len(kind.classes))
+        self.objective.require_classes(len(kind.classes))
         if self.head is not None:
             require_classes(self.head.classes, kind.classes)
-        else:
+        elif stage == "fit":
             self.to(device := self.trainer.strategy.root_device)
             start = self.head_start
             seen = embed(self._see, _take(data.train_dataloader(), start.views, start.rows), device)
@@ -124,16 +137,20 @@ class ClassificationTask(AlignTask):
             weight, bias = start(class_embeds, self.towers.temperature.detach().cpu(), seen)
             self.head = LinearHead(weight, bias, kind.classes, kind.is_multilabel).to(device)
 
+    def _require_head(self) -> LinearHead:
+        if self.head is None:
+            raise RuntimeError("Expected the task to have a head, but got none. Fit it, or load a checkpoint.")
+        return self.head
+
     def _see(self, batch: Batch) -> Seen:
         return Seen(self.towers.image_features(batch.pixel_values), batch.truth, batch.weights)
 
     def build_optimizer(self) -> Optimizer:
         """Returns the optimizer over what is trained; the head has its own learning rate."""
-        assert self.head is not None
-        of_towers = parameter_groups(self.towers.named_parameters())
-        of_head = parameter_groups(self.head.named_parameters())
-        optimizer = self.optimizer(cast(Iterable[Parameter], of_towers + of_head))
-        for group in optimizer.param_groups[len(of_towers) :]:
+        of_head = parameter_groups(self._require_head().named_parameters())
+        others = parameter_groups(pair for pair in self.named_parameters() if not pair[0].startswith("head."))
+        optimizer = self.optimizer(cast(Iterable[Parameter], others + of_head))
+        for group in optimizer.param_groups[len(others) :]:
             group["lr"] *= self.head_lr_scale
         return optimizer
 
@@ -148,11 +165,13 @@ class ClassificationTask(AlignTask):
 
         Raises:
             CheckpointError: See `AlignTask.on_load_checkpoint`.
+            TableError: If a head that is there already has other classes, which are the table's.
         """
-        weights = checkpoint["state_dict"]
-        if self.head is None and _HEAD in checkpoint:
-            start = (weights["head.weight"].to(self.device), weights["head.bias"].to(self.device))
-            self.head = LinearHead(*start, **checkpoint[_HEAD])
+        if saved := checkpoint.get(_HEAD):
+            if self.head is None:
+                weights = checkpoint["state_dict"]
+                self.head = LinearHead(weights["head.weight"], weights["head.bias"], **saved).to(self.device)
+            require_classes(saved["classes"], self.head.classes)
         super().on_load_checkpoint(checkpoint)
 
 

@@ -54,3 +54,7 @@ class HeadFirst(Callback):
         """Leaves all that was trained, or would have been, as trainable as it was found."""
         for parameter in self._adapters:
             parameter.requires_grad_(True)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
+        """Does the same where a fit is interrupted, so that the next one finds the adapters."""
+        self.on_fit_end(trainer, pl_module)

@@ -26,8 +26,8 @@ class HeadStart(ABC):
     """Makes the weight and the bias that a head starts with.
 
     Attributes:
-        rows: How many training rows it wants to see, counted as often as they are seen.
-        views: How often it wants to see each of them at most, augmented in another way each time.
+        rows: After how many training rows no more are shown, each counted as often as it is shown.
+        views: How often each of them is shown at most, augmented in another way each time.
     """
 
     rows: int
@@ -38,7 +38,7 @@ class HeadStart(ABC):
         """Returns a weight of shape (C, D) and a bias of shape (C,) for features that are not normalised.
 
         Args:
-            class_embeds: Float tensor of shape (C, D), normalised, see ``metrics.class_embeddings``.
+            class_embeds: Float tensor of shape (C, D), normalised, see `finetune.inference.embed.embed_classes`.
             temperature: Scalar tensor that divides the cosine similarities.
             seen: The training rows.
         """
@@ -51,7 +51,7 @@ class FromPrompts(HeadStart):
     bias = 0: the logits are the zero-shot ones times |f| / r (Wortsman et al. 2022, arXiv 2109.01903).
 
     Args:
-        rows: How many training rows tell the mean norm. It scales the logits and changes no ranking.
+        rows: From how many training rows the mean norm is taken. It scales the logits and changes no ranking.
 
     Raises:
         ValueError: If `rows` is below 1.
@@ -63,7 +63,7 @@ class FromPrompts(HeadStart):
         self.rows = _at_least_one("rows", rows)
 
     def __call__(self, class_embeds: Tensor, temperature: Tensor, seen: Seen) -> tuple[Tensor, Tensor]:
-        """Returns the class prompts as a head; see ``HeadStart``."""
+        """Returns the class prompts as a head; see `HeadStart`."""
         norm = seen.image_features.float().norm(dim=-1).mean()
         weight = class_embeds.float() / (norm * temperature.float())
         return weight, weight.new_zeros(len(weight))
@@ -72,15 +72,15 @@ class FromPrompts(HeadStart):
 class FromProbe(HeadStart):
     """Starts from a probe of the training rows in closed form, which is good from one row a class on.
 
-    It is linear discriminant analysis with a shrunk covariance, see ``objectives.discriminant``; Wang et al. 2024
-    (arXiv 2402.04087) show how far that goes on the features of a vision-language model. Where features are more than
-    rows it is far too sure of these, and a loss of zero teaches nothing. So its logits are multiplied by the number
-    that suits the rows best if a share of their labels were spread evenly (label smoothing): about 1 less that share
-    is what it then gives to the right classes.
+    The probe is linear discriminant analysis with a shrunk covariance, see `finetune.training.discriminant`. Wang et
+    al. 2024 (arXiv 2402.04087) show how far that goes on the features of a vision-language model. With more features
+    than rows the probe is far too sure of these rows, and a loss of zero teaches nothing. So its logits are multiplied
+    by the number that suits the rows best if a share of their labels were spread evenly (label smoothing): the probe
+    then gives about 1 less that share to the right classes.
 
     Args:
-        views: How often each training row is seen at most, augmented in another way each time.
-        rows: After how many rows no more are looked at, each counted as often as it is seen.
+        views: How often each training row is shown at most, augmented in another way each time.
+        rows: After how many rows no more are shown, each counted as often as it is shown.
         shrinkage: How many rows that vary in every direction alike the covariance is mixed with.
         smoothing: The share of the labels that is spread evenly, in (0, 1).
 
@@ -99,7 +99,7 @@ class FromProbe(HeadStart):
         self.smoothing = smoothing
 
     def __call__(self, class_embeds: Tensor, temperature: Tensor, seen: Seen) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        """Returns the probe; see ``HeadStart``. Neither prompts nor temperature are read."""
+        """Returns the probe; see `HeadStart`. Neither prompts nor temperature are read."""
         features, truth, weights = seen
         weights = weights.double() / weights.double().mean()  # their scale counts for nothing, as in the loss
         weights = weights.nan_to_num(1.0)  # all of those seen were 0

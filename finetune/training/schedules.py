@@ -14,8 +14,8 @@ from torch.optim.lr_scheduler import LambdaLR
 def warmup_cosine(step: int, total_steps: int, warmup_steps: int) -> float:
     """Returns the factor that multiplies the learning rate at one step.
 
-    The factor rises linearly, from ``1 / (warmup_steps + 1)`` at step 0 to 1 at step ``warmup_steps``, and then
-    falls along half a cosine to 0 at step ``total_steps``. So neither the first nor the last step trains with 0.
+    The factor rises linearly, from `1 / (warmup_steps + 1)` at step 0 to 1 at step `warmup_steps`, and then
+    falls along half a cosine to 0 at step `total_steps`. So neither the first nor the last step trains with 0.
     The cosine is that of Loshchilov and Hutter 2017 (arXiv 1608.03983) without restarts.
 
     Args:
@@ -63,7 +63,7 @@ def parameter_groups(named_parameters: Iterable[tuple[str, Parameter]]) -> list[
     empty group.
 
     Args:
-        named_parameters: Pairs as ``Module.named_parameters()`` gives them.
+        named_parameters: Pairs as `Module.named_parameters()` gives them.
 
     Returns:
         At most two groups for an optimizer: the first takes the optimizer's own weight decay, the last none.

@@ -7,7 +7,7 @@ from typing import Any, Self, cast
 
 import torch
 from jsonargparse import lazy_instance
-from lightning import LightningModule
+from lightning import LightningDataModule, LightningModule
 from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import AdamW, Optimizer
@@ -47,7 +47,13 @@ class AlignTask(LightningModule):
             kept: about half the memory for 1.4 times the time of a step.
         optimizer: Called with the parameter groups; weight decay spares biases, norms and the temperature.
         lr_scheduler: Called with the optimizer and the total number of steps; stepped after each step.
+
+    Attributes:
+        metric: What measures the rows of the current or the last evaluation.
     """
+
+    metric: RowMetric
+    _model: RowModel
 
     def __init__(
         self,
@@ -71,12 +77,10 @@ class AlignTask(LightningModule):
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.strict_loading = False
-        self.metric: RowMetric = Retrieval()
-        self._model: RowModel = ask_towers(self.towers, None)
 
     @property
     def trains(self) -> bool:
-        """Whether there is anything to train."""
+        """Whether anything is trained that a run can export: adapters, but not a temperature alone."""
         return self.towers.has_adapters
 
     def forward(self, batch: Batch) -> Embeddings:
@@ -181,8 +185,9 @@ class AlignTask(LightningModule):
         checkpoint["state_dict"] = {
             name: weights[name] for name in weights if name in self._trained or not name.startswith("towers.")
         }
-        named = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
-        named.update({key: value.name for key, value in named.items() if isinstance(value, Base)})
+        for owner in (LightningModule, LightningDataModule):  # what `save_hyperparameters` keeps of a subclass
+            kept = checkpoint.get(owner.CHECKPOINT_HYPER_PARAMS_KEY, {})
+            kept.update({key: value.name for key, value in kept.items() if isinstance(value, Base)})
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Checks that the weights of a checkpoint have a place in this task.

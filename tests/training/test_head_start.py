@@ -3,16 +3,18 @@ import pytest
 import scipy.special
 import torch
 
-from finetune.metrics import class_embeddings
-from finetune.model.base import load_model
+from finetune.inference.embed import class_embeddings
+from finetune.model.base import Base
+from finetune.model.head import LinearHead
 from finetune.model.towers import AlignTowers
-from finetune.objectives import Classification, FromProbe, FromPrompts, Seen
+from finetune.objectives import cosine_logits
 from finetune.training.discriminant import discriminant, one_against_rest
+from finetune.training.head_start import FromProbe, FromPrompts, Seen
 
 
 def test_prompts_start_with_the_ranking_of_zero_shot(tiny):
     """Real towers: every image ranks all classes as cosine similarities do, and only the scale differs."""
-    towers = AlignTowers(load_model(tiny), False, 0.01)
+    towers = AlignTowers(Base.open(tiny).load())
     generator = torch.Generator().manual_seed(3)
     pixels = torch.randn(32, 3, 64, 64, generator=generator)
     input_ids = torch.randint(1000, 2000, (12, 6), generator=generator)
@@ -20,12 +22,10 @@ def test_prompts_start_with_the_ranking_of_zero_shot(tiny):
         features = towers.image_features(pixels)
         texts = towers.text_features(input_ids, torch.ones_like(input_ids))
         class_embeds = class_embeddings(texts, torch.arange(12))
-        objective = Classification()
-        zero_shot = objective.class_scores(features, class_embeds, towers.temperature)
+        zero_shot = cosine_logits(features, class_embeds, towers.temperature)
         norm = features.norm(dim=-1)
         seen = Seen(features, torch.zeros(32, dtype=torch.int64), torch.ones(32))
-        objective.start(*FromPrompts()(class_embeds, towers.temperature, seen))
-        scores = objective.class_scores(features, class_embeds, towers.temperature)
+        scores = LinearHead(*FromPrompts()(class_embeds, towers.temperature, seen), range(12))(features)
     assert norm.max() > 1.01 * norm.min()
     assert torch.equal(scores.argsort(dim=1), zero_shot.argsort(dim=1))
     torch.testing.assert_close(scores, zero_shot * (norm / norm.mean())[:, None])

@@ -8,7 +8,10 @@ from torch.optim import SGD
 
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.data.table.table import Table
-from finetune.metrics import ClassAccuracy, Retrieval
+from finetune.inference.embed import embed_classes
+from finetune.metrics.accuracy import ClassAccuracy
+from finetune.metrics.retrieval import Retrieval
+from finetune.model.base import Base
 from finetune.model.lora import TowerLora
 from finetune.objectives import Contrastive, Sigmoid
 from finetune.training.schedules import total_steps
@@ -50,7 +53,7 @@ def test_training_changes_adapters_and_temperature_and_nothing_else(build_traine
 def test_label_metrics_equal_a_loop_over_rows(build_trainer, tiny, labels):
     task = AlignTask(tiny, None, None)
     found = build_trainer().test(task, labels, verbose=False)[0]
-    classes = task.class_embeds(labels.class_prompts)
+    classes = embed_classes(task.towers, labels.class_prompts, task.device)
     metric = ClassAccuracy()
     with torch.no_grad():
         for batch in labels.test_dataloader():
@@ -78,7 +81,7 @@ def test_templates_are_averaged_on_the_sphere(tiny, colour_table):
     table = Table(str(colour_table), label="label", split="split")
     data = ImageTextDataModule(table, tiny, templates=templates)
     task = AlignTask(tiny, None, None).eval()
-    embeds = task.class_embeds(data.class_prompts)
+    embeds = embed_classes(task.towers, data.class_prompts, task.device)
     for index, name in enumerate(data.rows.classes):
         parts = []
         for template in templates:
@@ -115,6 +118,32 @@ def test_objective_given_to_two_tasks_is_not_shared(tiny):
     objective = Sigmoid()
     first, second = (AlignTask(tiny, None, None, objective=objective) for _ in range(2))
     assert first.objective is not second.objective
+
+
+def test_tasks_share_one_base(build_trainer, tiny, captions, count_opens):
+    """The weights are read once, and training one task changes neither the other nor the base."""
+    base = Base.open(tiny)
+    opens = count_opens(base.folder / "model.safetensors")
+    first, second = AlignTask(base, SMALL, SMALL), AlignTask(base, TowerLora(rank=2, whole=["all"]), None)
+    assert opens() == 1
+    before, weights = base_tensors(second), {name: tensor.clone() for name, tensor in base.tensors.items()}
+    second_fit = build_trainer(max_steps=2)
+    second_fit.fit(second, captions)
+    build_trainer(max_steps=2).fit(first, captions)
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in base_tensors(second).items())
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in base.tensors.items())
+    assert all(
+        torch.equal(tensor, weights[name.replace("base_layer.", "").removeprefix("towers.model.base_model.model.")])
+        for name, tensor in first.state_dict().items()
+        if "lora_" not in name and not name.endswith("temperature")
+    )
+    assert opens() == 1
+
+
+def test_a_temperature_alone_is_nothing_to_export(tiny):
+    assert AlignTask(tiny, SMALL, None).trains
+    assert AlignTask(tiny, None, SMALL).trains
+    assert not AlignTask(tiny, None, None).trains
 
 
 def test_temperature_stays_above_its_bound_in_training(build_trainer, tiny, labels):
