@@ -106,7 +106,10 @@ def _run_fresh_process(folder: Path, code: str) -> dict[str, Any]:
         check=False,
     )
     if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-        raise CheckpointError(f"Expected {folder} to open with plain transformers, but got: {last[0]}")
+        *_, last = ["no message", *done.stderr.strip().splitlines()]
+        raise CheckpointError(
+            f"Expected {folder} to open in a fresh process, without this package, but got: {last.rstrip('.')}. "
+            "Please report it."
+        )
     report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return report

@@ -14,6 +14,7 @@ from finetune.export.artifacts import ARTIFACTS, verify
 from finetune.export.cards import Card
 from finetune.metrics.statistics import mean
 from finetune.run.measurement import read_measurement
+from finetune.run.results import largest_differences
 
 from ..run.measured import build_measurement
 from .runs import open_trained
@@ -58,7 +59,7 @@ class TextProjection(Artifact):
 
     @classmethod
     def card(cls, _folder, proof):
-        worst = proof["max_abs_difference"]["projected"]
+        worst = largest_differences(proof)["projected"]
         return Card(proof["base_model"], "feature-extraction", ("align",), "A layer.", f"Off by {worst:.1e}.", "1\n")
 
 
@@ -197,7 +198,10 @@ def test_a_third_kind_is_verified_once_it_is_among_the_kinds(exported, tmp_path)
     [
         (Deviating, r"to reproduce the witness within 1e-05 of the adapted model, but got differences \{'projected'"),
         (Exact, r"to reproduce the witness within 1e-05 of the adapted model, but got differences \{'projected'"),
-        (NeedsThisPackage, "but got: ModuleNotFoundError: import of finetune.*halted"),
+        (
+            NeedsThisPackage,
+            "a fresh process, without this package, but got: ModuleNotFoundError: No module named 'finetune.model'",
+        ),
         (NeedsItsModule, "but got: NameError: name 'OUTSIDE' is not defined"),
         (Lacking, "to load without missing_keys, but got bias and 1 more"),
         (AnswersNothingRecorded, "but got: KeyError: 'other'"),

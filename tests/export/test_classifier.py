@@ -13,64 +13,54 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 from finetune.core.errors import CheckpointError
-from finetune.core.files import fingerprint_weights
-from finetune.export import classifier
-from finetune.export.classifier import build_classifier, export_classifier, feature_scale, interpolate_head
-from finetune.export.merged import export_merged, write_adapter
-from finetune.export.proof import verify, write_witness
-from finetune.model.base import load_model, load_processor, resolve_checkpoint
-from finetune.model.head import Head, build_head, read_head, write_head
-from finetune.model.lora import TowerLora, attach_lora
-from finetune.model.towers import AlignTowers
-from finetune.objectives import Classification
+from finetune.core.files import fingerprint_file, fingerprint_weights
+from finetune.export.artifacts import verify
+from finetune.export.classifier import ImageClassifier
+from finetune.export.merged import MergedCheckpoint
+from finetune.model import efficientnet
+from finetune.model.base import Base
+from finetune.model.head import LinearHead
+from finetune.model.lora import TowerLora
+from finetune.run.folder import RunFolder
 
-CLASSES = ("cat", "dog", "Käse", "emu", "fox")
+from .runs import CLASSES, TEMPERATURE, adapt, open_trained, train_head, write_run
 
-
-def train(checkpoint, batch, folder):
-    """Adapter, merged folder, head and witness, as a run with a head leaves them."""
-    torch.manual_seed(0)
-    towers = AlignTowers(attach_lora(load_model(checkpoint), TowerLora(rank=2), None), False, 0.01)
-    objective = Classification()
-    with torch.no_grad():
-        for parameter in towers.parameters():
-            if parameter.requires_grad:
-                parameter += 0.02 * torch.randn_like(parameter)
-        towers.temperature.fill_(0.05)
-        embeddings = towers(batch)
-        weight = embeddings.text_embeds[: len(CLASSES)] / embeddings.image_features.norm(dim=-1).mean()
-        objective.start(weight / towers.temperature, torch.linspace(-1, 1, len(CLASSES)))
-        objective.weight += 0.3 * objective.weight.std() * torch.randn_like(objective.weight)
-        objective.bias += torch.randn_like(objective.bias)
-    witness, adapter, head = folder / "witness.safetensors", folder / "adapter", folder / "head.safetensors"
-    write_witness(towers, batch, witness, objective)
-    write_head(build_head(objective, CLASSES, is_multilabel=False), head)
-    fingerprint = fingerprint_weights(resolve_checkpoint(checkpoint))
-    write_adapter(towers, load_processor(checkpoint, 64), adapter, checkpoint, fingerprint)
-    export_merged(checkpoint, adapter, witness, folder / "merged")
-    return SimpleNamespace(merged=str(folder / "merged"), head=head, witness=witness)
+PARTS = ("adapter", "head.safetensors", "processor")
 
 
 @pytest.fixture(scope="module", params=["tiny", pytest.param("align-mini", marks=pytest.mark.slow)])
 def trained(request, tiny, batch, tmp_path_factory):
-    """Swish with squeeze-excite, and relu6."""
-    folder = tmp_path_factory.mktemp("trained")
-    run = train(tiny if request.param == "tiny" else request.param, batch, folder)
-    run.folder = folder / "classifier"
-    run.proof = export_again(run, run.folder)
-    return run
+    """Swish with squeeze-excite, and relu6: a run, its merged weights, and its classifier's folder with the proof."""
+    base = Base.open(tiny if request.param == "tiny" else request.param)
+    path = tmp_path_factory.mktemp("trained")
+    towers = adapt(base, TowerLora(rank=2), None)
+    run = write_run(path, base, towers, batch, train_head(towers, batch))
+    model = open_trained(run, base)
+    run.merged.mkdir()
+    MergedCheckpoint(model).write(run.merged)
+    proof = ImageClassifier.of(model).export(run.classifier, "pets", {"after": {"test/accuracy": 0.975}})
+    return SimpleNamespace(
+        base=base,
+        run=run,
+        folder=run.classifier,
+        proof=proof,
+        head=LinearHead.read(run.head),
+        merged=Base.open(run.merged),
+    )
 
 
-def export_again(run, output):
-    return export_classifier(run.merged, load_processor(run.merged).image_processor, run.head, run.witness, output)
+only_tiny = pytest.mark.parametrize("trained", ["tiny"], indirect=True)
+
+
+@torch.no_grad()
+def features_of(trained, pixel_values) -> torch.Tensor:
+    return trained.merged.load().get_image_features(pixel_values=pixel_values).pooler_output
 
 
 def test_plain_transformers_compute_the_heads_logits(trained):
-    recorded = load_file(trained.witness)
+    recorded = load_file(trained.run.witness)
     with torch.no_grad():
-        features = load_model(trained.merged).get_image_features(pixel_values=recorded["pixel_values"]).pooler_output
-        head = read_head(trained.head)
-        expected = features @ head.weight.T + head.bias
+        expected = features_of(trained, recorded["pixel_values"]) @ trained.head.weight.T + trained.head.bias
         logits = AutoModelForImageClassification.from_pretrained(trained.folder)(recorded["pixel_values"]).logits
     assert expected.std() > 0.1
     assert (logits - expected).abs().max() <= 1e-5 * expected.abs().max()
@@ -78,17 +68,23 @@ def test_plain_transformers_compute_the_heads_logits(trained):
 
 
 def test_folder_carries_its_proof(trained):
+    assert trained.proof["max_relative_difference"].keys() == {"logits"}
     assert trained.proof["max_relative_difference"]["logits"] <= 1e-5
     assert json.loads((trained.folder / "merge_proof.json").read_text()) == trained.proof
-    assert trained.proof["sha256"]["merged"] == fingerprint_weights(Path(trained.merged))
+    assert trained.proof["base_model"] == trained.base.name
+    assert (trained.proof["interpolation"], trained.proof["scale"]) == (1.0, 1.0)
+    assert trained.proof["sha256"]["merged"] == fingerprint_weights(trained.run.merged)
     assert trained.proof["sha256"]["model"] == fingerprint_weights(trained.folder)
+    assert trained.proof["sha256"]["head"] == fingerprint_file(trained.run.head)
     assert sorted(path.name for path in trained.folder.iterdir()) == [
+        "README.md",
         "config.json",
         "merge_proof.json",
         "model.safetensors",
         "preprocessor_config.json",
         "witness.safetensors",
     ]
+    assert load_file(trained.folder / "witness.safetensors").keys() == {"pixel_values", "logits"}
 
 
 def test_class_names_are_in_the_config(trained):
@@ -96,13 +92,14 @@ def test_class_names_are_in_the_config(trained):
     assert config["id2label"] == {str(index): name for index, name in enumerate(CLASSES)}
     assert config["label2id"] == {name: index for index, name in enumerate(CLASSES)}
     assert config["architectures"] == ["EfficientNetForImageClassification"]
+    assert "problem_type" not in config
 
 
 def test_pipeline_names_the_heads_class(trained, tmp_path):
     """A PNG from disk, prepared by the folder's own processor."""
     generator = np.random.default_rng(5)
     classify = pipeline("image-classification", model=str(trained.folder), top_k=len(CLASSES))
-    align, processor, head = load_model(trained.merged), load_processor(trained.merged), read_head(trained.head)
+    processor = trained.merged.processor()
     for index in range(3):
         path = tmp_path / f"{index}.png"
         noise = generator.integers(0, 256, (5, 4, 3), dtype=np.uint8)
@@ -110,22 +107,21 @@ def test_pipeline_names_the_heads_class(trained, tmp_path):
         found = {entry["label"]: entry["score"] for entry in classify(str(path))}
         pixels = processor(images=Image.open(path), return_tensors="pt")["pixel_values"]
         with torch.no_grad():
-            logits = align.get_image_features(pixel_values=pixels).pooler_output @ head.weight.T + head.bias
+            logits = features_of(trained, pixels) @ trained.head.weight.T + trained.head.bias
         probabilities = dict(zip(CLASSES, logits.softmax(dim=1)[0].tolist(), strict=True))
         assert max(found, key=found.get) == max(probabilities, key=probabilities.get)
         assert found == pytest.approx(probabilities, abs=1e-4)
 
 
-def test_processor_is_the_checkpoints_own(trained):
-    ours, theirs = load_processor(trained.merged).image_processor, AutoImageProcessor.from_pretrained(trained.folder)
+def test_processor_is_the_one_that_was_trained_with(trained):
+    ours, theirs = trained.merged.processor().image_processor, AutoImageProcessor.from_pretrained(trained.folder)
     assert theirs.to_dict() == ours.to_dict()
     assert theirs.crop_size["height"] == 64
 
 
-@pytest.mark.parametrize("trained", ["tiny"], indirect=True)
+@only_tiny
 def test_verify_repeats_the_proof_and_notices_changes(trained, tmp_path):
-    folder = tmp_path / "copy"
-    shutil.copytree(trained.folder, folder)
+    folder = Path(shutil.copytree(trained.folder, tmp_path / "copy"))
     assert verify(folder)["max_relative_difference"]["logits"] <= 1e-5
     config = (folder / "config.json").read_text()
     (folder / "config.json").write_text(config.replace("emu", "yak"))
@@ -149,150 +145,97 @@ def test_verify_repeats_the_proof_and_notices_changes(trained, tmp_path):
         verify(folder)
 
 
-@pytest.mark.parametrize("trained", ["tiny"], indirect=True)
-@pytest.mark.parametrize("fault", [1.0001, float("nan")])
-def test_perturbed_classifier_leaves_no_folder(trained, tmp_path, monkeypatch, fault):
-    def perturbed(align, head):
-        model = build_classifier(align, head)
-        model.classifier.weight.data *= fault
-        return model
+class Perturbed(ImageClassifier):
+    """Writes another classifier than it was given."""
 
-    monkeypatch.setattr(classifier, "build_classifier", perturbed)
-    with pytest.raises(CheckpointError, match="within 1e-05 of the adapted model, but got max_relative_difference"):
-        export_again(trained, tmp_path / "classifier")
+    fault = 1.0001
+
+    def write(self, folder):
+        super().write(folder)
+        tensors = load_file(folder / "model.safetensors")
+        tensors["classifier.weight"] *= self.fault
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+class NotANumber(Perturbed):
+    fault = float("nan")
+
+
+@only_tiny
+@pytest.mark.parametrize("kind", [Perturbed, NotANumber])
+def test_perturbed_classifier_leaves_no_folder(trained, tmp_path, kind):
+    with pytest.raises(CheckpointError, match=r"within 1e-05 of the adapted model, but got differences \{'logits': "):
+        kind.of(open_trained(trained.run, trained.base)).export(tmp_path / "classifier", "pets", {})
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("trained", ["tiny"], indirect=True)
+@only_tiny
 def test_head_between_its_start_and_itself_is_proven(trained, tmp_path):
-    arguments = (trained.merged, load_processor(trained.merged).image_processor, trained.head, trained.witness)
-    proof = export_classifier(*arguments, tmp_path / "between", alpha=0.25, scale=3.0)
-    assert (proof["alpha"], proof["scale"]) == (0.25, 3.0)
-    stored, recorded = load_file(trained.head), load_file(tmp_path / "between" / "witness.safetensors")
+    """At a third of the trained temperature, so that the logits are three times as large."""
+    model = open_trained(trained.run, trained.base, interpolation=0.25, fitted=TEMPERATURE / 3)
+    proof = ImageClassifier.of(model).export(tmp_path / "between", "pets", {})
+    assert (proof["interpolation"], proof["scale"]) == (0.25, pytest.approx(3.0))
+    stored, recorded = load_file(trained.run.head), load_file(tmp_path / "between" / "witness.safetensors")
     weight = 3 * (0.75 * stored["start_weight"].double() + 0.25 * stored["weight"].double())
     bias = 3 * (0.75 * stored["start_bias"].double() + 0.25 * stored["bias"].double())
+    MergedCheckpoint(open_trained(trained.run, trained.base, interpolation=0.25)).write(tmp_path)
     with torch.no_grad():
-        features = load_model(trained.merged).get_image_features(pixel_values=recorded["pixel_values"]).pooler_output
-        model = AutoModelForImageClassification.from_pretrained(tmp_path / "between")
-        logits = model(recorded["pixel_values"]).logits
+        tower = Base.open(tmp_path).load()
+        features = tower.get_image_features(pixel_values=recorded["pixel_values"]).pooler_output
+        classifier = AutoModelForImageClassification.from_pretrained(tmp_path / "between")
+        logits = classifier(recorded["pixel_values"]).logits
+    assert proof["sha256"]["merged"] == fingerprint_weights(tmp_path)
     expected = (features.double() @ weight.T + bias).float()
     torch.testing.assert_close(recorded["logits"], expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
-    assert not torch.allclose(expected, load_file(trained.witness)["logits"], atol=1e-2)
+    assert not torch.allclose(expected, load_file(trained.run.witness)["logits"], atol=1e-2)
 
 
-@pytest.mark.parametrize("trained", ["tiny"], indirect=True)
-def test_ends_of_a_head_are_its_start_and_itself(trained):
-    head, recorded = read_head(trained.head), load_file(trained.witness)
-    assert interpolate_head(head, 1.0).weight.equal(head.weight)
-    assert interpolate_head(head, 1.0).bias.equal(head.bias)
-    start, stored = interpolate_head(head, 0.0, scale=7.0), load_file(trained.head)
-    assert start.weight.equal(7 * stored["start_weight"])
-    assert start.bias.equal(7 * stored["start_bias"])
-    features = recorded["image_features"]
-    assert not head.logits(features).argsort(dim=1).equal(start.logits(features).argsort(dim=1))
-
-
-@pytest.mark.parametrize("trained", ["tiny"], indirect=True)
-def test_head_of_another_run_leaves_no_folder_between(trained, tmp_path):
-    tensors = load_file(trained.witness)
+@only_tiny
+@pytest.mark.parametrize("interpolation", [0.5, 1.0])
+def test_head_of_another_run_leaves_no_folder(trained, tmp_path, interpolation):
+    for name in PARTS:
+        (tmp_path / name).symlink_to(trained.run.path / name)
+    tensors = load_file(trained.run.witness)
     tensors["logits"] *= 1.0001
     save_file(tensors, tmp_path / "witness.safetensors")
-    arguments = (trained.merged, load_processor(trained.merged).image_processor, trained.head)
-    with pytest.raises(CheckpointError, match="Expected the head to reproduce the witness within 1e-05"):
-        export_classifier(*arguments, tmp_path / "witness.safetensors", tmp_path / "between", alpha=0.5)
-    assert [path.name for path in tmp_path.iterdir()] == ["witness.safetensors"]
+    other = RunFolder(tmp_path)
+    with pytest.raises(
+        CheckpointError, match="Expected the merged model to reproduce the witness within 1e-05.*logits"
+    ):
+        ImageClassifier.of(open_trained(other, trained.base, interpolation)).export(other.classifier, "pets", {})
+    assert {path.name for path in tmp_path.iterdir()} == {*PARTS, "witness.safetensors"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trained", ["align-mini"], indirect=True)
 def test_clipped_features_leave_no_folder(trained, tmp_path, monkeypatch):
-    assert feature_scale(load_model(trained.merged).vision_model) > 1
-    monkeypatch.setattr(classifier, "feature_scale", lambda _: 0.125)  # clips above 0.75
+    assert efficientnet.feature_scale(trained.merged.load().vision_model) > 1
+    monkeypatch.setattr(efficientnet, "feature_scale", lambda _: 0.125)  # clips above 0.75
     with pytest.raises(CheckpointError, match="within 1e-05 of the adapted model"):
-        export_again(trained, tmp_path / "classifier")
+        ImageClassifier.of(open_trained(trained.run, trained.base)).export(tmp_path / "classifier", "pets", {})
     assert not list(tmp_path.iterdir())
 
 
-def test_scale_holds_for_images_far_from_any_seen():
-    """Constant, noise and huge values: no feature of align-mini reaches the border of relu6."""
-    tower = load_model("align-mini").vision_model
-    largest = []
-    tower.encoder.blocks[-1].register_forward_hook(lambda _module, _inputs, output: largest.append(output.abs().max()))
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for spread in (0.0, 1.0, 30.0, 1e4):
-            tower(spread * torch.randn(4, 3, 64, 64, generator=generator) + spread)
-    scale = feature_scale(tower)
-    assert scale == 2 ** round(np.log2(scale))
-    assert max(largest) / scale < 6
-
-
-def test_scale_counts_blocks_that_add_to_each_other():
-    """A last stage of two blocks: the second adds to the first, and both bounds count."""
-    tower = load_model("align-mini").vision_model
-    single = feature_scale(tower)
-    assert not tower.encoder.blocks[-1].projection.apply_dropout
-    tower.encoder.blocks.append(tower.encoder.blocks[-1])
-    assert feature_scale(tower) == single
-    last, added = tower.encoder.blocks[-1], load_model("align-mini").vision_model.encoder.blocks[-1]
-    assert last is not added
-    added.projection.apply_dropout = True
-    tower.encoder.blocks[-1] = added
-    assert feature_scale(tower) == 2 * single
-
-
-@pytest.mark.parametrize("name", ["swish", "silu", "gelu", "relu"])
-def test_symmetric_activations_need_no_scale(name):
-    from transformers.activations import ACT2FN
-
-    features = torch.linspace(-40, 40, 8001, dtype=torch.float64)
-    torch.testing.assert_close(ACT2FN[name](features) - ACT2FN[name](-features), features)
-    assert feature_scale(SimpleNamespace(config=SimpleNamespace(hidden_act=name))) == 1
-
-
-def test_refuses_a_tower_or_head_that_does_not_fit(tiny):
-    tower = SimpleNamespace(config=SimpleNamespace(hidden_act="tanh"))
-    with pytest.raises(CheckpointError, match="activation to be one of gelu, relu, silu, swish, relu6, but got 'tanh'"):
-        feature_scale(tower)
-    with pytest.raises(CheckpointError, match=r"Expected the head to read 64 features, .* but got 63"):
-        build_classifier(
-            load_model(tiny), Head(torch.zeros(2, 63), torch.zeros(2), ("a", "b"), torch.zeros(2, 63), torch.zeros(2))
-        )
-
-
-@pytest.mark.parametrize("trained", ["tiny"], indirect=True)
-def test_a_head_of_several_labels_says_so(trained, tiny, tmp_path):
+def test_a_head_of_several_labels_says_so(base, batch, tmp_path):
     """The pipeline itself is asked in test_several_labels.py."""
-    assert not read_head(trained.head).is_multilabel
-    assert "problem_type" not in json.loads((trained.folder / "config.json").read_text())
-    objective = Classification()
-    objective.start(torch.eye(5, 64), torch.zeros(5))
-    write_head(build_head(objective, CLASSES, is_multilabel=True), tmp_path / "head.safetensors")
-    head = read_head(tmp_path / "head.safetensors")
-    assert head.is_multilabel
-    assert head.classes == CLASSES
-    assert build_classifier(load_model(tiny), head).config.problem_type == "multi_label_classification"
+    towers = adapt(base, TowerLora(rank=2), None)
+    run = write_run(tmp_path, base, towers, batch, train_head(towers, batch, is_multilabel=True))
+    run.classifier.mkdir()
+    ImageClassifier.of(open_trained(run, base)).write(run.classifier)
+    config = json.loads((run.classifier / "config.json").read_text())
+    assert config["problem_type"] == "multi_label_classification"
 
 
-def test_refuses_a_head_that_is_missing_or_none(tmp_path):
-    with pytest.raises(CheckpointError, match="hold a trained head, but got"):
-        read_head(tmp_path / "head.safetensors")
-    (tmp_path / "head.safetensors").write_bytes(b"nothing")
-    with pytest.raises(CheckpointError, match="hold a trained head, but got"):
-        read_head(tmp_path / "head.safetensors")
-
-
-@pytest.mark.parametrize("trained", ["tiny"], indirect=True)
+@only_tiny
 def test_existing_folder_is_refused(trained):
     with pytest.raises(FileExistsError, match="Remove it or pass --overwrite"):
-        export_again(trained, trained.folder)
+        ImageClassifier.of(open_trained(trained.run, trained.base)).export(trained.folder, "pets", {})
 
 
-@pytest.mark.parametrize("trained", ["tiny"], indirect=True)
-def test_card_shows_how_to_load_it(trained, tmp_path):
-    classifier.write_classifier_card(tmp_path, "pets", "align-mini", {"after": {"test/accuracy": 0.975}}, trained.proof)
-    card = (tmp_path / "README.md").read_text()
-    assert "base_model: align-mini" in card
+def test_card_shows_how_to_load_it(trained):
+    card = (trained.folder / "README.md").read_text()
+    assert f"base_model: {trained.base.name}" in card
     assert "pipeline_tag: image-classification" in card
     assert "| test/accuracy | 97.5 % |" in card
+    assert 'pipeline("image-classification", model="classifier")' in card
