@@ -4,15 +4,15 @@ r"""Joins COYO-700M's metadata with the images that img2dataset downloaded, into
         --output_format files --output_folder data/coyo_images --image_size 346 --resize_mode keep_ratio
     python datasets/coyo.py --metadata 'metadata/*.parquet' --images data/coyo_images --output data/coyo
 
-Source: COYO-700M (Kakao Brain, 2022, CC BY 4.0 for the metadata; each picture has the rights its page states), which
-comes as Parquet files of addresses, texts and scores. img2dataset's `files` format writes a folder and a Parquet file
-for each shard, `00000/000000000.jpg` and `00000.parquet` with the columns key, url and status.
+Source: COYO-700M (Kakao Brain, 2022; CC BY 4.0 for the metadata, while each picture has the rights that its page
+states), which comes as Parquet files of addresses, texts and scores. img2dataset's `files` format writes a folder and a
+Parquet file for each shard, `00000/000000000.jpg` and `00000.parquet` with the columns key, url and status.
 
 Writes `coyo.parquet` with the metadata's own columns, and
 
 - image: path relative to the folder of images.
 
-Rows whose picture was not downloaded are left out. Two rows with one address share its picture. Every run on the same
+Rows without a downloaded picture are left out. Rows with the same address share its picture. Every run on the same
 files writes the same rows.
 """
 
@@ -34,7 +34,7 @@ WRITTEN = {"coyo.parquet"}
 
 
 def find_downloads(images: Path) -> pa.Table:
-    """The addresses that were downloaded, each once, and the picture of each.
+    """Lists the downloaded addresses, each once, with their pictures.
 
     Args:
         images: The folder that img2dataset wrote.
@@ -43,7 +43,7 @@ def find_downloads(images: Path) -> pa.Table:
         A table with the columns url and image.
 
     Raises:
-        TableError: If the folder holds no shard with a picture.
+        TableError: If no shard in the folder holds a picture.
     """
     urls, paths = [], []
     for shard in sorted(path for path in images.glob("*.parquet") if path.with_suffix("").is_dir()):
@@ -55,8 +55,8 @@ def find_downloads(images: Path) -> pa.Table:
                 paths.append(f"{shard.stem}/{name}")
     if not urls:
         raise TableError(
-            f"Expected {images} to hold what img2dataset wrote in its files format, but got no shard with a picture. "
-            "Name the folder with 00000.parquet and 00000/ in it."
+            f"Expected {images} to hold img2dataset's output in its files format, but got no shard with a picture. "
+            "Name the folder that holds 00000.parquet and 00000/."
         )
     first = dict(zip(reversed(urls), reversed(paths), strict=True))
     return pa.table({"url": list(first), "image": list(first.values())})
@@ -68,10 +68,10 @@ def join(metadata: list[str], images: Path, output: Path) -> tuple[int, int]:
     Args:
         metadata: COYO's Parquet files.
         images: The folder that img2dataset wrote.
-        output: The folder to write, which is replaced if it is there.
+        output: The folder to write; an existing one is replaced.
 
     Raises:
-        TableError: If a file cannot be read, lacks the column url, or no row of it was downloaded.
+        TableError: If a file cannot be read or lacks the column url, or no picture was downloaded.
     """
     seen = written = 0
     try:
@@ -90,8 +90,8 @@ def join(metadata: list[str], images: Path, output: Path) -> tuple[int, int]:
                     seen, written = seen + len(batch), written + len(kept)
             if not written:
                 raise TableError(
-                    f"Expected rows whose picture is in {images}, but none of {seen:,} addresses is. "
-                    "Pass the metadata that img2dataset was given."
+                    f"Expected {images} to hold pictures of the metadata, but got none of its {seen:,} addresses. "
+                    "Pass the metadata that img2dataset read."
                 )
     except (pa.ArrowException, OSError) as error:
         raise TableError(f"Expected Parquet files of COYO's metadata and of img2dataset, but got: {error}") from error

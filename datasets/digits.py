@@ -7,12 +7,12 @@ Source: `sklearn.datasets.load_digits`, which is the test part of *Optical Recog
 8 x 8 grey levels counted from 32 x 32 bitmaps. scikit-learn, which ships them, is under the BSD-3-Clause.
 
 Writes each digit as a 32 x 32 grey PNG, black ink on white as on the scanned sheet, enlarged with Pillow's
-bicubic filter: augmentations need more than 8 pixels to turn and shift. And `digits.csv` with the columns
+bicubic filter, because augmentations need more than 8 pixels to rotate and shift; and `digits.csv` with the columns
 
 - image: path relative to the table;
 - caption: *a handwritten digit seven*;
 - label: *zero* to *nine*;
-- split: about 60/10/30 % train, val, test of each digit, always the same ones.
+- split: about 60/10/30 % train, val, test of each digit, the same on every run.
 
 Every run writes the same bytes.
 """
@@ -37,7 +37,7 @@ WRITTEN = {"images", "digits.csv"}
 
 
 def draw_digit(ink: np.ndarray) -> Image.Image:
-    """A digit as a grey picture.
+    """Draws a digit as a grey picture.
 
     Args:
         ink: Array of shape (8, 8), from 0 (paper) to 16 (ink).
@@ -50,7 +50,7 @@ def prepare(output: Path) -> dict[str, int]:
     """Writes pictures and table, all or nothing, and returns the number of rows of each split.
 
     Args:
-        output: The folder, which is replaced if it is there.
+        output: The folder; an existing one is replaced.
     """
     digits = load_digits()
     paths = [f"images/{number:04d}.png" for number in range(len(digits.target))]

@@ -2,7 +2,7 @@
 
     python datasets/emoji.py --output data/emoji
 
-Source: the npm packages `emoji-datasource-google` and `emoji-datasource-twitter` 16.0.0, by `npm pack` or as
+Source: the npm packages `emoji-datasource-google` and `emoji-datasource-twitter` 16.0.0, from `npm pack` or
 `--google-tgz` and `--twitter-tgz`; their SHA-256 is checked. Licences: names and tables MIT (Cal Henderson),
 Google's pictures Apache-2.0 (Noto Emoji), Twitter's pictures CC BY 4.0 (Twemoji).
 
@@ -16,15 +16,16 @@ on either table's test rows. Two pictures are of one family if their captions ar
 (words: `emoji_families.json`), or if their code points differ only in gender (*surfer*, *woman surfing*):
 
 1. A caption that belongs to a series (keycaps, clock faces, squared letters, ...) becomes the series.
-2. Words for gender, age, direction, colour, size, number and open or closed go, and so does the plural's s.
-   Animals lose "face", smileys "cat": *crying face*, *crying cat face*. If nothing is left: "person".
-3. Outside smileys and people all from "with", "on" etc. goes: *camera* is with *camera with flash*.
+2. Words for gender, age, direction, colour, size, number and open or closed are removed, and so is the plural
+   s. Animals lose "face", smileys "cat": *crying face*, *crying cat face*. An empty rest becomes "person".
+3. Except for smileys and people, everything from "with", "on" etc. is removed: *camera with flash* is *camera*.
 
-What merely shares a noun (*broken heart*, *sparkling heart*) stays apart: another concept. Families of more
-than eight pictures are for training only: else test rows would differ in a digit or the hands of a clock.
+Captions that merely share a noun (*broken heart*, *sparkling heart*) stay apart: they are different concepts.
+Families of more than eight pictures are for training only; in the test, their rows would differ only in a digit
+or the hands of a clock.
 
-`split_by_picture` is for classifying `subcategory`, each of which occurs in train: drawn picture by picture,
-so variants of a concept stand on both sides, and it measures less than `split` does.
+`split_by_picture` is for classifying `subcategory`; each sub-category occurs in train. The draw goes by picture,
+so variants of a concept are on both sides, and a test on it shows less than one on `split`.
 """
 
 import argparse
@@ -46,6 +47,7 @@ import pandas as pd
 from PIL import Image
 
 from finetune.core.files import fingerprint_file, require_own, write_folder
+from finetune.data.prepare.images import convert_to_rgb
 from finetune.data.table.splits import SPLITS, RandomSplit
 
 VERSION = "16.0.0"
@@ -66,12 +68,12 @@ SERIES: dict[str, str] = FAMILIES["series"]
 
 
 def clean_caption(name: str) -> str:
-    """The Unicode name in lower case, with plain apostrophes and without the colon of *man: beard*."""
+    """Returns the Unicode name in lower case, with plain apostrophes and without the colon of *man: beard*."""
     return " ".join(name.lower().replace("\u2019", "'").replace(":", " ").replace(",", " ").split())
 
 
 def name_key(caption: str, category: str) -> str:
-    """The caption without the words that tell variants of one concept apart (steps 1 to 3 above)."""
+    """Removes from a caption the words that distinguish variants of one concept (steps 1 to 3 above)."""
     for series, pattern in SERIES.items():
         if re.search(pattern, caption):
             return series
@@ -88,12 +90,12 @@ def name_key(caption: str, category: str) -> str:
 
 
 def code_key(unified: str) -> str:
-    """The code points without gender and direction signs, and with *person* for *man* and *woman*."""
+    """Removes gender and direction signs from code points, and replaces *man* and *woman* by *person*."""
     return re.sub(r"\b1F46[89]\b", "1F9D1", re.sub(r"-200D-(2640|2642|27A1)(-FE0F)?", "", unified))
 
 
 def find_families(table: pd.DataFrame) -> list[str]:
-    """The family of each row: rows that share a name key or a code key, directly or by way of others."""
+    """Finds the family of each row: rows that share a name key or a code key, directly or through others."""
     leader: dict[str, str] = {}
 
     def find(key: str) -> str:
@@ -112,25 +114,25 @@ def find_families(table: pd.DataFrame) -> list[str]:
 
 
 def draw(text: str) -> float:
-    """A number from 0 to 1 that depends on `text` alone."""
+    """Draws a number from 0 to 1 that depends only on `text`."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6]) / 2**48
 
 
 def split_families(families: pd.Series) -> pd.Series:
-    """Whole families by the hash of their names, those of more than `LARGEST_HELD_OUT` pictures to train."""
+    """Splits whole families by the hash of their names; those of more than `LARGEST_HELD_OUT` pictures train."""
     small = families.groupby(families).transform("size") <= LARGEST_HELD_OUT
     drawn = families.map(draw).where(small, 1.0)
     return pd.Series("train", families.index).mask(drawn < 0.28, "val").mask(drawn < 0.22, "test")
 
 
 def split_pictures(table: pd.DataFrame) -> list[str]:
-    """A fifth for the test and a tenth for validation, of the sub-categories as they weigh among all pictures."""
+    """Draws a fifth of the pictures for the test and a tenth for validation, the same share of each sub-category."""
     labels = table["subcategory"].astype("category").cat.codes.to_numpy(dtype=np.int64)
     return [SPLITS[code] for code in PICTURE_SPLIT.draw(table["short_name"].tolist(), labels)]
 
 
 def build_table(emoji: list[dict[str, Any]]) -> pd.DataFrame:
-    """One row an emoji, with all columns but `vendor`; `image` is still the bare file name."""
+    """Builds a row for each emoji, with all columns but `vendor`; `image` is still the bare file name."""
     table = pd.DataFrame(emoji).sort_values("sort_order", ignore_index=True)
     table = table[~table["category"].isin(["Flags", "Component"])]
     twice = table["name"].duplicated(keep=False)
@@ -142,7 +144,7 @@ def build_table(emoji: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def get_package(vendor: str, given: Path | None, folder: Path) -> Path:
-    """The vendor's package with the right SHA-256: `given`, or got with `npm pack` into `folder`."""
+    """Returns the vendor's package, `given` or from `npm pack` into `folder`, after checking its SHA-256."""
     name = f"emoji-datasource-{vendor}"
     path = given or folder / f"{name}-{VERSION}.tgz"
     if given is None:
@@ -171,7 +173,7 @@ def get_package(vendor: str, given: Path | None, folder: Path) -> Path:
 
 
 def read_package(path: Path, vendor: str) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
-    """The package's list of emoji, and its 64-pixel pictures by file name."""
+    """Reads the package's list of emoji, and its 64-pixel pictures by file name."""
     emoji, pictures = [], {}
     with tarfile.open(path, "r|gz") as archive:
         for member in archive:
@@ -185,26 +187,20 @@ def read_package(path: Path, vendor: str) -> tuple[list[dict[str, Any]], dict[st
     return emoji, pictures
 
 
-def paint_on_white(data: bytes) -> Image.Image:
-    """The picture in RGB with white where it was transparent."""
-    with Image.open(io.BytesIO(data), formats=["PNG"]) as file:
-        picture = file.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-
-
 def write_vendor(package: Path, vendor: str, folder: Path) -> pd.DataFrame:
-    """Writes a vendor's pictures into a sub-folder; returns its table."""
+    """Writes a vendor's pictures into a sub-folder, and returns its table."""
     emoji, pictures = read_package(package, vendor)
     table = build_table(emoji)
     table = table[table["image"].isin(list(pictures))]
     (folder / vendor).mkdir()
     for image in table["image"]:
-        paint_on_white(pictures[image]).save(folder / vendor / image)
+        with Image.open(io.BytesIO(pictures[image]), formats=["PNG"]) as picture:
+            convert_to_rgb(picture).save(folder / vendor / image)
     return table.assign(image=f"{vendor}/" + table["image"], vendor=vendor)[COLUMNS]
 
 
 def prepare(output: Path, given: dict[str, Path | None]) -> None:
-    """Writes pictures and tables to `output`, replacing what a former run wrote there."""
+    """Writes pictures and tables to `output`, and replaces those of an earlier run."""
     require_own(output, lambda names: names == WRITTEN)
     with tempfile.TemporaryDirectory() as download, write_folder(output, overwrite=True) as folder:
         tables = {

@@ -3,24 +3,25 @@
     python datasets/from_hub.py AI-Lab-Makerere/beans --output data/beans
     python datasets/from_hub.py ILSVRC/imagenet-1k --split train=train --split validation=test --output data/imagenet
 
-Source: whatever Hugging Face's library `datasets` loads (pip install 'datasets>=5'): a name of the hub, a local folder
-(images with a `metadata.csv`, images in folders of their classes, Parquet), or what its `save_to_disk` wrote. Each data
-set has the licence that its page on the hub states.
+Source: anything that Hugging Face's library `datasets` loads (pip install 'datasets>=5'): a name of the hub, a local
+folder (images with a `metadata.csv`, images in folders of their classes, Parquet), or what its `save_to_disk` wrote.
+Each data set has the licence that its page on the hub states.
 
-The image is the column of the library's type Image, the label the one of type ClassLabel; where there is no label, the
-caption is the column of texts or lists of texts. Where types do not tell, `--image`, `--label` and `--caption` do.
+The image is the column of the library's type Image, the label the column of type ClassLabel; without a label, the
+caption is the column of texts or lists of texts. If the types leave a choice, `--image`, `--label` and `--caption`
+decide.
 
 Writes `table.csv` with the columns
 
 - image: path relative to the table. A BMP, GIF, JPEG, PNG, TIFF or WebP keeps its bytes, another format becomes a PNG.
-  A picture that stands on several rows is written once;
+  A picture of several rows is written once;
 - caption; or captions, a JSON list, where a row has several;
-- label: the class's name;
-- split: train, val or test by the names of the data set's splits, or as `--split` says; those it does not name are not
-  read.
+- label: the name of the class;
+- split: train, val or test by the names of the data set's splits, or as `--split` says; splits that `--split` does not
+  name are not read.
 
-Rows without an image that can be opened, a caption or a label (hidden ones, as of many test splits) are left out, and
-counted. With `--limit` no more is downloaded than is needed. Every run on the same data writes the same bytes.
+Rows without a readable image, a caption or a label (many test splits hide theirs) are left out and counted. `--limit`
+downloads no more than needed. Every run on the same data writes the same bytes.
 """
 
 import argparse
@@ -43,11 +44,11 @@ from finetune.data.prepare.pictures import Pictures
 from finetune.data.table.splits import OTHER_NAMES, SPLITS
 
 WRITTEN = {"images", "table.csv"}
-SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves
+SAVED = ("dataset_dict.json", "state.json")  # files that save_to_disk writes
 
 
 class Columns(NamedTuple):
-    """What the data set calls the image, the captions (none, one or several columns) and the label."""
+    """The data set's columns of the image, of the captions (none, one or several) and of the label."""
 
     image: str
     captions: tuple[str, ...]
@@ -55,7 +56,7 @@ class Columns(NamedTuple):
 
 
 def import_library() -> Any:
-    """Hugging Face's library; where it is not installed, Python takes the folder of this script for it."""
+    """Imports Hugging Face's library. If it is missing, Python would import the folder of this script instead."""
     try:
         library = importlib.import_module("datasets")
         if hasattr(library, "load_dataset"):
@@ -69,7 +70,7 @@ def import_library() -> Any:
 
 
 def load_splits(library: Any, options: argparse.Namespace) -> dict[str, Any]:
-    """The data set's splits, by its own names for them."""
+    """Loads the data set's splits, by its own names."""
     source: str = options.source
     try:
         if any((Path(source) / name).is_file() for name in SAVED):
@@ -80,18 +81,18 @@ def load_splits(library: Any, options: argparse.Namespace) -> dict[str, Any]:
     except (OSError, ValueError, RuntimeError, library.exceptions.DatasetsError) as error:
         raise TableError(
             f"Expected {source!r} to be a data set of the hub or a local one, but got: {error}\nCheck the name; "
-            "--config names a configuration; --revision refs/convert/parquet is what the hub made of one that needs a "
-            "script; where its owner has to let you in, run `hf auth login`."
+            "--config names a configuration; --revision refs/convert/parquet is the hub's Parquet copy of a data set "
+            "that needs a script; for a data set whose owner grants access, run `hf auth login`."
         ) from error
     return dict(found) if isinstance(found, Mapping) else {str(found.split or "train"): found}
 
 
 def map_splits(names: list[str], stated: list[str]) -> dict[str, str]:
-    """Which of train, val and test each split is, those left out not among them.
+    """Assigns the data set's splits to train, val and test; splits to leave out are not among the keys.
 
     Args:
         names: The data set's splits.
-        stated: Pairs such as `validation=test`; none, to go by the names.
+        stated: Pairs such as `validation=test`; if there are none, the names decide.
     """
     by_name = [(name, OTHER_NAMES.get(name.casefold(), name)) for name in names]
     pairs = [(name, split) for name, _, split in (pair.rpartition("=") for pair in stated)] or by_name
@@ -105,7 +106,7 @@ def map_splits(names: list[str], stated: list[str]) -> dict[str, str]:
 
 
 def find_columns(library: Any, features: Mapping[str, Any], options: argparse.Namespace) -> Columns:
-    """The columns as they are stated, else by their types."""
+    """Takes the columns from the options, or else finds them by their types."""
 
     def only(found: list[str], what: str) -> str:
         if len(found) == 1:
@@ -135,7 +136,7 @@ def _is_text(feature: Any) -> bool:
 
 
 def read_captions(row: Mapping[str, Any], columns: Columns) -> list[str]:
-    """The captions of a row that are not empty."""
+    """Returns the captions of a row that are not empty."""
     values = [row[name] for name in columns.captions]
     texts = [text for value in values for text in (value if isinstance(value, list) else [value]) if text is not None]
     if strange := [text for text in texts if not isinstance(text, str)]:
@@ -144,7 +145,7 @@ def read_captions(row: Mapping[str, Any], columns: Columns) -> list[str]:
 
 
 def read_label(feature: Any, value: Any) -> str:
-    """A label as text, the class's name where the column has names; empty where it is hidden."""
+    """Returns a label as text: the name of the class if the column has names; empty if the label is hidden."""
     if isinstance(value, list | dict):
         raise TableError(f"Expected --label to name a column with one label a row, but got {value!r}. Name another.")
     if value is not None and hasattr(feature, "int2str"):
@@ -153,8 +154,8 @@ def read_label(feature: Any, value: Any) -> str:
 
 
 def read_image(value: Mapping[str, Any] | None) -> bytes:
-    """The bytes of an undecoded image: its own, or those of its file; none where it has neither."""
-    from fsspec import open as open_address  # comes with the library, and reads what it names within archives too
+    """Returns the bytes of an undecoded image, its own or those of its file; empty if it has neither."""
+    from fsspec import open as open_address  # comes with the library, and also reads addresses inside archives
 
     if not value or value["bytes"] or not value["path"]:
         return (value or {}).get("bytes") or b""
@@ -168,7 +169,7 @@ def read_image(value: Mapping[str, Any] | None) -> bytes:
 def read_rows(
     library: Any, dataset: Any, columns: Columns, limit: int | None
 ) -> Iterator[tuple[bytes, list[str], str]]:
-    """Yields image, captions and label of each row of a split, empty where they are missing."""
+    """Yields image, captions and label of each row of a split; missing ones are empty."""
     label = dataset.features[columns.label] if columns.label else None
     names = [name for name in (columns.image, *columns.captions, columns.label) if name]
     rows = dataset.cast_column(columns.image, library.Image(decode=False)).select_columns(names)
@@ -177,7 +178,7 @@ def read_rows(
 
 
 def prepare(library: Any, options: argparse.Namespace) -> str:
-    """Writes images and table, all or nothing, and returns what there is to tell of them."""
+    """Writes images and table, all or nothing, and returns a description of them."""
     datasets = load_splits(library, options)
     splits = map_splits(list(datasets), options.split)
     features = datasets[next(iter(splits))].features
@@ -208,7 +209,7 @@ def prepare(library: Any, options: argparse.Namespace) -> str:
 
 
 def describe(table: Path, header: list[str], kept: Counter[str], left_out: Counter[str], pictures: int) -> str:
-    """What was written and left out, and how a recipe reads it."""
+    """Says what was written and left out, and how a recipe reads it."""
     settings: dict[str, Any] = {"path": str(table)}
     if "captions" in header:
         settings["caption"] = {"json_list": "captions"}
@@ -221,7 +222,7 @@ def describe(table: Path, header: list[str], kept: Counter[str], left_out: Count
     lines = [f"{table}: {kept.total():,} rows ({counts}), {pictures:,} pictures"]
     lines += [f"left out: {count:,} rows without {name}" for name, count in left_out.items()]
     if not kept["test"]:
-        lines.append("no row is test: the recipe draws splits, or say which they are with --split")
+        lines.append("no row is test: the recipe draws splits, unless --split says which they are")
     return "\n".join([*lines, "", yaml.safe_dump({"data": {"table": settings}}, sort_keys=False)])
 
 

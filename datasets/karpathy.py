@@ -10,13 +10,13 @@ of image-text retrieval use; and the data set's images, for COCO the folder that
 Writes `captions.csv` with the columns
 
 - image: path relative to the folder of images;
-- caption: the sentence as it is, all of an image's, five or more;
+- caption: a sentence as it is; an image has five or more;
 - split: train, val or test; `restval` of COCO (30,504 images) is train, or left out with `--without-restval`;
 - image_id: the file's `imgid`, equal for the captions of an image;
 - caption_id: the file's `sentid`.
 
-Nothing is written where an image, a sentence or a split is missing: all that is wrong is told at once. `--only test`
-takes the test images alone, and needs no others. Every run writes the same bytes.
+If an image, a sentence or a split is missing, the script writes nothing and lists everything that is wrong. `--only
+test` takes only the test images and needs no others. Every run writes the same bytes.
 """
 
 import argparse
@@ -43,13 +43,13 @@ RESTVAL = "restval"  # images of COCO's val2014 that Karpathy put neither in val
 
 
 def read_images(path: Path) -> list[dict[str, Any]]:
-    """The list `images` of a split file.
+    """Reads the list `images` of a split file.
 
     Args:
         path: The file.
 
     Raises:
-        TableError: If it is no such file.
+        TableError: If the file is none of Karpathy's.
     """
     try:
         images = json.loads(path.read_text(encoding="utf-8"))["images"]
@@ -66,13 +66,13 @@ def read_images(path: Path) -> list[dict[str, Any]]:
 def build_rows(
     file: str, images: Sequence[dict[str, Any]], only: Sequence[str], without_restval: bool, faults: list[Fault]
 ) -> Iterator[dict[str, Any]]:
-    """Yields a row for each sentence of the images that are asked for, in the file's order.
+    """Yields a row for each sentence of the chosen images, in the file's order.
 
     Args:
-        file: Where the images stand, for the faults.
+        file: The split file, for the faults.
         images: The split file's images.
         only: Splits to keep.
-        without_restval: Whether images of `restval` are left out.
+        without_restval: Whether to leave out the images of `restval`.
         faults: Receives a fault for each image that lacks something; its row is the position in the list, from 0.
     """
     for position, image in enumerate(images):
@@ -80,17 +80,17 @@ def build_rows(
         split = "train" if found == RESTVAL else found
         if split not in SPLITS:
             repair = did_you_mean(str(found), (*SPLITS, RESTVAL))
-            faults.append(Fault(file, position, "split", str(found), "train, restval, val or test", repair))
+            faults.append(Fault(file, "train, restval, val or test", repair, position, "split", str(found)))
         elif split not in only or (without_restval and found == RESTVAL):
             continue
         name, folder, sentences = image.get("filename"), image.get("filepath", ""), image.get("sentences")
         if not (isinstance(name, str) and name and isinstance(folder, str)):
-            repair = "Get the file again."
-            faults.append(Fault(file, position, "filename", str(name), "the name of an image file", repair))
+            repair = "Download the file again."
+            faults.append(Fault(file, "the name of an image file", repair, position, "filename", str(name)))
             continue
         if not (isinstance(sentences, list) and sentences and all(_has_text(sentence) for sentence in sentences)):
             rule, repair = "sentences with a text 'raw' each", "Write them, or remove the image from the file."
-            faults.append(Fault(file, position, "sentences", str(sentences), rule, repair))
+            faults.append(Fault(file, rule, repair, position, "sentences", str(sentences)))
             continue
         for sentence in sentences:
             yield {
@@ -107,7 +107,7 @@ def _has_text(sentence: Any) -> bool:
 
 
 def find_missing(file: str, rows: Sequence[dict[str, Any]], folder: Path) -> Iterator[Fault]:
-    """Yields a fault for each image that is not there.
+    """Yields a fault for each missing image.
 
     Args:
         file: The split file, for the faults.
@@ -117,7 +117,7 @@ def find_missing(file: str, rows: Sequence[dict[str, Any]], folder: Path) -> Ite
     images = list(dict.fromkeys(row["image"] for row in rows))
     _, refused = find_images(as_strings(images), str(folder.absolute()))
     for image, reason in refused.items():
-        yield Fault(file, None, "filename", image, reason.rule, reason.repair)
+        yield Fault(file, reason.rule, reason.repair, column="filename", value=image)
 
 
 def prepare(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -127,7 +127,7 @@ def prepare(options: argparse.Namespace) -> list[dict[str, Any]]:
         options: The script's options.
 
     Raises:
-        TableError: If the file is none of Karpathy's, or with all that is wrong with it.
+        TableError: If the file is none of Karpathy's, or lacks something.
     """
     faults: list[Fault] = []
     file, images = str(options.splits), read_images(options.splits)
@@ -135,7 +135,7 @@ def prepare(options: argparse.Namespace) -> list[dict[str, Any]]:
     faults += find_missing(file, rows, options.images)
     if not (rows or faults):
         rule, repair = f"images of {', '.join(options.only)}", "Name other splits with --only."
-        faults.append(Fault(file, None, None, None, rule, repair))
+        faults.append(Fault(file, rule, repair))
     if faults:
         raise TableFaultsError(faults)
     table = io.StringIO(newline="")
@@ -148,14 +148,15 @@ def prepare(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def describe(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> str:
-    """What was written, and how a recipe reads it."""
+    """Says what was written, and how a recipe reads it."""
     images = Counter({row["image_id"]: row["split"] for row in rows}.values())
     counts = Counter(row["split"] for row in rows)
-    told = ", ".join(f"{images[split]:,} {split} images with {counts[split]:,}" for split in SPLITS if counts[split])
+    listed = ", ".join(f"{images[split]:,} {split} images with {counts[split]:,}" for split in SPLITS if counts[split])
     table = options.output / "captions.csv"
     words = ["--data.table.path", str(table), "--data.table.images", str(options.images)]
     return (
-        f"{table}: {len(rows):,} captions ({told})\n{shlex.join(['finetune', 'test', '--config', 'karpathy', *words])}"
+        f"{table}: {len(rows):,} captions ({listed})\n"
+        f"{shlex.join(['finetune', 'test', '--config', 'karpathy', *words])}"
     )
 
 

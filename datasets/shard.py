@@ -2,15 +2,16 @@
 
     python datasets/shard.py --table photos.csv --caption caption --output data/shards
 
-Writes 00000.tar, 00001.tar, ... with three members for each row, in the table's order:
+Writes 00000.tar, 00001.tar, ... with up to three members for each row, in the table's order:
 
-- KEY.jpg (.png, .webp, ...): the bytes of the image file, as they are; where its name says nothing, the ending is that
-  of its content;
-- KEY.json: key, sha256 of the image, and the cells of the columns named here, as texts under their own names;
-- KEY.txt: the caption, where a column of captions is named.
+- KEY.jpg (.png, .webp, ...): the unchanged bytes of the image file; if its name has no known ending, its content
+  decides;
+- KEY.json: key, sha256 of the image, and the cells of the named columns, as texts under their own names;
+- KEY.txt: the caption, if --caption names a column.
 
-KEY is the shard's number and the row's in it: 000000000 to 000009999 in the first. Where no column of splits is named,
-they are drawn as `data.table` draws them, and written as `split`. Every run on the same files writes the same bytes.
+KEY is the number of the shard and that of the row in it: 000000000 to 000009999 in the first shard. Without --split,
+the splits are drawn as `data.table` draws them and written as `split`. Every run on the same files writes the same
+bytes.
 """
 
 import argparse
@@ -43,7 +44,7 @@ class Sample(NamedTuple):
     Attributes:
         image: Path of the image file.
         caption: The caption, or None.
-        fields: What the JSON holds beside key and sha256.
+        fields: The fields of the JSON beside key and sha256.
     """
 
     image: str
@@ -52,10 +53,10 @@ class Sample(NamedTuple):
 
 
 def read_samples(table: Table, columns: Sequence[str]) -> Iterator[Sample]:
-    """Yields the rows of a table, once it is known to be without fault.
+    """Yields the rows of a table after checking all of it.
 
     Args:
-        table: Without filter or limit, with one column of captions or none.
+        table: A table without filter or limit, with at most one column of captions.
         columns: Columns to write beside those that the table names.
 
     Raises:
@@ -73,14 +74,14 @@ def read_samples(table: Table, columns: Sequence[str]) -> Iterator[Sample]:
 
 
 def picture_ending(name: str, picture: bytes) -> str:
-    """The ending by which a reader of tars knows a picture: that of its name, or of its content.
+    """Finds the ending that marks a picture in a tar: that of its name, or of its content.
 
     Args:
-        name: Of the image file.
+        name: The name of the image file.
         picture: Its bytes.
 
     Raises:
-        TableError: If neither says what it is.
+        TableError: If neither name nor content says what the picture is.
     """
     ending = PurePosixPath(name).suffix.lower()
     if ending in EXTENSIONS:
@@ -88,7 +89,7 @@ def picture_ending(name: str, picture: bytes) -> str:
     try:
         with Image.open(io.BytesIO(picture), formats=FORMATS) as image:
             return SUFFIXES[str(image.format)]
-    except Exception as error:  # decoders raise whatever they meet: OSError, SyntaxError, struct.error, ...
+    except Exception as error:  # decoders raise all kinds: OSError, SyntaxError, struct.error, ...
         message = f"Expected {name} to be an image ({', '.join(FORMATS)}), but it cannot be opened: {error}."
         raise TableError(f"{message} Save it again, or remove its rows.") from error
 
@@ -112,7 +113,7 @@ def write_shard(path: Path, number: int, samples: Sequence[Sample]) -> None:
             if sample.caption is not None:
                 members[".txt"] = sample.caption.encode()
             for ending, content in members.items():
-                header = tarfile.TarInfo(key + ending)  # dated 1970, owned by nobody
+                header = tarfile.TarInfo(key + ending)  # its date is 1970, and it has no owner
                 header.size = len(content)
                 tar.addfile(header, io.BytesIO(content))
 
@@ -121,10 +122,10 @@ def write_shards(table: Table, columns: Sequence[str], size: int, output: Path) 
     """Writes all shards or none, and returns the number of rows and of shards.
 
     Args:
-        table: As in `read_samples`.
-        columns: As in `read_samples`.
+        table: The table, as for `read_samples`.
+        columns: The columns, as for `read_samples`.
         size: Number of rows in each shard but the last.
-        output: The folder, which is replaced if it is there.
+        output: The folder; an existing one is replaced.
     """
     samples, rows, shards = read_samples(table, columns), 0, 0
     with write_folder(output, overwrite=True) as folder:

@@ -2,26 +2,26 @@
 
     python datasets/stamps.py --output data/stamps
 
-Source: the Debian package `tuxpaint-stamps-default`: the installed copy, `--stamps DIR` or `--deb FILE`; if
-there is none, `apt-get download` gets it, without root and without installing it. Release 2022.06.04-1 has
-785 stamps, 400 of them photographs.
+Source: the Debian package `tuxpaint-stamps-default`: the installed copy, `--stamps DIR` or `--deb FILE`; without
+any of them, `apt-get download` gets the package, without root and without installing it. Release 2022.06.04-1
+has 785 stamps, 400 of them photographs.
 
 Licence: the package states GPL-2.0-or-later for all of it (Bill Kendrick and contributors), while its change
 log names the GFDL, Creative Commons (CC BY, CC BY-SA) or the public domain for some of the photographs. None
-of the pictures is part of this project; look there before passing one on.
+of the pictures is part of this project; read that log before you publish one.
 
 Writes an RGB PNG for each stamp that has a `.txt` beside it (mirrored copies have none), in the middle of a
 white square of at most 256 pixels a side, and two tables with the columns
 
-- image, caption: the first line of the `.txt`; translations follow it and are not read;
+- image, caption: the first line of the `.txt`; the translations below it are not read;
 - category: the first folder (animals, food, ...);
-- kind: `drawing` in `symbols`, `town` and every `cartoon` folder, else `photograph`. This goes by folder:
-  among the photographs a number of stamps of `seasonal` and `clothes` are in fact drawn;
+- kind: `drawing` in `symbols`, `town` and every `cartoon` folder, else `photograph`. The folder decides, so some
+  drawn stamps of `seasonal` and `clothes` count as photographs;
 - split: 70/10/20 % by the hash of the caption, so that pictures with the same sentence stay together;
 - split_by_kind: photographs are train (90 %) and val, drawings are test.
 
-`stamps.csv` holds all; `photographs.csv` holds the photographs alone, every row of it in the split test, to
-measure zero-shot retrieval or what a checkpoint has forgotten.
+`stamps.csv` holds all stamps; `photographs.csv` holds only the photographs, all in the split test, to measure
+zero-shot retrieval or what a checkpoint has forgotten.
 """
 
 import argparse
@@ -40,6 +40,7 @@ import pandas as pd
 from PIL import Image
 
 from finetune.core.files import require_own, write_folder
+from finetune.data.prepare.images import convert_to_rgb
 
 PACKAGE = "tuxpaint-stamps-default"
 INSTALLED = Path("/usr/share/tuxpaint/stamps")
@@ -49,7 +50,7 @@ WRITTEN = {"images", "stamps.csv", "photographs.csv"}
 
 
 def download_package(folder: Path) -> Path:
-    """Gets the Debian package into `folder` with `apt-get download`."""
+    """Downloads the Debian package into `folder` with `apt-get download`."""
     repair = (
         f"Install it (apt install {PACKAGE}), or get {PACKAGE}_2022.06.04-1_all.deb from the Debian archive "
         f"on another machine and pass --deb FILE."
@@ -62,14 +63,14 @@ def download_package(folder: Path) -> Path:
     packages = list(folder.glob("*.deb"))
     if result.returncode or not packages:
         raise OSError(
-            f"Expected apt-get to download {PACKAGE}, but it said: {result.stderr.strip()[-500:]}\n"
+            f"Expected apt-get to download {PACKAGE}, but got: {result.stderr.strip()[-500:]}\n"
             f"Run apt-get update. {repair}"
         )
     return packages[0]
 
 
 def open_data(package: Path) -> io.BytesIO:
-    """The xz-compressed tar with a Debian package's files: the `data.tar.xz` of its ar archive."""
+    """Opens the xz-compressed tar with a Debian package's files: the `data.tar.xz` of its ar archive."""
     if not package.is_file():
         raise FileNotFoundError(f"Expected --deb to be a file, but got {package}. Check the path.")
     with package.open("rb") as file:
@@ -91,7 +92,7 @@ def open_data(package: Path) -> io.BytesIO:
 
 
 def read_package(package: Path) -> dict[str, bytes]:
-    """The `.png` and `.txt` files of a Debian package by their path below the folder of stamps."""
+    """Reads the `.png` and `.txt` files of a Debian package, by their path below the folder of stamps."""
     root = PurePosixPath(*INSTALLED.parts[1:])
     files = {}
     try:
@@ -109,7 +110,7 @@ def read_package(package: Path) -> dict[str, bytes]:
 
 
 def read_stamps(folder: Path) -> dict[str, bytes]:
-    """The `.png` and `.txt` files below an unpacked folder of stamps."""
+    """Reads the `.png` and `.txt` files below an unpacked folder of stamps."""
     if not folder.is_dir():
         raise FileNotFoundError(f"Expected --stamps to be a folder, but got {folder}. Check the path.")
     paths = (path for path in folder.rglob("*") if path.suffix in (".png", ".txt"))
@@ -117,7 +118,7 @@ def read_stamps(folder: Path) -> dict[str, bytes]:
 
 
 def find_files(stamps: Path | None, deb: Path | None) -> dict[str, bytes]:
-    """The stamps' files from what was named, else from the installed copy, else from a download."""
+    """Reads the stamps' files from what the options name, else from the installed copy, else from a download."""
     if stamps is None and deb is None and INSTALLED.is_dir():
         stamps = INSTALLED
     if stamps is not None:
@@ -127,12 +128,12 @@ def find_files(stamps: Path | None, deb: Path | None) -> dict[str, bytes]:
 
 
 def draw(text: str) -> float:
-    """A number from 0 to 1 that depends on `text` alone."""
+    """Draws a number from 0 to 1 that depends only on `text`."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6]) / 2**48
 
 
 def build_rows(files: dict[str, bytes]) -> Iterator[dict[str, str]]:
-    """One row a stamp with a sentence, in the order of their paths."""
+    """Yields a row for each stamp with a sentence, in the order of their paths."""
     for name in sorted(files):
         path = PurePosixPath(name)
         lines = files.get(str(path.with_suffix(".txt")), b"").decode("utf-8").strip().splitlines()
@@ -152,25 +153,24 @@ def build_rows(files: dict[str, bytes]) -> Iterator[dict[str, str]]:
 
 
 def paint_on_square(data: bytes) -> Image.Image:
-    """The picture in RGB in the middle of a white square, reduced to `LARGEST_SIDE` where it is larger."""
+    """Puts a picture in the middle of a white RGB square, reduced to `LARGEST_SIDE` if it is larger."""
     with Image.open(io.BytesIO(data), formats=["PNG"]) as file:
-        picture = file.convert("RGBA")
+        picture = convert_to_rgb(file)
     side = max(picture.size)
-    square = Image.new("RGBA", (side, side), "white")
-    square.alpha_composite(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-    image = square.convert("RGB")
+    square = Image.new("RGB", (side, side), "white")
+    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
     if side > LARGEST_SIDE:
-        image = image.resize((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.LANCZOS)
-    return image
+        square = square.resize((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.LANCZOS)
+    return square
 
 
 def prepare(output: Path, files: dict[str, bytes]) -> None:
-    """Writes pictures and tables to `output`, replacing what a former run wrote there."""
+    """Writes pictures and tables to `output`, and replaces those of an earlier run."""
     table = pd.DataFrame(build_rows(files), columns=COLUMNS)
     if table.empty:
         raise ValueError(
-            "Expected stamps with a .png and a .txt each, but found none. "
-            "Pass --stamps the folder that holds `animals`."
+            "Expected stamps with a .png and a .txt each, but got none. "
+            "Let --stamps name the folder that holds `animals`."
         )
     photographs = table[table["kind"] == "photograph"].assign(split="test")
     with write_folder(output, overwrite=True) as folder:

@@ -6,9 +6,9 @@ regression from the second to the first aligns them, without a single image.
 
     python datasets/align_mini/solve.py
 
-writes the float16 matrix that the package ships and prints the fingerprint which `finetune/mini.py` expects.
+writes the float16 matrix that the package ships and prints the fingerprint that `finetune/model/mini.py` expects.
 The last bits of the solution differ between machines, so run it only to change the alignment: every adapter
-trained on ALIGN-mini is bound to the fingerprint of the matrix it was trained with.
+trained on ALIGN-mini is bound to the fingerprint of its matrix.
 """
 
 import argparse
@@ -37,10 +37,10 @@ TEMPLATES = ("a photo of a {}.", "an image of a {}", "{}", "a drawing of a {}")
 
 
 def class_directions(lite0: dict[str, Tensor]) -> Tensor:
-    """The direction of pooled image features that raises each class' logit most, by Lite0's own head.
+    """Finds the direction of pooled image features that most raises each class's logit in Lite0's own head.
 
-    The head is convolution, BatchNorm, ReLU6, mean, linear layer. It is made linear by weighting each of its
-    units with the chance that its ReLU is open, if its input is normal as BatchNorm's own statistics say.
+    The head is convolution, BatchNorm, ReLU6, mean, linear layer. To make it linear, each unit is weighted with the
+    probability that its ReLU is open, for normally distributed inputs with BatchNorm's own statistics.
 
     Returns:
         Float64 tensor of shape (1000, 320), centred over the classes, rows of length 1.
@@ -57,7 +57,7 @@ def class_directions(lite0: dict[str, Tensor]) -> Tensor:
 
 @torch.inference_mode()
 def first_token_states(texts: list[str], batch_size: int = 200) -> Tensor:
-    """MiniLM's state of the first token, which ALIGN projects: float64 tensor of shape (len(texts), 384)."""
+    """Computes MiniLM's state of the first token, which ALIGN projects: float64 of shape (len(texts), 384)."""
     model = AlignTextModel(AlignTextConfig.from_pretrained(SHIPPED)).eval()
     model.load_state_dict(read_text_tower())
     tokenizer = AutoTokenizer.from_pretrained(find_source(TOKENIZER).parent, local_files_only=True)
@@ -69,7 +69,7 @@ def first_token_states(texts: list[str], batch_size: int = 200) -> Tensor:
 
 
 def ridge(inputs: Tensor, targets: Tensor, penalty: float) -> Tensor:
-    """Ridge regression without intercept.
+    """Solves ridge regression without intercept.
 
     Args:
         inputs: Float64 tensor of shape (N, D).
@@ -85,7 +85,7 @@ def ridge(inputs: Tensor, targets: Tensor, penalty: float) -> Tensor:
 
 
 def main() -> None:
-    """Solves, writes the matrix, and prints how many class names find their own direction."""
+    """Solves and writes the matrix, and prints how many class names find their own direction."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=TEXT_PROJECTION, help="default: %(default)s")
     parser.add_argument("--penalty", type=float, default=0.3, help="ridge penalty, default: %(default)s")

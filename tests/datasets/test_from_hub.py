@@ -48,7 +48,7 @@ def read(output: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def read_as_told(screen: str) -> Rows:
+def read_as_printed(screen: str) -> Rows:
     """The rows by the lines for a recipe that the script printed."""
     settings = yaml.safe_load(screen.split("\n\n", 1)[1])["data"]
     parser = ArgumentParser(exit_on_error=False)
@@ -82,9 +82,9 @@ def test_folder_of_images_with_metadata_from_the_root_of_the_checkout(tmp_path: 
     rows = read(out)
     assert [(out / row["image"]).read_bytes() for row in rows] == [picture(seed) for seed in range(9)]
     assert [row["split"] for row in rows] == ["train"] * 3 + ["val"] * 3 + ["test"] * 3
-    told = read_as_told(done.stdout)
-    assert told.captions.tolist() == [row["caption"] for row in rows]
-    assert told.captions[4] == 'a "validation" photo, number 1\nin two lines'
+    rows_read = read_as_printed(done.stdout)
+    assert rows_read.captions.tolist() == [row["caption"] for row in rows]
+    assert rows_read.captions[4] == 'a "validation" photo, number 1\nin two lines'
 
 
 def test_parquet_by_the_command_and_a_second_time_the_same_bytes(tmp_path: Path) -> None:
@@ -124,9 +124,9 @@ def test_several_captions_repeated_pictures_and_what_is_left_out(
     assert "no row is test" in screen
     rows = read(tmp_path / "out")
     assert [json.loads(row["captions"]) for row in rows] == [["a cat", "a cat on a sofa"], ["a dog"]]
-    told = read_as_told(screen)
-    assert told.captions.tolist() == ["a cat", "a cat on a sofa", "a dog"]
-    assert len(set(told.image_ids.tolist())) == 1
+    rows_read = read_as_printed(screen)
+    assert rows_read.captions.tolist() == ["a cat", "a cat on a sofa", "a dog"]
+    assert len(set(rows_read.image_ids.tolist())) == 1
 
 
 def test_stated_columns_and_splits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -194,13 +194,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> str:
         ),
     ],
 )
-def test_what_is_wrong_is_told_and_nothing_is_written(
+def test_what_is_wrong_is_reported_and_nothing_is_written(
     made: str, words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([made, *words, "--output", str(tmp_path / "out")]) == 2
-    told = capsys.readouterr().err
-    assert told.splitlines()[-1].startswith("error: Expected")
-    assert re.search(message, told), told
+    printed = capsys.readouterr().err
+    assert printed.splitlines()[-1].startswith("error: Expected")
+    assert re.search(message, printed), printed
     assert not list(tmp_path.iterdir())
 
 

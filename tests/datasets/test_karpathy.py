@@ -109,7 +109,7 @@ def test_flickr_has_no_folders(coco: Path, tmp_path: Path) -> None:
     assert [len(rows.indices(name)) for name in ("train", "val", "test")] == [20, 40, 61]
 
 
-def test_everything_that_is_wrong_is_told_at_once(
+def test_everything_that_is_wrong_is_listed_at_once(
     coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     split = json.loads((coco / "dataset_coco.json").read_text())
@@ -120,12 +120,12 @@ def test_everything_that_is_wrong_is_told_at_once(
     (tmp_path / "bad.json").write_text(json.dumps(split))
     options = ["--images", str(coco), "--output", str(tmp_path / "out")]
     assert main(["--splits", str(tmp_path / "bad.json"), *options]) == 2
-    told = capsys.readouterr().err
-    assert "bad.json:0:split: Expected train, restval, val or test, but got 'trian'. Did you mean 'train'?" in told
-    assert "bad.json:1:sentences: Expected sentences with a text 'raw' each" in told
-    assert "Did you mean 'COCO_val2014_000000000002.jpg'?" in told
-    assert "bad.json:3:filename: Expected the name of an image file, but got 'None'" in told
-    assert len(told.splitlines()) == 4
+    printed = capsys.readouterr().err
+    assert "bad.json:0:split: Expected train, restval, val or test, but got 'trian'. Did you mean 'train'?" in printed
+    assert "bad.json:1:sentences: Expected sentences with a text 'raw' each" in printed
+    assert "Did you mean 'COCO_val2014_000000000002.jpg'?" in printed
+    assert "bad.json:3:filename: Expected the name of an image file, but got 'None'" in printed
+    assert len(printed.splitlines()) == 4
     assert not (tmp_path / "out").exists()
     assert main([*words(coco, tmp_path / "out"), "--images", str(tmp_path)]) == 2
     assert "… and 14 more" in capsys.readouterr().err

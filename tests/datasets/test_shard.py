@@ -116,7 +116,7 @@ def test_drawn_splits_are_those_of_the_table(colour_table, shard):
         assert not [name for name in tar.getnames() if name.endswith(".txt")]
 
 
-def test_rows_that_share_a_picture_are_told_by_its_hash(colour_table, shard, tmp_path):
+def test_rows_that_share_a_picture_share_its_hash(colour_table, shard, tmp_path):
     lines = colour_table.read_text().splitlines()
     again = [line.replace("a red", "the same red") for line in lines[1:] if "a red" in line]
     (tmp_path / "again.csv").write_text("\n".join([*lines, *again]) + "\n")
@@ -166,9 +166,9 @@ def test_what_is_wrong(colour_table, main, tmp_path, capsys):
     assert "Expected --samples to be from 1 to 10000, but got 0" in capsys.readouterr().err
     (tmp_path / "bad.csv").write_text("image,caption\nnone.png,x\nnothing.png,\n")
     assert main([*words[2:], "--table", str(tmp_path / "bad.csv"), "--caption", "caption"]) == 2
-    told = capsys.readouterr().err
-    assert "bad.csv:2:image" in told
-    assert "bad.csv:3:caption" in told
+    printed = capsys.readouterr().err
+    assert "bad.csv:2:image" in printed
+    assert "bad.csv:3:caption" in printed
     (tmp_path / "noise").write_bytes(b"no picture")
     (tmp_path / "noise.csv").write_text("image,caption\nnoise,x\n")
     assert main([*words[2:], "--table", str(tmp_path / "noise.csv"), "--caption", "caption"]) == 2

@@ -169,7 +169,7 @@ def test_members_outside_the_folder_of_stamps_are_not_read(stamps: Path, tmp_pat
     [
         (["--stamps", "none"], "Expected --stamps to be a folder, but got none"),
         (["--deb", "none.deb"], "Expected --deb to be a file, but got none.deb"),
-        (["--stamps", "."], "Expected stamps with a .png and a .txt each, but found none"),
+        (["--stamps", "."], "Expected stamps with a .png and a .txt each, but got none"),
     ],
 )
 def test_a_wrong_source_is_named(

@@ -67,7 +67,7 @@ class TrainBatchLoader(BatchLoader):
     needs_every_batch = True
     batch_sampler: TrainBatches
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         """Yields batches, and counts each as delivered."""
         for batch in super().__iter__():
             self.batch_sampler.delivered = (self.batch_sampler.delivered + 1) % len(self.batch_sampler)

@@ -1,4 +1,4 @@
-"""From an image file to the pixels a checkpoint's processor would make of it, and augmentation on the way."""
+"""Opens image files and turns them into a checkpoint's pixels, with augmentation in between."""
 
 import os
 import random
@@ -18,9 +18,9 @@ from finetune.data.prepare.members import Member, place_of, size_of
 if TYPE_CHECKING:
     from albumentations import BasicTransform
 
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # of the 43 that Pillow would open
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # out of 43 that Pillow would open
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-MOST_PIXELS = 89_478_485  # 256 MiB as RGB; more in a small file is how a decompression bomb looks
+MOST_PIXELS = 89_478_485  # 256 MiB as RGB; a small file with more is probably a decompression bomb
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # tags of TIFF
 
 Pixels = npt.NDArray[np.uint8]
@@ -30,29 +30,27 @@ PixelValues = npt.NDArray[np.float32]
 def open_image(path: str | Path) -> Image.Image:
     """Opens an image file as RGB, upright, as its author saw it.
 
-    The EXIF orientation is applied, transparent pixels lie on white, 12- and 16-bit grey is scaled to 8 bits, of
-    an animation the first frame is taken. The file is decoded whole, so that half a file is found out here.
+    Applies the EXIF orientation, puts transparent pixels on white, scales 12- and 16-bit grey to 8 bits, and takes the
+    first frame of an animation. Decodes the whole file, so that a truncated one is found here.
 
     Args:
         path: A file in one of `FORMATS`, whatever its extension, or the address of one in a tar (see `Member`).
 
     Raises:
-        TableError: If the file is none, in another format, damaged, or of more than `MOST_PIXELS` pixels.
+        TableError: If the file is missing, damaged, in another format, or has more than `MOST_PIXELS` pixels.
     """
     member = Member.parse(str(path))
-    if member is None and not os.path.isfile(path):  # noqa: PTH113 (no name makes it raise); a pipe would wait
+    if member is None and not os.path.isfile(path):  # noqa: PTH113 (never raises); opening a pipe would wait
         raise TableError(f"Expected {path} to be an image file, but got none. Correct the path or remove its rows.")
     try:
         if not size_of(str(path)):
             raise ValueError("an empty file")
         with Image.open(path if member is None else BytesIO(member.read()), formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > MOST_PIXELS:
-                raise Image.DecompressionBombError(f"{width} x {height} pixels, more than {MOST_PIXELS:,}")
+            check_pixels(image)
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
-            return _convert_to_rgb(image)
-    except Exception as error:  # decoders raise whatever they meet: OSError, SyntaxError, struct.error, ...
+            return convert_to_rgb(image)
+    except Exception as error:  # decoders raise all kinds: OSError, SyntaxError, struct.error, ...
         raise TableError(
             f"Expected {place_of(str(path))} to be a whole image ({', '.join(FORMATS)}), but got: {_explain(error)}. "
             "Save it again as a PNG or JPEG of ordinary size, or remove its rows."
@@ -60,7 +58,7 @@ def open_image(path: str | Path) -> Image.Image:
 
 
 def try_image(path: str | Path) -> Image.Image | str:
-    """The image as `open_image` opens it, or why it cannot be read, in a few words."""
+    """Opens an image as `open_image` does, or returns in a few words why it cannot be read."""
     try:
         return open_image(path)
     except TableError as error:
@@ -73,11 +71,26 @@ def _explain(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _convert_to_rgb(image: Image.Image) -> Image.Image:
+def check_pixels(image: Image.Image) -> None:
+    """Refuses an image of more than `MOST_PIXELS` pixels before it is decoded.
+
+    Raises:
+        Image.DecompressionBombError: If the image is too large.
+    """
+    if image.width * image.height > MOST_PIXELS:
+        raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, more than {MOST_PIXELS:,}")
+
+
+def convert_to_rgb(image: Image.Image) -> Image.Image:
+    """Converts an image to RGB; transparent pixels are put on white, 12- and 16-bit grey is scaled to 8 bits.
+
+    Raises:
+        ValueError: If the image has grey levels of unknown range.
+    """
     if image.mode.startswith("I;16"):
         return Image.fromarray(_scale_grey(image)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise ValueError("32-bit grey levels, or signed ones, whose range the file does not tell")
+        raise ValueError("32-bit grey levels, or signed ones, whose range the file does not state")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
@@ -85,7 +98,7 @@ def _convert_to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _scale_grey(image: Image.Image) -> Pixels:
-    """12- or 16-bit grey as 8 bits. TIFF may count from white, and Pillow leaves that to us; PNG may hide one level."""
+    """Scales 12- or 16-bit grey to 8 bits. TIFF may count from white, which Pillow ignores; PNG may hide one level."""
     tags = getattr(image, "tag_v2", {})
     highest = 4_095 if tags.get(BITS_PER_SAMPLE) == (12,) else 65_535
     grey = np.asarray(image).astype(np.uint32)
@@ -102,10 +115,10 @@ class ImagePreparation:
     """Resizes, crops and scales an image as a checkpoint's processor does, bit for bit.
 
     Args:
-        size: Height and width in pixels to resize to, whatever the aspect; None leaves the size.
-        resample: Pillow's filter for the resize.
+        size: Height and width in pixels to resize to, whatever the aspect ratio; None keeps the size.
+        resample: Pillow's resize filter.
         crop: Height and width in pixels of the centre crop, black beyond the borders; None crops nothing.
-        levels: Float32 array of shape (3, 256): what each level of each channel becomes.
+        levels: Float32 array of shape (3, 256): the value of each level of each channel.
     """
 
     size: tuple[int, int] | None
@@ -115,20 +128,20 @@ class ImagePreparation:
 
     @classmethod
     def from_processor(cls, image_processor: Any) -> Self:
-        """Reads the settings off an image processor of transformers.
+        """Reads the settings of an image processor of transformers.
 
-        The levels are what the processor itself makes of an image that holds all 256 of them.
+        The processor itself computes the levels, from an image that holds all 256 of them.
 
         Args:
             image_processor: An `EfficientNetImageProcessor` with the Pillow backend.
 
         Raises:
-            CheckpointError: If it runs on another backend, or resizes by an edge instead of to height and width.
+            CheckpointError: If the processor runs on another backend, or resizes an edge rather than height and width.
         """
         if image_processor.backend != "pil":
             raise CheckpointError(
                 f"Expected the image processor to run on Pillow, but got the backend {image_processor.backend!r}, "
-                "which makes other pixels. Load it with backend='pil'."
+                "which computes different pixels. Load it with backend='pil'."
             )
         ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None, :, None].repeat(3, axis=2))
         made = image_processor(ramp, do_resize=False, do_center_crop=False, return_tensors="np")
@@ -156,7 +169,7 @@ class ImagePreparation:
         return np.stack([self.levels[channel][pixels[..., channel]] for channel in range(3)])
 
     def finish(self, pixels: Pixels) -> PixelValues:
-        """Prepares an augmented image, by the same steps as any other, whatever size it has.
+        """Prepares an augmented image of any size by the same steps.
 
         Args:
             pixels: Uint8 array of shape (H, W, 3), RGB.
@@ -167,7 +180,7 @@ class ImagePreparation:
         return self(Image.fromarray(pixels))
 
     def invert(self, values: PixelValues) -> Pixels:
-        """The levels that prepared pixels were made of: what the towers see, as a picture.
+        """Recovers the levels behind prepared pixels: what the towers see, as a picture.
 
         Args:
             values: Float32 array of shape (3, H, W), as `__call__` returns it.
@@ -192,15 +205,15 @@ def _read_sides(size: Any) -> tuple[int, int]:
 class Augmentation:
     """Albumentations transforms whose random draws depend on seed, epoch and row alone.
 
-    They receive the image as it is in the file, before it is resized: on photographs of many megapixels put
-    one first that makes it small, such as `RandomResizedCrop`. Its output is prepared like any other image, so
-    give it the size that the checkpoint's processor resizes to (346 for align-base).
+    The transforms receive the image as it is in the file, before it is resized. For photographs of many megapixels,
+    begin with one that makes them small, such as `RandomResizedCrop`, and give it the size that the checkpoint's
+    processor resizes to (346 for align-base), because its output is prepared like any other image.
 
     Args:
-        transforms: Applied in this order.
+        transforms: The transforms, in the order in which they are applied.
 
     Raises:
-        RecipeError: If what they leave of a blank image is no image.
+        RecipeError: If the transforms turn a blank image into something that is no image.
     """
 
     def __init__(self, transforms: Sequence["BasicTransform"]) -> None:
@@ -211,7 +224,7 @@ class Augmentation:
             self(Image.new("RGB", (512, 512)), 0, 0, 0)
         except RecipeError:
             raise
-        except Exception:  # a blank image of that size may be none that they take; of the rows' own each is told
+        except Exception:  # they may refuse this blank image alone; each image of the table is tried and reported
             pass
 
     def __call__(self, image: Image.Image, seed: int, epoch: int, row: int) -> Pixels:
@@ -224,20 +237,20 @@ class Augmentation:
             row: Position in the table.
 
         Returns:
-            Uint8 array of shape (H, W, 3), where H and W are what the transforms leave.
+            Uint8 array of shape (H, W, 3), with the height and width that the transforms produce.
 
         Raises:
-            RecipeError: If they leave something else.
+            RecipeError: If the transforms produce something else.
         """
-        # One stream for all transforms: set_random_seed would start the same one in each, and a horizontal
-        # and a vertical flip would always come together.
+        # One stream for all transforms: set_random_seed would start the same stream in each, and a horizontal
+        # and a vertical flip would always coincide.
         generator = np.random.default_rng([seed, epoch, row])
         self.compose.set_random_state(generator, random.Random(int(generator.integers(2**63))))
         augmented: Pixels = self.compose(image=np.asarray(image))["image"]
         shape, kind = tuple(augmented.shape), str(augmented.dtype)
         if not isinstance(augmented, np.ndarray) or len(shape) != 3 or shape[2] != 3 or kind != "uint8":
             raise RecipeError(
-                f"Expected data.augmentations to leave RGB levels, uint8 of shape (H, W, 3), but got {kind} of shape "
-                f"{shape}. Leave out Normalize, ToFloat and ToTensorV2: the processor does that after them."
+                f"Expected data.augmentations to return RGB levels, uint8 of shape (H, W, 3), but got {kind} of shape "
+                f"{shape}. Leave out Normalize, ToFloat and ToTensorV2: the processor does their work afterwards."
             )
         return augmented

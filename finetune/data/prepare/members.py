@@ -1,4 +1,4 @@
-"""Pictures inside tars: an address such as `00000.tar:0007.jpg@1536+20480` stands where a path would."""
+"""Reads pictures inside tars, which an address such as `00000.tar:0007.jpg@1536+20480` names instead of a path."""
 
 # Strings and the plain functions, as a Path object for each of a million rows would take seconds.
 # ruff: noqa: PTH116, PTH123
@@ -11,12 +11,12 @@ _ADDRESS = re.compile(r"(.+?\.tar):(.+)@(\d+)\+(\d+)", re.IGNORECASE | re.DOTALL
 
 
 class Member(NamedTuple):
-    """A file inside a tar that is not compressed, where it can be read without the files before it.
+    """A file inside an uncompressed tar, which can be read without the files before it.
 
     Attributes:
         tar: Path of the tar.
         name: Name of the member, for messages.
-        offset: Where its bytes begin in the tar.
+        offset: Position of its first byte in the tar.
         size: Number of its bytes.
     """
 
@@ -30,10 +30,10 @@ class Member(NamedTuple):
         """Reads an address.
 
         Args:
-            path: What a table's rows have as image.
+            path: The image of a row.
 
         Returns:
-            None for an ordinary path.
+            The member, or None for an ordinary path.
 
         Example:
             >>> Member.parse("00000.tar:0007.jpg@1536+20480")
@@ -46,16 +46,16 @@ class Member(NamedTuple):
 
     @property
     def address(self) -> str:
-        """What `parse` reads."""
+        """The address that `parse` reads."""
         return f"{self.place}@{self.offset}+{self.size}"
 
     @property
     def place(self) -> str:
-        """`tar:name`, for messages."""
+        """The place `tar:name`, for messages."""
         return f"{self.tar}:{self.name}"
 
     def read(self, limit: int | None = None) -> bytes:
-        """Its bytes, or the first of them.
+        """Reads the member's bytes, or the first of them.
 
         Args:
             limit: Largest number of bytes; None reads all.
@@ -73,7 +73,7 @@ class Member(NamedTuple):
 
 
 def place_of(path: str) -> str:
-    """A path, or of an address the part that names the member.
+    """Returns a path, or the part of an address that names the member.
 
     Args:
         path: A path or an address.
@@ -83,13 +83,13 @@ def place_of(path: str) -> str:
 
 
 def size_of(path: str) -> int:
-    """Number of bytes of a file or member.
+    """Returns the number of bytes of a file or member.
 
     Args:
         path: A path or an address.
 
     Raises:
-        OSError: If there is no such file.
+        OSError: If the file does not exist.
     """
     member = Member.parse(path)
     return os.stat(path).st_size if member is None else member.size
@@ -103,7 +103,7 @@ def read_bytes(path: str, limit: int | None = None) -> bytes:
         limit: Largest number of bytes; None reads all.
 
     Raises:
-        OSError: If it cannot be read.
+        OSError: If the file cannot be read.
     """
     member = Member.parse(path)
     if member is not None:

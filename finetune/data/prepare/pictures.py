@@ -1,4 +1,4 @@
-"""Pictures that come as bytes, written as files that the toolkit reads, each of them once."""
+"""Writes pictures that come as bytes into files that the toolkit reads, each picture once."""
 
 import io
 from hashlib import blake2b
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from finetune.data.prepare.images import FORMATS, MOST_PIXELS
+from finetune.data.prepare.images import FORMATS, check_pixels
 
 CONVERTED = ("AVIF", "JPEG2000", "PPM")
 SUFFIXES = {name: f".{name.lower()}" for name in FORMATS} | {"JPEG": ".jpg", "MPO": ".jpg"}
@@ -15,10 +15,10 @@ IN_A_FOLDER = 10_000
 
 
 class Pictures:
-    """Image files below a folder, in the order in which they are written; equal bytes are one file.
+    """Image files below a folder, numbered in the order of writing; equal bytes are one file.
 
     Args:
-        folder: Where the folder `images` is made.
+        folder: The parent of the folder `images`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -32,16 +32,16 @@ class Pictures:
         """Writes a picture, unless it was written before.
 
         Args:
-            data: A file's content, in one of `FORMATS` or `CONVERTED`.
+            data: The content of a file in one of `FORMATS` or `CONVERTED`.
 
         Returns:
-            Its path relative to the folder, or None where it cannot be opened.
+            The path relative to the folder, or None if the picture cannot be opened.
         """
         digest = blake2b(data, digest_size=16).digest()
         if digest not in self._paths:
             try:
                 suffix, content = encode_picture(data)
-            except Exception:  # decoders raise whatever they meet: OSError, SyntaxError, struct.error, ...
+            except Exception:  # decoders raise all kinds: OSError, SyntaxError, struct.error, ...
                 return None
             path = Path("images") / f"{len(self) // IN_A_FOLDER:04d}" / f"{len(self):08d}{suffix}"
             (self._folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -51,17 +51,16 @@ class Pictures:
 
 
 def encode_picture(data: bytes) -> tuple[str, bytes]:
-    """The suffix and content of a picture's file: its own bytes in one of `FORMATS`, else those of a PNG.
+    """Chooses the suffix and content of a picture's file: its own bytes in one of `FORMATS`, else those of a PNG.
 
     Args:
-        data: A file's content; only what is converted is decoded.
+        data: A file's content, which is decoded only for a conversion.
 
     Raises:
-        Exception: Whatever Pillow's decoders raise at what is no picture, or one of more than `MOST_PIXELS`.
+        Exception: If the content is no picture or too large; Pillow's decoders raise all kinds.
     """
     with Image.open(io.BytesIO(data), formats=(*FORMATS, *CONVERTED)) as image:
-        if image.width * image.height > MOST_PIXELS:
-            raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, more than {MOST_PIXELS:,}")
+        check_pixels(image)
         if image.format in SUFFIXES:
             return SUFFIXES[image.format], data
         ImageOps.exif_transpose(image, in_place=True)

@@ -1,4 +1,4 @@
-"""From texts to token ids, as a checkpoint's processor makes them, and class names written into templates."""
+"""Encodes texts as a checkpoint's processor does, and writes class names into templates."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
@@ -21,7 +21,7 @@ class TextEncoder:
 
     Args:
         tokenizer: A tokenizer of transformers.
-        max_length: Largest number of tokens of a text, the special ones included.
+        max_length: Largest number of tokens of a text, special tokens included.
     """
 
     def __init__(self, tokenizer: Any, max_length: int) -> None:
@@ -30,33 +30,29 @@ class TextEncoder:
 
     @classmethod
     def from_processor(cls, processor: "AlignProcessor") -> Self:
-        """Takes the tokenizer of a processor, and the lower of the processor's and the tokenizer's limits."""
+        """Takes a processor's tokenizer, and the lower limit of the two."""
         tokenizer: Any = processor.tokenizer
         padded: Any = processor(text=[""])  # the processor pads to its limit: 64 for align-base
         return cls(tokenizer, min(len(padded["input_ids"][0]), tokenizer.model_max_length))
 
     def encode(self, text: str) -> list[int]:
-        """The token ids of a text, truncated, not padded."""
+        """Returns the token ids of a text, truncated but not padded."""
         ids: list[int] = self.tokenizer(text, truncation=True, max_length=self.max_length)["input_ids"]
         return ids
 
-    def count(self, text: str) -> int:
-        """The number of tokens of a text, had it not been truncated; compare with `max_length`."""
-        return len(self.tokenizer(text, truncation=False, verbose=False)["input_ids"])
-
     def decode(self, ids: Sequence[int]) -> str:
-        """The text that token ids stand for, as the model reads it: what it has no token for is `[UNK]`."""
+        """Returns the text of token ids as the model reads it, with `[UNK]` where it has no token."""
         frame = (self.tokenizer.cls_token_id, self.tokenizer.sep_token_id, self.tokenizer.pad_token_id)
         text: str = self.tokenizer.decode([token for token in ids if token not in frame])
         return text
 
     def cut_off(self, text: str) -> str:
-        """What `encode` cuts off the end of a text; of most texts nothing."""
+        """Returns the end of a text that `encode` cuts off; most texts lose nothing."""
         ids = self.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
         return self.decode(ids[self.max_length - self.tokenizer.num_special_tokens_to_add() :])
 
     def pad(self, texts: Sequence[list[int]]) -> tuple[TokenIds, TokenIds]:
-        """Stacks token ids, padded to the longest, on the tokenizer's side.
+        """Stacks token ids, padded to the longest text on the side that the tokenizer pads.
 
         Args:
             texts: B lists of token ids, as `encode` returns them.
@@ -79,10 +75,10 @@ def write_prompts(classes: Sequence[str], templates: Sequence[str]) -> list[str]
 
     Args:
         classes: Names, taken literally: braces in them have no meaning.
-        templates: Sentences with `{}` once, where the name goes.
+        templates: Sentences that hold `{}` once, in place of the name.
 
     Raises:
-        RecipeError: If a template holds `{}` not at all or more than once.
+        RecipeError: If a template does not hold `{}` exactly once.
 
     Example:
         >>> write_prompts(["cat", "dog"], ["a {}", "one {}."])

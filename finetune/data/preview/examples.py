@@ -1,4 +1,4 @@
-"""Some training rows as the model gets them: which ones to look at, and their pictures and texts."""
+"""Chooses some training rows to look at, and collects their pictures and texts as the model gets them."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from finetune.data.loading.dataset import ImageTextDataset
 from finetune.data.prepare.images import try_image
 from finetune.data.table.cells import Integers
 
-ROWS = 12  # shown of a table, or at least one of each class
+ROWS = 12  # shown rows of a table, unless there are more classes
 MOST_CLASSES = 24
 EPOCHS = 3
 
@@ -21,8 +21,8 @@ class View(NamedTuple):
     """A row in one epoch.
 
     Attributes:
-        place: Where the row stands, as `file:row`.
-        picture: The pixels as the image tower gets them, before they are normalised.
+        place: The place of the row, as `file:row`.
+        picture: The pixels that the image tower gets, before normalisation.
         text: The text as the text tower reads it.
         cut_off: The end of the text that is cut off.
     """
@@ -34,13 +34,13 @@ class View(NamedTuple):
 
 
 class Example(NamedTuple):
-    """A training row, or several of one image of which each epoch draws one.
+    """A training row, or several rows of one image from which each epoch draws one.
 
     Attributes:
-        place: Where the row of the first epoch stands, as `file:row`.
-        class_name: Its class, empty in tables without labels.
+        place: The place of the first epoch's row, as `file:row`.
+        class_name: The class, empty in tables without labels.
         original: The image as it is in the file, upright, or why it cannot be read.
-        views: The row in each of the first epochs; none where an image cannot be read.
+        views: The row in each of the first epochs in which its image can be read.
     """
 
     place: str
@@ -50,7 +50,7 @@ class Example(NamedTuple):
 
 
 def collect_examples(dataset: ImageTextDataset) -> list[Example]:
-    """Some of each class, or evenly spaced ones where there are no classes.
+    """Collects some examples of each class, or evenly spaced ones in tables without classes.
 
     Args:
         dataset: The training rows, with the augmentation.
@@ -59,7 +59,7 @@ def collect_examples(dataset: ImageTextDataset) -> list[Example]:
 
 
 def choose_positions(dataset: ImageTextDataset) -> list[int]:
-    """Positions of the items to show, class by class.
+    """Chooses the positions of the items to show, class by class.
 
     Args:
         dataset: The training rows.
@@ -67,7 +67,7 @@ def choose_positions(dataset: ImageTextDataset) -> list[int]:
     rows, choices = dataset.rows, dataset.choices
     if not rows.classes:
         return _spaced(np.arange(len(choices)), ROWS)
-    labels = rows.label_ids[choices.rows[choices.starts[:-1]]]
+    labels = choices.labels(rows.label_ids)
     shown = _spaced(np.unique(labels), MOST_CLASSES)
     each = max(1, ROWS // max(1, len(shown)))
     return [at for label in shown for at in _spaced(np.flatnonzero(labels == label), each)]

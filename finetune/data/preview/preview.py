@@ -1,4 +1,4 @@
-"""Examples as a picture, or as a page that needs nothing else: training data looked at by eye."""
+"""Shows examples of training data as a picture or as a self-contained page."""
 
 import base64
 import io
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from finetune.data.preview.examples import Example
 
 EXTENSIONS = (".html", ".png")
-LONGEST_TEXT = 300  # letters shown of what is cut off a text
+LONGEST_TEXT = 300  # letters shown of the cut-off end of a text
 TILE, TEXT, GAP, LINE = 150, 290, 14, 19  # pixels: side of a picture, column of texts, space between, line of text
 WIDTH = GAP + TEXT + 4 * (GAP + TILE) + GAP
 BLACK, GREY, RED, EDGE = "#1a1a1a", "#666666", "#b3261e", "#c8c8c8"
-FONTS = ("DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf")  # Pillow's own has the letters of English alone
+FONTS = ("DejaVuSans.ttf", "Arial Unicode.ttf", "arial.ttf")  # Pillow's own has only English letters
 
 STYLE = """
 :root { color-scheme: light dark; --grey: #5f5f5f; --edge: #c8c8c8; --red: #b3261e }
@@ -52,8 +52,8 @@ class Preview(NamedTuple):
     """Examples under a heading.
 
     Attributes:
-        title: What table it is.
-        about: What is shown of it.
+        title: The table.
+        about: What the preview shows of it.
         examples: The rows.
     """
 
@@ -63,10 +63,10 @@ class Preview(NamedTuple):
 
 
 def check_preview_name(path: Path) -> None:
-    """Checks that a preview can be written to a file.
+    """Checks that the name of a preview's file says what to write.
 
     Raises:
-        RecipeError: If the file's extension names no kind of preview.
+        RecipeError: If the file ends in neither `.png` nor `.html`.
     """
     if path.suffix.lower() not in EXTENSIONS:
         raise RecipeError(
@@ -82,19 +82,16 @@ def write_preview(path: Path, dataset: "ImageTextDataset") -> str:
         dataset: The training rows, with the augmentation.
 
     Returns:
-        What was written where, for a screen.
+        A line that says what was written where.
     """
-    from finetune.data.preview.examples import (  # imports torch, which checking a name does not need
-        EPOCHS,
-        collect_examples,
-    )
+    from finetune.data.preview.examples import EPOCHS, collect_examples  # imports torch; checking a name needs none
 
     check_preview_name(path)
     examples = collect_examples(dataset)
     how = "without augmentation" if dataset.augmentation is None else "augmented"
     about = (
         f"{len(examples)} of {len(dataset):,} training rows: each original beside what the model gets in the first "
-        f"{EPOCHS} epochs, {how}, resized and cropped; and the text as the model reads it."
+        f"{EPOCHS} epochs ({how}, resized and cropped), and the text as the model reads it."
     )
     preview = Preview(str(dataset.rows.source), about, examples)
     if path.suffix.lower() == ".html":
@@ -108,7 +105,7 @@ def write_preview(path: Path, dataset: "ImageTextDataset") -> str:
 
 
 def draw_sheet(preview: Preview) -> Image.Image:
-    """Draws a band for each example: its texts on the left, its pictures beside them."""
+    """Draws a band for each example, with its texts on the left and its pictures beside them."""
     heading = [(line, _font(15), BLACK) for line in _wrap(preview.title, _font(15), WIDTH - 2 * GAP)]
     heading += [(line, _font(13), GREY) for line in _wrap(preview.about, _font(13), WIDTH - 2 * GAP)]
     bands = [_draw_band(heading, []), *(_draw_band(list(_lines(it)), _pictures(it)) for it in preview.examples)]
@@ -167,7 +164,7 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> Iterator[str]:
 
 
 def _fit(picture: Image.Image, side: int) -> Image.Image:
-    """Makes a large picture smaller, and each pixel of a small one a square."""
+    """Shrinks a large picture, and enlarges each pixel of a small one to a square."""
     factor = side // max(picture.size)
     if factor:
         return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
@@ -178,7 +175,7 @@ def _fit(picture: Image.Image, side: int) -> Image.Image:
 
 
 def build_page(preview: Preview) -> str:
-    """Writes the HTML: no script, nothing fetched, every picture inside."""
+    """Writes HTML without scripts that holds every picture and fetches nothing."""
     return "\n".join(
         [
             '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">',
@@ -224,7 +221,7 @@ def _pictures(example: "Example") -> list[tuple[str, Image.Image]]:
 
 
 def _texts(example: "Example") -> list[tuple[str, str, str]]:
-    """Epoch, text and what is cut off of it; of all epochs at once where they are alike."""
+    """Lists epoch, text and cut-off end, once for all epochs if they are alike."""
     found = [(view.place, view.text, _shorten(view.cut_off)) for view in example.views]
     if len(set(found)) <= 1:
         return [("", text, cut_off) for _, text, cut_off in found[:1]]

@@ -147,7 +147,7 @@ def recipe(folder: Path, *lines: str) -> Path:
 
 
 def check(folder: Path, *words: str) -> tuple[int, dict[str, list[dict[str, object]]]]:
-    output = folder / "out" / "check.json"
+    output = folder / "check.json"
     code = main(["check", "--config", str(folder / "recipe.yaml"), "--output", str(output), *words])
     return code, json.loads(output.read_text())
 
@@ -169,7 +169,7 @@ def test_command_warns_of_the_checkpoints_limits(folder: Path, capsys: pytest.Ca
     assert [warning["about"] for warning in check(folder)[1]["warnings"]] == ["long_texts"]
 
 
-def test_command_tells_faults_of_table_and_recipe(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_reports_faults_of_table_and_recipe(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(folder, image=["a.png", "g.png"], caption=["", "x"])
     recipe(folder, "  batchsize: 3")
     code, found = check(folder)

@@ -25,7 +25,7 @@ def test_copies_in_two_splits(folder: Path) -> None:
     assert copies_of(folder, ["a.png", "b.png", "copy.png"], ["train", "test", "train"]) == []
 
 
-def test_files_of_equal_size_and_beginning_are_told_apart(folder: Path) -> None:
+def test_files_of_equal_size_and_beginning_are_distinguished(folder: Path) -> None:
     beginning = bytes(20_000)
     for name, end in (("x.png", b"one"), ("y.png", b"two"), ("z.png", b"one"), ("w.png", b"six")):
         (folder / name).write_bytes(beginning + end)

@@ -96,7 +96,9 @@ def test_rows_of_equal_weight_come_equally_often():
 
 
 def test_weights_of_0_alone_are_refused():
-    with pytest.raises(TableError, match="a training row to have a weight above 0 with WeightedRows, but got 0 in all 3"):
+    with pytest.raises(
+        TableError, match="a training row to have a weight above 0 with WeightedRows, but got 0 in all 3"
+    ):
         WeightedRows().order(LABELS, np.zeros(3), 0, 0)
 
 

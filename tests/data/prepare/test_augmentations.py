@@ -82,7 +82,7 @@ def test_augmented_images_are_prepared_like_any_other(name: str) -> None:
     ],
 )
 def test_what_leaves_no_image_is_refused_before_any_is_opened(last: albumentations.BasicTransform, found: str) -> None:
-    with pytest.raises(RecipeError, match=f"Expected data.augmentations to leave RGB levels, .* but got {found}"):
+    with pytest.raises(RecipeError, match=f"Expected data.augmentations to return RGB levels, .* but got {found}"):
         Augmentation([*FLIPS, last])
 
 

@@ -45,7 +45,7 @@ def test_no_image(content: bytes, tmp_path: Path) -> None:
         open_image(path)
 
 
-def test_an_empty_file_is_told(tmp_path: Path) -> None:
+def test_an_empty_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "image.png").touch()
     assert try_image(tmp_path / "image.png") == "an empty file"
     with pytest.raises(TableError, match=r"image\.png to be a whole image .*, but got: an empty file\. Save it again"):

@@ -45,13 +45,13 @@ def test_pixels_equal_the_processor_bit_for_bit(name: str, tmp_path: Path) -> No
     processor, path = PROCESSORS[name], tmp_path / "image"
     preparation = ImagePreparation.from_processor(processor)
     compared = 0
-    for told, image, written_as in OPAQUE:
+    for mode, image, written_as in OPAQUE:
         image.save(path, written_as)
         with Image.open(path) as plain:
             expected = processor(plain.convert("RGB"), return_tensors="np")["pixel_values"][0]
         found = preparation(open_image(path))
         assert found.dtype == np.float32
-        assert np.array_equal(found, expected), told
+        assert np.array_equal(found, expected), mode
         compared += 1
     assert compared > 50
 

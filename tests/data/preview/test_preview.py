@@ -141,8 +141,8 @@ def test_what_is_cut_off_follows_what_is_read(captions: Path) -> None:
 
 def test_page(captions: Path, tmp_path: Path) -> None:
     rows = training_rows(Table(str(captions), caption="caption", split="split"))
-    told = write_preview(tmp_path / "out" / "preview.html", rows)
-    assert told == f"preview: 4 of 4 training rows in {tmp_path / 'out' / 'preview.html'}"
+    printed = write_preview(tmp_path / "out" / "preview.html", rows)
+    assert printed == f"preview: 4 of 4 training rows in {tmp_path / 'out' / 'preview.html'}"
     page, examples = Page(tmp_path / "out" / "preview.html"), collect_examples(rows)
     assert not {"script", "link", "iframe", "object"} & {*page.tags}
     assert len(page.pictures) == 3 * 4
@@ -161,7 +161,7 @@ def test_page(captions: Path, tmp_path: Path) -> None:
     assert "prefers-color-scheme: dark" in source
 
 
-def test_texts_that_differ_are_told_epoch_by_epoch(dataset: ImageTextDataset, tmp_path: Path) -> None:
+def test_texts_that_differ_are_shown_epoch_by_epoch(dataset: ImageTextDataset, tmp_path: Path) -> None:
     write_preview(tmp_path / "preview.html", dataset)
     text = Page(tmp_path / "preview.html").text
     for example in collect_examples(dataset):

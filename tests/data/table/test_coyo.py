@@ -119,5 +119,5 @@ def test_what_is_wrong(downloaded: Path, main: Callable[[list[str]], int], capsy
     assert "it holds something else" in capsys.readouterr().err
     pd.DataFrame({"url": ["https://example.org/other"]}).to_parquet(downloaded / "other.parquet")
     assert main([*words[:4], "--output", str(downloaded / "new"), "--metadata", str(downloaded / "other.parquet")]) == 2
-    assert "none of 1 addresses is" in capsys.readouterr().err
+    assert "none of its 1 addresses" in capsys.readouterr().err
     assert not (downloaded / "new").exists()

@@ -81,7 +81,7 @@ def test_keeps_what_pandas_keeps(metadata: pd.DataFrame, name: str, text: str) -
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
-def test_tells_what_each_condition_removed(metadata: pd.DataFrame, name: str) -> None:
+def test_reports_what_each_condition_removed(metadata: pd.DataFrame, name: str) -> None:
     rows = read(metadata, name, COYO)
     left, expected = metadata, []
     for condition in COYO.split(" and "):

@@ -204,7 +204,7 @@ def test_a_file_whose_name_looks_like_a_pattern(folder: Path) -> None:
     check_rows(Table(str(folder / "t[1].csv"), **COLUMNS).read(), folder)
 
 
-def test_faults_of_all_files_are_told_file_by_file(folder: Path) -> None:
+def test_faults_of_all_files_are_reported_file_by_file(folder: Path) -> None:
     bad = FRAME.assign(caption=["", "x", "y", ""])
     bad.to_csv(folder / "p0.csv", index=False)
     bad.to_parquet(folder / "p1.parquet")

@@ -185,9 +185,8 @@ def test_batches_hold_targets(colour_table: Path, tmp_path: Path) -> None:
         assert batch.targets.tolist() == expected
         assert batch.has_targets
         assert batch.truth is batch.targets
-    prompts = data.class_prompts
-    assert prompts is not None
-    assert prompts.is_multilabel
+    assert data.class_prompts is not None
+    assert data.kind.is_multilabel
 
 
 def test_other_tables_have_no_targets(labels: ImageTextDataModule) -> None:
@@ -195,7 +194,7 @@ def test_other_tables_have_no_targets(labels: ImageTextDataModule) -> None:
     assert batch.targets.shape == (len(batch.rows), 0)
     assert not batch.has_targets
     assert batch.truth is batch.label_ids
-    assert not labels.class_prompts.is_multilabel
+    assert not labels.kind.is_multilabel
 
 
 # ---- faults

@@ -1,4 +1,4 @@
-"""Tables that stand for elsewhere: their names, how they are measured, and what `finetune check` says of them."""
+"""Retention tables: their names, how they are measured, and what `finetune check` says of them."""
 
 import json
 from pathlib import Path
@@ -83,7 +83,7 @@ def test_settings_of_a_recipe_are_those_of_the_run(folder: Path, words: list[str
     assert [table.path for table in found.retention] == paths
 
 
-def test_command_tells_the_faults_that_a_run_would_stop_on(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_reports_the_faults_that_a_run_would_stop_on(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "u.csv").write_text("image,caption,split\na.png,x,train\nnone.png,y,test\n")
     (folder / "v.csv").write_text("image,caption\na.png,x\nb.png,y\n")
     tables = [{"path": str(folder / name), "caption": "caption"} for name in ("nothere.csv", "u.csv", "v.csv")]
@@ -98,20 +98,20 @@ def test_command_tells_the_faults_that_a_run_would_stop_on(folder: Path, capsys:
     ]
     assert found["rows"] == {"train": 1, "val": 0, "test": 1}
     assert f"error: {folder / 'nothere.csv'}: Expected the table to be a file" in capsys.readouterr().out
-    elsewhere = read_recipe(path).build_data().retention
+    retention = read_recipe(path).build_data().retention
     for name, error in zip(("nothere", "u"), found["errors"], strict=False):
         with pytest.raises(TableFaultsError) as stopped:
-            elsewhere[name].rows.require("test")
+            retention[name].rows.require("test")
         assert str(stopped.value) == error["message"]
-    elsewhere["v"].rows.require("test")
+    retention["v"].rows.require("test")
 
 
-def test_images_elsewhere_are_decoded_too(folder: Path) -> None:
+def test_images_of_retention_tables_are_decoded_too(folder: Path) -> None:
     (folder / "c.png").write_bytes(b"no image")
     write(folder, image=["a.png", "b.png"], caption=["x", "y"])
     (folder / "u.csv").write_text("image,caption,split\nc.png,y,test\n")
-    elsewhere = Table(str(folder / "u.csv"), caption="caption", split="split")
-    settings = TableSettings(Table(str(folder / "t.csv"), caption="caption"), False, (elsewhere,))
+    retention = Table(str(folder / "u.csv"), caption="caption", split="split")
+    settings = TableSettings(Table(str(folder / "t.csv"), caption="caption"), False, (retention,))
     assert not check_table(settings).failed
     report = check_table(settings, full=True)
     assert [(fault.file, fault.row) for fault in report.faults] == [(str(folder / "u.csv"), 2)]
@@ -119,7 +119,7 @@ def test_images_elsewhere_are_decoded_too(folder: Path) -> None:
     assert report.sizes.tolist() == [[40, 30], [40, 30]]
 
 
-def test_faults_elsewhere_are_told_beside_those_of_a_table_that_cannot_be_read(folder: Path) -> None:
-    main_table, elsewhere = (Table(str(folder / name), caption="caption") for name in ("no.csv", "nor.csv"))
-    report = check_table(TableSettings(main_table, False, (elsewhere,)))
+def test_faults_of_retention_tables_are_reported_beside_those_of_a_table_that_cannot_be_read(folder: Path) -> None:
+    main_table, retention = (Table(str(folder / name), caption="caption") for name in ("no.csv", "nor.csv"))
+    report = check_table(TableSettings(main_table, False, (retention,)))
     assert [Path(fault.file).name for fault in report.faults] == ["no.csv", "nor.csv"]

@@ -25,7 +25,7 @@ def faults(path: Path, **settings: object) -> list[Fault]:
     return list(found)
 
 
-def test_faults_of_samples_are_told_by_tar_and_key(tmp_path: Path) -> None:
+def test_faults_of_samples_name_tar_and_key(tmp_path: Path) -> None:
     samples = [sample(number) for number in range(9)]
     del samples[1]["000000001.jpg"]
     samples[2]["000000002.png"] = picture(2)
@@ -62,7 +62,7 @@ def test_a_list_is_no_text_of_a_field(tmp_path: Path) -> None:
         assert str(found[0]).startswith(f'{path}:000000000:tags: Expected a text, but got \'["a", "b"]\'.')
 
 
-def test_broken_tars_are_told_all_together(shards: Path) -> None:
+def test_broken_tars_are_reported_all_together(shards: Path) -> None:
     content = (shards / "00000.tar").read_bytes()
     (shards / "00000.tar").write_bytes(content[:20_000])
     middle = bytearray((shards / "00001.tar").read_bytes())

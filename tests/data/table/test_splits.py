@@ -112,7 +112,7 @@ def test_files_beside_a_frame_are_refused() -> None:
         Table(pd.DataFrame({"image": ["a.png"], "label": ["x"]}), label="label", split=RandomSplit(test="b.csv"))
 
 
-def test_faults_of_all_files_are_told(folder: Path) -> None:
+def test_faults_of_all_files_are_reported(folder: Path) -> None:
     (folder / "val.csv").write_text("image,label\n4.png,\n")
     (folder / "test_1.csv").write_text("image,label\nnone.png,cat\n")
     files = RandomSplit(val=str(folder / "val.csv"), test=str(folder / "test_1.csv"))
@@ -123,7 +123,7 @@ def test_faults_of_all_files_are_told(folder: Path) -> None:
         Table(str(folder / "train.csv"), label="label", split=RandomSplit(val=str(folder / "vals.csv"))).read()
 
 
-def test_recipe_tells_fractions_and_files_apart(folder: Path) -> None:
+def test_recipe_distinguishes_fractions_and_files(folder: Path) -> None:
     path = folder / "recipe.yaml"
     table = f"    path: {folder}/train.csv\n    label: label\n    split:\n"
     text = f"model:\n  checkpoint: align-mini\ndata:\n  table:\n{table}"

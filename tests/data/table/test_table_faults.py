@@ -57,7 +57,7 @@ def test_header_alone(write: Write) -> None:
         captions(write(HEADER)).read()
 
 
-def test_missing_columns_are_all_told(write: Write) -> None:
+def test_missing_columns_are_all_reported(write: Write) -> None:
     path = write(("img", "captoin", "split"), ("a.png", "x", "train"))
     faults = faults_of(captions(path))
     assert [fault.rule for fault in faults] == ["a column 'image'", "a column 'caption'"]
