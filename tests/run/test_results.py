@@ -1,8 +1,6 @@
-"""The table of the screen and the model card."""
+"""The tables and sentences of the screen, the report and the card."""
 
-import yaml
-
-from finetune.run.results import format_measured, format_results, format_table, installed_versions, write_model_card
+from finetune.run.results import format_results, format_table, installed_versions
 
 COLUMNS = {
     "before": {"test/image_to_text/R@1": 0.125, "test/image_to_text/median_rank": 7.0},
@@ -110,49 +108,6 @@ def test_results_give_interpolation_and_calibration_a_line_each():
 
 def test_calibration_error_is_a_rate():
     assert "| 5.4 %" in format_table({"after": {"test/expected_calibration_error": 0.054}})
-
-
-def test_card_of_a_folder_that_was_not_measured_says_so():
-    assert format_measured(COLUMNS).startswith("Measured on this folder:\n\n| metric")
-    assert format_measured({}) == "Not measured: this is not what its run handed out."
-    assert "Interpolation 0.25" in format_measured({"interpolation": {"chosen": 0.25}})
-
-
-def test_model_card_has_metadata_table_and_proof(tmp_path):
-    proof = {
-        "base_model": "owner/name",
-        "identical_to_base": {"image": True, "text": False},
-        "max_abs_difference": {"image": 2e-7, "text": 3e-7},
-        "versions": {"transformers": "5.23.0"},
-    }
-    write_model_card(tmp_path, "birds", COLUMNS, proof)
-    text = (tmp_path / "README.md").read_text()
-    metadata = yaml.safe_load(text.split("---")[1])
-    assert metadata["base_model"] == "owner/name"
-    assert format_table(COLUMNS) in text
-    assert "3.0e-07" in text
-    assert "The image tower is the base's, byte for byte." in text
-    assert "The text tower" not in text
-
-
-def test_merged_card_of_a_head_holds_the_figures_by_prompts_and_not_the_heads(tmp_path):
-    metrics = {
-        "before": {"test/accuracy": 0.1},
-        "zero-shot after": {"test/accuracy": 0.3},
-        "after": {"test/accuracy": 0.9},
-        "difference": {"test/accuracy": {"value": 0.8, "low": 0.7, "high": 0.85, "verdict": "higher"}},
-        "calibration": {"temperature": {"trained": 1.0, "fitted": 2.0}},
-    }
-    proof = {
-        "base_model": "owner/name",
-        "identical_to_base": {},
-        "max_abs_difference": {"image": 2e-7},
-        "versions": {"transformers": "5.23.0"},
-    }
-    write_model_card(tmp_path, "birds", metrics, proof)
-    text = (tmp_path / "README.md").read_text()
-    expected = {"before": metrics["before"], "after": metrics["zero-shot after"]}
-    assert f"Measured on this folder:\n\n{format_table(expected)}\n\nR@K is" in text
 
 
 def test_installed_versions_are_those_imported():
