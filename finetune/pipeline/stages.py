@@ -312,7 +312,9 @@ def summarise(
     if ZERO_SHOT_AFTER in measured:
         metrics["zero-shot after"] = measured[ZERO_SHOT_AFTER].test.metrics
     metrics["after"] = after.test.metrics
-    metrics |= compare(before, measured.get(ZERO_SHOT_AFTER, after))
+    towers = measured.get(ZERO_SHOT_AFTER, after)
+    if towers.probe is not None:  # else there is a classifier alone, whose towers are the base's
+        metrics |= compare(before, towers)
     metrics["difference"] = find_differences(before.test, after.test)
     metrics |= choice.as_metrics()
     if after.calibration:

@@ -1,6 +1,7 @@
-"""Runs handed out between base and adapter, at the fitted temperature, and exported once more."""
+"""What runs export between base and adapter, at the fitted temperature; and exported once more."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -9,23 +10,23 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AlignModel, AlignProcessor, AutoModelForImageClassification
 
 from finetune.commands.cli import main
 from finetune.core.errors import CheckpointError, RecipeError, TableError
 from finetune.core.files import fingerprint_file, fingerprint_weights
-from finetune.pipeline.experiment import run_experiment
-from finetune.pipeline.handover import export_run
+from finetune.pipeline.export_run import export_run
 from finetune.pipeline.recipe import read_recipe
+from finetune.pipeline.run_recipe import run_recipe
 from finetune.run.folder import RunFolder
 
-HEAD = ["--model.text_lora", "null", "--model.objective", "finetune.objectives.Classification"]
+HEAD = ["--model", "finetune.ClassificationTask"]
 PROMPT = "a photo of a {}."
 
 
 def fit(folder, tiny, table, *words) -> RunFolder:
-    """A finished run on the colours, with their captions for elsewhere."""
+    """A finished run on the colours, with their captions for a retention table."""
     recipe = folder / "colours.yaml"
     recipe.write_text(
         f"model:\n  checkpoint: {tiny}\n  image_lora:\n    rank: 2\n"
@@ -34,12 +35,12 @@ def fit(folder, tiny, table, *words) -> RunFolder:
         "trainer:\n  max_epochs: 2\n  accelerator: cpu\n  enable_progress_bar: false\n"
         f"run:\n  folder: {folder / 'runs'}\n"
     )
-    return run_experiment(read_recipe(recipe, [*words]))
+    return run_recipe(read_recipe(recipe, [*words]))
 
 
 @pytest.fixture(scope="module")
 def run(tiny, colour_table, tmp_path_factory) -> RunFolder:
-    return fit(tmp_path_factory.mktemp("prompts"), tiny, colour_table, "--run.alpha", "0.6")
+    return fit(tmp_path_factory.mktemp("prompts"), tiny, colour_table, "--run.interpolation", "0.6")
 
 
 def same_tensors(one, two) -> bool:
@@ -48,18 +49,18 @@ def same_tensors(one, two) -> bool:
 
 def test_folder_says_where_it_lies(run):
     metrics = json.loads(run.metrics.read_text())
-    assert metrics["alpha"] == {"chosen": 0.6}
+    assert metrics["interpolation"] == {"chosen": 0.6}
     proof = json.loads((run.merged / "merge_proof.json").read_text())
-    assert proof["alpha"] == 0.6
+    assert proof["interpolation"] == 0.6
     assert proof["temperature"] == metrics["calibration"]["temperature"]["fitted"]
     assert proof["temperature"] == AlignModel.from_pretrained(run.merged).temperature.item()
-    assert "Alpha 0.6: " in (run.merged / "README.md").read_text()
+    assert "Interpolation 0.6: " in (run.merged / "README.md").read_text()
     sidecar = json.loads((run.adapter / "temperature.json").read_text())["temperature"]
     assert sidecar == load_file(run.witness)["temperature"].item()  # adapter and witness are all that was trained
     assert metrics["calibration"]["temperature"]["trained"] == pytest.approx(0.4 * 1.0 + 0.6 * sidecar)
 
 
-def test_plain_softmax_over_the_prompts_has_the_calibration_that_is_told(run, colour_table):
+def test_plain_softmax_over_the_prompts_has_the_calibration_that_is_reported(run, colour_table):
     """With one template the class scores are those of the model card."""
     metrics = json.loads(run.metrics.read_text())
     model, processor = AlignModel.from_pretrained(run.merged), AlignProcessor.from_pretrained(run.merged)
@@ -77,13 +78,13 @@ def test_plain_softmax_over_the_prompts_has_the_calibration_that_is_told(run, co
         bins = np.minimum((sure * 15).astype(int), 14)
         return sure, bins, sum((bins == i).mean() * abs((right - sure)[bins == i].mean()) for i in set(bins))
 
-    temperature, told = metrics["calibration"]["temperature"], metrics["calibration"]["expected_calibration_error"]
+    temperature, reported = (metrics["calibration"][key] for key in ("temperature", "expected_calibration_error"))
     sure, bins, error = calibration(logits)
-    assert told["fitted"] == pytest.approx(error, abs=1e-4)
-    assert told["trained"] == pytest.approx(
+    assert reported["fitted"] == pytest.approx(error, abs=1e-4)
+    assert reported["trained"] == pytest.approx(
         calibration(logits * temperature["fitted"] / temperature["trained"])[2], abs=1e-4
     )
-    assert told["fitted"] == pytest.approx(metrics["after"]["test/expected_calibration_error"], abs=1e-6)
+    assert reported["fitted"] == pytest.approx(metrics["after"]["test/expected_calibration_error"], abs=1e-6)
     part = metrics["calibration"]["bins"][bins[0]]
     assert part["confidence"] == pytest.approx(sure[bins == bins[0]].mean(), abs=1e-4)
     assert part["accuracy"] == pytest.approx(right[bins == bins[0]].mean())
@@ -91,8 +92,8 @@ def test_plain_softmax_over_the_prompts_has_the_calibration_that_is_told(run, co
 
 def test_a_classifier_that_is_clearly_too_unsure_is_made_surer(tiny, colour_table, tmp_path):
     """A probe of colours, all told apart, at a scale that gives each of them less than half."""
-    words = ["--model.objective.head_start", "finetune.objectives.FromProbe", "--model.image_lora", "null"]
-    words += ["--model.objective.head_start.smoothing", "0.8"]
+    words = ["--model.head_start", "finetune.FromProbe", "--model.image_lora", "null"]
+    words += ["--model.head_start.smoothing", "0.8"]
     words += ["--model.optimizer", "torch.optim.AdamW", "--model.optimizer.lr", "1e-9"]
     run = fit(tmp_path, tiny, colour_table, *HEAD, *words)
     metrics = json.loads(run.metrics.read_text())
@@ -110,49 +111,74 @@ def test_a_classifier_that_is_clearly_too_unsure_is_made_surer(tiny, colour_tabl
     for name, scale in (("fitted", 1.0), ("trained", temperature["fitted"] / temperature["trained"])):
         sure = (scale * logits).softmax(dim=1).amax(dim=1)
         assert metrics["after"]["test/accuracy"] == 1  # so the error is what is missing to 1
-        told = metrics["calibration"]["expected_calibration_error"][name]
-        assert told == pytest.approx(1 - sure.mean().item(), abs=1e-4)
+        error = metrics["calibration"]["expected_calibration_error"][name]
+        assert error == pytest.approx(1 - sure.mean().item(), abs=1e-4)
     for name, labels in (("renamed", {"red": "rot"}), ("fewer", {"red": "blue"})):
         path = tmp_path / f"{name}.csv"
         pd.read_csv(colour_table, dtype=str).replace({"label": labels}).to_csv(path, index=False)
         words = ["--data.table.path", str(path), "--data.table.images", str(colour_table.parent)]
         with pytest.raises(TableError, match="the classifier's 3 classes, blue, green, red, but got [23]: blue"):
-            export_run(run.path, tmp_path / "never", alpha="auto", classifier=True, overrides=words)
+            export_run(run.path, tmp_path / "never", interpolation="auto", classifier=True, overrides=words)
 
 
-def test_export_repeats_what_was_handed_out_bit_for_bit(run, tmp_path, capsys):
+def test_export_repeats_what_the_run_exported_bit_for_bit(run, tmp_path, capsys):
     assert main(["export", str(run.path), "--output", str(tmp_path / "again")]) == 0
-    assert "of the interpolated model, at most 1e-05 allowed" in capsys.readouterr().out
+    screen = capsys.readouterr().out
+    assert re.search(r"reproduces the interpolated model within .*; the tolerance is 1e-05", screen)
     assert same_tensors(tmp_path / "again", run.merged)
     assert "Measured on this folder" in (tmp_path / "again" / "README.md").read_text()
+    for file in sorted((run.merged / "measurement").iterdir()):
+        assert (tmp_path / "again" / "measurement" / file.name).read_bytes() == file.read_bytes()
 
 
-def test_export_at_another_alpha_says_that_it_was_not_measured(run, tiny, tmp_path):
-    assert main(["export", str(run.path), "--output", str(tmp_path / "base"), "--alpha", "0"]) == 0
+def test_a_run_that_was_moved_exports_the_same_under_its_new_name(run, tmp_path, monkeypatch):
+    shutil.copytree(run.path, tmp_path / "elsewhere" / "renamed")
+    monkeypatch.chdir(tmp_path / "elsewhere" / "renamed")
+    export_run(".", tmp_path / "again")
+    assert same_tensors(tmp_path / "again", run.merged)
+    assert "\n# renamed\n" in (tmp_path / "again" / "README.md").read_text()
+
+
+def test_another_base_under_the_same_name_is_refused(run, tiny, tmp_path):
+    shutil.copytree(run.path, tmp_path / "run")
+    other = Path(shutil.copytree(tiny, tmp_path / "base")) / "model.safetensors"
+    tensors = load_file(other)
+    save_file(tensors | {"temperature": tensors["temperature"] + 1}, other, metadata={"format": "pt"})
+    environment = json.loads(run.environment.read_text())
+    environment["checkpoint"]["name"] = str(tmp_path / "base")
+    (tmp_path / "run" / "environment.json").write_text(json.dumps(environment))
+    with pytest.raises(CheckpointError, match=r"base, to have SHA-256 \w{64}, but got \w{64}. Put back the checkpoint"):
+        export_run(tmp_path / "run", tmp_path / "never")
+    assert not (tmp_path / "never").exists()
+
+
+def test_export_at_another_interpolation_says_that_it_was_not_measured(run, tiny, tmp_path):
+    assert main(["export", str(run.path), "--output", str(tmp_path / "base"), "--interpolation", "0"]) == 0
     assert same_tensors(tmp_path / "base", Path(tiny))
     card = (tmp_path / "base" / "README.md").read_text()
-    assert "Not measured: this is not what its run handed out." in card
+    assert "Not measured: this is not the model that its run measured." in card
     assert "test/accuracy" not in card
+    assert not (tmp_path / "base" / "measurement").exists()
 
 
 def test_export_chooses_anew_on_the_recipes_tables(run, tmp_path):
-    words = ["--alpha", "auto", "--run.max_retention_loss", "0.3"]
+    words = ["--interpolation", "auto", "--run.max_retention_loss", "0.3"]
     assert main(["export", str(run.path), "--output", str(tmp_path / "chosen"), *words]) == 0
     proof = json.loads((tmp_path / "chosen" / "merge_proof.json").read_text())
-    assert proof["alpha"] in [step / 10 for step in range(11)]
-    assert "30.0 % allowed" in (tmp_path / "chosen" / "README.md").read_text()
+    assert proof["interpolation"] in [step / 10 for step in range(11)]
+    assert "the limit 30.0 %" in (tmp_path / "chosen" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--alpha", "1.5"], "Expected --alpha to be in [0, 1], but got 1.5"),
-        (["--alpha", "auto", "--data.retention", "null"], "Expected data.retention to name a table"),
-        (["--run.seed", "1"], "Expected recipe keys with --alpha auto only, but got --run.seed"),
+        (["--interpolation", "1.5"], "Expected --interpolation to be in [0, 1], but got 1.5"),
+        (["--interpolation", "auto", "--data.retention", "null"], "Expected data.retention to name a table"),
+        (["--run.seed", "1"], "Expected recipe keys with --interpolation auto only, but got --run.seed"),
         (["--classifier"], "to have a head, but it trained none. Export without --classifier"),
     ],
 )
-def test_faults_of_an_export_are_told_and_leave_no_folder(run, tmp_path, capsys, words, message):
+def test_faults_of_an_export_are_reported_and_leave_no_folder(run, tmp_path, capsys, words, message):
     assert main(["export", str(run.path), "--output", str(tmp_path / "never"), *words]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
@@ -160,7 +186,7 @@ def test_faults_of_an_export_are_told_and_leave_no_folder(run, tmp_path, capsys,
 
 def test_existing_folder_is_refused_before_anything_is_measured(run, tmp_path):
     with pytest.raises(FileExistsError, match="Remove it or pass --overwrite"):
-        export_run(run.path, tmp_path, alpha="auto", overrides=["--data.table.path", "nowhere.csv"])
+        export_run(run.path, tmp_path, interpolation="auto", overrides=["--data.table.path", "nowhere.csv"])
 
 
 def test_what_no_export_wrote_is_not_replaced(run, tmp_path, capsys):
@@ -168,7 +194,7 @@ def test_what_no_export_wrote_is_not_replaced(run, tmp_path, capsys):
     (tmp_path / "project" / "photos.csv").touch()
     for folder in (run.path, run.path.parent, tmp_path / "project", run.path / "recipe.yaml"):
         assert main(["export", str(run.path), "--output", str(folder), "--overwrite"]) == 2
-        assert "to be absent, empty or a folder that was exported" in capsys.readouterr().err
+        assert "to be absent, empty or written by this command" in capsys.readouterr().err
     assert run.is_finished
     assert run.adapter.is_dir()
     shutil.copytree(run.merged, tmp_path / "again")
@@ -177,28 +203,36 @@ def test_what_no_export_wrote_is_not_replaced(run, tmp_path, capsys):
     assert same_tensors(tmp_path / "again", run.merged)
 
 
-def test_alpha_that_is_no_number_is_refused(capsys):
+def test_interpolation_that_is_no_number_is_refused(capsys):
     with pytest.raises(SystemExit) as done:
-        main(["export", "run", "--output", "x", "--alpha", "most"])
+        main(["export", "run", "--output", "x", "--interpolation", "most"])
     assert done.value.code == 2
-    assert "argument --alpha: Expected a number from 0 to 1, or auto, but got 'most'." in capsys.readouterr().err
+    assert (
+        "argument --interpolation: Expected a number from 0 to 1, or auto, but got 'most'." in capsys.readouterr().err
+    )
 
 
-def test_auto_without_retention_is_told_before_anything_is_written(tiny, colour_table, tmp_path):
-    with pytest.raises(RecipeError, match="Expected data.retention to name a table for run.alpha auto"):
-        fit(tmp_path, tiny, colour_table, "--run.alpha", "auto", "--data.retention", "null")
+def test_auto_without_retention_is_refused_before_anything_is_written(tiny, colour_table, tmp_path):
+    with pytest.raises(RecipeError, match="Expected data.retention to name a table for run.interpolation auto"):
+        fit(tmp_path, tiny, colour_table, "--run.interpolation", "auto", "--data.retention", "null")
     assert [path.name for path in tmp_path.iterdir()] == ["colours.yaml"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("alpha", ["1.0", "0.6"])
-def test_classifier_is_handed_out_and_repeated_at_its_alpha(tiny, colour_table, tmp_path, alpha):
-    run = fit(tmp_path, tiny, colour_table, "--run.alpha", alpha, *HEAD)
+@pytest.mark.parametrize("interpolation", ["1.0", "0.6"])
+def test_classifier_is_exported_and_repeated_at_its_interpolation(tiny, colour_table, tmp_path, interpolation):
+    run = fit(tmp_path, tiny, colour_table, "--run.interpolation", interpolation, *HEAD)
     metrics, proof = (json.loads(path.read_text()) for path in (run.metrics, run.classifier / "merge_proof.json"))
     temperature = metrics["calibration"]["temperature"]
     assert temperature["trained"] == 1.0  # that of the base, which the head took in
-    assert proof["alpha"] == float(alpha)
-    assert proof["scale"] == (1.0 if alpha == "1.0" else pytest.approx(1 / temperature["fitted"]))
+    assert proof["interpolation"] == float(interpolation)
+    assert proof["scale"] == pytest.approx(1 / temperature["fitted"])
+    if interpolation == "1.0":  # the head and the witness are what was trained, whatever the temperature
+        recorded = load_file(run.witness)
+        with torch.no_grad():
+            logits = AutoModelForImageClassification.from_pretrained(run.classifier)(recorded["pixel_values"]).logits
+        expected = recorded["logits"] / temperature["fitted"]
+        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
     assert AlignModel.from_pretrained(run.merged).temperature == 1.0
     error = metrics["after"]["test/expected_calibration_error"]
     assert metrics["calibration"]["expected_calibration_error"]["fitted"] == pytest.approx(error, abs=1e-6)
@@ -209,14 +243,14 @@ def test_classifier_is_handed_out_and_repeated_at_its_alpha(tiny, colour_table, 
 
 
 @pytest.mark.slow
-def test_head_alone_is_handed_out_between(tiny, colour_table, tmp_path):
-    words = ["--run.alpha", "auto", "--run.max_retention_loss", "0", "--model.image_lora", "null"]
+def test_head_alone_is_exported_between(tiny, colour_table, tmp_path):
+    words = ["--run.interpolation", "auto", "--run.max_retention_loss", "0", "--model.image_lora", "null"]
     run = fit(tmp_path, tiny, colour_table, *words, *HEAD)
     assert not run.merged.exists()
-    assert {point["retention_loss"] for point in json.loads(run.metrics.read_text())["alpha"]["curve"]} == {0.0}
+    assert {point["retention_loss"] for point in json.loads(run.metrics.read_text())["interpolation"]["curve"]} == {0.0}
     with pytest.raises(CheckpointError, match="trained a head alone. Export its image classifier with --classifier"):
         export_run(run.path, tmp_path / "never")
-    export_run(run.path, tmp_path / "start", alpha=0.0, classifier=True)
+    export_run(run.path, tmp_path / "start", interpolation=0.0, classifier=True)
     head = load_file(run.head)
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "start")
     pixels = load_file(run.witness)["pixel_values"]
