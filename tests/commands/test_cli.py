@@ -31,8 +31,9 @@ def test_help_names_every_command(tmp_path):
     start = time.perf_counter()
     done = finetune("--help", cwd=tmp_path)
     assert time.perf_counter() - start < 5  # measured: 0.07 s; this catches an import of torch on a busy machine
-    for command in ("fit", "test", "export", "verify", "report", "classify", "prepare", "recipes"):
-        assert command in done.stdout
+    names = ("fit", "test", "export", "verify", "report", "classify", "prepare", "recipes")
+    for command in (*names, "resume", "compare", "check", "suspects"):
+        assert f"\n    {command} " in done.stdout
 
 
 def test_copied_recipe_is_the_shipped_one_and_never_overwrites(tmp_path, capsys):
@@ -64,6 +65,13 @@ def test_copied_recipe_is_the_shipped_one_and_never_overwrites(tmp_path, capsys)
         (["classify", "align-mini", "a.png", "--label", "a cat", "--output", "nodir/a.csv"], "but got nodir/a.csv"),
         (["classify", "align-mini", "a.png", "--label", "a cat", "--output", "."], "Expected --output to name a file"),
         (["classify", "algin-mini", "nowhere.png", "--label", "a cat"], "Did you mean 'align-mini'"),
+        (["check", "--config", "quikstart"], "Did you mean 'quickstart'"),
+        (["check", "--config", "quickstart", "--output", "nodir/a.json"], "but got nodir/a.json"),
+        (["suspects", "--config", "quickstart", "--output", "nodir/a.csv"], "but got nodir/a.csv"),
+        (["suspects", "--config", "quickstart", "--output", "."], "Expected --output to name a file"),
+        (["resume", "nowhere"], "holds no recipe.yaml"),
+        (["test", "nowhere"], "holds no recipe.yaml"),
+        (["compare", "nowhere", "elsewhere"], "Expected nowhere to be "),
     ],
 )
 def test_faults_of_the_input_are_told_in_one_message_with_exit_code_2(words, message, tmp_path, monkeypatch, capsys):
@@ -95,6 +103,29 @@ def test_unknown_option_is_refused(capsys):
         main(["verify", "folder", "--outptu", "x"])
     assert done.value.code == 2
     assert "unrecognized arguments: --outptu" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ([], "the following arguments are required: COMMAND. See `finetune --help`."),
+        (["export", "run"], "the following arguments are required: --output. See `finetune export --help`."),
+        (["check"], "the following arguments are required: --config. See `finetune check --help`."),
+        (["verify", "folder", "--outptu", "x"], "unrecognized arguments: --outptu x. See `finetune verify --help`."),
+        (["compare", "a", "b", "--over"], "unrecognized arguments: --over. See `finetune compare --help`."),
+        (["suspects", "--folds", "x"], "argument --folds: invalid int value: 'x'. See `finetune suspects --help`."),
+        (
+            ["export", "run", "--output", "x", "--interpolation", "most"],
+            "argument --interpolation: Expected a number from 0 to 1, or auto, but got 'most'. See `finetune export "
+            "--help`.",
+        ),
+    ],
+)
+def test_words_that_no_command_takes_are_refused_in_one_line(words, line, capsys):
+    with pytest.raises(SystemExit) as done:
+        main(words)
+    assert done.value.code == 2
+    assert capsys.readouterr().err == f"error: {line}\n"
 
 
 def test_prepare_lists_the_data_sets_and_passes_the_exit_code_on(tmp_path, capsys):

@@ -1,0 +1,66 @@
+"""`finetune classify`: by a head or by text prompts, and which of the two answers."""
+
+import re
+
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from transformers import AlignModel, AlignProcessor, AutoImageProcessor, AutoModelForImageClassification
+
+from finetune.commands.cli import main
+
+
+@pytest.fixture(scope="module")
+def images(colour_table):
+    return [colour_table.parent / f"{number}.png" for number in (0, 1, 5)]
+
+
+def ask(capsys, tmp_path, *words) -> tuple[str, pd.DataFrame]:
+    """The first line of the screen, and the table that is written, which the screen shows too."""
+    table = tmp_path / "found.csv"
+    assert main(["classify", *map(str, words), "--output", str(table), "--overwrite"]) == 0
+    first, *lines = capsys.readouterr().out.splitlines()
+    found = pd.read_csv(table)
+    shown = [line.split(maxsplit=1) for line in lines if line.startswith("  ")]
+    assert [label for _, label in shown] == found["label"].tolist()
+    assert [float(probability) for probability, _ in shown] == pytest.approx(found["probability"].tolist(), abs=1e-6)
+    assert [line for line in lines if not line.startswith("  ")] == list(dict.fromkeys(found["image"]))
+    return first, found
+
+
+@pytest.mark.parametrize("folder", [".", "classifier"])
+def test_head_answers_for_its_classes(with_head, images, capsys, tmp_path, folder):
+    first, found = ask(capsys, tmp_path, with_head.path / folder, *images)
+    classifier = with_head.path / "classifier"
+    assert first == f"answered by the head of {classifier}"
+    model = AutoModelForImageClassification.from_pretrained(classifier)
+    processor = AutoImageProcessor.from_pretrained(classifier, backend="pil")
+    with torch.no_grad():
+        inputs = processor([Image.open(path).convert("RGB") for path in images], return_tensors="pt")
+        expected = model(pixel_values=inputs["pixel_values"]).logits.softmax(dim=1)
+    assert found["label"].tolist() == ["blue", "green", "red"] * len(images)
+    assert found["probability"].tolist() == pytest.approx(expected.flatten().tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["two_towers", "with_head"])
+def test_text_prompts_answer_where_labels_are_given(request, images, capsys, tmp_path, name):
+    run, labels = request.getfixturevalue(name), ["a red square", "a cat"]
+    first, found = ask(capsys, tmp_path, run.path, *images, "--label", labels[0], "--label", labels[1])
+    assert re.fullmatch(r"answered by the text prompts of .*merged \(zero-shot\)", first)
+    merged = run.path / "merged"
+    model, processor = AlignModel.from_pretrained(merged), AlignProcessor.from_pretrained(merged, backend="pil")
+    with torch.no_grad():
+        pictures = [Image.open(path).convert("RGB") for path in images]
+        expected = model(**processor(images=pictures, text=labels, return_tensors="pt")).logits_per_image.softmax(dim=1)
+    assert found["label"].tolist() == labels * len(images)
+    assert found["probability"].tolist() == pytest.approx(expected.flatten().tolist(), abs=1e-5)
+
+
+def test_what_cannot_answer_is_refused(refused, two_towers, with_head, images, tiny):
+    for model in (two_towers.path, two_towers.path / "merged", tiny):
+        found = refused("classify", model, images[0])
+        assert f"Expected --label for {model}, which has no head that knows classes" in found
+    found = refused("classify", with_head.path / "classifier", images[0], "--label", "a cat")
+    assert "to be asked without --label, but got 'a cat'" in found
+    assert "Leave out --label, or name a merged folder" in found
