@@ -1,187 +1,145 @@
-"""The choice of alpha and temperature, against models averaged, run and counted by hand with plain transformers."""
+"""The models between base and trained, the rule that chooses one, and the choice as a file."""
 
-import csv
+import itertools
+import json
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
-from finetune.core.errors import RecipeError
-from finetune.data.loading.datamodule import ImageTextDataModule
-from finetune.data.table.table import RandomSplit, Table
-from finetune.evaluation.evaluate import Evaluation
-from finetune.export.choose_interpolation import Choice, Line, Temperature, check_settings, choose
-from finetune.metrics.calibration import chance_calibration_error, fit_temperature
-from finetune.model.base import load_model, load_processor
-from finetune.model.head import Head
-from finetune.run.settings import RunSettings
+from finetune.core.errors import CheckpointError
+from finetune.core.types import ClassPrompts
+from finetune.export.choose_interpolation import (
+    INTERPOLATIONS,
+    Choice,
+    Line,
+    Point,
+    Temperature,
+    choose_interpolation,
+)
+from finetune.inference.models import HeadOnTower, TwoTowers, ZeroShot
+from finetune.model.head import LinearHead
 
-AUTO = RunSettings(alpha="auto", max_retention_loss=0.2)
-
-
-@pytest.fixture(scope="module")
-def animals(colour_table, tmp_path_factory):
-    """The same pictures under other names, every one of them a test row."""
-    path = tmp_path_factory.mktemp("animals") / "animals.csv"
-    with colour_table.open() as file:
-        images = [row["image"] for row in csv.DictReader(file)]
-    lines = [f"{colour_table.parent / image},{('cat', 'dog')[index % 2]},test" for index, image in enumerate(images)]
-    path.write_text("\n".join(["image,label,split", *lines]) + "\n")
-    return path
-
-
-@pytest.fixture
-def data(colour_table, animals, tiny) -> ImageTextDataModule:
-    table = Table(str(colour_table), label="label", split="split")
-    elsewhere = [Table(str(path), label="label", split="split") for path in (animals, colour_table)]
-    return ImageTextDataModule(table, tiny, retention=elsewhere, templates=("one {} thing", "{}"), batch_size=8)
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def adapted(tiny) -> dict[str, torch.Tensor]:
-    """The base with noise in the text projection and the last convolution, as training might leave them."""
-    torch.manual_seed(0)
-    state = load_model(tiny).state_dict()
-    for name in ("text_projection.weight", "vision_model.encoder.blocks.6.projection.project_conv.weight"):
-        state[name] = state[name] + 0.3 * state[name].std() * torch.randn_like(state[name])
-    state["temperature"] = torch.tensor(0.5)
-    return state
+def adapted(base) -> dict[str, torch.Tensor]:
+    """The base with noise in the text projection."""
+    state = base.load().state_dict()
+    noise = torch.randn(state["text_projection.weight"].shape, generator=torch.Generator().manual_seed(0))
+    return {**state, "text_projection.weight": state["text_projection.weight"] + noise}
 
 
-def logits_by_hand(tiny, state, path, split, templates):
-    """Zero-shot logits and labels of a split's rows, by the model's own processor and forward passes."""
-    model, processor = load_model(tiny), load_processor(tiny)
-    model.load_state_dict(state)
-    with path.open() as file:
-        rows = [row for row in csv.DictReader(file) if row["split"] == split]
-    classes = sorted({row["label"] for row in rows})
-    with torch.no_grad():
-        means = []
-        for name in classes:
-            texts = processor(text=[template.replace("{}", name) for template in templates], return_tensors="pt")
-            embeds = torch.nn.functional.normalize(model.get_text_features(**texts).pooler_output)
-            means.append(torch.nn.functional.normalize(embeds.mean(dim=0), dim=0))
-        images = [Image.open(path.parent / row["image"]).convert("RGB") for row in rows]
-        features = model.get_image_features(**processor(images=images, return_tensors="pt")).pooler_output
-        logits = torch.nn.functional.normalize(features) @ torch.stack(means).T / model.temperature
-    return logits, torch.tensor([classes.index(row["label"]) for row in rows]), features
+def test_line_gives_back_the_base_and_the_trained_and_their_average(base, adapted):
+    line, stored = Line(base, adapted, None, CPU), load_file(base.folder / "model.safetensors")
+    assert line.moves_towers
+    for interpolation in (1.0, 0.0, 0.25, 1.0):
+        towers = line.towers_at(interpolation)
+        assert towers is line.towers
+        for name, tensor in towers.align.state_dict().items():
+            average = (1 - interpolation) * stored[name].numpy() + interpolation * adapted[name].numpy()
+            np.testing.assert_allclose(tensor.numpy(), average, rtol=1e-6, atol=1e-7)
+    assert line.at(1.0, None).towers.align.text_projection.weight.equal(adapted["text_projection.weight"])
+    assert line.at(0.0, None).towers.align.text_projection.weight.equal(stored["text_projection.weight"])
+    assert base.tensors["text_projection.weight"].equal(stored["text_projection.weight"])  # shared, and not written to
 
 
-def correct(answer) -> np.ndarray:
-    return (answer[0].argmax(dim=1) == answer[1]).double().numpy()
+def test_line_answers_with_the_head_where_there_is_one(base):
+    start, weight = torch.zeros(3, 64), torch.ones(3, 64)
+    head = LinearHead(weight, torch.ones(3), ("a", "b", "c"), False, start, torch.zeros(3))
+    prompts = ClassPrompts(("a",), torch.tensor([[101, 102]]), torch.tensor([[1, 1]]), torch.tensor([0]))
+    line = Line(base, None, head, CPU)
+    assert not line.moves_towers
+    model = line.at(0.25, prompts)
+    assert isinstance(model, HeadOnTower)
+    assert model.scores(torch.ones(1, 64)).tolist() == [[16.25, 16.25, 16.25]]
+    assert isinstance(Line(base, None, None, CPU).at(0.25, prompts), ZeroShot)
+    assert isinstance(Line(base, None, None, CPU).at(0.25, None), TwoTowers)
 
 
-def accuracy(answer) -> float:
-    return float(correct(answer).mean())
+def choose_by_hand(points, max_loss):
+    """The rule in words, by brute force."""
+    allowed = [point for point in points if point.retention_loss <= max_loss]
+    best = max(point.target for point in allowed)
+    cheapest = min(point.retention_loss for point in allowed if point.target == best)
+    return min(point.interpolation for point in allowed if (point.target, point.retention_loss) == (best, cheapest))
 
 
-def average(tiny, adapted, alpha):
-    base = load_model(tiny).state_dict()
-    return {
-        name: (1 - alpha) * tensor + alpha * adapted[name] if tensor.is_floating_point() else tensor
-        for name, tensor in base.items()
-    }
+def test_the_best_that_loses_little_enough_is_chosen():
+    grid = list(itertools.product([0.1, 0.2], [0.0, 0.3], repeat=2))
+    for one in grid:
+        points = [
+            Point(0.0, 0.1, 0.0, 0.0),
+            Point(0.5, one[0], one[1], 0.1),
+            Point(1.0, one[2], one[3], 0.1),
+        ]
+        scores = {point.interpolation: tuple(point)[1:] for point in points}
+        asked = []
+
+        def score(interpolation, scores=scores, asked=asked):
+            asked.append(interpolation)
+            return scores[interpolation]
+
+        for max_loss in (0.0, 0.2, 0.3):
+            chosen, curve = choose_interpolation(score, scores, max_loss)
+            assert chosen == choose_by_hand(points, max_loss)
+            assert curve == points
+        assert asked == 3 * list(scores)
 
 
-def test_auto_is_what_averaging_and_counting_by_hand_gives(data, tiny, adapted, colour_table, animals):
-    choice = choose(AUTO, "cpu", data, lambda: Line(tiny, adapted, None))
-    assert [point.alpha for point in choice.curve] == pytest.approx(np.linspace(0, 1, 11))
-    elsewhere = [(animals, "test"), (colour_table, "val")]  # validation rows where a table has some
-    before = [correct(logits_by_hand(tiny, average(tiny, adapted, 0), *t, ["a photo of a {}."])) for t in elsewhere]
-    for point in choice.curve[::5]:
-        state = average(tiny, adapted, point.alpha)
-        assert point.target == pytest.approx(
-            accuracy(logits_by_hand(tiny, state, colour_table, "val", data.templates)), abs=1e-6
-        )
-        after = [correct(logits_by_hand(tiny, state, *table, ["a photo of a {}."])) for table in elsewhere]
-        lost = [(could - can) / could.mean() for could, can in zip(before, after, strict=True)]
-        errors = [each.std() / len(each) ** 0.5 for each in lost]
-        worst = int(np.argmax([each.mean() for each in lost]))
-        assert point.retention_loss == pytest.approx(lost[worst].mean(), abs=1e-5)
-        assert point.retention_error == pytest.approx(errors[worst], rel=0.15)
-    assert len({point.target for point in choice.curve} | {point.retention_loss for point in choice.curve}) > 2
-    chosen = next(point for point in choice.curve if point.alpha == choice.alpha)
-    assert chosen.retention_loss <= 0.2
-    assert chosen.target == max(point.target for point in choice.curve if point.retention_loss <= 0.2)
-    assert choice.as_metrics()["alpha"].keys() == {"chosen", "max_retention_loss", "curve"}
+def test_without_a_point_that_loses_little_enough_there_is_no_choice():
+    with pytest.raises(ValueError, match=r"Expected an interpolation that loses at most 0\.05, but got none\. Add 0"):
+        choose_interpolation(lambda _: (1.0, 0.1, 0.0), [0.5, 1.0], 0.05)
+    assert INTERPOLATIONS[0] == 0
+    assert INTERPOLATIONS[-1] == 1
+    np.testing.assert_allclose(INTERPOLATIONS, np.linspace(0, 1, 11))
 
 
-def test_temperature_is_fitted_to_the_validation_rows_at_the_alpha(data, tiny, adapted, colour_table):
-    choice = choose(RunSettings(alpha=0.4), "cpu", data, lambda: Line(tiny, adapted, None))
-    state = average(tiny, adapted, 0.4)
-    logits, labels, _ = logits_by_hand(tiny, state, colour_table, "val", data.templates)
-    assert choice.temperature.trained == pytest.approx(float(state["temperature"]))
-    expected = choice.temperature.trained * fit_temperature(logits, labels)
-    assert choice.temperature.fitted == pytest.approx(expected, rel=1e-3)
-    assert choice.as_metrics() == {"alpha": {"chosen": 0.4}}
+CURVE = (Point(0.0, 0.1, 0.0, 0.0), Point(1 / 3, 0.2, 0.01, 0.005))
 
 
-def test_head_alone_loses_nothing_elsewhere(data, tiny, colour_table):
-    state = load_model(tiny).state_dict()
-    _, labels, features = logits_by_hand(tiny, state, colour_table, "val", data.templates)
-    generator = torch.Generator().manual_seed(0)
-    weight, start = (torch.randn(3, features.shape[1], generator=generator) / 50 for _ in range(2))
-    head = Head(weight, torch.tensor([0.1, 0.0, -0.1]), ("blue", "green", "red"), start, torch.zeros(3))
-    choice = choose(AUTO, "cpu", data, lambda: Line(tiny, None, head))
-    for point in choice.curve[::5]:
-        logits = features @ ((1 - point.alpha) * start + point.alpha * weight).T + point.alpha * head.bias
-        assert point.target == pytest.approx(accuracy((logits, labels)), abs=1e-6)
-        assert point.retention_loss == 0
-    assert choice.temperature.trained == pytest.approx(float(state["temperature"]))
+@pytest.mark.parametrize(
+    "choice",
+    [
+        Choice(1.0),
+        Choice(0.4, Temperature(0.02, 0.1)),
+        Choice(1 / 3, Temperature(0.02, 0.05), CURVE, 0.05),
+        Choice(1 / 3, None, CURVE, 0.05),
+    ],
+)
+def test_choice_comes_back_from_its_file(choice, tmp_path):
+    choice.write(tmp_path / "choice.json")
+    found = Choice.read(tmp_path / "choice.json")
+    assert found == choice
+    assert type(found.temperature) is type(choice.temperature)
+    assert found.curve is None or {type(point) for point in found.curve} == {Point}
+    assert json.loads((tmp_path / "choice.json").read_text()).keys() == set(Choice._fields)
 
 
-def refuse() -> Line:
-    raise AssertionError("nothing has to be measured")
+@pytest.mark.parametrize("text", [None, "", "[]", "{}", '{"interpolation": 1.0}', '{"temperature": 1, "curve": null}'])
+def test_a_file_that_holds_no_choice_is_refused(text, tmp_path):
+    path = tmp_path / "choice.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(CheckpointError, match=r"Expected .*choice\.json to hold what its run exports, .* Run it again"):
+        Choice.read(path)
 
 
-def test_nothing_is_measured_where_nothing_is_asked_for(data, tiny, colour_table):
-    assert choose(RunSettings(calibrate=False), "cpu", data, refuse) == Choice(1.0)
-    captions = ImageTextDataModule(Table(str(colour_table), caption="caption", split="split"), tiny)
-    assert choose(RunSettings(alpha=0.5), "cpu", captions, refuse) == Choice(0.5)
-    without = Table(str(colour_table), label="label", split=RandomSplit(val=0.0, test=0.3))
-    assert choose(RunSettings(), "cpu", ImageTextDataModule(without, tiny), refuse) == Choice(1.0)
-    assert Choice(1.0).as_metrics() == {}
-    assert Choice(1.0).measure_calibration(Evaluation({}, None, {}, "test/accuracy")) == {}
+def test_scale_turns_scores_at_the_trained_temperature_into_those_at_the_fitted():
+    cosines = np.linspace(-1, 1, 5)
+    choice = Choice(1.0, Temperature(trained=0.02, fitted=0.05))
+    np.testing.assert_allclose(choice.scale * (cosines / 0.02), cosines / 0.05)
+    assert Choice(1.0).scale == 1
 
 
-def test_auto_without_anything_to_choose_by_is_refused(tiny, colour_table, animals):
-    without = Table(str(colour_table), label="label", split=RandomSplit(val=0.0, test=0.3))
-    elsewhere = [Table(str(animals), label="label", split="split")]
-    with pytest.raises(RecipeError, match="Expected validation rows for run.alpha auto"):
-        check_settings(AUTO, ImageTextDataModule(without, tiny, retention=elsewhere))
-    table = Table(str(colour_table), label="label", split="split")
-    with pytest.raises(RecipeError, match=r"Expected data.retention to name a table for run.alpha auto"):
-        check_settings(AUTO, ImageTextDataModule(table, tiny))
-    check_settings(AUTO, ImageTextDataModule(table, tiny, retention=elsewhere))
-
-
-def test_calibration_is_measured_on_the_same_scores_at_both_temperatures():
-    random = np.random.default_rng(0)
-    scores, labels = random.normal(size=(200, 4)) * 3, random.integers(0, 4, 200)
-    scores_and_labels = {"class_scores": torch.from_numpy(scores).float(), "label_ids": torch.from_numpy(labels)}
-    after = Evaluation({}, None, {}, "test/accuracy", **scores_and_labels)
-    found = Choice(1.0, Temperature(trained=0.02, fitted=0.05)).measure_calibration(after)["calibration"]
-
-    def error(logits):
-        powers = np.exp(logits)
-        probabilities = powers / powers.sum(axis=1, keepdims=True)
-        sure, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-        parts = [(sure >= low / 15) & (sure < (low + 1) / 15) for low in range(15)]
-        return sum(part.mean() * abs(right[part].mean() - sure[part].mean()) for part in parts if part.any())
-
-    assert found["temperature"] == {"trained": 0.02, "fitted": 0.05}
-    assert found["expected_calibration_error"]["fitted"] == pytest.approx(error(scores), abs=1e-5)
-    assert found["expected_calibration_error"]["trained"] == pytest.approx(error(scores * 0.05 / 0.02), abs=1e-5)
-    for name, logits in {"fitted": scores, "trained": scores * 0.05 / 0.02}.items():
-        sure = torch.from_numpy(logits).float().softmax(dim=1).amax(dim=1)
-        assert found["of_a_calibrated_model"][name] == pytest.approx(chance_calibration_error(sure))
-    assert len(found["bins"]) == 15
-    assert found["bins"][-1].keys() == {"confidence", "accuracy", "share"}
-
-
-def test_line_gives_back_the_base(tiny, adapted):
-    line, base = Line(tiny, adapted, None), load_file(f"{tiny}/model.safetensors")
-    assert line.at(1.0).towers.align.text_projection.weight.equal(adapted["text_projection.weight"])
-    assert line.at(0.0).towers.align.text_projection.weight.equal(base["text_projection.weight"])
+def test_metrics_say_what_was_chosen_and_by_what():
+    assert Choice(1.0, Temperature(0.02, 0.1)).as_metrics() == {}
+    assert Choice(0.4).as_metrics() == {"interpolation": {"chosen": 0.4}}
+    points = [
+        {"interpolation": 0.0, "target": 0.1, "retention_loss": 0.0, "retention_error": 0.0},
+        {"interpolation": 1 / 3, "target": 0.2, "retention_loss": 0.01, "retention_error": 0.005},
+    ]
+    expected = {"chosen": 1.0, "max_retention_loss": 0.05, "curve": points}
+    assert Choice(1.0, None, CURVE, 0.05).as_metrics() == {"interpolation": expected}
