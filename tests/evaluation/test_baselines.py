@@ -1,4 +1,4 @@
-"""The floor where classes are alone, or where training rows lack some: of one label a row, and of several."""
+"""The linear probe where classes are alone, or where training rows lack some: of one label a row, and of several."""
 
 import numpy as np
 import pandas as pd
@@ -10,13 +10,12 @@ from transformers import AlignModel
 
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.data.table.table import Table
-from finetune.evaluation.evaluate import evaluate
-from finetune.training.task import AlignTask
+from finetune.evaluation.measure import measure_towers
 
 
 @pytest.mark.filterwarnings("ignore:Label .* is present in all training examples")
 @pytest.mark.parametrize("classes", [["red"], ["all", "late", "red"]])
-def test_each_label_has_a_classifier_of_its_own(tiny, colour_table, tmp_path, classes):
+def test_each_label_has_a_classifier_of_its_own(tiny, towers, cpu, colour_table, tmp_path, classes):
     """`all` is on every training row, and `late` on none: such a class scores all images alike."""
     frame = pd.read_csv(colour_table, dtype=str)
     is_test = frame["split"] == "test"
@@ -26,7 +25,7 @@ def test_each_label_has_a_classifier_of_its_own(tiny, colour_table, tmp_path, cl
     images = str(colour_table.parent)
     table = Table(str(tmp_path / "t.csv"), label="labels", label_separator=" ", split="split", images=images)
     data = ImageTextDataModule(table, tiny)
-    found = evaluate("cpu", AlignTask(tiny, None, None), data, floor=True).floor
+    found = measure_towers(towers, data, cpu, with_linear_probe=True)[0].linear_probe
 
     model = AlignModel.from_pretrained(tiny)
     embeds = {}
@@ -49,13 +48,13 @@ def test_each_label_has_a_classifier_of_its_own(tiny, colour_table, tmp_path, cl
 
 
 @pytest.mark.parametrize("known", [["blue", "red"], ["red"]])
-def test_a_class_that_no_training_row_has_is_never_predicted(tiny, colour_table, tmp_path, known):
+def test_a_class_that_no_training_row_has_is_never_predicted(tiny, towers, cpu, colour_table, tmp_path, known):
     frame = pd.read_csv(colour_table, dtype=str)
     kept = frame[(frame["split"] != "train") | frame["label"].isin(known)]
     kept.to_csv(tmp_path / "t.csv", index=False)
     table = Table(str(tmp_path / "t.csv"), label="label", split="split", images=str(colour_table.parent))
     data = ImageTextDataModule(table, tiny)
-    found = evaluate("cpu", AlignTask(tiny, None, None), data, floor=True).floor
+    found = measure_towers(towers, data, cpu, with_linear_probe=True)[0].linear_probe
 
     model, embeds, truth = AlignModel.from_pretrained(tiny), {}, {}
     for split in ("train", "test"):

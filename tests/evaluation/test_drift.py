@@ -7,7 +7,6 @@ from torch.nn.functional import normalize
 
 from finetune.core.shipped import shipped_folder
 from finetune.evaluation.drift import Probe, drift, probe
-from finetune.training.task import AlignTask
 
 
 def seen(seed: int, images: int = 7, words: int = 30) -> Probe:
@@ -59,21 +58,23 @@ def test_either_tower_counts():
     assert min(changes) > 0.5
 
 
-def test_probe_is_plain_embeddings(tiny, labels):
-    task = AlignTask(tiny, None, None)
-    found = probe(task, labels)
+def test_probe_is_plain_embeddings(towers, labels, cpu):
+    found = probe(towers, labels, cpu)
     words = (shipped_folder("datasets") / "align_mini" / "imagenet_classes.txt").read_text().splitlines()
     assert found.image_embeds.shape == (len(labels.rows.indices("test")), 64)
     assert found.text_embeds.shape == (len(words), 64) == (1000, 64)
     texts = labels.processor(text=[f"a photo of a {words[7]}."], return_tensors="pt")
     with torch.no_grad():
         batch = next(iter(labels.test_dataloader()))
-        text = task.towers.align.get_text_features(**texts).pooler_output
-        image = task.towers.align.get_image_features(pixel_values=batch.pixel_values).pooler_output
+        text = towers.align.get_text_features(**texts).pooler_output
+        image = towers.align.get_image_features(pixel_values=batch.pixel_values).pooler_output
     torch.testing.assert_close(found.text_embeds[7:8], normalize(text, dim=-1), atol=1e-5, rtol=0)
     torch.testing.assert_close(found.image_embeds[: len(image)], normalize(image, dim=-1), atol=1e-5, rtol=0)
 
 
-def test_many_images_are_sampled_evenly(tiny, labels, monkeypatch):
+def test_many_images_are_sampled_evenly(towers, labels, cpu, monkeypatch):
+    every = probe(towers, labels, cpu).image_embeds
     monkeypatch.setattr("finetune.evaluation.drift.IMAGES", 3)
-    assert len(probe(AlignTask(tiny, None, None), labels).image_embeds) == 3
+    found = probe(towers, labels, cpu).image_embeds
+    spaced = [0, (len(every) - 1) // 2, len(every) - 1]
+    torch.testing.assert_close(found, every[spaced], atol=1e-6, rtol=0)

@@ -10,8 +10,6 @@ from transformers import AlignModel, AlignProcessor
 
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.data.table.table import Table
-from finetune.evaluation.evaluate import evaluate
-from finetune.training.task import AlignTask
 
 
 @pytest.fixture
@@ -29,11 +27,11 @@ def shared_table(colour_table, tmp_path):
 
 
 @pytest.mark.parametrize("merged", [True, False])
-def test_ranks_and_what_was_retrieved_are_those_of_plain_transformers(tiny, shared_table, merged):
+def test_ranks_and_what_was_retrieved_are_those_of_plain_transformers(tiny, ask, shared_table, merged):
     path, images, captions = shared_table
     table = Table(str(path), caption="caption", split="split")
     data = ImageTextDataModule(table, tiny, batch_size=4, merge_equal_captions=merged)
-    found = evaluate("cpu", AlignTask(tiny, image_lora=None, text_lora=None), data).predictions
+    _, found = ask(data)
 
     model, processor = AlignModel.from_pretrained(tiny), AlignProcessor.from_pretrained(tiny)
     with torch.no_grad():
@@ -64,6 +62,5 @@ def test_ranks_and_what_was_retrieved_are_those_of_plain_transformers(tiny, shar
     assert retrieved == [images[at] for at in similarity.argmax(axis=0)]
 
 
-def test_tables_with_labels_have_no_ranks(tiny, labels):
-    found = evaluate("cpu", AlignTask(tiny, image_lora=None, text_lora=None), labels).predictions
-    assert list(found) == ["row", "label", "prediction", "score"]
+def test_tables_with_labels_have_no_ranks(ask, labels):
+    assert list(ask(labels)[1]) == ["row", "label", "prediction", "score"]
