@@ -2,12 +2,12 @@
 
     python benchmarks/align_base.py --random --batch-sizes 1 2 4
 
-Prints a Markdown table. Each cell is a fresh process, the two columns of a row take turns, times are medians over
+Prints a Markdown table. Each cell is a fresh process, the two columns of a row take turns, and times are medians over
 all rounds and steps. A step is forward, contrastive loss, backward and AdamW with the toolkit's default adapters on
-both towers, on random images and captions; weights are random too with `--random`, which needs no model hub.
+both towers, on random images and captions. With `--random` the weights are random too, and no model hub is needed.
 
-Memory is that of weights, gradients, optimizer and activations together: on CUDA the peak of the allocator, on
-the CPU the peak of the process less what it had before the model was loaded, sampled every 2 ms.
+Memory is that of weights, gradients, optimizer and activations together: on CUDA the peak of the allocator, on the CPU
+the peak of the process minus what it had before the model was loaded, sampled every 2 ms.
 
 `--whole depthwise` trains the image tower's depthwise kernels whole beside the adapters, as `few_shot` does.
 """
@@ -83,7 +83,7 @@ def write_random_base(folder: Path) -> None:
 
 
 def random_batch(rows: int, side: int, tokens: int) -> Batch:
-    """Noise and words without padding, all rows different."""
+    """Draws noise and words without padding, all rows different."""
     ids = torch.arange(rows)
     return Batch(
         pixel_values=torch.randn(rows, 3, side, side),
@@ -99,7 +99,7 @@ def random_batch(rows: int, side: int, tokens: int) -> Batch:
 
 @contextmanager
 def watch_memory() -> Iterator[list[int]]:
-    """Appends the peak in bytes, since this was entered, when it is left."""
+    """Yields a list that receives the peak in bytes when the block ends."""
     peak: list[int] = []
     if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -122,12 +122,12 @@ def watch_memory() -> Iterator[list[int]]:
     peak.append(samples[0])
 
 
-def measure_steps(options: argparse.Namespace, rows: int, checkpointing: bool) -> dict[str, Any]:
-    """Peak memory in bytes, or None where there is too little of it, and the seconds of each step."""
+def measure_steps(options: argparse.Namespace, rows: int, recompute: bool) -> dict[str, Any]:
+    """Measures peak memory in bytes, None where there is too little of it, and the seconds of each step."""
     torch.manual_seed(0)
     before = 0 if DEVICE == "cuda" else psutil.Process().memory_info().rss
     task = AlignTask(options.checkpoint, image_lora=TowerLora(whole=options.whole)).to(DEVICE)
-    if checkpointing:
+    if recompute:
         checkpoint_blocks(task.towers.align.vision_model)
     optimizer = torch.optim.AdamW([p for p in task.parameters() if p.requires_grad], lr=1e-4)
     batch = Batch(*(tensor.to(DEVICE) for tensor in random_batch(rows, options.image_size, options.tokens)))
@@ -149,11 +149,11 @@ def measure_steps(options: argparse.Namespace, rows: int, checkpointing: bool) -
     return {"memory": peak[0] - before, "seconds": seconds[1:]}
 
 
-def measure_in_fresh_process(options: argparse.Namespace, rows: int, checkpointing: bool) -> dict[str, Any]:
-    """What `measure_steps` returns, from a process that did nothing else."""
+def measure_in_fresh_process(options: argparse.Namespace, rows: int, recompute: bool) -> dict[str, Any]:
+    """Calls `measure_steps` in a process that does nothing else."""
     words = [
         *("--checkpoint", options.checkpoint, "--steps", options.steps, "--image-size", options.image_size),
-        *("--tokens", options.tokens, "--cell", rows, int(checkpointing)),
+        *("--tokens", options.tokens, "--cell", rows, int(recompute)),
         *(["--bf16"] if options.bf16 else []),
         *(["--whole", *options.whole] if options.whole else []),
     ]
@@ -164,26 +164,26 @@ def measure_in_fresh_process(options: argparse.Namespace, rows: int, checkpointi
 
 
 def measure_table(options: argparse.Namespace) -> str:
-    """All cells, taking turns, as a Markdown table."""
+    """Measures all cells, taking turns, and returns a Markdown table."""
     cells: dict[tuple[int, bool], list[dict[str, Any]]] = {}
     for _ in range(options.rounds):
         for rows in options.batch_sizes:
-            for checkpointing in (False, True):
-                cell = measure_in_fresh_process(options, rows, checkpointing)
-                cells.setdefault((rows, checkpointing), []).append(cell)
+            for recompute in (False, True):
+                cell = measure_in_fresh_process(options, rows, recompute)
+                cells.setdefault((rows, recompute), []).append(cell)
     lines = [
         "| batch size | GiB, plain | GiB, recomputed | s/step, plain | s/step, recomputed |",
         "| ---: | ---: | ---: | ---: | ---: |",
     ]
     for rows in options.batch_sizes:
-        columns = [describe(cells[rows, checkpointing]) for checkpointing in (False, True)]
+        columns = [describe(cells[rows, recompute]) for recompute in (False, True)]
         memory, seconds = zip(*columns, strict=True)
         lines.append(f"| {' | '.join([str(rows), *memory, *seconds])} |")
     return "\n".join(lines)
 
 
 def describe(rounds: list[dict[str, Any]]) -> tuple[str, str]:
-    """Largest peak in GiB and median of the seconds of one cell."""
+    """Writes the largest peak in GiB and the median of the seconds of one cell."""
     if any(cell["memory"] is None for cell in rounds):
         return "out of memory", "-"
     seconds = statistics.median(value for cell in rounds for value in cell["seconds"])

@@ -1,14 +1,14 @@
-"""Adapters of varied strength: what each makes of the drift meter's probe, and what it lost elsewhere.
+"""Trains adapters of varied strength, and keeps what each makes of the drift meter's probe and of another domain.
 
     finetune prepare digits && finetune prepare emoji && finetune prepare stamps
     python benchmarks/drift.py && python benchmarks/drift_meters.py
 
-Trains adapters on align-mini, and keeps of each, below `--output`, the embeddings that the meter sees (the task's own
-test images, and words) and the mean hit rate on the stamps' photographs, which no adapter was trained on. Those that
-are there are not trained again. `drift_meters.py` compares meters on what is kept.
+For each adapter of align-mini, `--output` receives the embeddings that the meter sees (the task's own test images, and
+words) and the mean hit rate on the stamps' photographs, on which no adapter was trained. Adapters that are there are
+not trained again. `drift_meters.py` compares meters on these files.
 
-The adapters are of two groups: 22 of both towers (two tasks, four learning rates, three lengths), by which a meter may
-be chosen; and 7 of other kinds (one tower alone; another rank and task), to look whether the choice holds.
+There are two groups of adapters: 22 of both towers (two tasks, four learning rates, three lengths), by which a meter
+may be chosen, and 7 of other kinds (one tower alone; another rank and task), which show whether the choice holds.
 """
 
 import argparse
@@ -37,7 +37,7 @@ RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 
 
 class Adapter(NamedTuple):
-    """One adapter: its task, peak learning rate, steps, and what is trained of each tower."""
+    """One adapter: its task, peak learning rate, steps, and what it trains of each tower."""
 
     task: str
     rate: float
@@ -47,7 +47,7 @@ class Adapter(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The name of its file, and what the tables call it."""
+        """The name of its file and in the tables."""
         towers = {(True, False): ", image tower", (False, True): ", text tower"}
         of = towers.get((self.image_lora is not None, self.text_lora is not None), "")
         rank = {lora.rank for lora in (self.image_lora, self.text_lora) if lora} - {TowerLora().rank}
@@ -68,7 +68,7 @@ HOLDING = [
 
 
 def build_data(task: str, *, folder: Path) -> ImageTextDataModule:
-    """The table of a task, with the photographs for elsewhere."""
+    """Builds the data of a task, with the photographs as another domain."""
     tables = {
         "digits": Table(str(folder / "digits/digits.csv"), label="label", split="split", limit_rows=900),
         "emoji": Table(str(folder / "emoji/google.csv"), caption="caption", split="split", limit_rows=900),
@@ -101,11 +101,11 @@ def train(data: ImageTextDataModule, adapter: Adapter) -> AlignTask:
 
 
 def keep(task: AlignTask, data: ImageTextDataModule, path: Path) -> None:
-    """Writes what the meter sees of a model, and the mean hit rate elsewhere."""
+    """Writes what the meter sees of a model, and the mean hit rate on the photographs."""
     _, value = evaluate("cpu", task, data.retention["photographs"]).main
     seen = {name: tensor.contiguous().clone() for name, tensor in probe(task, data)._asdict().items()}
     partial_path = path.with_suffix(".partial")
-    save_file({**seen, "elsewhere": torch.tensor(value)}, partial_path)
+    save_file({**seen, "retention": torch.tensor(value)}, partial_path)
     partial_path.rename(path)
 
 

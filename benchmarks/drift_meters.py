@@ -1,10 +1,10 @@
-"""Which drift meter foretells best what is lost elsewhere, over the adapters that `drift.py` trained.
+"""Which drift meter predicts best what is lost on another domain, over the adapters that `drift.py` trained.
 
     python benchmarks/drift.py && python benchmarks/drift_meters.py
 
 Prints Spearman's rank correlation of each meter with the relative loss of the mean hit rate on the photographs: over
-the adapters to choose a meter by, and within each of their tasks; and over the others. Then the chosen meter,
-`finetune.evaluation.drift.drift`, of each adapter. Both are kept in `benchmarks/results/drift.json`.
+the adapters by which a meter is chosen, within each of their tasks, and over the other adapters. Then prints the chosen
+meter, `finetune.evaluation.drift.drift`, of each adapter. Both tables are kept in `benchmarks/results/drift.json`.
 """
 
 import argparse
@@ -38,14 +38,14 @@ def centre(values: Array, axis: int) -> Array:
 
 
 def correlation(before: Array, after: Array, axis: int) -> Array:
-    """Pearson's along an axis."""
+    """Pearson's coefficient along an axis."""
     before, after = centre(before, axis), centre(after, axis)
     norms = np.linalg.norm(before, axis=axis) * np.linalg.norm(after, axis=axis)
     return (before * after).sum(axis) / np.maximum(norms, 1e-12)
 
 
 def concordance(before: Array, after: Array, axis: int | None = None) -> Array:
-    """2 cov / (var + var): Lin's 1989 coefficient of centred values, small also where one is flat."""
+    """2 cov / (var + var): Lin's 1989 coefficient of centred values, which is small also where one is flat."""
     return 2 * (before * after).sum(axis) / ((before**2).sum(axis) + (after**2).sum(axis))
 
 
@@ -66,13 +66,13 @@ def divergence(before: Probe, after: Probe) -> float:
 
 
 def geometry(before: Array, after: Array) -> float:
-    """Concordance of the centred clouds' matrices of inner products."""
+    """The concordance of the centred clouds' matrices of inner products."""
     before, after = centre(before, 0), centre(after, 0)
     return float(concordance(before @ before.T, after @ after.T))
 
 
 def neighbours_kept(before: Array, after: Array, k: int = 10) -> float:
-    """Share of each point's k nearest that stay among them."""
+    """The share of each point's k nearest that stay among them."""
     found = []
     for cloud in (before, after):
         similarities = cloud @ cloud.T
@@ -82,13 +82,13 @@ def neighbours_kept(before: Array, after: Array, k: int = 10) -> float:
 
 
 def best_kept(before: Array, after: Array, k: int) -> float:
-    """Share of each row's k best that stay among them."""
+    """The share of each row's k best that stay among them."""
     tops = [np.argsort(-each.round(5), axis=1, kind="stable")[:, :k] for each in (before, after)]
     return float(np.mean([len(set(a) & set(b)) / k for a, b in zip(*tops, strict=True)]))
 
 
 def expected_ranks(before: Array, after: Array) -> Array:
-    """The rank that each row's best column before has after, ties in random order."""
+    """The rank after training of the column that was each row's best before, with ties in random order."""
     own = np.take_along_axis(after, before.argmax(axis=1)[:, None], axis=1)
     better, as_good = (after > own + 1e-5).sum(1), (after >= own - 1e-5).sum(1)
     return (better + 1 + as_good) / 2
@@ -99,7 +99,7 @@ def still_found(before: Array, after: Array, k: int) -> float:
 
 
 def log_rank(before: Array, after: Array) -> float:
-    """1 where the base's best stays first, 0 where it is where chance would place it."""
+    """1 where the base's best stays first, 0 where its rank is that of chance."""
     return float(1 - np.log(expected_ranks(before, after)).mean() / np.log((after.shape[1] + 1) / 2))
 
 
@@ -120,7 +120,7 @@ def of_both(kept: Callable[[Array, Array], float], combine: Callable[[Sequence[f
 
 
 def aligned(before: Array, after: Array) -> float:
-    """Mean cosine of each embedding with itself."""
+    """The mean cosine of each embedding with itself before training."""
     return float((before * after).sum(1).mean())
 
 
@@ -159,13 +159,13 @@ METERS: dict[str, Meter] = {
 
 
 def read(folder: Path, name: str) -> tuple[Probe, float]:
-    """What `drift.py` kept of a model."""
+    """Reads what `drift.py` kept of a model."""
     kept = load_file(folder / f"{name}.safetensors")
-    return Probe(kept["image_embeds"].float(), kept["text_embeds"].float()), float(kept["elsewhere"])
+    return Probe(kept["image_embeds"].float(), kept["text_embeds"].float()), float(kept["retention"])
 
 
 def measure_all(folder: Path, adapters: Sequence[Adapter], meters: Mapping[str, Meter]) -> dict[str, dict[str, float]]:
-    """The loss and each meter by adapter."""
+    """Computes the loss and each meter, by adapter."""
     found = {}
     for adapter in adapters:
         (base, could), (adapted, can) = read(folder, adapter.task), read(folder, adapter.name)
@@ -175,7 +175,7 @@ def measure_all(folder: Path, adapters: Sequence[Adapter], meters: Mapping[str, 
 
 
 def correlate(found: Mapping[str, Mapping[str, float]], meter: str, task: str = "") -> float:
-    """Spearman's rank correlation of a meter and the loss over the adapters of a task, or all."""
+    """Correlates the ranks of a meter and the loss (Spearman) over the adapters of a task, or all."""
     chosen = [values for name, values in found.items() if name.startswith(task)]
     return float(spearmanr([values[meter] for values in chosen], [values["loss"] for values in chosen]).statistic)
 
@@ -201,7 +201,7 @@ def main() -> None:
     print("| meter | all | digits | emoji | others |\n| --- | ---: | ---: | ---: | ---: |")
     for meter, values in sorted(table.items(), key=lambda item: -item[1]["all"]):
         print(f"| {meter} | " + " | ".join(f"{value:.2f}" for value in values.values()) + " |")
-    print("\n| adapter | drift | lost elsewhere |\n| --- | ---: | ---: |")
+    print("\n| adapter | drift | lost on the photographs |\n| --- | ---: | ---: |")
     for name, values in adapters.items():
         print(f"| {name} | {values['drift']:.3f} | {100 * values['loss']:.1f} % |")
 

@@ -1,9 +1,8 @@
-"""Filters generated metadata with COYO-700M's columns: seconds, and the most memory the process held.
+"""Filters generated metadata with COYO-700M's columns: seconds, and the most memory that the process held.
 
     python benchmarks/filter_rows.py --rows 10000000
 
-The Parquet files are written first, by another process, so that their memory does not count. All rows
-name one image file.
+Another process writes the Parquet files first, so that its memory does not count. All rows name one image file.
 """
 
 import argparse

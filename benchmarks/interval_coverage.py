@@ -1,9 +1,9 @@
-"""How often the interval of a difference holds the truth, in simulated tables: 95 % is what it promises.
+"""How often the interval of a difference contains the truth, in simulated tables; it promises 95 %.
 
     python benchmarks/interval_coverage.py
 
 Draws tables of 300 rows from a population of a million on which two models are known, for each metric that has an
-interval, and for the calibration error, which has none for what this shows.
+interval, and for the calibration error, which has none because of this result.
 """
 
 from collections.abc import Callable
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from finetune.metrics import paired_difference, value
+from finetune.metrics.bootstrap import paired_difference
 from finetune.metrics.calibration import BINS
-from finetune.metrics.statistics import Figure, MeanAveragePrecision, MeanOfMeans, Median, mean
+from finetune.metrics.statistics import Figure, MeanAveragePrecision, MeanOfMeans, Median, mean, value
 
 POPULATION, ROWS, TABLES = 1_000_000, 300, 200
 
@@ -37,7 +37,7 @@ class CalibrationError:
 
 
 def build_population(generator: torch.Generator) -> dict[str, Callable[[int, Tensor], Figure]]:
-    """Each metric of either model (0, 1) on chosen rows of a population; the second model is a little better."""
+    """Builds each metric of either model (0, 1) on chosen rows of a population; the second model is a little better."""
     difficulty = torch.randn(POPULATION, generator=generator)
     noise = torch.randn(2, POPULATION, generator=generator)
     skill = torch.stack([noise[0] - difficulty, noise[1] - difficulty + 0.3])

@@ -2,11 +2,11 @@
 
     finetune prepare digits && python benchmarks/proofs.py
 
-Prints a Markdown table of the largest difference between what was trained and what was handed out: of a component of
-the normalised embeddings for the merged checkpoint, and relative to the largest logit for a classifier.
+Prints a Markdown table of the largest difference between the trained model and the exported one: of a component of the
+normalised embeddings for the merged checkpoint, and relative to the largest logit for a classifier.
 
-align-mini's squeeze-excite is the identity, so adapters there are refused. Where they are under test the base is
-align-mini with squeeze-excite weights drawn at random.
+align-mini's squeeze-excite is the identity, so adapters there are refused. To test them, the base is align-mini with
+squeeze-excite weights drawn at random.
 """
 
 import argparse
@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from finetune.pipeline.experiment import run_experiment
 
 from finetune.core.files import read_json
 from finetune.core.shipped import find_recipe, shipped_recipes
 from finetune.export.merged import write_checkpoint
 from finetune.export.proof import PROOF_FILE
 from finetune.model.base import load_model, load_processor
-from finetune.pipeline.experiment import run_experiment
 from finetune.pipeline.recipe import read_recipe
 
 COYO = {
@@ -41,18 +41,19 @@ OBJECTIVES = {
     "Sigmoid": ["--model.objective", "finetune.objectives.Sigmoid"],
     "Classification": ["--model.objective", "finetune.objectives.Classification", "--model.text_lora", "null"],
 }
-IMAGE_KINDS = ("pointwise", "squeeze_excite", "stem")
-TEXT_KINDS = ("attention", "feed_forward", "projection", "embedding")
+KINDS = {
+    "image": ["pointwise", "squeeze_excite", "stem"],
+    "text": ["attention", "feed_forward", "projection", "embedding"],
+}
 VARIANTS = {"LoRA": [], "rsLoRA": ["use_rslora"], "DoRA": ["use_dora"]}
-WHOLE = {
+OTHERS = {
     "depthwise kernels whole": ["--model.image_lora.whole", "[depthwise]"],
     "norms whole, both towers": ["--model.image_lora.whole", "[norm]", "--model.text_lora.whole", "[norm]"],
     "BatchNorm statistics": ["--model.image_lora.train_statistics", "true"],
     "last 4 blocks of either": ["--model.image_lora.last_blocks", "4", "--model.text_lora.last_blocks", "4"],
     "everything whole": ["--model.image_lora.whole", "[all]", "--model.text_lora.whole", "[all]"],
+    "three trainings averaged": ["--run.soup", "3"],
 }
-
-SOUP = {"three trainings averaged": ["--run.soup", "3"]}
 
 
 def write_gated_base(folder: Path) -> str:
@@ -76,21 +77,20 @@ def write_table(digits: Path, path: Path) -> None:
 
 
 def list_cases(gated: str) -> dict[str, tuple[str, list[str]]]:
-    """The recipe and the overrides of each line of the table."""
+    """Lists the recipe and the overrides of each line of the table."""
     cases = {f"objective {name}": ("quickstart", words) for name, words in OBJECTIVES.items()}
     for variant, switches in VARIANTS.items():
         words = ["--model.checkpoint", gated]
-        words += ["--model.image_lora.layers", str([*IMAGE_KINDS]), "--model.text_lora.layers", str([*TEXT_KINDS])]
-        words += [
-            word for key in switches for side in ("image", "text") for word in (f"--model.{side}_lora.{key}", "true")
-        ]
+        for tower, kinds in KINDS.items():
+            words += [f"--model.{tower}_lora.layers", str(kinds)]
+            words += [word for key in switches for word in (f"--model.{tower}_lora.{key}", "true")]
         cases[f"{variant} on every kind of layer"] = ("quickstart", words)
-    cases |= {name: ("quickstart", words) for name, words in (WHOLE | SOUP).items()}
+    cases |= {name: ("quickstart", words) for name, words in OTHERS.items()}
     return cases | {f"recipe `{name}`": (name, []) for name in shipped_recipes() if name != "zero_shot"}
 
 
 def prove(recipe: str, words: list[str], table: Path, images: Path, folder: Path) -> dict[str, float]:
-    """Runs a recipe for four steps and reads the proofs of what it handed out."""
+    """Runs a recipe for four steps and reads the proofs of what it exported."""
     settings = {
         "--data.table.path": table,
         "--data.table.images": images,
@@ -118,9 +118,7 @@ def prove(recipe: str, words: list[str], table: Path, images: Path, folder: Path
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--digits", type=Path, default=Path("data/digits/digits.csv"), help="made by `finetune prepare`"
-    )
+    parser.add_argument("--digits", type=Path, default=Path("data/digits/digits.csv"), help="the prepared table")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

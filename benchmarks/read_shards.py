@@ -1,4 +1,4 @@
-"""Times the reading of tar shards as a table, before the first picture: headers, captions, and fields of the JSON.
+"""Times how long a table of tar shards takes to read: headers, captions, and fields of the JSON; no pictures.
 
     python benchmarks/read_shards.py --samples 100000
 
@@ -24,7 +24,7 @@ PICTURE = 20_000  # bytes
 
 
 def write_shard(path: Path, first: int, generator: np.random.Generator) -> None:
-    """Writes one tar; the pictures are noise, as none is opened."""
+    """Writes one tar; the pictures are noise, since none is opened."""
     with tarfile.open(path, "w|") as tar:
         for number in range(first, first + SHARD):
             key = f"{number // SHARD:05d}{number % SHARD:04d}"

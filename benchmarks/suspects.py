@@ -1,10 +1,10 @@
-"""How many planted mistakes `finetune suspects` finds: the captions or labels of 5 % of the training rows, exchanged.
+"""How many planted mistakes `finetune suspects` finds: exchanged captions or labels in 5 % of the training rows.
 
     finetune prepare emoji && python benchmarks/suspects.py emoji data/emoji/emoji.csv
 
-Prints a Markdown table. "Found" is the share of exchanged rows among as many of the worst rows:
-precision and recall at that depth, 5 % by guessing. What the untouched checkpoint finds, judged in the same way, stands
-beside it. "Right" is the share of those found whose own text is named as the better one.
+Prints a Markdown table. "Found" is the share of exchanged rows among as many of the worst rows, which is precision and
+recall at that depth; guessing finds 5 %. Beside it stands what the untouched base finds, judged in the same way.
+"Right" is the share of the rows found whose own text is named as the better one.
 """
 
 import argparse
@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from finetune.pipeline.experiment import quieten
 
 from finetune.core.shipped import find_recipe
-from finetune.pipeline.experiment import quieten
 from finetune.pipeline.recipe import read_recipe
 from finetune.pipeline.suspects import cross_fit, deal_folds, rank_rows
 from finetune.training.task import AlignTask
@@ -29,7 +29,7 @@ CASES = {
 
 
 def exchange(table: pd.DataFrame, column: str, seed: int) -> pd.Series:
-    """Passes the texts of some training rows on among these; returns the true texts by number of those changed."""
+    """Exchanges the texts of some training rows; returns the true text of each changed row, by row number."""
     train = np.flatnonzero(table["split"] == "train")
     generator = np.random.default_rng(seed)
     chosen = generator.permutation(generator.choice(train, round(SHARE * len(train)), replace=False))
@@ -47,7 +47,7 @@ def describe(ranked: pd.DataFrame, true: pd.Series) -> str:
 
 
 def measure(case: str, table_file: Path, folds: int, seed: int, overrides: list[str]) -> str:
-    """Plants mistakes and looks for them; one line of the table."""
+    """Plants mistakes, looks for them, and returns a line of the table."""
     name, column, own_settings = CASES[case]
     table = pd.read_csv(table_file, dtype=str, keep_default_na=False)
     true = exchange(table, column, seed)

@@ -1,18 +1,17 @@
-"""How well align-mini is adapted, and what it forgets: the toolkit beside what a user would run instead.
+"""What align-mini learns of a task and what it forgets: the toolkit beside what a user would run instead.
 
     finetune prepare digits && finetune prepare emoji && finetune prepare stamps
     python benchmarks/transfer.py            # runs each cell that is not there yet; all of them take hours on 2 cores
     python benchmarks/transfer.py --quick    # two tasks, one seed, little training: ten minutes, kept apart
     python benchmarks/transfer.py --table    # prints what is there, runs nothing
 
-A cell is one task, method, setting and seed; its figures are kept as JSON in `benchmarks/results/transfer`, with the
-settings that led to them. When a setting changes, its cells are run anew and the others stay. What changes in the code
-of a method and not in its settings needs a new `version` in them; the cells of a table that is prepared otherwise have
-to be removed.
+A cell is one task, method, setting and seed. Its figures are a line of `benchmarks/results/transfer/TASK.jsonl`, with
+the settings that led to them. When a setting changes, its cells are run anew and the others stay. If the code of a
+method changes but not its settings, give them a new `version`. If a table is prepared in another way, delete its file.
 
-A recipe is run as it is shipped. Each other method may try the same number of settings on the validation rows of the
-first seed; the best is repeated with the other seeds. It is a test of mechanisms on a small stand-in for ALIGN, on
-small tables.
+A recipe runs as it is shipped. Each other method may try the same number of settings on the validation rows of the
+first seed; the best is repeated with the other seeds. The benchmark tests mechanisms, on small tables and on a small
+stand-in for ALIGN.
 """
 
 import argparse
@@ -26,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transfer_alpha import format_lines, format_rules
 from transfer_comparison import format_comparison
 from transfer_data import task_data
+from transfer_interpolation import format_lines, format_rules
 from transfer_left_out import format_left_out
 from transfer_line import measure_calibration, measure_line
 from transfer_measure import measure
@@ -42,8 +41,10 @@ from transformers.utils import logging as transformers_logging
 
 HERE = Path(__file__).parent
 QUICK_TASKS = {"digits-4": 8, "names-google": 1}  # epochs
-QUICK_METHODS = ("zero-shot", "logistic-regression", "tip-adapter-f", "tuned", "clip-lora", "retrieval-lora")
-QUICK_METHODS += ("classify-prompts", "few-shot")
+QUICK_METHODS = (
+    *("zero-shot", "logistic-regression", "tip-adapter-f", "tuned", "clip-lora"),
+    *("retrieval-lora", "classify-prompts", "few-shot"),
+)
 
 
 def run_cell(cell: Cell, results: Results, data: Path) -> None:
@@ -51,7 +52,7 @@ def run_cell(cell: Cell, results: Results, data: Path) -> None:
 
     Args:
         cell: The cell.
-        results: Where it is kept.
+        results: The results to add it to.
         data: The folder of data.
     """
     rows = task_data(cell.task, data, cell.seed)
@@ -67,10 +68,10 @@ def run_cell(cell: Cell, results: Results, data: Path) -> None:
 
 
 def missing_cells(results: Results, tasks: Sequence[Task], methods: Sequence[Method]) -> Iterator[Cell]:
-    """Cells to run, in order; which setting is repeated is asked when its trials were run.
+    """Yields the cells to run, in order; the setting to repeat is chosen once its trials have run.
 
     Args:
-        results: What is there already.
+        results: The cells that are there already.
         tasks: Tasks in order.
         methods: Methods in order.
     """
@@ -85,7 +86,7 @@ def missing_cells(results: Results, tasks: Sequence[Task], methods: Sequence[Met
 
 
 def quick_tasks() -> list[Task]:
-    """The tasks of `--quick`: fewer epochs, one setting."""
+    """Builds the tasks of `--quick`: fewer epochs, one setting."""
     chosen = [task for task in TASKS if task.name in QUICK_TASKS]
     return [dataclasses.replace(task, epochs=QUICK_TASKS[task.name], trials=1) for task in chosen]
 
@@ -105,7 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def quieten() -> None:
-    """Leaves progress bars and the libraries' remarks about themselves."""
+    """Silences progress bars and the libraries' remarks."""
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     transformers_logging.set_verbosity_error()

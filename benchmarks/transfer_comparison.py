@@ -1,4 +1,4 @@
-"""The recipes beside each other method: differences on the target by task, their mean over tasks, and elsewhere."""
+"""The recipes minus each other method: by task on the target, and on average on the target and on other domains."""
 
 import itertools
 import statistics
@@ -18,16 +18,16 @@ class BySeed(NamedTuple):
     """Figures of a method in a task, by seed.
 
     Attributes:
-        target: On the target.
-        elsewhere: Mean over the places elsewhere.
+        target: The figure on the target.
+        retention: The mean over the other domains.
     """
 
     target: dict[int, float]
-    elsewhere: dict[int, float]
+    retention: dict[int, float]
 
 
 def difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Mean:
-    """The mean of ours less theirs over the seeds that both have, paired, as a seed draws the same rows for both.
+    """Takes the mean of ours minus theirs over the seeds that both have; a seed draws the same rows for both.
 
     Args:
         ours: Figure by seed.
@@ -41,26 +41,26 @@ def difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Mean:
 
 
 class Compared(NamedTuple):
-    """Ours less another method in one task.
+    """Ours minus another method in one task.
 
     Attributes:
         theirs: The other's mean on the target.
-        target: The difference there.
-        elsewhere: The difference elsewhere.
+        target: The difference on the target.
+        retention: The difference on other domains.
     """
 
     theirs: float
     target: Mean
-    elsewhere: Mean
+    retention: Mean
 
 
 def format_comparison(results: Results, tasks: Sequence[Task], methods: Sequence[Method]) -> str:
-    """A line for each other method: by task, and the means over the tasks it was run in.
+    """Prints a line for each other method: by task, and the means over the tasks in which it was run.
 
-    Ours are the recipes as shipped in each task, the others at the setting that suits the task's validation rows best.
-    The last lines take the other method with the highest mean on the target in each task. That it was picked after the
-    fact is to its advantage. In the second of them ours is the variant of the recipe that the other tasks would choose,
-    in the third one recipe stands for all tables of labels.
+    Ours are the recipes as shipped, the others have the setting that suits the task's validation rows best. The last
+    lines take the other method with the highest target in each task, picked after the fact, which is to its advantage.
+    In the second of them ours is the variant of the recipe that the other tasks would choose, in the third one recipe
+    stands for all tables of labels.
 
     Args:
         results: The cells.
@@ -83,17 +83,17 @@ def format_comparison(results: Results, tasks: Sequence[Task], methods: Sequence
     lines["the best of these in each task"] = _best(lines)
     lines["the same, ours as the other tasks choose"] = _best(less_others(own | chosen))
     lines["the same, `classify_head` for few images too"] = _best(less_others(alone))
-    header = ("ours less", *(task.name for task in tasks), "mean", "elsewhere")
+    header = ("ours less", *(task.name for task in tasks), "mean", "other domains")
     return markdown(header, 1, [_line(title, tasks, found) for title, found in lines.items() if found])
 
 
 def _pairs(tasks: Sequence[Task], methods: Sequence[Method]) -> Iterator[tuple[Task, Method]]:
-    """Each task with each method that can learn it."""
+    """Pairs each task with each method that can learn it."""
     return ((task, method) for task, method in itertools.product(tasks, methods) if method.handles(task))
 
 
 def _compare(results: Results, tasks: Sequence[Task], ours: Mapping[str, Method], other: Method) -> dict[str, Compared]:
-    """By the task's name, where both were run."""
+    """Compares ours with another method in each task that has both, by the task's name."""
     found = {}
     for task in tasks:
         if task.name not in ours or not other.handles(task):
@@ -104,13 +104,13 @@ def _compare(results: Results, tasks: Sequence[Task], ours: Mapping[str, Method]
             found[task.name] = Compared(
                 theirs=statistics.mean(theirs.target.values()),
                 target=difference(mine.target, theirs.target),
-                elsewhere=difference(mine.elsewhere, theirs.elsewhere),
+                retention=difference(mine.retention, theirs.retention),
             )
     return found
 
 
 def _best(lines: Mapping[str, Mapping[str, Compared]]) -> dict[str, Compared]:
-    """By the task's name, the other method with the highest target there."""
+    """Takes the other method with the highest target in each task."""
     best: dict[str, Compared] = {}
     for name, compared in (item for found in lines.values() for item in found.items()):
         best[name] = max(best.get(name, compared), compared, key=lambda each: each.theirs)
@@ -120,17 +120,17 @@ def _best(lines: Mapping[str, Mapping[str, Compared]]) -> dict[str, Compared]:
 def _line(title: str, tasks: Sequence[Task], found: Mapping[str, Compared]) -> list[str]:
     cells = [found[task.name].target.describe("+") if task.name in found else "-" for task in tasks]
     target = mean_of_means([compared.target for compared in found.values()])
-    elsewhere = mean_of_means([compared.elsewhere for compared in found.values()])
-    return [title, *cells, target.describe("+"), elsewhere.describe("+")]
+    retention = mean_of_means([compared.retention for compared in found.values()])
+    return [title, *cells, target.describe("+"), retention.describe("+")]
 
 
 def _figures(results: Results, task: Task, method: Method, setting: Setting) -> BySeed:
-    """The figures of a method; what a method that draws nothing found, each seed would."""
+    """Collects the figures of a method; each seed would find what a method that draws nothing found."""
     records = results.repeats(task, method, setting)
     if method.seeds(task) == 1 and records:
         records = dict.fromkeys(range(task.seeds), records[0])
     places = {seed: figures(record) for seed, record in records.items()}
     return BySeed(
         target={seed: found["target"] for seed, found in places.items()},
-        elsewhere={seed: statistics.mean(found[name] for name in task.elsewhere()) for seed, found in places.items()},
+        retention={seed: statistics.mean(found[name] for name in task.retention()) for seed, found in places.items()},
     )

@@ -20,13 +20,13 @@ BASE = "align-mini"
 
 
 def load_base() -> AlignModel:
-    """An untouched copy of the checkpoint, in evaluation mode."""
+    """Loads an untouched copy of the base, in evaluation mode."""
     return load_model(BASE)
 
 
 @cache
 def processor(image_size: int) -> AlignProcessor:
-    """The checkpoint's processor at an image size."""
+    """Loads the base's processor at an image size."""
     return load_processor(BASE, image_size)
 
 
@@ -37,7 +37,7 @@ def _preparation(image_size: int) -> ImagePreparation:
 
 @cache
 def _decoded(path: str, image_size: int) -> Pixels:
-    """An image file at the size the towers see, uint8 of shape (3, S, S)."""
+    """Decodes an image file at the size that the towers see, uint8 of shape (3, S, S)."""
     levels = np.tile(np.arange(256, dtype=np.float32), (3, 1))
     return replace(_preparation(image_size), levels=levels)(open_image(path)).astype(np.uint8)
 
@@ -68,7 +68,7 @@ class Pictures:
         return len(self.texts)
 
     def pixel_values(self, pixels: Pixels) -> Tensor:
-        """What the towers receive for bytes of shape (B, 3, S, S)."""
+        """Turns bytes of shape (B, 3, S, S) into what the towers receive."""
         levels = _preparation(self.image_size).levels
         return torch.from_numpy(levels[np.arange(3)[:, None, None], pixels])
 
@@ -79,7 +79,7 @@ def pictures(rows: Rows, split: str, gallery: Gallery) -> Pictures:
     Args:
         rows: A table's rows.
         split: `train`, `val` or `test`.
-        gallery: Where they come from.
+        gallery: The gallery they come from.
     """
     indices = rows.indices(split)
     size = gallery.image_size
@@ -99,7 +99,7 @@ def pictures(rows: Rows, split: str, gallery: Gallery) -> Pictures:
 
 @cache
 def gallery_pictures(gallery: Gallery, folder: Path) -> Pictures:
-    """The test rows of a gallery."""
+    """Decodes the test rows of a gallery."""
     return pictures(gallery.read(folder).read(required=("test",)), "test", gallery)
 
 
@@ -112,7 +112,7 @@ class TaskData:
         table: The training table, for the toolkit to read itself.
         train: Training rows.
         val: Validation rows, by which settings are chosen.
-        galleries: What is measured: `target`, `shift` where there is one, and the places elsewhere.
+        galleries: The places to measure: `target`, `shift` where there is one, and the other domains.
     """
 
     task: Task
@@ -132,7 +132,7 @@ def task_data(task: Task, folder: Path, seed: int) -> TaskData:
     """
     table = task.table(folder, seed)
     rows = table.read()
-    places = {"target": task.home, **({"shift": task.shift} if task.shift else {}), **task.elsewhere()}
+    places = {"target": task.home, **({"shift": task.shift} if task.shift else {}), **task.retention()}
     return TaskData(
         task=task,
         table=table,
@@ -144,12 +144,12 @@ def task_data(task: Task, folder: Path, seed: int) -> TaskData:
 
 @cache
 def text_encoder() -> TextEncoder:
-    """The checkpoint's tokenizer."""
+    """Loads the base's tokenizer."""
     return TextEncoder.from_processor(load_processor(BASE))
 
 
 def tokens(texts: list[str]) -> tuple[Tensor, Tensor]:
-    """Input ids and attention mask, padded to the longest text.
+    """Encodes texts as input ids and attention mask, padded to the longest text.
 
     Args:
         texts: B texts.

@@ -1,4 +1,4 @@
-"""Which settings of a recipe the other tasks would have chosen: each task left out in turn."""
+"""Which variant of a recipe the other tasks would have chosen, leaving out each task in turn."""
 
 import statistics
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ from transfer_tasks import Task
 
 CAPTIONS, LABELS, FEW_LABELS = "retrieval-lora", "classify-head", "few-shot"
 OURS = (CAPTIONS, LABELS, FEW_LABELS)
-"""The recipe for captions, the one for labels, and in its place the one for few of them."""
+"""The recipes for captions, for labels, and for few labels."""
 
 
 def format_left_out(results: Results, tasks: Sequence[Task], methods: Sequence[Method]) -> str:
-    """For each recipe and task, the variant with the best validation rows on the other tasks, and its target there.
+    """Prints, for each recipe and task, the variant that the other tasks choose, and its target on the task.
 
     Args:
         results: The cells.
@@ -34,17 +34,17 @@ def format_left_out(results: Results, tasks: Sequence[Task], methods: Sequence[M
 def chosen_on_others(
     results: Results, tasks: Sequence[Task], methods: Sequence[Method], shipped: Method, left_out: Task
 ) -> Method | None:
-    """The variant of a recipe with the best validation rows on all tasks but one, the recipe itself among them.
+    """Chooses the variant of a recipe with the best validation rows on all tasks but one.
 
     Args:
         results: The cells.
         tasks: Tasks.
-        methods: Methods; variants count that were run in each task of the recipe.
+        methods: Methods; the recipe itself and the variants that were run in each of its tasks are candidates.
         shipped: The recipe as it is shipped.
         left_out: The task that has no say.
 
     Returns:
-        It; None where the recipe was not run in the task, or there is nothing to choose from.
+        The variant; None where the recipe was not run in the task, or there is nothing to choose from.
     """
     assert isinstance(shipped, Toolkit)
     own = [task for task in tasks if results.repeats(task, shipped, {})]
@@ -61,7 +61,7 @@ def _targets(results: Results, task: Task, methods: Sequence[Method]) -> list[st
 
 
 def _mean(results: Results, tasks: Sequence[Task], method: Method, place: str) -> float:
-    """Mean over tasks of the mean over seeds."""
+    """Takes the mean over tasks of the mean over seeds."""
     return statistics.mean(
         statistics.mean(figures(record)[place] for record in results.repeats(task, method, {}).values())
         for task in tasks

@@ -1,6 +1,6 @@
-"""Models between the base and one that the toolkit trained, and what its fitted temperature makes of that one.
+"""The line of models between the base and a trained one, and the calibration of the trained one.
 
-Both are measured as the toolkit's commands would. The temperature is fitted to the validation rows at alpha 1.
+Both are measured as the toolkit's commands do. The temperature is fitted to the validation rows at interpolation 1.
 """
 
 import math
@@ -18,36 +18,37 @@ from transfer_measure import Trained, class_scores, main_figure, measure_place, 
 
 from finetune.evaluation.forgetting import relative_loss
 from finetune.export.classifier import interpolate_head
-from finetune.metrics import Figure, Retrieval, calibration_error, chance_calibration_error, fit_temperature
-from finetune.metrics.calibration import LARGEST_FACTOR
+from finetune.metrics.calibration import LARGEST_FACTOR, calibration_error, chance_calibration_error, fit_temperature
+from finetune.metrics.retrieval import Retrieval
+from finetune.metrics.statistics import Figure
 from finetune.model.head import Head
 from finetune.model.interpolate import interpolate
 from finetune.model.merge import merge_copy
 from finetune.training.task import AlignTask
 
-ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+INTERPOLATIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def line_of_task(task: AlignTask, head: Head | None) -> Callable[[float], Trained]:
-    """The models between the base and a trained task.
+    """Builds the models between the base and a trained task, one at a time.
 
     Args:
-        task: It.
+        task: The task.
         head: Its head, where it has one.
     """
     model = load_base()
     base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     adapted = merge_copy(task.towers.model).state_dict() if isinstance(task.towers.model, PeftModel) else base
 
-    def at(alpha: float) -> Trained:
-        model.load_state_dict(interpolate(base, adapted, alpha))
-        return Trained(model, interpolate_head(head, alpha).logits if head is not None else None)
+    def at(interpolation: float) -> Trained:
+        model.load_state_dict(interpolate(base, adapted, interpolation))
+        return Trained(model, interpolate_head(head, interpolation).logits if head is not None else None)
 
     return at
 
 
 def every_other(pictures: Pictures, start: int) -> Pictures:
-    """Half of a gallery."""
+    """Takes half of a gallery."""
     kept = torch.arange(start, len(pictures), 2)
     return replace(
         pictures,
@@ -60,37 +61,36 @@ def every_other(pictures: Pictures, start: int) -> Pictures:
 
 
 def measure_line(at: Callable[[float], Trained], data: TaskData) -> dict[str, Any]:
-    """All that alpha can be chosen from and judged by.
+    """Measures everything by which an interpolation can be chosen and judged.
 
     Args:
         at: The models.
         data: The task.
 
     Returns:
-        `rows`, the number of validation rows, and `points`: of each alpha `alpha`, the figures on `val` and `target`,
-        and `elsewhere` with what is lost of the toolkit's retrieval metric in either half of each place's pictures,
+        `rows`, the number of validation rows, and `points`: for each `interpolation` the figures on `val` and `target`,
+        and `retention`, the loss of the toolkit's retrieval metric on both halves of each other domain, each with its
         `value` and `error`.
     """
-    places = {name: data.galleries[name] for name in data.galleries if name in data.task.elsewhere()}
-    halves = {name: [every_other(pictures, start) for start in (0, 1)] for name, pictures in places.items()}
+    halves = {name: [every_other(data.galleries[name], start) for start in (0, 1)] for name in data.task.retention()}
 
-    def elsewhere(trained: Trained) -> dict[str, list[Figure]]:
+    def retention(trained: Trained) -> dict[str, list[Figure]]:
         return {
             name: [measure_retrieval(trained, half).figures()[Retrieval.headline] for half in both]
             for name, both in halves.items()
         }
 
     rows = {"val": data.val, "target": data.galleries["target"]}
-    before, points = elsewhere(at(0.0)), []
-    for alpha in ALPHAS:
-        trained = at(alpha)
+    before, points = retention(at(0.0)), []
+    for interpolation in INTERPOLATIONS:
+        trained = at(interpolation)
         own = {name: round(main_figure(measure_place(trained, of, True)), 5) for name, of in rows.items()}
-        after = elsewhere(trained) if alpha else before
+        after = retention(trained) if interpolation else before
         lost = {
             name: [_rounded(relative_loss(*pair)._asdict()) for pair in zip(both, after[name], strict=True)]
             for name, both in before.items()
         }
-        points.append({"interpolation": alpha, **own, "retention": lost})
+        points.append({"interpolation": interpolation, **own, "retention": lost})
     return {"rows": len(data.val), "points": points}
 
 
@@ -99,10 +99,10 @@ def _rounded(figures: dict[str, float]) -> dict[str, float]:
 
 
 def measure_calibration(trained: Trained, data: TaskData) -> dict[str, float]:
-    """Expected calibration error on the target as trained, and with the temperature fitted to the validation rows.
+    """Measures the calibration error on the target, as trained and at the temperature fitted to the validation rows.
 
     Args:
-        trained: What training left.
+        trained: What a method left.
         data: A task with labels.
     """
     val, target = data.val, data.galleries["target"]
@@ -112,10 +112,10 @@ def measure_calibration(trained: Trained, data: TaskData) -> dict[str, float]:
 
 
 def calibration_errors(val: Tensor, target: Tensor, val_ids: Tensor, target_ids: Tensor) -> dict[str, float]:
-    """Expected calibration error of the target's scores, as they are and at the temperature that `val` asks for.
+    """Measures the expected calibration error of the target, as it is and at the temperature fitted to `val`.
 
-    `by_likelihood` is that at the temperature of plain temperature scaling, `by_chance` that of a calibrated model in
-    the place of the fitted one.
+    `by_likelihood` is the error at the temperature of plain temperature scaling, `by_chance` that of a calibrated model
+    in place of the fitted one.
 
     Args:
         val: Logits (N, C) of the validation rows.
@@ -134,7 +134,7 @@ def calibration_errors(val: Tensor, target: Tensor, val_ids: Tensor, target_ids:
 
 
 def temperature_of_most_likelihood(scores: Tensor, label_ids: Tensor) -> float:
-    """Plain temperature scaling (Guo et al. 2017, arXiv 1706.04599), within the bounds of the toolkit's own.
+    """Fits plain temperature scaling (Guo et al. 2017, arXiv 1706.04599), within the bounds of the toolkit's own.
 
     Args:
         scores: Logits (N, C).

@@ -12,9 +12,9 @@ class Mean(NamedTuple):
     """A mean and how well it is known.
 
     Attributes:
-        mean: It.
-        variance: Variance of the mean; 0 where nothing tells it.
-        freedom: Degrees of freedom of the variance; 0 where nothing tells it.
+        mean: The mean.
+        variance: Variance of the mean; 0 where it is unknown.
+        freedom: Degrees of freedom of the variance; 0 where it is unknown.
     """
 
     mean: float
@@ -23,11 +23,11 @@ class Mean(NamedTuple):
 
     @property
     def half_width(self) -> float:
-        """Of Student's 95 % interval; NaN where nothing tells the variance."""
+        """Half the width of Student's 95 % interval; NaN where the variance is unknown."""
         return float(t.ppf(0.975, self.freedom)) * math.sqrt(self.variance) if self.freedom else math.nan
 
     def describe(self, sign: str = "") -> str:
-        """In per cent, with the half-width where there is one.
+        """Writes the mean in per cent, with the half-width where there is one.
 
         Args:
             sign: "+" to show the sign of a change.
@@ -37,7 +37,7 @@ class Mean(NamedTuple):
 
 
 def mean_of(values: Sequence[float]) -> Mean:
-    """The mean over the seeds.
+    """Takes the mean over the seeds.
 
     Args:
         values: One figure a seed, at least one.
@@ -51,12 +51,12 @@ def mean_of(values: Sequence[float]) -> Mean:
 
 
 def mean_of_means(found: Sequence[Mean]) -> Mean:
-    """The mean over tasks, these tasks being all there are: its variance is that of the seeds alone.
+    """Takes the mean over tasks. These tasks are all there are, so its variance is that of the seeds alone.
 
     Degrees of freedom are Welch's and Satterthwaite's (Satterthwaite 1946, Biometrics Bulletin 2).
 
     Args:
-        found: One of each task.
+        found: The mean of each task.
 
     Example:
         >>> mean_of_means([Mean(0.25, 0.01, 2), Mean(0.0, 0.01, 2)])

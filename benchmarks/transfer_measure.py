@@ -10,7 +10,9 @@ from torch.nn.functional import normalize
 from transfer_data import Pictures, TaskData, load_base, tokens
 from transformers import AlignModel
 
-from finetune.metrics import ClassAccuracy, Retrieval, class_embeddings
+from finetune.inference.embed import class_embeddings
+from finetune.metrics.accuracy import ClassAccuracy
+from finetune.metrics.retrieval import Retrieval
 
 
 class Trained(NamedTuple):
@@ -19,7 +21,7 @@ class Trained(NamedTuple):
     Attributes:
         model: The towers, None where they are the base's.
         class_scores: From unnormalised image features (B, D) to logits (B, C); None to compare with class prompts.
-        at: The models between the base, alpha 0, and this, alpha 1; None where the toolkit did not train it.
+        at: The model at an interpolation between the base, 0, and this one, 1; None where the toolkit did not train it.
     """
 
     model: AlignModel | None
@@ -29,7 +31,7 @@ class Trained(NamedTuple):
 
 @torch.no_grad()
 def image_features(model: AlignModel, pictures: Pictures) -> Tensor:
-    """Unnormalised image features in float32, shape (N, D)."""
+    """Computes unnormalised image features in float32, shape (N, D)."""
     model.eval()
     parts = []
     for start in range(0, len(pictures), 64):
@@ -40,7 +42,7 @@ def image_features(model: AlignModel, pictures: Pictures) -> Tensor:
 
 @torch.no_grad()
 def text_features(model: AlignModel, texts: list[str]) -> Tensor:
-    """Unnormalised text features in float32, shape (N, D)."""
+    """Computes unnormalised text features in float32, shape (N, D)."""
     model.eval()
     parts = []
     for start in range(0, len(texts), 64):
@@ -56,24 +58,24 @@ def _base() -> AlignModel:
 
 @cache
 def base_image_features(pictures: Pictures) -> Tensor:
-    """Image features of the untouched checkpoint, computed once."""
+    """Computes image features of the base, once."""
     return image_features(_base(), pictures)
 
 
 @cache
 def base_text_features(pictures: Pictures) -> Tensor:
-    """Text features of the untouched checkpoint, computed once; of the classes where there are some."""
+    """Computes text features of the base, once; of the classes where there are some."""
     return text_features(_base(), list(pictures.classes or pictures.texts))
 
 
 def base_class_embeds(pictures: Pictures) -> Tensor:
-    """Normalised class embeddings of the untouched checkpoint, shape (C, D)."""
+    """Computes normalised class embeddings of the base, shape (C, D)."""
     return class_embeddings(base_text_features(pictures), torch.arange(len(pictures.classes)))
 
 
 @torch.no_grad()
 def class_scores(trained: Trained, pictures: Pictures, uses_scores: bool = True) -> Tensor:
-    """Logits of a gallery's classes for its pictures, shape (N, C).
+    """Computes logits of a gallery's classes for its pictures, shape (N, C).
 
     Args:
         trained: What a method left.
@@ -94,7 +96,7 @@ def class_scores(trained: Trained, pictures: Pictures, uses_scores: bool = True)
 
 @torch.no_grad()
 def measure_place(trained: Trained, pictures: Pictures, uses_scores: bool) -> dict[str, float]:
-    """Metrics on one gallery.
+    """Computes the metrics of one gallery.
 
     Args:
         trained: What a method left.
@@ -112,7 +114,7 @@ def measure_place(trained: Trained, pictures: Pictures, uses_scores: bool) -> di
 
 @torch.no_grad()
 def measure_retrieval(trained: Trained, pictures: Pictures) -> Retrieval:
-    """The toolkit's metric of a gallery of captions.
+    """Computes the toolkit's metric of a gallery of captions.
 
     Args:
         trained: What a method left.
@@ -127,7 +129,7 @@ def measure_retrieval(trained: Trained, pictures: Pictures) -> Retrieval:
 
 
 def main_figure(metrics: Mapping[str, float]) -> float:
-    """The accuracy of a table of labels, the hit rate at 10 of both directions of a table of captions."""
+    """Takes the accuracy of a table of labels, and the hit rate at 10 of a table of captions."""
     return metrics["accuracy"] if "accuracy" in metrics else metrics["hit@10"]
 
 
@@ -138,7 +140,7 @@ def _accuracy(scores: Tensor, pictures: Pictures) -> dict[str, float]:
 
 
 def measure(trained: Trained, data: TaskData) -> dict[str, dict[str, float]]:
-    """Metrics on the validation rows, the target, the shift and elsewhere.
+    """Computes the metrics of the validation rows, the target, the shift and the other domains.
 
     Args:
         trained: What a method left.

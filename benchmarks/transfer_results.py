@@ -121,7 +121,7 @@ class Results:
         return self._settings[cell.what]
 
     def choose(self, task: Task, method: Method) -> Choice:
-        """The setting with the best validation figure of the first seed, the earlier one where they tie.
+        """Chooses the setting with the best validation figure of the first seed, the earlier one where they tie.
 
         Args:
             task: Any task.
@@ -134,7 +134,7 @@ class Results:
         return Choice(setting, len(run), len(cells))
 
     def repeats(self, task: Task, method: Method, setting: Setting) -> dict[int, Record]:
-        """The records there are of a setting, by seed.
+        """Reads the records of a setting, by seed.
 
         Args:
             task: Any task.
@@ -145,7 +145,7 @@ class Results:
         return {seed: record for seed, record in records.items() if record is not None}
 
     def parts(self, task: Task, method: Method, name: str) -> list[Record]:
-        """What the records of a recipe as shipped hold beside the metrics, of each seed that has it.
+        """Reads what the records of a recipe as shipped hold beside the metrics, of each seed that has it.
 
         Args:
             task: Any task.
@@ -180,19 +180,19 @@ def _order(record: Record) -> tuple[Any, ...]:
 
 
 def deciders(task: Task, method: Method) -> tuple[Task, Method]:
-    """The task and the method whose trials decide on the setting: the two themselves, or what they are tuned like."""
+    """Names the task and the method whose trials decide: the two themselves, or those they are tuned like."""
     tasks = {each.name: each for each in TASKS}
     methods = {each.name: each for each in METHODS}
     return tasks.get(task.tuned_like or "", task), methods.get(method.tuned_like or "", method)
 
 
 def trials(task: Task, method: Method) -> list[Cell]:
-    """The cells of the first seed that a choice is made from."""
+    """Lists the cells of the first seed from which a setting is chosen."""
     return [Cell(task, method, setting, 0) for setting in method.trials[: task.trials]]
 
 
 def holds(stored: Any, now: Any) -> bool:
-    """Whether every setting that was stored is the same now; settings that came since are passed over.
+    """Whether every stored setting is the same now; settings that were added since do not count.
 
     Args:
         stored: JSON value.
@@ -210,7 +210,7 @@ def holds(stored: Any, now: Any) -> bool:
 
 
 def describe_machine() -> Record:
-    """Processor, threads and versions."""
+    """Names the processor, the threads and the versions."""
     names: Sequence[str] = [platform.processor() or platform.machine()]
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():

@@ -1,4 +1,4 @@
-"""The results as one Markdown table: target and retention side by side, mean and 95 % interval over the seeds."""
+"""The results as Markdown tables: target and retention side by side, mean and 95 % interval over the seeds."""
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,11 +11,11 @@ from transfer_methods.method import Method
 from transfer_results import Cell, Results
 from transfer_tasks import Task
 
-HEADER = ("task", "method", "setting", "seeds", "target", "other vendor", "photographs", "elsewhere", "train s")
+HEADER = ("task", "method", "setting", "seeds", "target", "other vendor", "photographs", "other domains", "train s")
 
 
 def format_table(results: Results, tasks: Sequence[Task], methods: Sequence[Method]) -> str:
-    """A line for each task and method that was run.
+    """Prints a line for each task and method that was run.
 
     Args:
         results: The cells.
@@ -39,9 +39,9 @@ CALIBRATION = {
 
 
 def format_calibration(results: Results, tasks: Sequence[Task], methods: Sequence[Method]) -> str:
-    """What the fitted temperature did to the expected calibration error of a recipe as shipped: means over the seeds.
+    """Prints the expected calibration error of each recipe as shipped, before and after fitting the temperature.
 
-    The last line of a method is its mean over the tasks.
+    The figures are means over the seeds; the last line of a method is its mean over the tasks.
 
     Args:
         results: The cells.
@@ -66,7 +66,7 @@ def _in_per_cent(values: Iterable[float]) -> list[str]:
 
 
 def markdown(header: Sequence[str], words: int, lines: Sequence[Sequence[str]]) -> str:
-    """A table whose first columns hold words and the others numbers."""
+    """Writes a table whose first columns hold words and the others numbers."""
     aligned = ["---"] * words + ["---:"] * (len(header) - words)
     return "\n".join(f"| {' | '.join(line)} |" for line in (header, aligned, *lines))
 
@@ -77,8 +77,8 @@ def _line(results: Results, task: Task, method: Method, zero_shot: Mapping[str, 
     if not records:
         return []
     places = [figures(record) for record in records]
-    elsewhere = [name for name in places[0] if name in task.elsewhere() and name in zero_shot]
-    changes = [statistics.mean(place[name] - zero_shot[name] for name in elsewhere) for place in places if elsewhere]
+    others = [name for name in places[0] if name in task.retention() and name in zero_shot]
+    changes = [statistics.mean(place[name] - zero_shot[name] for name in others) for place in places if others]
     words = ", ".join(f"{key} {value:g}" for key, value in setting.items()) or "as shipped"
     words += f" ({tried} of {budget} tried)" if tried < budget else ""
     return [
@@ -95,7 +95,7 @@ def _line(results: Results, task: Task, method: Method, zero_shot: Mapping[str, 
 
 
 def zero_shot_figures(results: Results, task: Task) -> dict[str, float]:
-    """The main figure of each place before anything is learned.
+    """Reads the main figure of each place before anything is learned.
 
     Args:
         results: The cells.
@@ -105,16 +105,16 @@ def zero_shot_figures(results: Results, task: Task) -> dict[str, float]:
 
 
 def figures(record: Mapping[str, Any] | None) -> dict[str, float]:
-    """The main figure of each place; none where the cell was not run.
+    """Reads the main figure of each place from a cell's record; none where the cell was not run.
 
     Args:
-        record: A cell's.
+        record: The record.
     """
     return {name: main_figure(metrics) for name, metrics in record["metrics"].items()} if record else {}
 
 
 def format_interval(values: Sequence[float], sign: str = "") -> str:
-    """Mean in per cent, and the half-width of Student's 95 % interval where there are several values.
+    """Writes the mean in per cent, and the half-width of Student's 95 % interval where there are several values.
 
     Args:
         values: One figure a seed.

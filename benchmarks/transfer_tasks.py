@@ -1,4 +1,4 @@
-"""The tasks of the transfer benchmark: which table is learned from, and which pictures it is measured on."""
+"""The tasks of the transfer benchmark: the table that is learned, and the pictures that are measured."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,15 +23,15 @@ SHIFT = {
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures that something is measured on.
+    """A table of pictures that is measured.
 
     Args:
         table: CSV below the folder of data.
         split: Column of the splits; the rows of `test` are measured.
-        image_size: Side of the image the towers see, in pixels.
+        image_size: Side of the image that the towers see, in pixels.
         caption: Column of captions, for retrieval; None for a table of labels.
         label: Column of labels, for classification; None for a table of captions.
-        template: Sentence that labels are written into.
+        template: Sentence into which labels are written.
     """
 
     table: str
@@ -43,11 +43,11 @@ class Gallery:
 
     @property
     def source(self) -> str:
-        """The data set it comes from: what is measured elsewhere comes from another."""
+        """The data set it comes from: other domains come from another data set."""
         return self.table.split("/")[0]
 
     def read(self, folder: Path) -> Table:
-        """The table as the toolkit reads it.
+        """Opens the table as the toolkit does.
 
         Args:
             folder: The folder of data.
@@ -60,12 +60,12 @@ class Task:
     """What is learned and where it is measured.
 
     Args:
-        name: Name of the task's folder of results.
-        title: Its words in the table.
+        name: Name of the task's file of results.
+        title: Name in the tables.
         home: The training table; its test rows are the target.
         epochs: Passes over the training rows, the same for each method.
-        augmentations: Albumentations transforms as a recipe names them, the same for each method that augments.
-        shift: The same concepts drawn by somebody else, None without such a table.
+        augmentations: Albumentations transforms as in a recipe, the same for each method that augments.
+        shift: The same concepts drawn by another vendor, None without such a table.
         shots: Training and validation rows of each class, drawn by the seed; None for all rows.
         seeds: How often a method that draws anything is repeated.
         trials: Settings that each method may try on the validation rows.
@@ -84,7 +84,7 @@ class Task:
     tuned_like: str | None = None
 
     def table(self, folder: Path, seed: int) -> Table:
-        """The training table; with `shots` it is drawn and written first.
+        """Opens the training table; with `shots` it is drawn and written first.
 
         Args:
             folder: The folder of data.
@@ -100,13 +100,13 @@ class Task:
         images = str((folder / self.home.table).parent)
         return Table(str(drawn), label=self.home.label, split=self.home.split, images=images)
 
-    def elsewhere(self) -> dict[str, Gallery]:
-        """What it is measured on beside: pictures of other data sets, by name."""
-        return {name: place for name, place in ELSEWHERE.items() if place.source != self.home.source}
+    def retention(self) -> dict[str, Gallery]:
+        """The other domains by name: pictures of other data sets."""
+        return {name: gallery for name, gallery in RETENTION.items() if gallery.source != self.home.source}
 
 
 def draw_shots(rows: pd.DataFrame, label: str, split: str, shots: int, seed: int) -> pd.DataFrame:
-    """At most `shots` training and validation rows of each class, and all test rows.
+    """Draws at most `shots` training and validation rows of each class, and keeps all test rows.
 
     Args:
         rows: The whole table.
@@ -136,8 +136,8 @@ OTHER_KINDS = Gallery("emoji/twitter.csv", "split_by_picture", 96, label="subcat
 DRAWINGS = Gallery("stamps/stamps.csv", "split_by_kind", 96, caption="caption")
 PHOTOGRAPHS = Gallery("stamps/photographs.csv", "split", 160, caption="caption")
 
-ELSEWHERE = {"photographs": PHOTOGRAPHS, "names": GOOGLE}
-"""Where zero-shot align-mini is at least five times chance; drawings, sub-categories and digits are not."""
+RETENTION = {"photographs": PHOTOGRAPHS, "names": GOOGLE}
+"""Domains on which zero-shot align-mini is at least five times chance; drawings, sub-categories and digits are not."""
 
 TASKS: Sequence[Task] = (
     Task("names-google", "emoji names, Google", GOOGLE, 3, (MOVE,), shift=TWITTER, seeds=5),

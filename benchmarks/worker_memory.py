@@ -1,11 +1,11 @@
-"""Memory of its own that a worker process of the data module needs for a large table.
+"""Memory that a worker process of the data module needs for itself, for a large table.
 
     python benchmarks/worker_memory.py --rows 1000000
 
 Writes a Parquet table of captions whose rows all name one image file, starts the training loader as a recipe does, with
-two workers, and reads batches. Then counts the pages that each worker shares with no other process (Private_Clean and
-Private_Dirty of /proc/PID/smaps_rollup), and subtracts what the same with a table of 1,000 rows needs. The evaluation
-loader is measured in the same way. Each measurement is a process of its own.
+two workers, and reads batches. Then counts the memory that each worker shares with no other process (Private_Clean and
+Private_Dirty of /proc/PID/smaps_rollup), and subtracts what a table of 1,000 rows needs. The evaluation loader is
+measured in the same way. Each measurement is a process of its own.
 """
 
 import argparse
@@ -27,7 +27,7 @@ SMALL = 1_000
 
 
 def write_table(folder: Path, rows: int) -> None:
-    """Writes a table with captions that are all different, half of the rows for training and half for the test."""
+    """Writes a table of different captions, half of the rows for training and half for the test."""
     captions = [f"A photograph of the thing that has the number {row}, as sold in shops" for row in range(rows)]
     splits = ["train", "test"] * (rows // 2)
     table = pa.table({"image": ["image.png"] * rows, "caption": captions, "split": splits})
@@ -35,13 +35,13 @@ def write_table(folder: Path, rows: int) -> None:
 
 
 def private_memory(process: int) -> float:
-    """MiB of a process that no other shares."""
+    """Reads the MiB of a process that no other shares."""
     text = Path(f"/proc/{process}/smaps_rollup").read_text()
     return sum(int(size) for size in re.findall(r"^Private_(?:Clean|Dirty): +(\d+) kB", text, re.MULTILINE)) / 1024
 
 
 def measure(table: str, split: str, batches: int) -> list[float]:
-    """MiB of each worker after a number of batches."""
+    """Measures the MiB of each worker after a number of batches."""
     from finetune import ImageTextDataModule, Table
 
     data = ImageTextDataModule(

@@ -1,4 +1,4 @@
-"""What is compared: each method learns a task and leaves towers, class scores, or both."""
+"""The methods that are compared: each learns a task and leaves towers, class scores, or both."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -45,7 +45,6 @@ METHODS: Sequence[Method] = (
     ),
     HEAD,
     replace(HEAD, name="head-once", title="ours, classify_head once", words=ONCE),
-    replace(HEAD, name="head-longer", title="ours, classify_head once, twice as long", words=ONCE, length=2),
     FEW_SHOT,
     replace(FEW_SHOT, name="few-once", title="ours, few_shot once, lr 0.001", words=ONCE_SLOWER),
     replace(FEW_SHOT, name="few-longer", title="ours, few_shot once, twice as long", words=ONCE_SLOWER, length=2),

@@ -1,6 +1,5 @@
 """Methods that leave the towers as they are: zero-shot, logistic regression, Tip-Adapter-F."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,18 +11,16 @@ from transfer_data import TaskData
 from transfer_measure import Trained, base_class_embeds, base_image_features
 from transfer_tasks import Task
 
-from transfer_methods.method import Setting
+from transfer_methods.method import Method, Setting
 
 TEMPERATURE = 0.05  # align-mini's
 
 
-class ZeroShot:
-    """The untouched checkpoint."""
+class ZeroShot(Method):
+    """The untouched base."""
 
     name = "zero-shot"
     title = "zero-shot"
-    trials: Sequence[Setting] = ({},)
-    tuned_like = None
 
     def seeds(self, task: Task) -> int:
         return 1
@@ -41,7 +38,7 @@ class ZeroShot:
 def fit_logistic_regression(
     features: Tensor, label_ids: Tensor, classes: int, strength: float
 ) -> tuple[Tensor, Tensor]:
-    """Weights (C, D) and biases (C,) in float32; a class without rows has minus 1e9.
+    """Fits weights (C, D) and biases (C,) in float32; a class without rows has the bias -1e9.
 
     Args:
         features: Float tensor of shape (N, D).
@@ -56,19 +53,15 @@ def fit_logistic_regression(
     return torch.from_numpy(weight), torch.from_numpy(bias)
 
 
-class LogisticRegressionOnFrozen:
+class LogisticRegressionOnFrozen(Method):
     """Logistic regression on the normalised image embeddings."""
 
     name = "logistic-regression"
     title = "logistic regression on frozen embeddings"
-    trials: Sequence[Setting] = ({"C": 100.0}, {"C": 1000.0}, {"C": 10.0})
-    tuned_like = None
+    trials = ({"C": 100.0}, {"C": 1000.0}, {"C": 10.0})
 
     def seeds(self, task: Task) -> int:
         return task.seeds if task.shots else 1
-
-    def handles(self, task: Task) -> bool:
-        return task.home.label is not None
 
     def settings(self, task: Task, setting: Setting) -> dict[str, Any]:
         return {"version": 1, **setting}
@@ -79,23 +72,16 @@ class LogisticRegressionOnFrozen:
         return Trained(None, lambda features: normalize(features, dim=-1) @ weight.T + bias)
 
 
-class TipAdapter:
+class TipAdapter(Method):
     """Tip-Adapter-F: a cache of the training rows beside the class prompts, its keys trained.
 
-    Zhang et al. 2021 (arXiv 2111.03930): logits = f W^T / temperature + alpha exp(-beta (1 - f K^T)) V, with keys K
-    started from the training embeddings and values V their labels; AdamW, 20 epochs, lr 1e-3, cosine, beta 5.5.
+    Zhang et al. 2021 (arXiv 2111.03930): logits = f W^T / temperature + alpha exp(-beta (1 - f K^T)) V. The keys K
+    start as the training embeddings, the values V are their labels. AdamW, 20 epochs, lr 1e-3, cosine, beta 5.5.
     """
 
     name = "tip-adapter-f"
     title = "Tip-Adapter-F"
-    trials: Sequence[Setting] = ({"alpha": 1.0}, {"alpha": 10.0}, {"alpha": 3.0})
-    tuned_like = None
-
-    def seeds(self, task: Task) -> int:
-        return task.seeds
-
-    def handles(self, task: Task) -> bool:
-        return task.home.label is not None
+    trials = ({"alpha": 1.0}, {"alpha": 10.0}, {"alpha": 3.0})
 
     def settings(self, task: Task, setting: Setting) -> dict[str, Any]:
         return {"version": 1, "beta": 5.5, "lr": 1e-3, "epochs": 20, "batch_size": 256, **setting}

@@ -1,6 +1,5 @@
-"""Full fine-tuning of the pretrained weights, and linear probing before it (LP-FT)."""
+"""Full fine-tuning, and full fine-tuning after a linear probe (LP-FT)."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,32 +12,28 @@ from transformers import AlignModel
 
 from transfer_methods.frozen import fit_logistic_regression
 from transfer_methods.loop import BATCH_SIZE, train
-from transfer_methods.method import Setting
+from transfer_methods.method import Method, Setting
 
 
-class FullFineTuning:
-    """All weights, with BatchNorm's statistics as pretrained.
+class FullFineTuning(Method):
+    """Trains all weights, with BatchNorm's statistics held at the base's.
 
-    On captions the loss is InfoNCE with the temperature trained. On labels it is cross-entropy of a linear head on the
-    image features; the head is drawn at random, or with `probe_first` it is a logistic regression on the frozen
-    features (Kumar et al. 2022, arXiv 2202.10054).
+    On captions the loss is InfoNCE, and the temperature is trained. On labels it is cross-entropy of a linear head on
+    the image features. The head is drawn at random, or with `probe_first` it starts as a logistic regression on the
+    frozen features (Kumar et al. 2022, arXiv 2202.10054).
 
     Args:
-        name: Name in the files of results.
-        title: Its words in the table.
+        name: Name in the results.
+        title: Name in the tables.
         probe_first: Whether the head is fitted first.
     """
 
-    trials: Sequence[Setting] = ({"lr": 1e-4}, {"lr": 3e-4}, {"lr": 3e-5})
-    tuned_like = None
+    trials = ({"lr": 1e-4}, {"lr": 3e-4}, {"lr": 3e-5})
 
     def __init__(self, name: str, title: str, probe_first: bool) -> None:
         self.name = name
         self.title = title
         self.probe_first = probe_first
-
-    def seeds(self, task: Task) -> int:
-        return task.seeds
 
     def handles(self, task: Task) -> bool:
         return task.home.label is not None or not self.probe_first

@@ -1,4 +1,4 @@
-"""A plain loop: augmented batches, AdamW, warm-up and cosine, bfloat16 autocast, BatchNorm in evaluation mode."""
+"""A plain training loop: AdamW, warm-up and cosine, bfloat16 autocast, BatchNorm in evaluation mode."""
 
 from collections.abc import Callable, Iterable
 
@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from transfer_data import TaskData
+from transfer_tasks import Task
 from transformers import get_cosine_schedule_with_warmup
 
 from finetune.data.prepare.images import Augmentation
@@ -14,15 +15,14 @@ from finetune.data.prepare.images import Augmentation
 BATCH_SIZE = 64
 
 
-def build_augmentation(data: TaskData) -> Augmentation:
-    """The task's augmentations."""
-    steps = []
-    for step in data.task.augmentations:
-        arguments = dict(step.get("init_args", {}))
-        if "size" in arguments:
-            arguments["size"] = (data.train.image_size, data.train.image_size)
-        steps.append(getattr(albumentations, step["class_path"].rpartition(".")[2])(**arguments))
-    return Augmentation(steps)
+def build_augmentation(task: Task) -> Augmentation:
+    """Builds the task's augmentations."""
+    return Augmentation(
+        [
+            getattr(albumentations, step["class_path"].rpartition(".")[2])(**step.get("init_args", {}))
+            for step in task.augmentations
+        ]
+    )
 
 
 def train(
@@ -35,18 +35,18 @@ def train(
     """Trains for the task's epochs.
 
     Args:
-        parameters: What is trained; the model stays in evaluation mode.
-        loss: Called with pixel values (B, 3, S, S) and the positions (B,) of the rows in `data.train`.
+        parameters: The parameters to train; the model stays in evaluation mode.
+        loss: Takes pixel values (B, 3, S, S) and the positions (B,) of the rows in `data.train`.
         data: The task.
         learning_rate: Peak of the schedule.
-        seed: Seed of order and augmentations.
+        seed: Draws order and augmentations.
     """
     trained = list(parameters)
     optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=1e-2)
     batches = -(-len(data.train) // BATCH_SIZE)
     steps = data.task.epochs * batches
     schedule = get_cosine_schedule_with_warmup(optimizer, round(0.1 * steps), steps)
-    augmentation = build_augmentation(data)
+    augmentation = build_augmentation(data.task)
     for epoch in range(data.task.epochs):
         order = np.random.default_rng([seed, epoch]).permutation(len(data.train))
         for rows in np.array_split(order, batches):

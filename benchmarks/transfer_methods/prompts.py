@@ -1,6 +1,5 @@
 """Cross-entropy over the class prompts with LoRA on both towers, in the manner of CLIP-LoRA."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,27 +11,20 @@ from transfer_measure import Trained
 from transfer_tasks import Task
 
 from transfer_methods.loop import BATCH_SIZE, train
-from transfer_methods.method import Setting
+from transfer_methods.method import Method, Setting
 from transfer_methods.trainer_peft import TARGETS
 
 
-class ClassPromptLora:
-    """Each image against the texts of all classes (Zanella and Ben Ayed 2024, arXiv 2405.18541).
+class ClassPromptLora(Method):
+    """Compares each image with the texts of all classes (Zanella and Ben Ayed 2024, arXiv 2405.18541).
 
-    Theirs has rank 2 in the attention layers of both towers and 500 steps a shot; here the layers are those of the
-    other methods, and epochs and rank too, so that the loss is what differs.
+    Theirs has rank 2 in the attention layers of both towers and 500 steps a shot. Here layers, rank and epochs are
+    those of the other methods, so that only the loss differs.
     """
 
     name = "clip-lora"
     title = "cross-entropy over class prompts, LoRA"
-    trials: Sequence[Setting] = ({"lr": 1e-3}, {"lr": 2.5e-3}, {"lr": 4e-4})
-    tuned_like = None
-
-    def seeds(self, task: Task) -> int:
-        return task.seeds
-
-    def handles(self, task: Task) -> bool:
-        return task.home.label is not None
+    trials = ({"lr": 1e-3}, {"lr": 2.5e-3}, {"lr": 4e-4})
 
     def settings(self, task: Task, setting: Setting) -> dict[str, Any]:
         fixed = {"version": 1, "rank": 16, "alpha": 32, "targets": TARGETS, "batch_size": BATCH_SIZE}

@@ -1,11 +1,11 @@
-"""The toolkit itself: a shipped recipe, its task, data module and training, in this process."""
+"""The toolkit itself: the task, data module and training of a shipped recipe, in this process."""
 
 import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 from transfer_data import BASE, TaskData
@@ -18,25 +18,24 @@ from finetune.model.head import build_head
 from finetune.pipeline.recipe import Recipe, read_recipe
 from finetune.pipeline.train import fit
 from finetune.run.folder import RunFolder
-from transfer_methods.method import Setting
+from transfer_methods.method import Method, Setting
 
 TRAINER_KEYS = ("max_epochs", "precision", "callbacks", "accumulate_grad_batches", "gradient_clip_val")
 
 
 @dataclass(frozen=True)
-class Toolkit:
-    """A shipped recipe on align-mini, at the task's image size, with the task's epochs and augmentations.
+class Toolkit(Method):
+    """Runs a shipped recipe on align-mini, at the task's image size, with the task's epochs and augmentations.
 
-    Nothing is chosen on the task's own rows: a recipe is run as it is shipped. Training is Lightning's, with the best
-    weights by the validation metric as in a run; merging, its proof and the report are left out, as they change no
-    figure.
+    Nothing is chosen on the task's own rows. Training is that of a run, which keeps the best weights by the validation
+    metric. Merging, its proof and the report are left out, as they change no figure.
 
     Args:
-        name: Name in the files of results.
-        title: Its words in the table.
+        name: Name in the results.
+        title: Name in the tables.
         recipe: Name of the shipped recipe.
-        labels: Whether it learns labels, else captions.
-        few: Whether it is for a handful of rows a class alone.
+        labels: Whether the recipe learns labels, rather than captions.
+        few: Whether the recipe is only for a handful of rows a class.
         words: Overrides that make it a variant.
         length: How often the task's epochs are trained.
     """
@@ -48,11 +47,6 @@ class Toolkit:
     few: bool = False
     words: Sequence[str] = ()
     length: int = 1
-    trials: ClassVar[Sequence[Setting]] = ({},)
-    tuned_like: ClassVar[None] = None
-
-    def seeds(self, task: Task) -> int:
-        return task.seeds
 
     def handles(self, task: Task) -> bool:
         return (task.home.label is not None) == self.labels and (task.shots is not None or not self.few)

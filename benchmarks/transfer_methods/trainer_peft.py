@@ -6,7 +6,6 @@ evaluation mode, texts are padded to the longest of the batch, and autocast is b
 """
 
 import tempfile
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,18 +17,14 @@ from transfer_measure import Trained
 from transfer_tasks import Task
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from transfer_methods.method import Setting
+from transfer_methods.method import Method, Setting
 
 TARGETS = ["query", "key", "value", "dense", "text_projection", "expand_conv", "project_conv"]
 BATCH_SIZE = 64
 
 
 class PositionDataset(Dataset[int]):
-    """Positions of rows; the collator looks the rows up.
-
-    Args:
-        length: Number of rows.
-    """
+    """Positions of rows; the collator looks the rows up."""
 
     def __init__(self, length: int) -> None:
         self.length = length
@@ -42,7 +37,7 @@ class PositionDataset(Dataset[int]):
 
 
 class FrozenStatisticsTrainer(Trainer):
-    """Holds BatchNorm in evaluation mode, after the Trainer put all in train mode."""
+    """Holds BatchNorm in evaluation mode, after the Trainer has put everything in train mode."""
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         for module in model.modules():
@@ -51,26 +46,23 @@ class FrozenStatisticsTrainer(Trainer):
         return super().compute_loss(model, inputs, *args, **kwargs)
 
 
-class TrainerPeft:
+class TrainerPeft(Method):
     """LoRA on both towers with Trainer and PEFT.
 
     Args:
-        name: Name in the files of results.
-        title: Its words in the table.
+        name: Name in the results.
+        title: Name in the tables.
         frozen_statistics: Whether it is the tuned one.
         tuned_like: Method whose choice of the learning rate is taken over.
     """
 
-    trials: Sequence[Setting] = ({"lr": 1e-3}, {"lr": 2.5e-3}, {"lr": 4e-4})
+    trials = ({"lr": 1e-3}, {"lr": 2.5e-3}, {"lr": 4e-4})
 
     def __init__(self, name: str, title: str, frozen_statistics: bool, tuned_like: str | None = None) -> None:
         self.name = name
         self.title = title
         self.is_tuned = frozen_statistics
         self.tuned_like = tuned_like
-
-    def seeds(self, task: Task) -> int:
-        return task.seeds
 
     def handles(self, task: Task) -> bool:
         return True

@@ -19,8 +19,8 @@ def modules():
     sys.path.insert(0, str(BENCHMARKS))
     try:
         import transfer
-        import transfer_alpha
         import transfer_comparison
+        import transfer_interpolation
         import transfer_left_out
         import transfer_line
         import transfer_means
@@ -31,8 +31,8 @@ def modules():
         sys.path.remove(str(BENCHMARKS))
     return {
         "run": transfer,
-        "alpha": transfer_alpha,
         "comparison": transfer_comparison,
+        "interpolation": transfer_interpolation,
         "left_out": transfer_left_out,
         "line": transfer_line,
         "means": transfer_means,
@@ -176,15 +176,17 @@ def test_what_was_not_run_has_no_line(modules, logistic, digits, tmp_path):
     assert [line.split(" | ")[1:5] for line in lines[2:]] == [[logistic.title, "C 100 (1 of 2 tried)", "1", "50.0"]]
 
 
-def test_alpha_is_chosen_on_one_half_elsewhere_and_judged_on_the_other(modules, logistic, digits, tmp_path):
+def test_interpolation_is_chosen_on_one_half_of_the_other_domains_and_judged_on_the_other_half(
+    modules, logistic, digits, tmp_path
+):
     results, cell = modules["results"].Results(tmp_path), modules["results"].Cell
     zero_shot = modules["run"].METHODS[0]
     results.write(cell(digits, zero_shot, {}, 0), {"metrics": record(0.1)}, 0.0)
 
-    def point(alpha, val, target, *losses):
+    def point(interpolation, val, target, *losses):
         places = {"photographs": losses[:2], "names": losses[2:]}
         retention = {name: [{"value": loss, "error": 0.01} for loss in both] for name, both in places.items()}
-        return {"interpolation": alpha, "val": val, "target": target, "retention": retention}
+        return {"interpolation": interpolation, "val": val, "target": target, "retention": retention}
 
     points = [
         point(0.0, 0.7, 0.6, 0.0, 0.0, 0.0, 0.0),
@@ -195,13 +197,14 @@ def test_alpha_is_chosen_on_one_half_elsewhere_and_judged_on_the_other(modules, 
     points[2]["retention"]["names"][1]["error"] = 0.5  # unsure, and not where most is lost
     found = {"metrics": record(0.9), "line": {"rows": 40, "points": points}}
     results.write(cell(digits, logistic, logistic.trials[0], 0), found, 1.0)
-    alpha = modules["alpha"]
-    judged = [alpha.choose_on_half(found["line"], 0.1, half, alpha.as_shipped) for half in (0, 1)]
-    assert [each.alpha for each in judged] == [0.75, 0.5]
+    module = modules["interpolation"]
+    judged = [module.choose_on_half(found["line"], 0.1, half, module.as_shipped) for half in (0, 1)]
+    assert [each.interpolation for each in judged] == [0.75, 0.5]
     assert [each.lost for each in judged] == [0.06, 0.04]
-    *_, row = alpha.format_lines(results, [digits], [zero_shot, logistic]).splitlines()
+    *_, row = module.format_lines(results, [digits], [zero_shot, logistic]).splitlines()
     assert row.split(" | ")[2:] == ["1", "0.5, 0.75", "92 %", "5.0 %", "6.0 %", "40.0 % |"]
-    rules = [row.split(" | ")[1:] for row in alpha.format_rules(results, [digits], [zero_shot, logistic]).splitlines()]
+    table = module.format_rules(results, [digits], [zero_shot, logistic])
+    rules = [row.split(" | ")[1:] for row in table.splitlines()]
     assert rules[2:] == [
         ["92 %", "5.0 %", "6.0 %", "1 of 2 |"],
         ["90 %", "3.5 %", "4.0 %", "0 of 2 |"],

@@ -1,4 +1,4 @@
-"""What `--alpha auto` chooses on the lines that were measured, what it keeps and what it costs."""
+"""What `--interpolation auto` chooses on the lines that were measured, what it keeps and what it costs."""
 
 import itertools
 import math
@@ -14,35 +14,36 @@ from transfer_tasks import Task
 from finetune.model.interpolate import Point, choose_alpha
 
 MAX_LOSS = 0.05
-HEADER = ("task", "method", "seeds", "alpha", "gain kept", "lost elsewhere", "largest", "at alpha 1")
+LOST = "lost on other domains"
+HEADER = ("task", "method", "seeds", "interpolation", "gain kept", LOST, "largest", "at interpolation 1")
 Rule = Callable[[Sequence[Point], int], float]
-"""From the points and the number of validation rows to an alpha."""
+"""Chooses an interpolation from the points and the number of validation rows."""
 
 
 class Chosen(NamedTuple):
-    """One choice, judged where it was not made.
+    """One choice, judged on the half that did not make it.
 
     Attributes:
-        alpha: It.
-        kept: The gain on the target as a share of that at alpha 1; None where that is less than two points.
-        lost: The largest loss of the places elsewhere, below 0 where each gained.
-        lost_at_1: That at alpha 1.
+        interpolation: The choice.
+        kept: The gain on the target as a share of that at interpolation 1; None where that is below two points.
+        lost: The largest loss on another domain, below 0 where all domains gained.
+        lost_at_1: The same at interpolation 1.
     """
 
-    alpha: float
+    interpolation: float
     kept: float | None
     lost: float
     lost_at_1: float
 
 
 def as_shipped(points: Sequence[Point], rows: int) -> float:  # noqa: ARG001
-    """What `--alpha auto` does: the best on the validation rows, of those that lose little on the rows there are."""
+    """Chooses as `--interpolation auto` does: the best on the validation rows, among those that lose little."""
     scores = {point.alpha: point[1:] for point in points}
     return choose_alpha(scores.__getitem__, scores, MAX_LOSS)[0]
 
 
 def largest(points: Sequence[Point], rows: int) -> float:
-    """The largest within a standard error of the best, of the same."""
+    """Chooses the largest within a standard error of the best, among those that lose little."""
     allowed = [point for point in points if point.retention_loss <= MAX_LOSS]
     highest = max(point.target for point in allowed)
     least = highest - math.sqrt(highest * (1 - highest) / rows)
@@ -50,7 +51,7 @@ def largest(points: Sequence[Point], rows: int) -> float:
 
 
 def surely(rule: Rule) -> Rule:
-    """A rule for which a standard error is on top of each loss."""
+    """Adds a standard error to each loss before a rule chooses."""
 
     def choose(points: Sequence[Point], rows: int) -> float:
         raised = [point._replace(retention_loss=point.retention_loss + point.retention_error) for point in points]
@@ -68,31 +69,29 @@ RULES: Mapping[str, Rule] = {
 
 
 def choose_on_half(line: Mapping[str, Any], before: float, half: int, rule: Rule) -> Chosen:
-    """Chooses by the validation rows and one half of the pictures elsewhere, and judges by the target and the other.
+    """Chooses by the validation rows and one half of the other domains; the target and the other half judge.
 
     Args:
-        line: Of a cell's record.
+        line: `line` of a cell's record.
         before: Zero-shot on the target.
-        half: Which half chooses, 0 or 1.
-        rule: How.
+        half: The half that chooses, 0 or 1.
+        rule: How to choose.
     """
     at = {point["interpolation"]: point for point in line["points"]}
 
-    def worst(alpha: float) -> dict[str, float]:
-        places = [place[half] for place in at[alpha]["retention"].values()]
-        return max(places, key=lambda place: place["value"])
+    def largest_loss(interpolation: float, half: int) -> Mapping[str, float]:
+        return max((halves[half] for halves in at[interpolation]["retention"].values()), key=lambda loss: loss["value"])
 
-    def lost(alpha: float) -> float:
-        return max(float(place[1 - half]["value"]) for place in at[alpha]["retention"].values())
-
-    points = [Point(alpha, at[alpha]["val"], worst(alpha)["value"], worst(alpha)["error"]) for alpha in at]
-    alpha = rule(points, line["rows"])
-    gain, whole = (at[each]["target"] - before for each in (alpha, 1.0))
-    return Chosen(alpha, gain / whole if whole >= 0.02 else None, lost(alpha), lost(1.0))
+    losses = {each: largest_loss(each, half) for each in at}
+    points = [Point(each, at[each]["val"], loss["value"], loss["error"]) for each, loss in losses.items()]
+    chosen = rule(points, line["rows"])
+    gain, whole = (at[each]["target"] - before for each in (chosen, 1.0))
+    lost, lost_at_1 = (largest_loss(each, 1 - half)["value"] for each in (chosen, 1.0))
+    return Chosen(chosen, gain / whole if whole >= 0.02 else None, lost, lost_at_1)
 
 
 def format_lines(results: Results, tasks: Sequence[Task], methods: Sequence[Method]) -> str:
-    """A line for each task and recipe whose way to the base was measured: means over seeds and halves.
+    """Prints a line for each task and recipe that was measured between base and trained: means over seeds and halves.
 
     Args:
         results: The cells.
@@ -101,14 +100,14 @@ def format_lines(results: Results, tasks: Sequence[Task], methods: Sequence[Meth
     """
     lines = []
     for (task, method), found in _choices(results, tasks, methods, as_shipped).items():
-        alphas = ", ".join(f"{alpha:g}" for alpha in sorted({each.alpha for each in found}))
-        at_1 = f"{100 * statistics.mean(each.lost_at_1 for each in found):.1f} %"
-        lines.append([task, method, str(len(found) // 2), alphas, *_kept_and_lost(found), at_1])
+        chosen = ", ".join(f"{each:g}" for each in sorted({choice.interpolation for choice in found}))
+        at_1 = f"{100 * statistics.mean(choice.lost_at_1 for choice in found):.1f} %"
+        lines.append([task, method, str(len(found) // 2), chosen, *_kept_and_lost(found), at_1])
     return markdown(HEADER, 2, lines)
 
 
 def format_rules(results: Results, tasks: Sequence[Task], methods: Sequence[Method]) -> str:
-    """What each rule makes of the same points, over all of them, and how often it exceeds the bound where it is judged.
+    """Prints what each rule makes of the same points, and how often it exceeds the bound on the half that judges.
 
     Args:
         results: The cells.
@@ -116,18 +115,18 @@ def format_rules(results: Results, tasks: Sequence[Task], methods: Sequence[Meth
         methods: Methods in order.
     """
     lines = []
-    for words, rule in RULES.items():
-        found = [each for some in _choices(results, tasks, methods, rule).values() for each in some]
+    for title, rule in RULES.items():
+        found = [choice for some in _choices(results, tasks, methods, rule).values() for choice in some]
         if found:
-            beyond = sum(each.lost > MAX_LOSS for each in found)
-            lines.append([words, *_kept_and_lost(found), f"{beyond} of {len(found)}"])
-    return markdown(("alpha", "gain kept", "lost elsewhere", "largest", "beyond the bound"), 1, lines)
+            beyond = sum(choice.lost > MAX_LOSS for choice in found)
+            lines.append([title, *_kept_and_lost(found), f"{beyond} of {len(found)}"])
+    return markdown(("interpolation", "gain kept", LOST, "largest", "beyond the bound"), 1, lines)
 
 
 def _choices(
     results: Results, tasks: Sequence[Task], methods: Sequence[Method], rule: Rule
 ) -> dict[tuple[str, str], list[Chosen]]:
-    """By titles of task and method, the choices of each seed and half."""
+    """Lists the choices of each seed and half, by titles of task and method."""
     found = {}
     for task, method in itertools.product(tasks, methods):
         measured = results.parts(task, method, "line")
@@ -139,9 +138,9 @@ def _choices(
 
 
 def _kept_and_lost(found: Sequence[Chosen]) -> list[str]:
-    """Mean gain kept, mean loss and the largest."""
-    kept = [each.kept for each in found if each.kept is not None]
-    losses = [each.lost for each in found]
+    """Formats the mean gain kept, the mean loss and the largest loss."""
+    kept = [choice.kept for choice in found if choice.kept is not None]
+    losses = [choice.lost for choice in found]
     return [
         f"{100 * statistics.mean(kept):.0f} %" if kept else "-",
         f"{100 * statistics.mean(losses):.1f} %",
