@@ -5,14 +5,18 @@ from pathlib import Path
 import pytest
 
 from finetune.core.errors import RecipeError
-from finetune.run.folder import RunFolder, open_run
+from finetune.run.folder import MEASURED, RunFolder, open_run
 
 
 def test_existing_run_is_refused_naming_the_ways_out(tmp_path):
     run = RunFolder(tmp_path / "runs" / "first")
     run.create(overwrite=False)
     (run.path / "recipe.yaml").write_text("model: {}\n")
-    with pytest.raises(RecipeError, match=r"no run at .*first.*--overwrite.*--run NAME"):
+    resume = rf"Go on with it by `finetune resume {run.path}`\. Or: Replace it with --overwrite, or .*--run NAME"
+    with pytest.raises(RecipeError, match=rf"Expected no run at {run.path}, but there is one\. {resume}"):
+        run.create(overwrite=False)
+    run.finish({})
+    with pytest.raises(RecipeError, match=r"but there is one\. Replace it with --overwrite, or .*--run NAME"):
         run.create(overwrite=False)
     assert run.recipe.is_file()
     run.create(overwrite=True)
@@ -55,3 +59,22 @@ def test_open_run_names_the_nearest_run(tmp_path):
         open_run(tmp_path / "quikstart")
     with pytest.raises(RecipeError, match="Start one with `finetune fit`"):
         open_run(tmp_path / "nowhere" / "quickstart")
+
+
+def test_places_are_inside_the_run_and_no_two_are_one(tmp_path):
+    run = RunFolder(tmp_path)
+    places = [value for name in dir(RunFolder) if isinstance(value := getattr(run, name), Path) and name != "path"]
+    places += [run.measurement(model) for model in MEASURED] + [run.stage("train")]
+    assert len(places) == len({*places}) > 20
+    assert all(tmp_path in place.parents for place in places)
+
+
+def test_trainings_of_a_soup_log_in_folders_of_their_own(tmp_path):
+    run = RunFolder(tmp_path)
+    members = run.members(3)
+    assert members == [run, RunFolder(tmp_path / "members" / "2"), RunFolder(tmp_path / "members" / "3")]
+    assert run.logs == []
+    for member in members:
+        member.path.mkdir(parents=True, exist_ok=True)
+        member.logged.touch()
+    assert run.logs == [member.logged for member in members]
