@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 
 from finetune.core.errors import TableError
 from finetune.core.files import require_own, write_folder
+from finetune.core.shipped import script
 
 BATCH = 1_000_000  # rows of metadata in memory at a time
 WRITTEN = {"coyo.parquet"}
@@ -98,25 +99,23 @@ def join(metadata: list[str], images: Path, output: Path) -> tuple[int, int]:
     return seen, written
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the script; returns 0, or 2 after a message on what was expected."""
+@script
+def main(argv: list[str] | None = None) -> str:
+    """Runs the script and says what it wrote."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--metadata", required=True, help="COYO's Parquet files: a file, or a pattern in quotes")
     parser.add_argument("--images", type=Path, required=True, help="the folder that img2dataset wrote")
     parser.add_argument("--output", type=Path, default=Path("data/coyo"), help="folder to write (%(default)s)")
     options = parser.parse_args(argv)
     output: Path = options.output
-    try:
-        require_own(output, lambda names: names == WRITTEN)
-        files = sorted(glob(options.metadata))  # noqa: PTH207
-        if not files:
-            raise TableError(f"Expected files of metadata, but nothing matches {options.metadata!r}.")
-        seen, written = join(files, options.images, output)
-    except (OSError, TableError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{output / 'coyo.parquet'}: {written:,} rows with a picture, of {seen:,} in the metadata")
-    return 0
+    require_own(output, lambda names: names == WRITTEN)
+    files = sorted(glob(options.metadata))  # noqa: PTH207
+    if not files:
+        raise TableError(
+            f"Expected --metadata to name files, but nothing matches {options.metadata!r}. Write a pattern in quotes."
+        )
+    seen, written = join(files, options.images, output)
+    return f"{output / 'coyo.parquet'}: {written:,} rows with a picture, of {seen:,} in the metadata"
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from finetune.core.files import require_own, write_folder, write_text
+from finetune.core.shipped import script
 from finetune.data.table.splits import SPLITS, RandomSplit
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -67,20 +68,16 @@ def prepare(output: Path) -> dict[str, int]:
     return {split: splits.count(split) for split in SPLITS}
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the script; returns 0, or 2 after a message on what was expected."""
+@script
+def main(argv: list[str] | None = None) -> str:
+    """Runs the script and says what it wrote."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("data/digits"), help="folder to write (%(default)s)")
     output: Path = parser.parse_args(argv).output
-    try:
-        require_own(output, lambda names: names == WRITTEN)
-        counts = prepare(output)
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    require_own(output, lambda names: names == WRITTEN)
+    counts = prepare(output)
     rows = ", ".join(f"{count:,} {split}" for split, count in counts.items())
-    print(f"{output / 'digits.csv'}: {sum(counts.values()):,} rows ({rows})")
-    return 0
+    return f"{output / 'digits.csv'}: {sum(counts.values()):,} rows ({rows})"
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ import pandas as pd
 from PIL import Image
 
 from finetune.core.files import fingerprint_file, require_own, write_folder
+from finetune.core.shipped import script
 from finetune.data.prepare.images import convert_to_rgb
 from finetune.data.table.splits import SPLITS, RandomSplit
 
@@ -199,8 +200,8 @@ def write_vendor(package: Path, vendor: str, folder: Path) -> pd.DataFrame:
     return table.assign(image=f"{vendor}/" + table["image"], vendor=vendor)[COLUMNS]
 
 
-def prepare(output: Path, given: dict[str, Path | None]) -> None:
-    """Writes pictures and tables to `output`, and replaces those of an earlier run."""
+def prepare(output: Path, given: dict[str, Path | None]) -> str:
+    """Writes pictures and tables to `output`, replaces those of an earlier run, and describes them."""
     require_own(output, lambda names: names == WRITTEN)
     with tempfile.TemporaryDirectory() as download, write_folder(output, overwrite=True) as folder:
         tables = {
@@ -210,27 +211,25 @@ def prepare(output: Path, given: dict[str, Path | None]) -> None:
         tables["emoji"] = pd.concat(tables.values())
         for name, table in tables.items():
             table.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
+    lines = []
     for name, table in tables.items():
-        print(f"{output / name}.csv: {len(table)} rows, {table['family'].nunique()} families")
+        lines.append(f"{output / name}.csv: {len(table)} rows, {table['family'].nunique()} families")
         for column in ("split", "split_by_picture"):
             counts = table[column].value_counts()
-            print(f"  {column}:", ", ".join(f"{counts.get(split, 0)} {split}" for split in SPLITS))
+            lines.append(f"  {column}: {', '.join(f'{counts.get(split, 0)} {split}' for split in SPLITS)}")
+    return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the script; returns 0, or 2 after a message on what was expected."""
+@script
+def main(argv: list[str] | None = None) -> str:
+    """Runs the script and says what it wrote."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("data/emoji"), help="folder to write (%(default)s)")
     for vendor in SHA256:
         text = f"emoji-datasource-{vendor}-{VERSION}.tgz, if it is already here"
         parser.add_argument(f"--{vendor}-tgz", type=Path, metavar="FILE", help=text)
     arguments = parser.parse_args(argv)
-    try:
-        prepare(arguments.output, {vendor: getattr(arguments, f"{vendor}_tgz") for vendor in SHA256})
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return prepare(arguments.output, {vendor: getattr(arguments, f"{vendor}_tgz") for vendor in SHA256})
 
 
 if __name__ == "__main__":

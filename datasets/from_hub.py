@@ -40,6 +40,7 @@ from tqdm import tqdm
 
 from finetune.core.errors import TableError, did_you_mean
 from finetune.core.files import require_own, write_folder
+from finetune.core.shipped import script
 from finetune.data.prepare.pictures import Pictures
 from finetune.data.table.splits import OTHER_NAMES, SPLITS
 
@@ -226,8 +227,9 @@ def describe(table: Path, header: list[str], kept: Counter[str], left_out: Count
     return "\n".join([*lines, "", yaml.safe_dump({"data": {"table": settings}}, sort_keys=False)])
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the script; returns 0, or 2 after a message on what was expected."""
+@script
+def main(argv: list[str] | None = None) -> str:
+    """Runs the script and says what it wrote."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help="a data set of the hub, as owner/name, or a local folder")
     parser.add_argument("--output", type=Path, help="folder to write (data/NAME)")
@@ -242,13 +244,8 @@ def main(argv: list[str] | None = None) -> int:
     if options.limit is not None and options.limit < 1:
         parser.error(f"Expected --limit to be at least 1, but got {options.limit}")
     options.output = options.output or Path("data") / Path(options.source).name
-    try:
-        require_own(options.output, lambda names: names == WRITTEN)
-        print(prepare(import_library(), options))
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    require_own(options.output, lambda names: names == WRITTEN)
+    return prepare(import_library(), options)
 
 
 if __name__ == "__main__":

@@ -32,8 +32,9 @@ from typing import Any
 
 from finetune.core.errors import TableError, did_you_mean
 from finetune.core.files import require_own, write_folder, write_text
+from finetune.core.shipped import script
 from finetune.data.table.cells import as_strings
-from finetune.data.table.faults import SHOWN, Fault, TableFaultsError
+from finetune.data.table.faults import SHOWN, Fault
 from finetune.data.table.image_files import find_images
 from finetune.data.table.splits import SPLITS
 
@@ -137,7 +138,8 @@ def prepare(options: argparse.Namespace) -> list[dict[str, Any]]:
         rule, repair = f"images of {', '.join(options.only)}", "Name other splits with --only."
         faults.append(Fault(file, rule, repair))
     if faults:
-        raise TableFaultsError(faults)
+        more = [f"… and {len(faults) - SHOWN:,} more"] if len(faults) > SHOWN else []
+        raise TableError("\n".join([*map(str, faults[:SHOWN]), *more]))
     table = io.StringIO(newline="")
     writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -160,8 +162,9 @@ def describe(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> str
     )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the script; returns 0, or 2 after a message on what was expected."""
+@script
+def main(argv: list[str] | None = None) -> str:
+    """Runs the script and says what it wrote."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--splits", type=Path, required=True, metavar="JSON", help="Karpathy's split file")
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="the data set's images")
@@ -169,20 +172,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=SPLITS, default=SPLITS, help="splits to keep (all)")
     parser.add_argument("--without-restval", action="store_true", help="leave COCO's restval out of train")
     options = parser.parse_args(argv)
-    try:
-        require_own(options.output, lambda names: names == WRITTEN)
-        rows = prepare(options)
-    except TableFaultsError as error:
-        for fault in error.faults[:SHOWN]:
-            print(f"error: {fault}", file=sys.stderr)
-        if len(error.faults) > SHOWN:
-            print(f"… and {len(error.faults) - SHOWN:,} more", file=sys.stderr)
-        return 2
-    except (OSError, TableError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(describe(rows, options))
-    return 0
+    require_own(options.output, lambda names: names == WRITTEN)
+    return describe(prepare(options), options)
 
 
 if __name__ == "__main__":

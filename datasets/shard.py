@@ -29,6 +29,7 @@ from PIL import Image
 
 from finetune.core.errors import RecipeError, TableError
 from finetune.core.files import require_own, write_folder
+from finetune.core.shipped import script
 from finetune.data.prepare.images import EXTENSIONS, FORMATS
 from finetune.data.prepare.members import place_of, read_bytes
 from finetune.data.prepare.pictures import SUFFIXES
@@ -135,8 +136,9 @@ def write_shards(table: Table, columns: Sequence[str], size: int, output: Path) 
     return rows, shards
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the script; returns 0, or 2 after a message on what was expected."""
+@script
+def main(argv: list[str] | None = None) -> str:
+    """Runs the script and says what it wrote."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", required=True, help="the table, as data.table.path: CSV, Parquet, JSON lines, tars")
     parser.add_argument("--image", default=Table.image, help="column of image paths (%(default)s)")
@@ -149,18 +151,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("data/shards"), help="folder to write (%(default)s)")
     options = parser.parse_args(argv)
     output: Path = options.output
-    try:
-        if not 1 <= options.samples <= 10_000:
-            raise RecipeError(f"Expected --samples to be from 1 to 10000, but got {options.samples}.")
-        names = {"image": options.image, "caption": options.caption, "label": options.label, "images": options.images}
-        split = {} if options.split is None else {"split": options.split}
-        require_own(output, lambda names: all(PurePath(name).match("[0-9]*.tar") for name in names))
-        rows, shards = write_shards(Table(options.table, **names, **split), options.columns, options.samples, output)
-    except (OSError, RecipeError, TableError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{output}: {rows:,} rows in {shards:,} shards")
-    return 0
+    if not 1 <= options.samples <= 10_000:
+        raise RecipeError(f"Expected --samples to be from 1 to 10000, but got {options.samples}.")
+    names = {"image": options.image, "caption": options.caption, "label": options.label, "images": options.images}
+    split = {} if options.split is None else {"split": options.split}
+    require_own(output, lambda names: all(PurePath(name).match("[0-9]*.tar") for name in names))
+    rows, shards = write_shards(Table(options.table, **names, **split), options.columns, options.samples, output)
+    return f"{output}: {rows:,} rows in {shards:,} shards"
 
 
 if __name__ == "__main__":

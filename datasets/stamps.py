@@ -40,6 +40,7 @@ import pandas as pd
 from PIL import Image
 
 from finetune.core.files import require_own, write_folder
+from finetune.core.shipped import script
 from finetune.data.prepare.images import convert_to_rgb
 
 PACKAGE = "tuxpaint-stamps-default"
@@ -164,8 +165,8 @@ def paint_on_square(data: bytes) -> Image.Image:
     return square
 
 
-def prepare(output: Path, files: dict[str, bytes]) -> None:
-    """Writes pictures and tables to `output`, and replaces those of an earlier run."""
+def prepare(output: Path, files: dict[str, bytes]) -> str:
+    """Writes pictures and tables to `output`, replaces those of an earlier run, and describes them."""
     table = pd.DataFrame(build_rows(files), columns=COLUMNS)
     if table.empty:
         raise ValueError(
@@ -179,15 +180,18 @@ def prepare(output: Path, files: dict[str, bytes]) -> None:
             paint_on_square(files[image.removeprefix("images/")]).save(folder / image)
         table.to_csv(folder / "stamps.csv", index=False, lineterminator="\n")
         photographs.to_csv(folder / "photographs.csv", index=False, lineterminator="\n")
+    lines = []
     for name, rows in (("stamps", table), ("photographs", photographs)):
-        print(f"{output / name}.csv: {len(rows)} rows")
+        lines.append(f"{output / name}.csv: {len(rows)} rows")
         for column in ("kind", "split", "split_by_kind"):
             counts = rows[column].value_counts()
-            print(f"  {column}:", ", ".join(f"{count} {value}" for value, count in counts.items()))
+            lines.append(f"  {column}: {', '.join(f'{count} {value}' for value, count in counts.items())}")
+    return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the script; returns 0, or 2 after a message on what was expected."""
+@script
+def main(argv: list[str] | None = None) -> str:
+    """Runs the script and says what it wrote."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("data/stamps"), help="folder to write (%(default)s)")
     source = parser.add_mutually_exclusive_group()
@@ -195,13 +199,8 @@ def main(argv: list[str] | None = None) -> int:
     source.add_argument("--deb", type=Path, metavar="FILE", help="the Debian package, if it is already here")
     arguments = parser.parse_args(argv)
     output: Path = arguments.output
-    try:
-        require_own(output, lambda names: names == WRITTEN)
-        prepare(output, find_files(arguments.stamps, arguments.deb))
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    require_own(output, lambda names: names == WRITTEN)
+    return prepare(output, find_files(arguments.stamps, arguments.deb))
 
 
 if __name__ == "__main__":

@@ -165,7 +165,7 @@ def test_command_warns_of_the_checkpoints_limits(folder: Path, capsys: pytest.Ca
     printed = capsys.readouterr().out
     assert "warning: 1 caption is longer than 64 tokens" in printed
     assert "warning: 6 images are smaller than 64 x 64, the size to which every image is resized." in printed
-    assert printed.splitlines()[-1] == f"0 errors, 2 warnings; all in {folder / 'out' / 'check.json'}"
+    assert printed.splitlines()[-1] == f"0 errors, 2 warnings; all in {folder / 'check.json'}"
     assert [warning["about"] for warning in check(folder)[1]["warnings"]] == ["long_texts"]
 
 
