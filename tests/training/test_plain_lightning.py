@@ -1,27 +1,30 @@
-"""The task in Lightning's own hands: a Trainer, checkpoints, loaders without a data module."""
+"""The tasks in Lightning's own hands: a Trainer, checkpoints, subclasses, loaders without a data module."""
 
 from pathlib import Path
 
 import pytest
 import torch
+from lightning import seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
-from finetune.core.errors import CheckpointError, RecipeError, TableError
+from finetune.core.errors import CheckpointError, RecipeError
+from finetune.core.types import Batch
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.data.table.table import Table
-from finetune.evaluation.classifier_task import ClassifierTask
-from finetune.export.classifier import build_classifier
-from finetune.model.base import load_model
-from finetune.model.head import Head
+from finetune.model.base import Base
 from finetune.model.lora import TowerLora
-from finetune.objectives import Classification, Contrastive, FromProbe, Objective, Sigmoid
+from finetune.objectives import Contrastive, Objective, Sigmoid
+from finetune.training.classification_task import ClassificationTask
+from finetune.training.head_start import FromProbe
 from finetune.training.task import AlignTask
 
 SMALL = TowerLora(rank=2)
 
 
-def classify(tiny: str) -> AlignTask:
-    return AlignTask(tiny, SMALL, None, objective=Classification(head_start=FromProbe()))
+def classify(tiny: str) -> ClassificationTask:
+    return ClassificationTask(tiny, SMALL, head_start=FromProbe(views=2))
 
 
 def contrast(tiny: str, objective: Objective | None = None, **settings: object) -> AlignTask:
@@ -49,14 +52,25 @@ def test_head_of_a_checkpoint_is_that_which_was_trained(tmp_path, build_trainer,
         again = classify(tiny)
         found = build_trainer().test(again, labels, ckpt_path=path, verbose=False)
     else:
-        settings = {"image_lora": SMALL, "text_lora": None, "objective": Classification()}
-        again = AlignTask.load_from_checkpoint(path, checkpoint=tiny, **settings)
+        again = ClassificationTask.load_from_checkpoint(path, checkpoint=tiny, image_lora=SMALL)
         found = build_trainer().test(again, labels, verbose=False)
     assert found == expected
+    assert (again.head.classes, again.head.is_multilabel) == (labels.rows.classes, False)
     tensors = again.state_dict()
-    assert {"objective.weight", "objective.bias", "objective.start_weight", "objective.start_bias"} <= tensors.keys()
+    assert {"head.weight", "head.bias", "head.start_weight", "head.start_bias"} <= tensors.keys()
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in trained.state_dict().items())
-    assert not torch.equal(tensors["objective.weight"], tensors["objective.start_weight"])
+    assert not torch.equal(tensors["head.weight"], tensors["head.start_weight"])
+
+
+def test_a_checkpoint_holds_the_trained_weights_and_the_names_of_classes(tmp_path, build_trainer, tiny, labels):
+    task = classify(tiny)
+    saved = torch.load(train(build_trainer, task, labels, tmp_path / "last.ckpt"), weights_only=True)
+    trained = {name for name, parameter in task.named_parameters() if parameter.requires_grad}
+    assert set(saved["state_dict"]) == trained | {"head.start_weight", "head.start_bias"}
+    assert saved["head"] == {"classes": list(labels.rows.classes), "is_multilabel": False}
+    head_alone = ClassificationTask(tiny, None)
+    saved = torch.load(train(build_trainer, head_alone, labels, tmp_path / "head.ckpt"), weights_only=True)
+    assert set(saved["state_dict"]) == {"head.weight", "head.bias", "head.start_weight", "head.start_bias"}
 
 
 def test_training_goes_on_from_the_head_of_a_checkpoint(tmp_path, build_trainer, tiny, labels):
@@ -68,9 +82,29 @@ def test_training_goes_on_from_the_head_of_a_checkpoint(tmp_path, build_trainer,
     assert torch.equal(resumed.head.start_weight, whole.head.start_weight)
 
 
+@pytest.mark.parametrize("build", [classify, contrast])
+def test_resumed_training_ends_as_one_that_was_not_stopped(tmp_path, build_trainer, tiny, labels, build):
+    """Stopped within the first epoch of three steps, and after it."""
+
+    def build_task() -> AlignTask:
+        seed_everything(0, verbose=False)
+        return build(tiny)
+
+    saving = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    start, straight = build_task().state_dict(), build_task()
+    build_trainer(max_epochs=2, callbacks=[saving], enable_checkpointing=True).fit(straight, labels)
+    expected = straight.state_dict()
+    assert any(not tensor.equal(expected[name]) for name, tensor in start.items() if "lora_B" in name)
+    for step in (2, 4):
+        resumed = build_task()
+        build_trainer(max_epochs=2).fit(resumed, labels, ckpt_path=tmp_path / f"step={step}.ckpt")
+        for name, tensor in resumed.state_dict().items():
+            torch.testing.assert_close(tensor, expected[name])
+
+
 def test_weights_without_a_place_are_refused(tmp_path, build_trainer, tiny, labels):
     head = train(build_trainer, classify(tiny), labels, tmp_path / "head.ckpt")
-    with pytest.raises(CheckpointError, match=r"that have no place in it, the first of 4: objective\.bias\. Build"):
+    with pytest.raises(CheckpointError, match=r"that have no place in it, the first of 4: head\.bias\. Build"):
         build_trainer().test(contrast(tiny), labels, ckpt_path=head, verbose=False)
     sigmoid = train(build_trainer, contrast(tiny, Sigmoid()), labels, tmp_path / "sigmoid.ckpt")
     with pytest.raises(CheckpointError, match=r"that have no place in it, the first of 1: objective\.bias\. Build"):
@@ -79,19 +113,86 @@ def test_weights_without_a_place_are_refused(tmp_path, build_trainer, tiny, labe
         AlignTask.load_from_checkpoint(sigmoid, checkpoint=tiny, image_lora=SMALL, text_lora=None, objective=Sigmoid())
 
 
-def test_a_subclass_is_loaded_as_itself(tmp_path, build_trainer, tiny, labels):
-    class Named(AlignTask):
-        def __init__(self, name: str, checkpoint: str) -> None:
-            super().__init__(checkpoint, SMALL, SMALL)
-            self.name = name
-            self.save_hyperparameters()
+# ---- subclasses
 
-    trained = Named("one", tiny)
+
+class Named(AlignTask):
+    def __init__(self, name: str, checkpoint: str | Base) -> None:
+        super().__init__(checkpoint, SMALL, SMALL)
+        self.name = name
+        self.save_hyperparameters()
+
+
+class NamedClassification(ClassificationTask):
+    def __init__(self, name: str, checkpoint: str | Base) -> None:
+        super().__init__(checkpoint, SMALL)
+        self.name = name
+        self.save_hyperparameters()
+
+
+@pytest.mark.parametrize("kind", [Named, NamedClassification])
+def test_a_subclass_is_loaded_as_itself(tmp_path, build_trainer, tiny, labels, kind):
+    trained = kind("one", tiny)
     path = train(build_trainer, trained, labels, tmp_path / "last.ckpt")
-    assert Named.load_from_checkpoint(path).name == "one"
-    again = Named.load_from_checkpoint(path, name="two", checkpoint=tiny)
-    assert (type(again), again.name) == (Named, "two")
+    assert kind.load_from_checkpoint(path).name == "one"
+    again = kind.load_from_checkpoint(path, name="two", checkpoint=tiny)
+    assert (type(again), again.name) == (kind, "two")
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in trained.state_dict().items())
+
+
+class NamedData(ImageTextDataModule):
+    def __init__(self, path: str, checkpoint: str | Base) -> None:
+        super().__init__(Table(path, label="label", split="split"), checkpoint, batch_size=8)
+        self.save_hyperparameters()
+
+
+@pytest.mark.parametrize("kind", [Named, NamedClassification])
+def test_a_base_is_saved_as_its_name(tmp_path, build_trainer, tiny, colour_table, kind, count_opens):
+    """Neither the checkpoint nor the logged hyperparameters nor Lightning's copies of them hold its weights."""
+    base = Base.open(tiny)
+    opens = count_opens(base.folder / "model.safetensors")
+    task, data = kind("one", base), NamedData(str(colour_table), base)
+    trainer = build_trainer(max_steps=1, logger=CSVLogger(tmp_path))
+    trainer.fit(task, data)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    assert task.hparams["checkpoint"] is task.hparams_initial["checkpoint"] is base
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert saved["hyper_parameters"] == {"name": "one", "checkpoint": base.name}
+    assert saved["datamodule_hyper_parameters"] == {"path": str(colour_table), "checkpoint": base.name}
+    logged = Path(trainer.logger.log_dir, "hparams.yaml").read_text()
+    assert base.name in logged
+    assert len(logged) < 1000
+    assert opens() == 1
+    again = kind.load_from_checkpoint(tmp_path / "last.ckpt")
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in task.state_dict().items())
+    tested = build_trainer().test(again, data, verbose=False)
+    assert tested == build_trainer().test(kind("two", base), data, ckpt_path=tmp_path / "last.ckpt", verbose=False)
+
+
+class Scaled(ClassificationTask):
+    """Scales features by a number of its own, and logs its own loss."""
+
+    def __init__(self, checkpoint: str) -> None:
+        super().__init__(checkpoint, SMALL)
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        embeddings = self(batch)
+        loss = self.loss(embeddings._replace(image_features=self.scale * embeddings.image_features), batch)
+        self.log("train/scaled", loss, batch_size=len(batch.rows))
+        return loss
+
+
+def test_what_a_subclass_adds_is_trained_and_saved(tmp_path, build_trainer, tiny, labels):
+    task = Scaled(tiny)
+    trainer = build_trainer(max_epochs=1)
+    trainer.fit(task, labels)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    assert task.scale.item() != 1
+    assert "train/scaled" in trainer.callback_metrics
+    rates = {id(p): group["initial_lr"] for group in trainer.optimizers[0].param_groups for p in group["params"]}
+    assert rates[id(task.head.weight)] == 5 * rates[id(task.scale)]
+    assert Scaled.load_from_checkpoint(tmp_path / "last.ckpt", checkpoint=tiny).scale.equal(task.scale)
 
 
 # ---- loaders without a data module
@@ -115,22 +216,29 @@ def test_loaders_alone_train_and_measure_as_their_data_module_does(build_trainer
     assert {name: float(value) for name, value in without.callback_metrics.items()} == pytest.approx(metrics, rel=1e-4)
     rates = with_data.test(expected, data, verbose=False)
     assert without.test(expected, plain(data.test_dataloader()), verbose=False) == rates
+    losses = with_data.validate(expected, data, verbose=False)
+    assert without.validate(expected, plain(data.val_dataloader()), verbose=False) == losses
 
 
 def test_a_head_needs_the_names_of_its_classes(build_trainer, tiny, labels):
     batches = plain(labels.test_dataloader())
-    message = r"data\.table\.label to name a column with Classification, but got loaders without a table\. Give the"
+    message = r"data\.table\.label to name a column with ClassificationTask, but got loaders without a table\. Give the"
     with pytest.raises(RecipeError, match=message):
         build_trainer(max_steps=1).fit(classify(tiny), batches, batches)
-    with pytest.raises(RecipeError, match=message):
-        build_trainer().test(classify(tiny), batches, verbose=False)
+    for ask in (build_trainer().test, build_trainer().validate):
+        with pytest.raises(RecipeError, match=message):
+            ask(classify(tiny), batches, verbose=False)
 
 
-def test_a_classifier_needs_the_names_of_its_classes(tmp_path, build_trainer, tiny, labels):
-    weight, bias = torch.randn(3, 64), torch.zeros(3)
-    build_classifier(load_model(tiny), Head(weight, bias, ("a", "b", "c"), weight, bias)).save_pretrained(tmp_path)
-    with pytest.raises(TableError, match=r"the classifier's 3 classes, a, b, c, but got none\. Take a table with"):
-        build_trainer().test(ClassifierTask(tmp_path), plain(labels.test_dataloader()), verbose=False)
+@pytest.mark.parametrize("build", [classify, contrast])
+def test_batches_are_embedded_with_loaders_alone(build_trainer, tiny, labels, build):
+    """`predict` needs no names of classes."""
+    task, batches = build(tiny), list(labels.test_dataloader())
+    found = build_trainer().predict(task, plain(batches))
+    with torch.no_grad():
+        for embeddings, batch in zip(found, batches, strict=True):
+            torch.testing.assert_close(embeddings.image_features, task.towers.image_features(batch.pixel_values))
+            assert (embeddings.text_features is None) == (build is classify)
 
 
 # ---- the temperature
