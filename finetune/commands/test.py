@@ -30,7 +30,11 @@ def _test(options: argparse.Namespace) -> None:
     run = words.pop(0) if words and not words[0].startswith("--") else None  # argparse would take a key's value for it
     if (run is None) == (options.config is None):
         raise RecipeError("Expected either RUN or --config RECIPE.")
+    from finetune.run.folder import open_run
+
     path = find_recipe(options.config) if options.config else None
+    if run is not None:
+        open_run(run)  # a misspelt name need not wait for torch
     _check_folder(options.output, options.overwrite)
     from finetune.pipeline.measure_again import measure_checkpoint, measure_run
     from finetune.pipeline.recipe import read_recipe
