@@ -1,7 +1,8 @@
-"""One real run in a real process, and every use of the model card on what it hands out."""
+"""One real run in a real process, and every use of the model card on what it exports."""
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import AlignModel, AlignProcessor, pipeline
 
 from finetune.commands.cli import main
-from finetune.model.mini import mini_folder
+from finetune.model.base import Base
 
 LABELS = ["an image of a red square", "an image of a blue square"]
 
@@ -62,8 +63,9 @@ def merged(workplace) -> str:
 def test_run_folder_is_whole(workplace):
     run = workplace / "runs" / "colours"
     assert {path.name for path in run.iterdir()} == {
-        *("recipe.yaml", "environment.json", "checkpoints", "adapter", "witness.safetensors", "merged"),
-        *("metrics.csv", "metrics.json", "predictions.csv", "report.html", "finished.json"),
+        *("recipe.yaml", "environment.json", "checkpoints", "adapter", "processor", "witness.safetensors", "merged"),
+        *("metrics.csv", "training.json", "choice.json", "measurements", "metrics.json", "predictions.csv"),
+        *("report.html", "finished.json", "stages", ".lock"),
     }
     environment = json.loads((run / "environment.json").read_text())
     assert environment["checkpoint"]["name"] == "align-mini"
@@ -73,7 +75,7 @@ def test_run_folder_is_whole(workplace):
 
 def test_screen_shows_the_table_of_the_metrics_file(workplace):
     metrics = json.loads((workplace / "runs" / "colours" / "metrics.json").read_text())
-    assert list(metrics) == ["before", "floor", "after", "drift", "difference", "calibration"]
+    assert list(metrics) == ["before", "linear probe", "after", "drift", "difference", "calibration"]
     assert metrics["difference"]["test/accuracy"]["value"] == pytest.approx(
         metrics["after"]["test/accuracy"] - metrics["before"]["test/accuracy"]
     )
@@ -124,10 +126,13 @@ def test_predictions_are_those_of_plain_transformers_on_the_merged_folder(workpl
         assert float(line["score"]) == pytest.approx(float(probabilities.max()), abs=1e-4)
 
 
-def test_fitted_temperature_is_in_adapter_and_merged_folder(workplace, merged):
+def test_adapter_and_witness_keep_the_temperature_that_was_trained_and_the_merged_folder_has_the_fitted(
+    workplace, merged
+):
     run = workplace / "runs" / "colours"
     temperature = json.loads((run / "metrics.json").read_text())["calibration"]["temperature"]
-    assert json.loads((run / "adapter" / "temperature.json").read_text())["temperature"] == temperature["fitted"]
+    assert json.loads((run / "adapter" / "temperature.json").read_text())["temperature"] == temperature["trained"]
+    assert load_file(run / "witness.safetensors")["temperature"].item() == temperature["trained"]
     assert AlignModel.from_pretrained(merged).temperature.item() == temperature["fitted"]
     assert temperature["fitted"] != temperature["trained"]
 
@@ -141,9 +146,10 @@ def test_zero_shot_classification_and_the_classify_command_agree(workplace, merg
     assert probabilities[0] > 0.5
     words = [word for label in LABELS for word in ("--label", label)]
     expected = "\n".join(f"  {value:.6f}  {label}" for value, label in zip(probabilities, LABELS, strict=True))
-    assert finetune("classify", merged, photo, *words, cwd=workplace) == f"{photo}\n{expected}\n"
+    expected = f"answered by the text prompts of {merged} (zero-shot)\n{photo}\n{expected}\n"
+    assert finetune("classify", merged, photo, *words, cwd=workplace) == expected
     words += ["--output", "found.csv"]
-    assert finetune_here("classify", "runs/colours", photo, *words, cwd=workplace) == f"{photo}\n{expected}\n"
+    assert finetune_here("classify", "runs/colours", photo, *words, cwd=workplace) == expected
     with (workplace / "found.csv").open() as file:
         assert [float(line["probability"]) for line in csv.DictReader(file)] == pytest.approx(probabilities, abs=1e-7)
 
@@ -151,14 +157,16 @@ def test_zero_shot_classification_and_the_classify_command_agree(workplace, merg
 def test_classify_on_the_embedded_checkpoint_equals_the_model_card(workplace, colour_table, finetune_here):
     photo = colour_table.parent / "1.png"
     labels = ["an image of a cat", "an image of a dog"]
-    model, processor = AlignModel.from_pretrained(mini_folder()), AlignProcessor.from_pretrained(mini_folder())
+    folder = Base.open("align-mini").folder
+    model, processor = AlignModel.from_pretrained(folder), AlignProcessor.from_pretrained(folder)
     inputs = processor(images=Image.open(photo).convert("RGB"), text=labels, return_tensors="pt")
     with torch.no_grad():
         probabilities = model(**inputs).logits_per_image.softmax(dim=1)[0].tolist()
     words = [word for label in labels for word in ("--label", label)]
     screen = finetune_here("classify", "align-mini", photo, *words, cwd=workplace)
-    for value, label in zip(probabilities, labels, strict=True):
-        assert f"  {value:.6f}  {label}\n" in screen
+    lines = [line.split(maxsplit=1) for line in screen.splitlines()[-2:]]
+    assert [label for _, label in lines] == labels
+    assert [float(value) for value, _ in lines] == pytest.approx(probabilities, abs=1e-6)
 
 
 def test_joint_and_separate_embeddings(merged, colour_table):
@@ -189,7 +197,7 @@ def test_after_is_what_a_test_of_the_run_finds(workplace, finetune_here):
     screen = finetune_here("test", "runs/colours", cwd=workplace)
     assert f"{100 * metrics['after']['test/accuracy']:.1f} %" in screen
     assert f"{100 * metrics['after']['test/mean_per_class_recall']:.1f} %" in screen
-    measured = [metrics[name] for name in ("before", "floor", "after")]
+    measured = [metrics[name] for name in ("before", "linear probe", "after")]
     assert ["test/knn_accuracy" in column for column in measured] == [True, False, True]
     row = next(line.split("|") for line in screen.splitlines() if "test/knn_accuracy" in line)
     assert row[2].strip() == f"{100 * metrics['after']['test/knn_accuracy']:.1f} %"
@@ -202,12 +210,13 @@ def test_before_is_what_a_test_of_the_recipe_finds(workplace, colour_table, fine
 
 
 def test_export_repeats_the_merge_bit_for_bit_and_verify_confirms_it(workplace, merged, finetune_here):
-    finetune("export", "runs/colours", "--output", "handed_out", cwd=workplace)
-    first, second = (load_file(f"{folder}/model.safetensors") for folder in (merged, workplace / "handed_out"))
+    finetune("export", "runs/colours", "--output", "exported", cwd=workplace)
+    first, second = (load_file(f"{folder}/model.safetensors") for folder in (merged, workplace / "exported"))
     assert first.keys() == second.keys()
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
-    assert "of the trained model, at most 1e-05 allowed" in finetune_here("verify", "handed_out", cwd=workplace)
-    again = finetune_here("export", "runs/colours", "--output", "handed_out", cwd=workplace, code=2)
+    verified = finetune_here("verify", "exported", cwd=workplace)
+    assert re.search(r"reproduces the trained model within .*; the tolerance is 1e-05", verified)
+    again = finetune_here("export", "runs/colours", "--output", "exported", cwd=workplace, code=2)
     assert "pass --overwrite" in again
 
 
@@ -219,11 +228,11 @@ def test_existing_run_is_refused(workplace, colour_table, monkeypatch, capsys):
     assert (workplace / "runs" / "colours" / "finished.json").is_file()
 
 
-def test_an_accelerator_that_is_not_there_is_told_before_anything_is_written(colour_table, tmp_path, finetune_here):
+def test_an_accelerator_that_is_not_there_is_refused_before_anything_is_written(colour_table, tmp_path, finetune_here):
     words = ["--data.table.path", colour_table, "--trainer.accelerator", "tpu"]
     for command in ("fit", "test"):
-        told = finetune_here(command, "--config", "quickstart", *words, cwd=tmp_path, code=2)
-        assert "error: Expected " in told
+        error = finetune_here(command, "--config", "quickstart", *words, cwd=tmp_path, code=2)
+        assert "error: Expected " in error
         assert not list(tmp_path.iterdir())
 
 
@@ -234,8 +243,8 @@ def test_a_run_that_diverges_is_stopped_with_the_repair(tiny, colour_table, tmp_
         f"data:\n  table:\n    path: {colour_table}\n    {kind}: {kind}\n    split: split\n"
         "trainer:\n  max_epochs: 2\n  accelerator: cpu\n  enable_progress_bar: false\n"
     )
-    told = finetune_here("fit", "--config", "wild.yaml", cwd=tmp_path, code=2)
-    assert "training has diverged. Lower the learning rate of model.optimizer tenfold" in told.splitlines()[-1]
+    error = finetune_here("fit", "--config", "wild.yaml", cwd=tmp_path, code=2)
+    assert "training has diverged. Lower the learning rate of model.optimizer tenfold" in error.splitlines()[-1]
     assert not (tmp_path / "runs" / "wild" / "finished.json").exists()
 
 
@@ -249,9 +258,9 @@ def test_a_run_that_is_stopped_says_so_and_is_no_success(colour_table, tmp_path)
             assert process.poll() is None, process.communicate()
             time.sleep(0.1)
         process.terminate()
-        told = process.communicate(timeout=100)[1]
+        error = process.communicate(timeout=100)[1]
     assert process.returncode == 143
-    assert told.splitlines()[-1].startswith("error: stopped by SIGTERM")
+    assert error.splitlines()[-1].startswith("error: stopped by SIGTERM")
     assert not (run / "finished.json").exists()
 
 
@@ -308,7 +317,7 @@ def test_adapter_alone_as_documented_equals_the_merged_folder(workplace, merged,
     page = (Path(__file__).parent.parent / "docs" / "adapter-alone.md").read_text()
     (tmp_path / "alone.py").write_text(page.split("```python\n")[1].split("```")[0])
     photo = colour_table.parent / "3.png"
-    arguments = [workplace / "runs" / "colours" / "adapter", mini_folder(), photo]
+    arguments = [workplace / "runs" / "colours" / "adapter", Base.open("align-mini").folder, photo]
     done = subprocess.run(
         [sys.executable, "alone.py", *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
     )
@@ -321,4 +330,7 @@ def test_adapter_alone_as_documented_equals_the_merged_folder(workplace, merged,
     with torch.no_grad():
         expected = model(**inputs)
     torch.testing.assert_close(found["image_embeds"], expected.image_embeds, atol=1e-5, rtol=0)
-    torch.testing.assert_close(found["logits_per_image"], expected.logits_per_image, atol=1e-3, rtol=0)
+    metrics = json.loads((workplace / "runs" / "colours" / "metrics.json").read_text())
+    temperature = metrics["calibration"]["temperature"]  # the adapter's is the trained one, that of merged the fitted
+    logits = found["logits_per_image"] * temperature["trained"] / temperature["fitted"]
+    torch.testing.assert_close(logits, expected.logits_per_image, atol=1e-3, rtol=0)

@@ -87,7 +87,7 @@ def test_installed_commands_do_the_whole_run(installed, tmp_path):
     assert shown == (ROOT / "recipes" / "quickstart.yaml").read_text()
     expect_success(run([installed / "finetune", "prepare", "digits"], tmp_path))
     assert (tmp_path / "data" / "digits" / "digits.csv").is_file()
-    words = ["fit", "--config", "quickstart", "--trainer.max_steps", "2", "--run.floor", "false"]
+    words = ["fit", "--config", "quickstart", "--trainer.max_steps", "2", "--run.linear_probe", "false"]
     expect_success(run([installed / "finetune", *words], tmp_path))
     assert (tmp_path / "runs" / "quickstart" / "merged" / "merge_proof.json").is_file()
     assert (tmp_path / "runs" / "quickstart" / "finished.json").is_file()
@@ -98,7 +98,7 @@ def other_distribution(folder: Path) -> None:
     record = folder / "finetune-0.10.2.dist-info"
     record.mkdir()
     (record / "METADATA").write_text("Metadata-Version: 2.1\nName: finetune\nVersion: 0.10.2\n")
-    (record / "RECORD").write_text("finetune/__init__.py,,\nfinetune/errors.py,,\n")
+    (record / "RECORD").write_text("finetune/__init__.py,,\nfinetune/core/errors.py,,\n")
 
 
 @pytest.mark.parametrize("overwritten", [False, True], ids=["beside", "overwritten"])
@@ -109,7 +109,7 @@ def test_a_distribution_with_the_same_package_is_named(tmp_path, overwritten):
     expect_success(run(words, tmp_path, PYTHONPATH=str(tmp_path)))
     other_distribution(tmp_path)
     if overwritten:
-        (tmp_path / "finetune" / "errors.py").write_text("class FinetuneError(Exception):\n    pass\n")
+        (tmp_path / "finetune" / "core" / "errors.py").write_text("class FinetuneError(Exception):\n    pass\n")
     done = run(words, tmp_path, PYTHONPATH=str(tmp_path))
     assert done.returncode == 2, done.stdout + done.stderr
     assert "to belong to align-finetune alone, but got the distribution finetune 0.10.2" in done.stderr
@@ -141,14 +141,14 @@ import importlib.util, sys
 assert importlib.util.find_spec("datasets").origin is None, "the library is there"
 import finetune.training.task
 from PIL import Image
-from finetune.model.base import load_processor
-pixels = load_processor("align-mini")(images=Image.new("RGB", (40, 30)), return_tensors="pt")["pixel_values"]
+from finetune.model.base import Base
+pixels = Base.open("align-mini").processor()(images=Image.new("RGB", (40, 30)), return_tensors="pt")["pixel_values"]
 assert pixels.shape == (1, 3, 224, 224)
 print(finetune.training.task.__file__)
 """
     # -S leaves the environment's own folder off the import path; the folder of links takes its place.
     where = expect_success(run([sys.executable, "-S", "-c", program], ROOT, PYTHONPATH=without_datasets))
-    assert Path(where.strip()) == ROOT / "finetune" / "task.py"
+    assert Path(where.strip()) == ROOT / "finetune" / "training" / "task.py"
 
 
 def test_reading_the_hub_asks_for_the_datasets_library(without_datasets, tmp_path):

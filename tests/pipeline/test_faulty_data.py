@@ -1,4 +1,4 @@
-"""Data at fault, in whole commands: told before anything is written, or skipped and listed."""
+"""Data at fault, in whole commands: reported before anything is written, or skipped and listed."""
 
 import csv
 import shutil
@@ -9,7 +9,7 @@ import pytest
 from finetune.commands.cli import main
 
 
-def test_faulty_table_is_told_before_anything_is_written(tmp_path, monkeypatch, capsys):
+def test_faulty_table_is_reported_before_anything_is_written(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.csv").write_text("image,label,split\nnone.png,a,train\n")
     assert main(["fit", "--config", "quickstart", "--data.table.path", "bad.csv"]) == 2

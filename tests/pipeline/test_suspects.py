@@ -102,10 +102,10 @@ def test_a_file_that_exists_is_not_replaced_unasked(recipe_file, capsys):
     assert Path("found.csv").read_text() == "mine"
     Path("folder").mkdir()
     assert main([*words, "folder", "--overwrite"]) == 2
-    assert "Expected --output to name a file, but got folder, a folder." in capsys.readouterr().err
+    assert "Expected --output to name a file in a folder that exists, but got folder." in capsys.readouterr().err
 
 
-def test_images_that_cannot_be_read_are_left_out_and_told(suspects, colour_table):
+def test_images_that_cannot_be_read_are_left_out_and_reported(suspects, colour_table):
     Path("suspects.csv").write_text("of last time")
     Path("broken.png").write_bytes(b"no image")
     table = pd.read_csv("squares.csv")
@@ -164,9 +164,9 @@ def test_many_rows_are_compared_in_blocks(recipe_file, tiny, monkeypatch):
     data = read_recipe(recipe_file, ["--data.table.caption", "caption"]).build_data()
     one_fold = np.zeros(len(data.rows), dtype=np.int64)
     task = AlignTask(tiny, None, None)
-    whole = rank_rows("cpu", [task], data, one_fold).set_index("row").sort_index()
+    whole = rank_rows(torch.device("cpu"), [task], data, one_fold).set_index("row").sort_index()
     monkeypatch.setattr("finetune.pipeline.suspects.BLOCK", 20)
-    parts = rank_rows("cpu", [task], data, one_fold).set_index("row").sort_index()
+    parts = rank_rows(torch.device("cpu"), [task], data, one_fold).set_index("row").sort_index()
     assert parts["caption"].equals(whole["caption"])
     assert parts["score"].max() <= np.log(18) + 10
     assert not np.allclose(parts["score"], whole["score"])
