@@ -21,7 +21,7 @@ CALM_DOWN = "Lower the learning rate of model.optimizer tenfold, or set trainer.
 
 
 class RowModel(ABC):
-    """A model as it is asked about rows. It shares the modules it was made of and owns none of them."""
+    """A model as it is asked about rows. The modules inside stay with their owner, who may go on training them."""
 
     @abstractmethod
     def __call__(self, batch: Batch) -> Answers:

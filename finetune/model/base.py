@@ -105,8 +105,9 @@ class Base:
         Raises:
             CheckpointError: As `load`.
         """
+        config = self._config
         with opening(self.folder, "AlignModel"), torch.device("meta"):
-            names = AlignModel(self._config).state_dict()
+            names = AlignModel(config).state_dict()
         if not names.keys() <= self.tensors.keys():  # some are stored under older names, or missing
             return self.load().state_dict()
         return {name: self.tensors[name].to(like.dtype) for name, like in names.items()}

@@ -61,15 +61,20 @@ def test_every_build_has_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_what_was_damaged_is_rebuilt(cache: Path) -> None:
-    folder = open_mini()[0]
+    folder, built = open_mini()
     assert folder.parent == cache
     weights = folder / "model.safetensors"
+    assert built.fingerprint == fingerprint_weights(folder) == mini.FINGERPRINT
+    stored = load_file(weights)
+    assert stored.keys() == built.tensors.keys()
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in built.tensors.items())
     with weights.open("r+b") as file:
         file.seek(-4, os.SEEK_END)
         file.write(b"\0\1\2\3")
     assert fingerprint_weights(folder) != mini.FINGERPRINT
-    assert open_mini()[0] == folder
-    assert fingerprint_weights(folder) == mini.FINGERPRINT
+    again, rebuilt = open_mini()
+    assert again == folder
+    assert rebuilt.fingerprint == fingerprint_weights(folder) == mini.FINGERPRINT
 
     (folder / "config.json").write_text("{}")
     os.truncate(weights, 1000)

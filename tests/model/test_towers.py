@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import AlignModel
 
+from finetune.core.types import Texts
 from finetune.model.base import Base
 from finetune.model.lora import TowerLora, attach_lora
 from finetune.model.towers import AlignTowers
@@ -24,6 +25,19 @@ def test_features_and_logits_equal_plain_transformers(tiny, batch):
     torch.testing.assert_close(found.text_embeds, expected.text_embeds)
     logits = found.image_embeds @ found.text_embeds.T / found.temperature
     torch.testing.assert_close(logits, expected.logits_per_image)
+
+
+@torch.no_grad()
+def test_a_tower_that_was_not_asked_has_no_embeddings(tiny, batch):
+    towers = AlignTowers(Base.open(tiny).load())
+    both, texts = towers(batch), Texts(batch.input_ids, batch.attention_mask)
+    images_alone, texts_alone = towers.image_embeddings(batch), towers.text_embeddings(texts)
+    assert images_alone.image_embeds.equal(both.image_embeds)
+    assert texts_alone.text_embeds.equal(both.text_embeds)
+    for embeddings, tower in ((images_alone, "text"), (texts_alone, "image")):
+        message = f"Expected {tower} features, but got none: the {tower} tower was not asked"
+        with pytest.raises(ValueError, match=message):
+            getattr(embeddings, f"{tower}_embeds")
 
 
 def test_an_image_of_several_rows_is_computed_once_without_gradients_alone(tiny, batch):
@@ -71,6 +85,14 @@ def test_temperature_is_held_above_its_bound(tiny):
     assert towers.temperature.item() == pytest.approx(0.02)
     assert towers.temperature.requires_grad
     assert not AlignTowers(Base.open(tiny).load(), False, 0.02).temperature.requires_grad
+
+
+def test_a_temperature_is_not_trained_unless_asked(tiny):
+    towers = AlignTowers(Base.open(tiny).load())
+    assert not towers.temperature.requires_grad
+    towers.temperature.data.fill_(1e-9)
+    towers.bound_temperature()
+    assert towers.temperature.item() == pytest.approx(1e-9)
 
 
 def test_bound_must_be_positive(tiny):
