@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers.utils.logging import disable_progress_bar
 
 from finetune.core.files import write_text
-from finetune.data.checks.check import tell
+from finetune.data.checks.check import print_warnings
 from finetune.pipeline.recipe import Recipe, read_recipe
 from finetune.pipeline.stages import STAGES, run_stages
 from finetune.pipeline.work import Work
@@ -47,7 +47,7 @@ def run_recipe(recipe: Recipe, overwrite: bool = False) -> RunFolder:
     run = RunFolder(Path(recipe.run.folder) / recipe.name)
     work = Work(recipe, run)
     work.check()
-    tell(work.data.rows, work.data.find_concerns())
+    print_warnings(work.data.rows, work.data.find_concerns())
     run.create(overwrite, needed=[work.base.folder, *work.tables])
     write_text(run.recipe, recipe.resolved)
     run_stages(work)

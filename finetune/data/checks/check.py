@@ -176,6 +176,3 @@ def print_warnings(rows: Rows, concerns: Sequence[Concern]) -> None:
     """
     for line in [*describe_filter(rows), *(f"warning: {concern.message}" for concern in concerns)]:
         print(line, file=sys.stderr)
-
-
-tell = print_warnings
