@@ -33,9 +33,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from finetune.core.types import Batch
 from finetune.export.merged import write_checkpoint
-from finetune.model.base import load_processor
+from finetune.model.base import Base
 from finetune.model.lora import TowerLora
-from finetune.model.recompute import checkpoint_blocks
+from finetune.model.recompute import recompute_blocks
 from finetune.training.task import AlignTask
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -78,7 +78,7 @@ def write_random_base(folder: Path) -> None:
         norm.momentum = momentum
     (folder / "preprocessor_config.json").write_text(json.dumps(IMAGE_PROCESSOR))
     image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
-    processor = AlignProcessor(image_processor, load_processor("align-mini").tokenizer)
+    processor = AlignProcessor(image_processor, Base.open("align-mini").processor().tokenizer)
     write_checkpoint(model.eval(), processor, folder)
 
 
@@ -128,7 +128,7 @@ def measure_steps(options: argparse.Namespace, rows: int, recompute: bool) -> di
     before = 0 if DEVICE == "cuda" else psutil.Process().memory_info().rss
     task = AlignTask(options.checkpoint, image_lora=TowerLora(whole=options.whole)).to(DEVICE)
     if recompute:
-        checkpoint_blocks(task.towers.align.vision_model)
+        recompute_blocks(task.towers.align.vision_model)
     optimizer = torch.optim.AdamW([p for p in task.parameters() if p.requires_grad], lr=1e-4)
     batch = Batch(*(tensor.to(DEVICE) for tensor in random_batch(rows, options.image_size, options.tokens)))
     seconds = []
@@ -137,7 +137,7 @@ def measure_steps(options: argparse.Namespace, rows: int, recompute: bool) -> di
             for _ in range(1 + options.steps):  # the first warms up
                 start = time.perf_counter()
                 with torch.autocast(DEVICE, torch.bfloat16, enabled=options.bf16):
-                    loss = task.objective(task(batch), batch)
+                    loss = task.loss(task(batch), batch)
                 loss.backward()
                 optimizer.step()
                 optimizer.zero_grad()

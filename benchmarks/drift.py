@@ -102,8 +102,10 @@ def train(data: ImageTextDataModule, adapter: Adapter) -> AlignTask:
 
 def keep(task: AlignTask, data: ImageTextDataModule, path: Path) -> None:
     """Writes what the meter sees of a model, and the mean hit rate on the photographs."""
-    _, value = evaluate("cpu", task, data.retention["photographs"]).main
-    seen = {name: tensor.contiguous().clone() for name, tensor in probe(task, data)._asdict().items()}
+    task.eval()
+    device, other = torch.device("cpu"), data.retention["photographs"]
+    _, value = evaluate(task.model(other.class_prompts), other.loader("test"), other.kind.metric(), device).main
+    seen = {name: tensor.contiguous().clone() for name, tensor in probe(task.towers, data, device)._asdict().items()}
     partial_path = path.with_suffix(".partial")
     save_file({**seen, "retention": torch.tensor(value)}, partial_path)
     partial_path.rename(path)

@@ -19,7 +19,8 @@ from scipy.special import softmax
 from scipy.stats import spearmanr
 
 from finetune.core.files import write_json
-from finetune.evaluation.drift import Probe, drift
+from finetune.evaluation.drift import drift
+from finetune.run.measurement import Probe
 
 RESULTS = Path(__file__).parent / "results" / "drift.json"
 CHOSEN = "scores, both centred, concordance"

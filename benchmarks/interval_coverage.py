@@ -14,13 +14,13 @@ from torch import Tensor
 
 from finetune.metrics.bootstrap import paired_difference
 from finetune.metrics.calibration import BINS
-from finetune.metrics.statistics import Figure, MeanAveragePrecision, MeanOfMeans, Median, mean, value
+from finetune.metrics.statistics import Figure, MeanAveragePrecision, MeanOfMeans, Median, mean
 
 POPULATION, ROWS, TABLES = 1_000_000, 300, 200
 
 
 @dataclass(frozen=True)
-class CalibrationError:
+class CalibrationError(Figure):
     """The expected calibration error as a figure."""
 
     confidences: Tensor
@@ -68,7 +68,7 @@ def main() -> None:
     print("| metric | true difference | tables whose interval holds it |\n| --- | ---: | ---: |")
     for name, build in build_population(generator).items():
         everything = torch.arange(POPULATION)
-        truth = float(value(build(1, everything)) - value(build(0, everything)))
+        truth = float(build(1, everything).point_estimate() - build(0, everything).point_estimate())
         held = 0
         for _ in range(TABLES):
             rows = torch.randint(0, POPULATION, (ROWS,), generator=generator)

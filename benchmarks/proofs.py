@@ -1,4 +1,4 @@
-"""Every objective, adapter kind and shipped recipe trained for a few steps, merged, and proven in a fresh process.
+"""Every task, objective, adapter kind and recipe trained for a few steps, merged, and proven in a fresh process.
 
     finetune prepare digits && python benchmarks/proofs.py
 
@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from finetune.pipeline.experiment import run_experiment
 
 from finetune.core.files import read_json
 from finetune.core.shipped import find_recipe, shipped_recipes
 from finetune.export.merged import write_checkpoint
-from finetune.export.proof import PROOF_FILE
-from finetune.model.base import load_model, load_processor
+from finetune.model.base import Base
 from finetune.pipeline.recipe import read_recipe
+from finetune.pipeline.run_recipe import run_recipe
+from finetune.run.results import PROOF_FILE, largest_differences
 
 COYO = {
     "clip_similarity_vitb32": "0.35",
@@ -36,10 +36,10 @@ COYO = {
     "height": "480",
     "text_length": "24",
 }
-OBJECTIVES = {
-    "Contrastive": [],
-    "Sigmoid": ["--model.objective", "finetune.objectives.Sigmoid"],
-    "Classification": ["--model.objective", "finetune.objectives.Classification", "--model.text_lora", "null"],
+TASKS = {
+    "AlignTask, Contrastive": [],
+    "AlignTask, Sigmoid": ["--model.objective", "finetune.Sigmoid"],
+    "ClassificationTask": ["--model", "finetune.ClassificationTask"],
 }
 KINDS = {
     "image": ["pointwise", "squeeze_excite", "stem"],
@@ -58,7 +58,8 @@ OTHERS = {
 
 def write_gated_base(folder: Path) -> str:
     """Writes align-mini with squeeze-excite layers that do something."""
-    model = load_model("align-mini")
+    base = Base.open("align-mini")
+    model = base.load()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -66,7 +67,7 @@ def write_gated_base(folder: Path) -> str:
                 scale = parameter[0].numel() ** -0.5 if name.endswith("weight") else 0.5
                 parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
     folder.mkdir()
-    write_checkpoint(model, load_processor("align-mini"), folder)
+    write_checkpoint(model, base.processor(), folder)
     return str(folder)
 
 
@@ -78,7 +79,7 @@ def write_table(digits: Path, path: Path) -> None:
 
 def list_cases(gated: str) -> dict[str, tuple[str, list[str]]]:
     """Lists the recipe and the overrides of each line of the table."""
-    cases = {f"objective {name}": ("quickstart", words) for name, words in OBJECTIVES.items()}
+    cases = {name: ("quickstart", words) for name, words in TASKS.items()}
     for variant, switches in VARIANTS.items():
         words = ["--model.checkpoint", gated]
         for tower, kinds in KINDS.items():
@@ -101,18 +102,17 @@ def prove(recipe: str, words: list[str], table: Path, images: Path, folder: Path
         "--trainer.accelerator": "cpu",
         "--trainer.max_steps": 4,
         "--trainer.enable_progress_bar": "false",
-        "--run.floor": "false",
+        "--run.linear_probe": "false",
         "--run.folder": folder,
     }
     if "--model.checkpoint" not in words:
         settings["--model.checkpoint"] = "align-mini"
     options = [str(word) for pair in settings.items() for word in pair]
-    run = run_experiment(read_recipe(find_recipe(recipe), [*options, *words]), overwrite=True)
+    run = run_recipe(read_recipe(find_recipe(recipe), [*words, *options]), overwrite=True)
     found: dict[str, float] = {}
     for output in (run.merged, run.classifier):
         if output.is_dir():
-            proof = read_json(output / PROOF_FILE)
-            found |= proof.get("max_abs_difference") or proof["max_relative_difference"]
+            found |= largest_differences(read_json(output / PROOF_FILE))
     return found
 
 

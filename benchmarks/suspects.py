@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from finetune.pipeline.experiment import quieten
+import torch
 
 from finetune.core.shipped import find_recipe
 from finetune.pipeline.recipe import read_recipe
+from finetune.pipeline.run_recipe import quieten
 from finetune.pipeline.suspects import cross_fit, deal_folds, rank_rows
 from finetune.training.task import AlignTask
 
@@ -68,9 +69,10 @@ def measure(case: str, table_file: Path, folds: int, seed: int, overrides: list[
         recipe = read_recipe(find_recipe(name), [*words, *overrides])
         data = recipe.build_data()
         fold_ids = deal_folds(data.rows, folds, seed)
-        untouched = rank_rows("cpu", [AlignTask("align-mini", None, None)], data, np.minimum(fold_ids, 0))
+        device = torch.device("cpu")
+        untouched = rank_rows(device, [AlignTask("align-mini", None, None)], data, np.minimum(fold_ids, 0))
         start = time.perf_counter()
-        adapted = rank_rows("cpu", cross_fit(recipe, data, fold_ids), data, fold_ids)
+        adapted = rank_rows(device, cross_fit(recipe, data, fold_ids), data, fold_ids)
         minutes = (time.perf_counter() - start) / 60
     cells = [table_file.stem, seed, f"{len(adapted):,}", len(true), describe(untouched, true), describe(adapted, true)]
     return f"| {' | '.join(map(str, cells))} | {minutes:.0f} |"

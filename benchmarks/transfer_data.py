@@ -14,20 +14,26 @@ from finetune.data.prepare.images import ImagePreparation, Pixels, open_image
 from finetune.data.prepare.texts import TextEncoder
 from finetune.data.table.rows import Rows
 from finetune.data.table.table import Table
-from finetune.model.base import load_model, load_processor
+from finetune.model.base import Base
 
 BASE = "align-mini"
 
 
+@cache
+def base() -> Base:
+    """Opens the base, once."""
+    return Base.open(BASE)
+
+
 def load_base() -> AlignModel:
     """Loads an untouched copy of the base, in evaluation mode."""
-    return load_model(BASE)
+    return base().load()
 
 
 @cache
 def processor(image_size: int) -> AlignProcessor:
     """Loads the base's processor at an image size."""
-    return load_processor(BASE, image_size)
+    return base().processor(image_size)
 
 
 @cache
@@ -145,7 +151,7 @@ def task_data(task: Task, folder: Path, seed: int) -> TaskData:
 @cache
 def text_encoder() -> TextEncoder:
     """Loads the base's tokenizer."""
-    return TextEncoder.from_processor(load_processor(BASE))
+    return TextEncoder.from_processor(base().processor())
 
 
 def tokens(texts: list[str]) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from transfer_results import Results
 from transfer_table import markdown, zero_shot_figures
 from transfer_tasks import Task
 
-from finetune.model.interpolate import Point, choose_alpha
+from finetune.export.choose_interpolation import Point, choose_interpolation
 
 MAX_LOSS = 0.05
 LOST = "lost on other domains"
@@ -38,8 +38,8 @@ class Chosen(NamedTuple):
 
 def as_shipped(points: Sequence[Point], rows: int) -> float:  # noqa: ARG001
     """Chooses as `--interpolation auto` does: the best on the validation rows, among those that lose little."""
-    scores = {point.alpha: point[1:] for point in points}
-    return choose_alpha(scores.__getitem__, scores, MAX_LOSS)[0]
+    scores = {point.interpolation: point[1:] for point in points}
+    return choose_interpolation(scores.__getitem__, scores, MAX_LOSS)[0]
 
 
 def largest(points: Sequence[Point], rows: int) -> float:
@@ -47,7 +47,7 @@ def largest(points: Sequence[Point], rows: int) -> float:
     allowed = [point for point in points if point.retention_loss <= MAX_LOSS]
     highest = max(point.target for point in allowed)
     least = highest - math.sqrt(highest * (1 - highest) / rows)
-    return max(point.alpha for point in allowed if point.target >= least)
+    return max(point.interpolation for point in allowed if point.target >= least)
 
 
 def surely(rule: Rule) -> Rule:

@@ -13,36 +13,34 @@ from peft import PeftModel
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transfer_data import Pictures, TaskData, load_base
+from transfer_data import Pictures, TaskData, base
 from transfer_measure import Trained, class_scores, main_figure, measure_place, measure_retrieval
 
 from finetune.evaluation.forgetting import relative_loss
-from finetune.export.classifier import interpolate_head
+from finetune.export.choose_interpolation import Line
 from finetune.metrics.calibration import LARGEST_FACTOR, calibration_error, chance_calibration_error, fit_temperature
 from finetune.metrics.retrieval import Retrieval
 from finetune.metrics.statistics import Figure
-from finetune.model.head import Head
-from finetune.model.interpolate import interpolate
+from finetune.model.head import LinearHead
 from finetune.model.merge import merge_copy
 from finetune.training.task import AlignTask
 
 INTERPOLATIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-def line_of_task(task: AlignTask, head: Head | None) -> Callable[[float], Trained]:
+def line_of_task(task: AlignTask, head: LinearHead | None) -> Callable[[float], Trained]:
     """Builds the models between the base and a trained task, one at a time.
 
     Args:
         task: The task.
         head: Its head, where it has one.
     """
-    model = load_base()
-    base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    adapted = merge_copy(task.towers.model).state_dict() if isinstance(task.towers.model, PeftModel) else base
+    adapted = merge_copy(task.towers.model).state_dict() if isinstance(task.towers.model, PeftModel) else None
+    line = Line(base(), adapted, head, torch.device("cpu"))
 
     def at(interpolation: float) -> Trained:
-        model.load_state_dict(interpolate(base, adapted, interpolation))
-        return Trained(model, interpolate_head(head, interpolation).logits if head is not None else None)
+        towers = line.towers_at(interpolation)
+        return Trained(towers.align, None if head is None else head.at(interpolation))
 
     return at
 

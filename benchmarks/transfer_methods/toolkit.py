@@ -14,10 +14,10 @@ from transfer_measure import Trained
 from transfer_tasks import Task
 
 from finetune.core.shipped import find_recipe
-from finetune.model.head import build_head
 from finetune.pipeline.recipe import Recipe, read_recipe
 from finetune.pipeline.train import fit
 from finetune.run.folder import RunFolder
+from finetune.training.classification_task import ClassificationTask
 from transfer_methods.method import Method, Setting
 
 TRAINER_KEYS = ("max_epochs", "precision", "callbacks", "accumulate_grad_batches", "gradient_clip_val")
@@ -59,7 +59,7 @@ class Toolkit(Method):
             "version": 1,
             "kept": "latest best",
             "soup": values["run"]["soup"],
-            "model": values["model"]["init_args"],
+            "model": values["model"],
             "data": data,
             "trainer": trainer,
         }
@@ -93,7 +93,5 @@ class Toolkit(Method):
         task = recipe.build_task()
         with tempfile.TemporaryDirectory() as folder:
             fit(recipe, task, module, RunFolder(Path(folder) / "run"))
-        if task.head is None:
-            return Trained(task.towers.align, at=line_of_task(task, None))
-        head = build_head(task.head, data.train.classes, is_multilabel=False)
-        return Trained(task.towers.align, task.head.logits, line_of_task(task, head))
+        head = task.head if isinstance(task, ClassificationTask) else None
+        return Trained(task.towers.align, head, line_of_task(task, head))

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from transformers import AlignModel
 
-from finetune.model.base import load_processor
+from finetune.model.base import Base
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,7 +71,7 @@ def test_the_merged_model_has_been_trained(merged, base):
 
 
 def test_the_processor_stays_the_bases(merged, base):
-    found, expected = (load_processor(str(folder)) for folder in (merged, base))
+    found, expected = (Base.open(folder).processor() for folder in (merged, base))
     assert found.image_processor.to_dict() == expected.image_processor.to_dict()
     assert dict(found.image_processor.size) == {"height": 346, "width": 346}
     assert dict(found.image_processor.crop_size) == {"height": 289, "width": 289}
