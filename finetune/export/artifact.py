@@ -24,9 +24,9 @@ class Artifact(ABC):
 
     Attributes:
         name: Name of the kind, and of its folder in a run.
-        relative: Whether differences are relative to the largest recorded answer.
+        relative: Whether a difference counts as a share of the largest recorded answer.
         exact: The answers that may not differ at all.
-        origins: Names under which the proof's hashes say of what the folder was made.
+        origins: Names of those hashes in the proof that say what the folder was made of.
     """
 
     name: ClassVar[str]
@@ -74,7 +74,7 @@ class Artifact(ABC):
 
     @abstractmethod
     def origin(self) -> dict[str, Any]:
-        """Returns what the proof says of where the folder comes from; hashes under `sha256`."""
+        """Returns what the proof says of the origin: the base as `base_model`, and the hashes of `origins` as `sha256`."""
 
     @classmethod
     @abstractmethod

@@ -61,7 +61,7 @@ def write_card(folder: Path, card: Card, title: str, metrics: Mapping[str, Any])
 
 
 def select_metrics(artifact: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what of a run's `metrics.json` is about one of its artifacts.
+    """Returns the part of a run's `metrics.json` that is about one of its artifacts.
 
     Args:
         artifact: Name of the artifact.

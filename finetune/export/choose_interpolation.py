@@ -41,8 +41,8 @@ class Temperature(NamedTuple):
     """What the class scores are divided by.
 
     Attributes:
-        trained: As training left it; with a head, what the head took in at its start.
-        fitted: As the validation rows ask for.
+        trained: The model's, as training left it.
+        fitted: As the validation rows ask for. Of a head's scores only its ratio to `trained` counts.
     """
 
     trained: float

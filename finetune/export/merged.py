@@ -13,6 +13,7 @@ from finetune.export.artifact import Artifact
 from finetune.export.cards import Card
 from finetune.export.trained import TrainedModel
 from finetune.export.witness import INPUTS
+from finetune.run.results import list_unchanged_towers
 
 
 class MergedCheckpoint(Artifact):
@@ -84,11 +85,7 @@ class MergedCheckpoint(Artifact):
     @classmethod
     def card(cls, folder: str, proof: Mapping[str, Any]) -> Card:
         """Returns the card of a zero-shot model."""
-        kept = [
-            f" The {tower} tower is the base's, byte for byte."
-            for tower, same in proof["identical_to_base"].items()
-            if same
-        ]
+        kept = "".join(f" {sentence}" for sentence in list_unchanged_towers(proof))
         return Card(
             base_model=proof["base_model"],
             pipeline_tag="zero-shot-image-classification",
@@ -97,7 +94,7 @@ class MergedCheckpoint(Artifact):
             proof="A fresh process with plain transformers "
             f"{proof['versions']['transformers']} reproduced this model's embeddings within "
             f"{max(proof['max_abs_difference'].values()):.1e} (`merge_proof.json`); `finetune verify` repeats that on "
-            f"any machine.{''.join(kept)}",
+            f"any machine.{kept}",
             code=f"""from PIL import Image
 from transformers import AlignModel, AlignProcessor
 

@@ -27,8 +27,8 @@ READ_UNASKED = (
     "tokenizer_config.json",
     "vocab.txt",
 )
-"""Files by which some version of transformers changes the weights, or what becomes of images and texts, once they lie
-in a folder."""
+"""Files that some version of transformers reads wherever they lie, and that change weights, images or texts: none may
+come into a folder after its proof."""
 
 _WEIGHTS = re.compile(r"model[^/]*\.safetensors(\.index\.json)?")
 _FRESH_PROCESS = Path(__file__).with_name("fresh_process.py")

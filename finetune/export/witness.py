@@ -105,5 +105,5 @@ def require_close(subject: str, differences: Mapping[str, float], exact: tuple[s
     if not (worst <= TOLERANCE and all(differences[name] == 0 for name in exact)):
         raise CheckpointError(
             f"Expected {subject} to reproduce the witness within {TOLERANCE} of the adapted model, but got "
-            f"differences {dict(differences)}. This is not the model that was trained; nothing was kept of it."
+            f"differences {dict(differences)}. Do not use it: it is not the model that was trained."
         )

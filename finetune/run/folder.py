@@ -30,7 +30,7 @@ class RunFolder:
 
     @property
     def environment(self) -> Path:
-        """Versions, device, fingerprints of table and base checkpoint."""
+        """Versions, device, fingerprints of table and base."""
         return self.path / "environment.json"
 
     @property

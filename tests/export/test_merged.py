@@ -268,7 +268,14 @@ def test_verify_says_which_weights_and_proofs_are_not_whole(copy, capsys):
     assert message.startswith(f"error: Expected the files of {copy} to be whole, but got: ")
     assert message.endswith("Export the run again.\n")
     weights.write_bytes(whole)
-    for text in (said[:100], "[]", '{"tolerance": 1e-05}', '{"sha256": null}', '{"sha256": "abc"}'):
+    for text in (
+        said[:100],
+        "[]",
+        '{"tolerance": 1e-05}',
+        '{"sha256": null}',
+        '{"artifact": "merged", "sha256": null}',
+        said.replace('"merged"', '"other"'),
+    ):
         proof.write_text(text)
         assert main(["verify", str(copy)]) == 2
         message = capsys.readouterr().err
