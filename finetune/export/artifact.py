@@ -74,7 +74,7 @@ class Artifact(ABC):
 
     @abstractmethod
     def origin(self) -> dict[str, Any]:
-        """Returns what the proof says of the origin: the base as `base_model`, and the hashes of `origins` as `sha256`."""
+        """Returns what the proof says of the origin: `base_model`, and the hashes that `origins` names as `sha256`."""
 
     @classmethod
     @abstractmethod

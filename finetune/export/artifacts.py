@@ -60,13 +60,7 @@ def _read_proof(path: Path, kinds: Sequence[type[Artifact]]) -> tuple[type[Artif
         proof = read_json(path)
         kind = next(kind for kind in kinds if kind.name == proof["artifact"])
         return kind, {name: digest for name, digest in proof["sha256"].items() if name not in kind.origins}
-    except (
-        AttributeError,
-        KeyError,
-        TypeError,
-        ValueError,
-        StopIteration,
-    ) as error:  # no JSON, or none that a proof is
+    except (AttributeError, KeyError, StopIteration, TypeError, ValueError) as error:  # no JSON, or not a proof's
         raise CheckpointError(
             f"Expected {path} to be a proof with its kind and hashes, but got {error!r}. Export the run again."
         ) from error
