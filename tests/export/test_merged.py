@@ -273,7 +273,9 @@ def test_verify_says_which_weights_and_proofs_are_not_whole(copy, capsys):
         "[]",
         '{"tolerance": 1e-05}',
         '{"sha256": null}',
+        '{"sha256": "abc"}',
         '{"artifact": "merged", "sha256": null}',
+        '{"artifact": "merged", "sha256": "abc"}',
         said.replace('"merged"', '"other"'),
     ):
         proof.write_text(text)
