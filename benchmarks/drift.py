@@ -26,8 +26,8 @@ from safetensors.torch import save_file
 
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.data.table.table import Table
-from finetune.evaluation.drift import probe
 from finetune.evaluation.evaluate import evaluate
+from finetune.evaluation.probe import probe
 from finetune.model.lora import TowerLora
 from finetune.training.task import AlignTask
 
