@@ -1,6 +1,6 @@
 """What a base's frozen image embeddings give without fine-tuning: a linear probe, and the nearest neighbours."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -8,15 +8,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from finetune.core.types import Answers, Batch
+from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.inference.embed import embed
 from finetune.metrics.accuracy import ClassAccuracy
 from finetune.metrics.knn import neighbour_votes
 from finetune.metrics.row_metric import RowMetric
 from finetune.metrics.statistics import Figure
 from finetune.model.towers import AlignTowers
-
-if TYPE_CHECKING:
-    from finetune.data.loading.datamodule import ImageTextDataModule  # brings Lightning, which takes seconds
 
 
 class FrozenImages(NamedTuple):
@@ -38,7 +36,7 @@ class FrozenImages(NamedTuple):
 
 
 def embed_images(
-    towers: AlignTowers, data: "ImageTextDataModule", device: torch.device, test: Answers, progress: str | None = None
+    towers: AlignTowers, data: ImageTextDataModule, device: torch.device, test: Answers, progress: str | None = None
 ) -> FrozenImages:
     """Embeds the training images without augmentation, in float32.
 

@@ -1,31 +1,29 @@
 """Everything that is measured of one model: the test rows, the retention tables, the baselines, the drift probe."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import torch
 
 from finetune.core.types import Answers
+from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.data.prepare.members import place_of
 from finetune.evaluation.baselines import embed_images, linear_probe, neighbour_accuracy
-from finetune.evaluation.drift import probe
 from finetune.evaluation.evaluate import Evaluation, evaluate
+from finetune.evaluation.probe import probe
 from finetune.export.choose_interpolation import Choice
 from finetune.inference.models import RowModel, ask_towers
 from finetune.metrics.calibration import calibration_error, chance_calibration_error, reliability
 from finetune.model.towers import AlignTowers
 from finetune.run.measurement import TEST, Measurement, TableMeasurement
 
-if TYPE_CHECKING:
-    from finetune.data.loading.datamodule import ImageTextDataModule  # brings Lightning, which takes seconds
-
 KNN = "test/knn_accuracy"
 
 
 def measure_towers(
     towers: AlignTowers,
-    data: "ImageTextDataModule",
+    data: ImageTextDataModule,
     device: torch.device,
     neighbours: int | None = None,
     with_linear_probe: bool = False,
@@ -65,9 +63,7 @@ def measure_towers(
     return measured, found.answers
 
 
-def measure_classifier(
-    model: RowModel, data: "ImageTextDataModule", device: torch.device
-) -> tuple[Measurement, Answers]:
+def measure_classifier(model: RowModel, data: ImageTextDataModule, device: torch.device) -> tuple[Measurement, Answers]:
     """Measures a classifier without text tower on the test rows.
 
     Args:
@@ -82,13 +78,13 @@ def measure_classifier(
     return measured, found.answers
 
 
-def _measure_test(model: RowModel, data: "ImageTextDataModule", device: torch.device) -> tuple[Evaluation, Measurement]:
+def _measure_test(model: RowModel, data: ImageTextDataModule, device: torch.device) -> tuple[Evaluation, Measurement]:
     metric = data.kind.metric()
     found = evaluate(model, data.loader("test"), metric, device, "test")
     return found, Measurement({TEST: _summarise(found, data)}, data.kind.predictions(found.answers, metric))
 
 
-def _summarise(found: Evaluation, data: "ImageTextDataModule") -> TableMeasurement:
+def _summarise(found: Evaluation, data: ImageTextDataModule) -> TableMeasurement:
     rows, table = found.answers.rows.numpy(), data.rows
     described = pd.DataFrame(
         {

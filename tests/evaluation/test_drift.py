@@ -6,7 +6,8 @@ import torch
 from torch.nn.functional import normalize
 
 from finetune.core.shipped import shipped_folder
-from finetune.evaluation.drift import Probe, drift, probe
+from finetune.evaluation.drift import Probe, drift
+from finetune.evaluation.probe import probe
 
 
 def seen(seed: int, images: int = 7, words: int = 30) -> Probe:
@@ -74,7 +75,7 @@ def test_probe_is_plain_embeddings(towers, labels, cpu):
 
 def test_many_images_are_sampled_evenly(towers, labels, cpu, monkeypatch):
     every = probe(towers, labels, cpu).image_embeds
-    monkeypatch.setattr("finetune.evaluation.drift.IMAGES", 3)
+    monkeypatch.setattr("finetune.evaluation.probe.IMAGES", 3)
     found = probe(towers, labels, cpu).image_embeds
     spaced = [0, (len(every) - 1) // 2, len(every) - 1]
     torch.testing.assert_close(found, every[spaced], atol=1e-6, rtol=0)
