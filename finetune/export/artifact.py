@@ -30,6 +30,7 @@ class Artifact(ABC):
     """
 
     name: ClassVar[str]
+    by_head: ClassVar[bool] = False
     relative: ClassVar[bool] = False
     exact: ClassVar[tuple[str, ...]] = ()
     origins: ClassVar[frozenset[str]]

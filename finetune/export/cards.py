@@ -60,14 +60,14 @@ def write_card(folder: Path, card: Card, title: str, metrics: Mapping[str, Any])
     write_text(folder / CARD_FILE, "\n".join(parts))
 
 
-def select_metrics(artifact: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
+def select_metrics(by_head: bool, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the part of a run's `metrics.json` that is about one of its artifacts.
 
     Args:
-        artifact: Name of the artifact.
+        by_head: Whether the head answers in it, see `Artifact`.
         metrics: The content of `metrics.json`.
     """
-    if artifact != "merged" or "zero-shot after" not in metrics:
+    if by_head or "zero-shot after" not in metrics:
         return dict(metrics)
     of_classifier = ("zero-shot after", "difference", "calibration")  # "after" is the classifier's, and so are these
     kept = {key: part for key, part in metrics.items() if key not in of_classifier}

@@ -23,6 +23,7 @@ class ImageClassifier(Artifact):
     """
 
     name = "classifier"
+    by_head = True
     relative = True
     origins = frozenset({"merged", "head"})
 

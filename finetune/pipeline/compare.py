@@ -8,7 +8,7 @@ import pandas as pd
 
 from finetune.core.errors import CheckpointError, RecipeError
 from finetune.evaluation.forgetting import find_differences
-from finetune.run.folder import AFTER, RunFolder
+from finetune.run.folder import AFTER, ZERO_SHOT_AFTER, RunFolder
 from finetune.run.measurement import FACTS, MEASUREMENT, TEST, Measurement, TableMeasurement, read_measurement
 from finetune.run.results import format_table
 
@@ -73,7 +73,8 @@ def compare_models(models: Sequence[str | Path]) -> Comparison:
 
 
 def find_measurement(model: Path) -> Measurement:
-    """Reads how a model did.
+    """Reads how a model did. Of a run with a head that is its classifier on its own table, and its merged checkpoint on
+    retention tables.
 
     Args:
         model: A finished run, an exported folder that carries its measurement, or a measurement.
@@ -89,7 +90,10 @@ def find_measurement(model: Path) -> Measurement:
         )
     for folder in (run.measurement(AFTER), model / MEASUREMENT, model):
         if (folder / FACTS).is_file():
-            return read_measurement(folder)
+            measured, merged = read_measurement(folder), run.measurement(ZERO_SHOT_AFTER)
+            if merged.is_dir():  # a classifier knows none of the classes of other tables; the merged checkpoint does
+                return measured._replace(tables={**measured.tables, **read_measurement(merged).retention})
+            return measured
     raise CheckpointError(
         f"Expected {model} to be a run, or an exported folder that carries its measurement, but it holds none. "
         f"Measure it: finetune test --config RECIPE --model.checkpoint {model} --output FOLDER"

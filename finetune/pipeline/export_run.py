@@ -67,7 +67,7 @@ def export_run(
     is_measured = choice is exported
     artifact = kind.of(TrainedModel(folder, base, choice))
     assert artifact is not None
-    metrics = select_metrics(kind.name, read_json(folder.metrics)) if is_measured else choice.as_metrics()
+    metrics = select_metrics(kind.by_head, read_json(folder.metrics)) if is_measured else choice.as_metrics()
     measurement = read_measurement(folder.path / kind.name / MEASUREMENT) if is_measured else None
     return artifact.export(output, folder.path.resolve().name, metrics, measurement, overwrite)
 

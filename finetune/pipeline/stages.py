@@ -22,10 +22,11 @@ from finetune.core.files import read_json, write_folder, write_json, write_text
 from finetune.data.checks.unreadable import SkippedRow, write_skipped
 from finetune.evaluation.forgetting import compare, find_differences
 from finetune.evaluation.measure import measure_calibration, measure_classifier, measure_towers
+from finetune.export.artifact import Artifact
 from finetune.export.artifacts import ARTIFACTS
 from finetune.export.cards import select_metrics, write_card
 from finetune.export.choose_interpolation import Choice, Line
-from finetune.export.merged import write_processor
+from finetune.export.merged import MergedCheckpoint, write_processor
 from finetune.export.trained import TrainedModel
 from finetune.export.witness import write_witness
 from finetune.inference.models import PlainClassifier
@@ -39,7 +40,7 @@ from finetune.pipeline.train import fit
 from finetune.pipeline.work import Work
 from finetune.report.page import write_report
 from finetune.run.folder import AFTER, BASE, MEASURED, ZERO_SHOT_AFTER, RunFolder
-from finetune.run.measurement import MEASUREMENT, Measurement, read_measurement, write_measurement
+from finetune.run.measurement import MEASUREMENT, Measurement, format_frame, read_measurement, write_measurement
 from finetune.run.results import PROOF_FILE, format_proof, installed_versions
 from finetune.training.classification_task import ClassificationTask
 
@@ -202,7 +203,7 @@ class Measure(Stage):
         if run.merged.is_dir():
             towers = open_towers(Base.open(run.merged))
             neighbours = work.recipe.run.neighbours
-            found[_model_of(run.merged)] = measure_towers(towers, work.data, work.device, neighbours)
+            found[_model_of(MergedCheckpoint, run)] = measure_towers(towers, work.data, work.device, neighbours)
         if run.classifier.is_dir():
             found[AFTER] = measure_classifier(PlainClassifier(run.classifier), work.data, work.device)
         for model, (measured, answers) in found.items():
@@ -233,14 +234,14 @@ class Report(Stage):
         before, after = measured[BASE].predictions, measured[AFTER].predictions
         predictions = after.assign(before=before["prediction"])
         write_json(run.metrics, metrics)
-        write_text(run.predictions, predictions.to_csv(index=False, lineterminator="\n"))
+        write_text(run.predictions, format_frame(predictions))
         proofs = {}
         for kind in ARTIFACTS:
             folder = run.path / kind.name
             if folder.is_dir():
                 proof = read_json(folder / PROOF_FILE)
-                write_card(folder, kind.card(kind.name, proof), work.title, select_metrics(kind.name, metrics))
-                write_measurement(measured[_model_of(folder)], folder / MEASUREMENT)
+                write_card(folder, kind.card(kind.name, proof), work.title, select_metrics(kind.by_head, metrics))
+                write_measurement(measured[_model_of(kind, run)], folder / MEASUREMENT)
                 proofs[kind.name] = format_proof(proof)
         run.skipped.unlink(missing_ok=True)
         write_skipped(run.skipped, _list_skipped(work))
@@ -280,7 +281,7 @@ def open_towers(base: Base) -> AlignTowers:
     Args:
         base: The checkpoint.
     """
-    return AlignTowers(base.load(), train_temperature=False, min_temperature=1e-6)
+    return AlignTowers(base.load())
 
 
 def open_line(run: RunFolder, base: Base, device: torch.device) -> Line:
@@ -324,10 +325,9 @@ def summarise(
     return metrics
 
 
-def _model_of(folder: Path) -> str:
-    """Which measurement of a run is that of an exported folder; beside a classifier, the merged one has its own."""
-    run = RunFolder(folder.parent)
-    return ZERO_SHOT_AFTER if folder == run.merged and run.classifier.is_dir() else AFTER
+def _model_of(kind: type[Artifact], run: RunFolder) -> str:
+    """Which measurement of a run is that of an artifact: beside a classifier, what the prompts answer has its own."""
+    return AFTER if kind.by_head or not run.classifier.is_dir() else ZERO_SHOT_AFTER
 
 
 def _describe_environment(work: Work) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def test_card_of_a_merged_folder_has_metadata_table_and_proof(tmp_path):
 
 
 def test_card_of_a_classifier_has_metadata_table_and_proof(tmp_path):
-    metadata, text = read_card(tmp_path, ImageClassifier, CLASSIFIER_PROOF, select_metrics("classifier", HEAD))
+    metadata, text = read_card(tmp_path, ImageClassifier, CLASSIFIER_PROOF, select_metrics(True, HEAD))
     assert metadata == {
         "base_model": "owner/name",
         "library_name": "transformers",
@@ -82,7 +82,7 @@ def test_card_of_a_classifier_has_metadata_table_and_proof(tmp_path):
 
 
 def test_merged_card_of_a_head_holds_the_figures_by_prompts_and_not_the_heads(tmp_path):
-    selected = select_metrics("merged", HEAD)
+    selected = select_metrics(False, HEAD)
     columns = {"before": HEAD["before"], "linear probe": HEAD["linear probe"], "after": HEAD["zero-shot after"]}
     assert selected == columns | {"drift": 0.25}
     _, text = read_card(tmp_path, MergedCheckpoint, MERGED_PROOF, selected)
@@ -92,8 +92,8 @@ def test_merged_card_of_a_head_holds_the_figures_by_prompts_and_not_the_heads(tm
 
 
 def test_without_a_head_all_figures_are_the_merged_folders():
-    assert select_metrics("merged", RETRIEVAL) == RETRIEVAL
-    assert select_metrics("classifier", HEAD) == HEAD
+    assert select_metrics(False, RETRIEVAL) == RETRIEVAL
+    assert select_metrics(True, HEAD) == HEAD
 
 
 @pytest.mark.parametrize(("kind", "proof"), [(MergedCheckpoint, MERGED_PROOF), (ImageClassifier, CLASSIFIER_PROOF)])
