@@ -36,7 +36,14 @@ def export(run, base, output, interpolation=1.0, fitted=None, overwrite=False):
     return MergedCheckpoint(trained).export(output, "birds", trained.choice.as_metrics(), overwrite=overwrite)
 
 
-@pytest.mark.parametrize("variant", [{}, {"use_rslora": True}, {"use_dora": True}], ids=["lora", "rslora", "dora"])
+@pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param({}, id="lora"),
+        pytest.param({"use_rslora": True}, id="rslora", marks=pytest.mark.slow),
+        pytest.param({"use_dora": True}, id="dora", marks=pytest.mark.slow),
+    ],
+)
 def test_every_layer_kind_is_proven(base, batch, tmp_path, variant):
     lora = (TowerLora(rank=3, layers=IMAGE_KINDS, **variant), TowerLora(rank=2, layers=TEXT_KINDS, **variant))
     run = write_run(tmp_path, base, adapt(base, *lora), batch)
