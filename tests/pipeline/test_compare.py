@@ -205,6 +205,16 @@ def test_a_run_its_folder_and_its_base_are_compared_from_their_files(run, measur
             assert found["verdict"] == "no clear difference"
 
 
+def test_a_run_with_a_head_keeps_on_retention_tables_what_its_merged_checkpoint_keeps(run, measure, measured, tmp_path):
+    with_head = Path(shutil.copytree(run, tmp_path / "with_head"))
+    for name, folder in (("after", measure("b", retention=False)), ("zero-shot-after", measured[0])):
+        shutil.copytree(folder, with_head / "measurements" / name, dirs_exist_ok=True)
+    comparison = compare_models([*measured[:2], str(with_head)])
+    assert comparison.left_out == ()
+    assert comparison.metrics[TEST][str(with_head)] == comparison.metrics[TEST][measured[1]]
+    assert comparison.metrics["squares"][str(with_head)] == comparison.metrics["squares"][measured[0]]
+
+
 # ---- what is refused
 
 
