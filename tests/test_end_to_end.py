@@ -209,6 +209,7 @@ def test_before_is_what_a_test_of_the_recipe_finds(workplace, colour_table, fine
     assert f"{100 * metrics['before']['test/accuracy']:.1f} %" in screen
 
 
+@pytest.mark.slow
 def test_export_repeats_the_merge_bit_for_bit_and_verify_confirms_it(workplace, merged, finetune_here):
     finetune("export", "runs/colours", "--output", "exported", cwd=workplace)
     first, second = (load_file(f"{folder}/model.safetensors") for folder in (merged, workplace / "exported"))

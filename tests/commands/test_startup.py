@@ -53,7 +53,8 @@ def test_compare_imports_nothing_that_trains(two_towers, with_head):
     assert " against " in run(["compare", *models], without={*TRAINING, *MODELS})
 
 
-@pytest.mark.parametrize("name", [pytest.param("two_towers", marks=pytest.mark.slow), "with_head"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["two_towers", "with_head"])
 def test_what_asks_or_exports_a_trained_model_imports_nothing_that_trains(request, colour_table, tmp_path, name):
     run_folder, image = request.getfixturevalue(name).path, colour_table.parent / "0.png"
     shown = run(

@@ -121,6 +121,7 @@ def half(base, batch, tmp_path_factory):
     return half, run, export(run, half, run.merged)
 
 
+@pytest.mark.slow
 def test_tower_of_a_half_precision_base_that_was_not_adapted_is_said_to_be_the_base(half):
     base, run, proof = half
     assert proof["identical_to_base"] == {"image": True, "text": False}
@@ -148,6 +149,7 @@ def test_adapter_of_a_half_precision_base_alone_as_documented_equals_the_merged_
     torch.testing.assert_close(found["logits_per_image"], expected.logits_per_image, atol=1e-3, rtol=0)
 
 
+@pytest.mark.slow
 def test_files_have_the_mode_that_the_umask_asks_for(base, text_run, tmp_path):
     former = os.umask(0o027)
     try:
@@ -441,6 +443,7 @@ def test_folder_that_no_export_wrote_is_not_replaced(base, run, tmp_path, name):
     assert (folder / name).read_text() == "all of it"
 
 
+@pytest.mark.slow
 def test_full_disk_leaves_no_folder(base, text_run, tmp_path):
     """A file-size limit in a real process stands for the full disk: both make write() fail."""
     script = (

@@ -90,6 +90,7 @@ def test_plain_softmax_over_the_prompts_has_the_calibration_that_is_reported(run
     assert part["accuracy"] == pytest.approx(right[bins == bins[0]].mean())
 
 
+@pytest.mark.slow
 def test_a_classifier_that_is_clearly_too_unsure_is_made_surer(tiny, colour_table, tmp_path):
     """A probe of colours, all told apart, at a scale that gives each of them less than half."""
     words = ["--model.head_start", "finetune.FromProbe", "--model.image_lora", "null"]
@@ -131,6 +132,7 @@ def test_export_repeats_what_the_run_exported_bit_for_bit(run, tmp_path, capsys)
         assert (tmp_path / "again" / "measurement" / file.name).read_bytes() == file.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_moved_exports_the_same_under_its_new_name(run, tmp_path, monkeypatch):
     shutil.copytree(run.path, tmp_path / "elsewhere" / "renamed")
     monkeypatch.chdir(tmp_path / "elsewhere" / "renamed")
@@ -189,6 +191,7 @@ def test_existing_folder_is_refused_before_anything_is_measured(run, tmp_path):
         export_run(run.path, tmp_path, interpolation="auto", overrides=["--data.table.path", "nowhere.csv"])
 
 
+@pytest.mark.slow
 def test_what_no_export_wrote_is_not_replaced(run, tmp_path, capsys):
     (tmp_path / "project").mkdir()
     (tmp_path / "project" / "photos.csv").touch()

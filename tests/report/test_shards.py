@@ -67,6 +67,7 @@ def number_shown(img: Element) -> int:
     return int(np.argmin([np.abs(np.asarray(image, dtype=float) - shown).mean() for image in images]))
 
 
+@pytest.mark.slow
 def test_queries_show_pictures_and_texts_of_captions(shards, tiny):
     run = fit(shards, tiny, caption="txt")
     page = Page(run.report.read_text(encoding="utf-8"))
