@@ -71,7 +71,7 @@ def _fit_once(
     recipe: Recipe, task: AlignTask, data: ImageTextDataModule, run: RunFolder
 ) -> tuple[dict[str, Tensor], list[Concern]]:
     """Trains once, and returns the weights to keep: all that training changes, by name in the task."""
-    seed_everything(data.seed, verbose=False)
+    seed_everything(data.seed, verbose=False)  # whatever this process has drawn before
     rows = len(data.rows.indices("val"))
     where: dict[str, Any] = {"dirpath": run.checkpoints, "filename": "best", "save_last": True}
     metric = f"val/{data.kind.metric().headline}"

@@ -75,9 +75,11 @@ class Work:
 
     @property
     def tables(self) -> list[Path]:
-        """The files of the table and of its retention tables; a table that Python passed has none."""
-        files = [Path(file) for one in (self.data, *self.data.retention.values()) for file in one.rows.files]
-        return [file for file in dict.fromkeys(files) if file.is_file()]
+        """The files of the table and of its retention tables, with those that name labels."""
+        modules = (self.data, *self.data.retention.values())
+        names = [Path(one.table.names).expanduser() for one in modules if one.table.names]
+        files = [file for one in modules for file in one.rows.files]
+        return [file for file in dict.fromkeys([*files, *names]) if file.is_file()]  # a DataFrame is none
 
     @cached_property
     def sources(self) -> dict[str, str]:

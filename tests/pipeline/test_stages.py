@@ -210,11 +210,14 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 @pytest.mark.parametrize(
     "name", ["train", *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[:-1] if name != "train")]
 )
-def test_a_run_that_is_killed_goes_on_where_it_was(write_recipe, whole, tmp_path, name):
-    run = RunFolder(tmp_path / "runs" / "colours")
+def test_a_run_that_is_killed_goes_on_where_it_was(write_recipe, whole, tiny, tmp_path, count_opens, name):
+    """Either process reads the base's weights from disk once."""
+    run, weights = RunFolder(tmp_path / "runs" / "colours"), Path(tiny) / "model.safetensors"
+    opens = count_opens(weights)
     with finetune("fit", "--config", write_recipe(tmp_path), cwd=tmp_path) as process:
         wait_for(run.stage(name), process)
         process.send_signal(signal.SIGSTOP)
+        assert opens() == 1
         with pytest.raises(RecipeError, match="no other process to be at work on .*colours, but there is one"):
             resume_run(run.path)
         process.send_signal(signal.SIGKILL)
@@ -228,9 +231,11 @@ def test_a_run_that_is_killed_goes_on_where_it_was(write_recipe, whole, tmp_path
     for staged in (run.path / ".merged.k3_x9vq1", run.path / "measurements" / ".after.former.abcdefgh"):
         staged.mkdir(exist_ok=True)
         (staged / "model.safetensors").write_text("half of it")
+    opens = count_opens(weights)
     with finetune("resume", run.path, cwd=tmp_path) as process:
         screen = process.communicate()[1]
     assert process.returncode == 0, screen
+    assert opens() == 1
     left = [line for line in screen.splitlines() if line.startswith("stage ")]
     assert left == [f"stage {stage}" for stage in NAMES if stage not in done]
     after = list_files(run.path)
@@ -299,6 +304,12 @@ def test_another_table_and_another_base_start_everything_again(run, tiny, tmp_pa
     settings = read_json(base / "preprocessor_config.json")
     (base / "preprocessor_config.json").write_text(json.dumps(settings | {"rescale_factor": 0.5}))
     assert not_done(run) == ["measure-base", "train", "choose", "measure", "report"]
+
+
+def test_the_names_of_labels_belong_to_the_table(write_recipe, tmp_path):
+    (tmp_path / "names.csv").write_text("red,rot\ngreen,grün\nblue,blau\n")
+    work = start(write_recipe(tmp_path), "--data.table.names", str(tmp_path / "names.csv"))
+    assert work.sources[str(tmp_path / "names.csv")] == fingerprint_file(tmp_path / "names.csv")
 
 
 def test_what_comes_out_the_same_is_not_read_again(run):
@@ -386,6 +397,7 @@ def test_a_measurement_that_fails_leaves_the_one_before(run, table, tmp_path):
 # ---- read once
 
 
+@pytest.mark.slow
 def test_a_run_and_an_export_read_the_base_from_disk_once(write_recipe, tiny, tmp_path, count_opens):
     base = Path(shutil.copytree(tiny, tmp_path / "base"))
     run = tmp_path / "runs" / "colours"
