@@ -72,7 +72,7 @@ class Stage(ABC):
         return self._find_changes(work, self.inputs(work)) == []
 
     def run(self, work: Work) -> None:
-        """Does the work, unless it is done. The run is not finished then, until the last stage says so again."""
+        """Does the work, unless it is done. Until the last stage has ended, the run is not finished any more."""
         inputs, record = self.inputs(work), work.run.stage(self.name)
         changes = self._find_changes(work, inputs)
         if changes == []:
