@@ -246,7 +246,10 @@ def test_a_run_that_diverges_is_stopped_with_the_repair(tiny, colour_table, tmp_
     )
     error = finetune_here("fit", "--config", "wild.yaml", cwd=tmp_path, code=2)
     assert "training has diverged. Lower the learning rate of model.optimizer tenfold" in error.splitlines()[-1]
-    assert not (tmp_path / "runs" / "wild" / "finished.json").exists()
+    run = tmp_path / "runs" / "wild"
+    assert [path.name for path in (run / "stages").iterdir()] == ["measure-base.json"]
+    left = {path.name for path in run.iterdir()}
+    assert not left & {"adapter", "witness.safetensors", "training.json", "finished.json"}
 
 
 @pytest.mark.slow
