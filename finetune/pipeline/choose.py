@@ -12,6 +12,10 @@ from finetune.export.choose_interpolation import INTERPOLATIONS, Choice, Line, T
 from finetune.inference.models import RowModel, ask_towers
 from finetune.metrics.calibration import fit_temperature
 from finetune.metrics.statistics import Figure
+from finetune.model.base import Base
+from finetune.model.head import LinearHead
+from finetune.model.merge import merge_adapter
+from finetune.run.folder import RunFolder
 from finetune.run.settings import RunSettings
 
 
@@ -72,6 +76,18 @@ def choose(
         fitted = torch.tensor(factor * trained).item()  # as the weights hold it
         choice = choice._replace(temperature=Temperature(trained, fitted))
     return choice
+
+
+def open_line(run: RunFolder, base: Base, device: torch.device) -> Line:
+    """Returns the models between a base and what a run trained of it.
+
+    Args:
+        run: The run's folder.
+        base: The base.
+        device: Where the models run.
+    """
+    adapted = merge_adapter(base, run.adapter).state_dict() if run.adapter.is_dir() else None
+    return Line(base, adapted, LinearHead.read(run.head) if run.head.is_file() else None, device)
 
 
 def _validate(model: RowModel, data: ImageTextDataModule, device: torch.device) -> Evaluation:

@@ -117,9 +117,8 @@ def _open_base(run: RunFolder) -> Base:
 def _choose_again(run: RunFolder, overrides: Sequence[str], trust: Sequence[str]) -> tuple[Base, Choice]:
     from finetune.inference.embed import find_device
     from finetune.model.head import LinearHead, require_classes
-    from finetune.pipeline.choose import choose
+    from finetune.pipeline.choose import choose, open_line
     from finetune.pipeline.recipe import read_recipe
-    from finetune.pipeline.stages import open_line
 
     base = _open_base(run)
     recipe = read_recipe(run.recipe, [*overrides, "--run.interpolation", "auto"], trust)

@@ -13,10 +13,10 @@ from finetune.inference.embed import find_device
 from finetune.inference.models import PlainClassifier
 from finetune.model.base import Base
 from finetune.model.head import require_classes
+from finetune.model.towers import AlignTowers
 from finetune.pipeline.export_run import require_finished
 from finetune.pipeline.recipe import Recipe, read_recipe
 from finetune.pipeline.run_recipe import quieten
-from finetune.pipeline.stages import open_towers
 from finetune.run.folder import open_run
 from finetune.run.measurement import Measurement, write_measurement
 from finetune.run.results import format_table
@@ -91,7 +91,7 @@ def _ask_towers(base: Base, neighbours: int | None) -> _Measure:
                 f"Expected training rows in {data.rows.source} for run.neighbours {neighbours}, but got none. Measure "
                 "without them by --run.neighbours null."
             )
-        return measure_towers(open_towers(base), data, device, neighbours, with_probe=False)[0]
+        return measure_towers(AlignTowers(base.load()), data, device, neighbours, with_probe=False)[0]
 
     return measure
 

@@ -10,7 +10,8 @@ from transformers.utils.logging import disable_progress_bar
 from finetune.core.files import write_text
 from finetune.data.checks.check import print_warnings
 from finetune.pipeline.recipe import Recipe, read_recipe
-from finetune.pipeline.stages import STAGES, run_stages
+from finetune.pipeline.stage import run_stages
+from finetune.pipeline.stages import STAGES
 from finetune.pipeline.work import Work
 from finetune.run.folder import RunFolder, open_run
 
@@ -50,7 +51,7 @@ def run_recipe(recipe: Recipe, overwrite: bool = False) -> RunFolder:
     print_warnings(work.data.rows, work.data.find_concerns())
     run.create(overwrite, needed=[work.base.folder, *work.tables])
     write_text(run.recipe, recipe.resolved)
-    run_stages(work)
+    run_stages(work, STAGES)
     return run
 
 
@@ -74,7 +75,7 @@ def resume_run(run: str | Path, trust: Sequence[str] = ()) -> RunFolder:
     work = Work(read_recipe(folder.recipe, trust=trust), folder)
     if not all(stage.is_done(work) for stage in STAGES[:2]):  # the others read nothing that was not checked then
         work.check()
-    run_stages(work)
+    run_stages(work, STAGES)
     return folder
 
 

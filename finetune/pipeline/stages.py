@@ -1,98 +1,41 @@
-"""A run as stages that read and write its folder: measure base -> train -> choose -> export -> measure -> report.
-
-A stage leaves its output whole or absent, and then a record of what it was made from. It is skipped as long as that is
-unchanged and the output is there.
-"""
+"""The stages of a run: measure base -> train -> choose -> export -> measure -> report."""
 
 import platform
-import re
 import shutil
-import sys
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from peft import PeftModel
 
-from finetune.core.errors import RecipeError
 from finetune.core.files import read_json, write_folder, write_json, write_text
 from finetune.data.checks.unreadable import SkippedRow, write_skipped
-from finetune.evaluation.forgetting import compare, find_differences
 from finetune.evaluation.measure import measure_calibration, measure_classifier, measure_towers
 from finetune.export.artifact import Artifact
 from finetune.export.artifacts import ARTIFACTS
 from finetune.export.cards import select_metrics, write_card
-from finetune.export.choose_interpolation import Choice, Line
+from finetune.export.choose_interpolation import Choice
 from finetune.export.merged import MergedCheckpoint, write_processor
 from finetune.export.trained import TrainedModel
 from finetune.export.witness import write_witness
 from finetune.inference.models import PlainClassifier
 from finetune.model.adapter import save_adapter
 from finetune.model.base import Base
-from finetune.model.head import LinearHead
-from finetune.model.merge import merge_adapter
 from finetune.model.towers import AlignTowers
-from finetune.pipeline.choose import choose
+from finetune.pipeline.choose import choose, open_line
+from finetune.pipeline.stage import Stage
+from finetune.pipeline.summary import summarise
 from finetune.pipeline.train import fit
 from finetune.pipeline.work import Work
 from finetune.report.page import write_report
 from finetune.run.folder import AFTER, BASE, MEASURED, ZERO_SHOT_AFTER, RunFolder
-from finetune.run.measurement import MEASUREMENT, Measurement, format_frame, read_measurement, write_measurement
+from finetune.run.measurement import MEASUREMENT, format_frame, read_measurement, write_measurement
 from finetune.run.results import PROOF_FILE, format_proof, installed_versions
 from finetune.training.classification_task import ClassificationTask
 
 WITNESS_ROWS = 8
 """Held-back rows that prove a merge."""
-
-LOCK = ".lock"
-"""File that the process at work on a run holds; the system lets go of it when the process ends."""
-
-_STAGED = re.compile(r"\..+\.[a-z0-9_]{8}")
-"""Names of files and folders that `finetune.core.files` writes before they take their place."""
-
-
-class Stage(ABC):
-    """One step of a run. Its record names the fingerprints of what it read, the files it left, and rows it skipped."""
-
-    name: ClassVar[str]
-
-    @abstractmethod
-    def inputs(self, work: Work) -> dict[str, str]:
-        """Returns the fingerprints of what the stage reads, by a name for each."""
-
-    @abstractmethod
-    def make(self, work: Work) -> Sequence[Path]:
-        """Does the work, in place of what an earlier run of the stage left, and returns the files and folders."""
-
-    def is_done(self, work: Work) -> bool:
-        """Returns whether the output is there and was made from the inputs as they are now."""
-        return self._find_changes(work, self.inputs(work)) == []
-
-    def run(self, work: Work) -> None:
-        """Does the work, unless it is done. Until the last stage has ended, the run is not finished any more."""
-        inputs, record = self.inputs(work), work.run.stage(self.name)
-        changes = self._find_changes(work, inputs)
-        if changes == []:
-            return
-        print(f"stage {self.name}" + (f", again for {', '.join(changes)}" if changes else ""), file=sys.stderr)
-        for outdated in (work.run.finished, record):
-            outdated.unlink(missing_ok=True)
-        outputs = work.places(self.make(work))
-        skipped = [row._asdict() for row in work.data.skipped]
-        write_json(record, {"inputs": inputs, "outputs": outputs, "skipped": skipped})
-
-    def _find_changes(self, work: Work, inputs: Mapping[str, str]) -> list[str] | None:
-        """What has changed since the stage was done: inputs, and outputs that are gone; None if it was never done."""
-        record = work.run.stage(self.name)
-        if not record.is_file():
-            return None
-        done = read_json(record)
-        names = dict.fromkeys([*done["inputs"], *inputs])
-        changed = [name for name in names if done["inputs"].get(name) != inputs.get(name)]
-        return changed + [name for name in done["outputs"] if not (work.run.path / name).is_file()]
 
 
 class MeasureBase(Stage):
@@ -108,7 +51,7 @@ class MeasureBase(Stage):
         """Measures and writes."""
         settings, output = work.recipe.run, work.run.measurement(BASE)
         measured, _ = measure_towers(
-            open_towers(work.base), work.data, work.device, settings.neighbours, settings.linear_probe
+            AlignTowers(work.base.load()), work.data, work.device, settings.neighbours, settings.linear_probe
         )
         write_measurement(measured, output)
         return [output]
@@ -201,7 +144,7 @@ class Measure(Stage):
         for model in (AFTER, ZERO_SHOT_AFTER):
             shutil.rmtree(run.measurement(model), ignore_errors=True)
         if run.merged.is_dir():
-            towers = open_towers(Base.open(run.merged))
+            towers = AlignTowers(Base.open(run.merged).load())
             neighbours = work.recipe.run.neighbours
             found[_model_of(MergedCheckpoint, run)] = measure_towers(towers, work.data, work.device, neighbours)
         if run.classifier.is_dir():
@@ -254,77 +197,6 @@ class Report(Stage):
 STAGES: tuple[Stage, ...] = (MeasureBase(), Train(), Choose(), Export(), Measure(), Report())
 
 
-def run_stages(work: Work) -> None:
-    """Runs the stages that are left.
-
-    Args:
-        work: The run.
-
-    Raises:
-        RecipeError: If another process is at work on the run.
-    """
-    try:
-        with FileLock(work.run.path / LOCK, timeout=0):
-            _remove_staged(work.run.path)
-            for stage in STAGES:
-                stage.run(work)
-    except Timeout:
-        raise RecipeError(
-            f"Expected no other process to be at work on {work.run.path}, but there is one. Wait until it ends, or "
-            "stop it."
-        ) from None
-
-
-def open_towers(base: Base) -> AlignTowers:
-    """Returns an untouched checkpoint's towers.
-
-    Args:
-        base: The checkpoint.
-    """
-    return AlignTowers(base.load())
-
-
-def open_line(run: RunFolder, base: Base, device: torch.device) -> Line:
-    """Returns the models between a base and what a run trained of it.
-
-    Args:
-        run: The run's folder.
-        base: The base.
-        device: Where the models run.
-    """
-    adapted = merge_adapter(base, run.adapter).state_dict() if run.adapter.is_dir() else None
-    return Line(base, adapted, LinearHead.read(run.head) if run.head.is_file() else None, device)
-
-
-def summarise(
-    measured: Mapping[str, Measurement], choice: Choice, notices: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """Returns the content of `metrics.json`.
-
-    Args:
-        measured: The measurements of a run, by their names in `MEASURED`.
-        choice: What was chosen.
-        notices: What went wrong in training.
-    """
-    before, after = measured[BASE], measured[AFTER]
-    metrics: dict[str, Any] = {"before": before.test.metrics}
-    if before.linear_probe:
-        metrics["linear probe"] = before.linear_probe
-    if ZERO_SHOT_AFTER in measured:
-        metrics["zero-shot after"] = measured[ZERO_SHOT_AFTER].test.metrics
-    metrics["after"] = after.test.metrics
-    towers = measured.get(ZERO_SHOT_AFTER, after)
-    if towers.probe is not None:  # else there is a classifier alone, whose towers are the base's
-        metrics |= compare(before, towers)
-    metrics["difference"] = find_differences(before.test, after.test)
-    metrics |= choice.as_metrics()
-    if after.calibration:
-        metrics["calibration"] = after.calibration
-    if notices:
-        metrics["notices"] = notices
-    return metrics
-
-
 def _model_of(kind: type[Artifact], run: RunFolder) -> str:
     """Which measurement of a run is that of an artifact: beside a classifier, what the prompts answer has its own."""
     return AFTER if kind.by_head or not run.classifier.is_dir() else ZERO_SHOT_AFTER
@@ -357,12 +229,3 @@ def _list_skipped(work: Work) -> tuple[SkippedRow, ...]:
     records = [read_json(record) for stage in STAGES if (record := work.run.stage(stage.name)).is_file()]
     found = {SkippedRow(**row) for record in records for row in record["skipped"]} | set(work.data.skipped)
     return tuple(sorted(found, key=lambda row: (row.file, len(row.row), row.row)))
-
-
-def _remove_staged(folder: Path) -> None:
-    """Removes what a process that was killed had begun to write."""
-    for path in [path for path in folder.rglob(".*") if _STAGED.fullmatch(path.name)]:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()

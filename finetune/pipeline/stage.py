@@ -1,0 +1,96 @@
+"""How a stage of a run is run: it leaves its output whole or absent, and then a record of what it was made from.
+
+It is skipped as long as that is unchanged and the output is there.
+"""
+
+import re
+import shutil
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from filelock import FileLock, Timeout
+
+from finetune.core.errors import RecipeError
+from finetune.core.files import read_json, write_json
+from finetune.pipeline.work import Work
+
+LOCK = ".lock"
+"""File that the process at work on a run holds; the system lets go of it when the process ends."""
+
+_STAGED = re.compile(r"\..+\.[a-z0-9_]{8}")
+"""Names of files and folders that `finetune.core.files` writes before they take their place."""
+
+
+class Stage(ABC):
+    """One step of a run. Its record names the fingerprints of what it read, the files it left, and rows it skipped."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def inputs(self, work: Work) -> dict[str, str]:
+        """Returns the fingerprints of what the stage reads, by a name for each."""
+
+    @abstractmethod
+    def make(self, work: Work) -> Sequence[Path]:
+        """Does the work, in place of what an earlier run of the stage left, and returns the files and folders."""
+
+    def is_done(self, work: Work) -> bool:
+        """Returns whether the output is there and was made from the inputs as they are now."""
+        return self._find_changes(work, self.inputs(work)) == []
+
+    def run(self, work: Work) -> None:
+        """Does the work, unless it is done. Until the last stage has ended, the run is not finished any more."""
+        inputs, record = self.inputs(work), work.run.stage(self.name)
+        changes = self._find_changes(work, inputs)
+        if changes == []:
+            return
+        print(f"stage {self.name}" + (f", again for {', '.join(changes)}" if changes else ""), file=sys.stderr)
+        for outdated in (work.run.finished, record):
+            outdated.unlink(missing_ok=True)
+        outputs = work.places(self.make(work))
+        skipped = [row._asdict() for row in work.data.skipped]
+        write_json(record, {"inputs": inputs, "outputs": outputs, "skipped": skipped})
+
+    def _find_changes(self, work: Work, inputs: Mapping[str, str]) -> list[str] | None:
+        """What has changed since the stage was done: inputs, and outputs that are gone; None if it was never done."""
+        record = work.run.stage(self.name)
+        if not record.is_file():
+            return None
+        done = read_json(record)
+        names = dict.fromkeys([*done["inputs"], *inputs])
+        changed = [name for name in names if done["inputs"].get(name) != inputs.get(name)]
+        return changed + [name for name in done["outputs"] if not (work.run.path / name).is_file()]
+
+
+def run_stages(work: Work, stages: Sequence[Stage]) -> None:
+    """Runs the stages that are left.
+
+    Args:
+        work: The run.
+        stages: All stages of a run, in their order.
+
+    Raises:
+        RecipeError: If another process is at work on the run.
+    """
+    try:
+        with FileLock(work.run.path / LOCK, timeout=0):
+            _remove_staged(work.run.path)
+            for stage in stages:
+                stage.run(work)
+    except Timeout:
+        raise RecipeError(
+            f"Expected no other process to be at work on {work.run.path}, but there is one. Wait until it ends, or "
+            "stop it."
+        ) from None
+
+
+def _remove_staged(folder: Path) -> None:
+    """Removes what a process that was killed had begun to write."""
+    for path in [path for path in folder.rglob(".*") if _STAGED.fullmatch(path.name)]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
