@@ -2,21 +2,28 @@
 
 import ctypes
 import os
+import shutil
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from functools import partial
+from io import StringIO
 from pathlib import Path
+from typing import NamedTuple
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: waiting threads would take a busy machine's cores
 
 import numpy as np
 import pytest
 import torch
+import yaml
+from filelock import FileLock
 from lightning import Trainer
 from PIL import Image
 from transformers import AlignConfig, AlignModel, AlignTextConfig, AlignVisionConfig
 
+from finetune.commands.cli import main
 from finetune.core.types import Batch
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.data.table.table import Table
@@ -76,12 +83,32 @@ def calibrated_align(seed: int = 0) -> AlignModel:
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory) -> str:
+def build_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Fills a folder in the first test process that asks for it; the others wait and share it. None may change it."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def build(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, done = shared / name, shared / f"{name}.done"
+        with FileLock(shared / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                fill(folder)
+                done.touch()
+        return folder
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def tiny(build_once) -> str:
     """A folder with a small random ALIGN that has working squeeze-excite."""
-    folder = tmp_path_factory.mktemp("tiny") / "align-tiny"
-    folder.mkdir()
-    write_checkpoint(calibrated_align(), Base.open("align-mini").processor(64), folder)
-    return str(folder)
+
+    def fill(folder: Path) -> None:
+        write_checkpoint(calibrated_align(), Base.open("align-mini").processor(64), folder)
+
+    return str(build_once("align-tiny", fill))
 
 
 def random_batch(rows: int = 6, side: int = 64, seed: int = 1) -> Batch:
@@ -108,10 +135,13 @@ def batch() -> Batch:
     return random_batch()
 
 
-@pytest.fixture(scope="session")
-def colour_table(tmp_path_factory) -> Path:
-    """A CSV of 36 noisy red, green and blue squares with caption, label, split and COYO's columns."""
-    folder = tmp_path_factory.mktemp("colours")
+@pytest.fixture(scope="module")
+def own_tiny(tiny, tmp_path_factory) -> str:
+    """A copy of `tiny` that no other test opens."""
+    return shutil.copytree(tiny, str(tmp_path_factory.mktemp("own") / "align-tiny"))
+
+
+def draw_colours(folder: Path) -> None:
     generator = np.random.default_rng(0)
     lines = [",".join(["image,caption,label,split,text", *COYO])]
     for index in range(36):
@@ -122,9 +152,66 @@ def colour_table(tmp_path_factory) -> Path:
         name = NAMES[index % 3]
         caption = f"a {name} square number {index}"
         lines.append(",".join([f"{index}.png", caption, name, split, caption, *map(str, COYO.values())]))
-    path = folder / "colours.csv"
-    path.write_text("\n".join(lines) + "\n")
-    return path
+    (folder / "colours.csv").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="session")
+def colour_table(build_once) -> Path:
+    """A CSV of 36 noisy red, green and blue squares with caption, label, split and COYO's columns."""
+    return build_once("colours", draw_colours) / "colours.csv"
+
+
+class Started(NamedTuple):
+    """A finished run.
+
+    Attributes:
+        path: The run's folder.
+        recipe: The recipe it was started from.
+        shown: What `finetune fit` printed.
+    """
+
+    path: Path
+    recipe: Path
+    shown: str
+
+
+def start(model: dict, table: Path, folder: Path) -> None:
+    """Fits a model to the colours for an epoch, the same rows with their captions as a retention table."""
+    values = {
+        "model": model,
+        "data": {
+            "table": {"path": str(table), "label": "label", "split": "split"},
+            "retention": [{"path": str(table), "caption": "caption", "split": "split"}],
+        },
+        "trainer": {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False},
+        "run": {"folder": str(folder / "runs"), "linear_probe": False, "neighbours": 3},
+    }
+    recipe = folder / "colours.yaml"
+    recipe.write_text(yaml.safe_dump(values))
+    shown = StringIO()
+    with redirect_stdout(shown):
+        assert main(["fit", "--config", str(recipe)]) == 0
+    (folder / "shown.txt").write_text(shown.getvalue())
+
+
+def started(folder: Path) -> Started:
+    return Started(folder / "runs" / "colours", folder / "colours.yaml", (folder / "shown.txt").read_text())
+
+
+@pytest.fixture(scope="session")
+def two_towers(tiny, colour_table, build_once) -> Started:
+    """A run that adapted both towers to class prompts."""
+    lora = {"rank": 2}
+    model = {"checkpoint": tiny, "image_lora": lora, "text_lora": lora}
+    return started(build_once("two_towers", partial(start, model, colour_table)))
+
+
+@pytest.fixture(scope="session")
+def with_head(tiny, colour_table, build_once) -> Started:
+    """A run that trained a head with the image tower, and exported a classifier beside the merged checkpoint."""
+    values = {"checkpoint": tiny, "image_lora": {"rank": 2}, "head_start": "finetune.FromProbe"}
+    model = {"class_path": "finetune.ClassificationTask", "init_args": values}
+    return started(build_once("with_head", partial(start, model, colour_table)))
 
 
 @pytest.fixture

@@ -184,9 +184,14 @@ def test_weights_of_several_files_are_opened_once(
     assert [count() for count in opens] == [1] * len(opens)
 
 
-def test_mini_is_read_once(count_opens: Callable[[Path], Callable[[], int]]) -> None:
+def test_mini_is_read_once(
+    count_opens: Callable[[Path], Callable[[], int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is opened when its hash is checked."""
-    opens = count_opens(open_mini()[0] / "model.safetensors")
+    folder = open_mini()[0]
+    shutil.copytree(folder, tmp_path / folder.name)
+    monkeypatch.setenv("ALIGN_FINETUNE_CACHE", str(tmp_path))
+    opens = count_opens(tmp_path / folder.name / "model.safetensors")
     base = Base.open(MINI)
     base.load()
     assert base.fingerprint == FINGERPRINT

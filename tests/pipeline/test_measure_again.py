@@ -10,7 +10,6 @@ import pytest
 from finetune.core.errors import CheckpointError, RecipeError, TableError
 from finetune.pipeline.measure_again import measure_checkpoint, measure_run
 from finetune.pipeline.recipe import read_recipe
-from finetune.pipeline.run_recipe import run_recipe
 from finetune.run.folder import RunFolder
 from finetune.run.measurement import read_measurement
 
@@ -29,9 +28,8 @@ def recipe_file(tmp_path_factory, colour_table, tiny) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(recipe_file) -> RunFolder:
-    """A run with a head, which exports a classifier beside the merged checkpoint."""
-    return run_recipe(read_recipe(recipe_file, ["--model", "finetune.ClassificationTask"]))
+def run(with_head) -> RunFolder:
+    return RunFolder(with_head.path)
 
 
 def cells(screen: str, key: str) -> list[str]:

@@ -43,10 +43,10 @@ def table(tmp_path_factory, colour_table) -> Path:
 
 
 @pytest.fixture(scope="module")
-def write_recipe(tiny, table) -> Callable[..., Path]:
+def write_recipe(own_tiny, table) -> Callable[..., Path]:
     """Writes a recipe whose run exports a merged checkpoint and a classifier, and has a retention table."""
 
-    def write(folder: Path, table: Path = table, base: str = tiny) -> Path:
+    def write(folder: Path, table: Path = table, base: str = own_tiny) -> Path:
         path = folder / "colours.yaml"
         path.write_text(
             f"model:\n  class_path: finetune.ClassificationTask\n  init_args:\n    checkpoint: {base}\n"
@@ -210,9 +210,9 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 @pytest.mark.parametrize(
     "name", ["train", *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[:-1] if name != "train")]
 )
-def test_a_run_that_is_killed_goes_on_where_it_was(write_recipe, whole, tiny, tmp_path, count_opens, name):
+def test_a_run_that_is_killed_goes_on_where_it_was(write_recipe, whole, own_tiny, tmp_path, count_opens, name):
     """Either process reads the base's weights from disk once."""
-    run, weights = RunFolder(tmp_path / "runs" / "colours"), Path(tiny) / "model.safetensors"
+    run, weights = RunFolder(tmp_path / "runs" / "colours"), Path(own_tiny) / "model.safetensors"
     opens = count_opens(weights)
     with finetune("fit", "--config", write_recipe(tmp_path), cwd=tmp_path) as process:
         wait_for(run.stage(name), process)
@@ -292,15 +292,15 @@ def test_a_file_that_is_gone_is_made_again(run, place, stages):
     assert set(not_done(run)) >= set(stages)
 
 
-def test_another_table_and_another_base_start_everything_again(run, tiny, tmp_path):
+def test_another_table_and_another_base_start_everything_again(run, own_tiny, tmp_path):
     recipe = run.recipe.read_text()
-    base = Path(shutil.copytree(tiny, tmp_path / "base"))
-    run.recipe.write_text(recipe.replace(tiny, str(base)))
+    base = Path(shutil.copytree(own_tiny, tmp_path / "base"))
+    run.recipe.write_text(recipe.replace(own_tiny, str(base)))
     assert not_done(run) == ["train", "report"]  # the same base, whose name a training records
     tensors = load_file(base / "model.safetensors")
     save_file(tensors | {"temperature": tensors["temperature"] + 1}, base / "model.safetensors")
     assert not_done(run) == [*NAMES]
-    shutil.copytree(tiny, base, dirs_exist_ok=True)
+    shutil.copytree(own_tiny, base, dirs_exist_ok=True)
     settings = read_json(base / "preprocessor_config.json")
     (base / "preprocessor_config.json").write_text(json.dumps(settings | {"rescale_factor": 0.5}))
     assert not_done(run) == ["measure-base", "train", "choose", "measure", "report"]

@@ -147,9 +147,9 @@ class NamedData(ImageTextDataModule):
 
 
 @pytest.mark.parametrize("kind", [Named, NamedClassification])
-def test_a_base_is_saved_as_its_name(tmp_path, build_trainer, tiny, colour_table, kind, count_opens):
+def test_a_base_is_saved_as_its_name(tmp_path, build_trainer, own_tiny, colour_table, kind, count_opens):
     """Neither the checkpoint nor the logged hyperparameters nor Lightning's copies of them hold its weights."""
-    base = Base.open(tiny)
+    base = Base.open(own_tiny)
     opens = count_opens(base.folder / "model.safetensors")
     task, data = kind("one", base), NamedData(str(colour_table), base)
     trainer = build_trainer(max_steps=1, logger=CSVLogger(tmp_path))

@@ -120,9 +120,9 @@ def test_objective_given_to_two_tasks_is_not_shared(tiny):
     assert first.objective is not second.objective
 
 
-def test_tasks_share_one_base(build_trainer, tiny, captions, count_opens):
+def test_tasks_share_one_base(build_trainer, own_tiny, captions, count_opens):
     """The weights are read once, and training one task changes neither the other nor the base."""
-    base = Base.open(tiny)
+    base = Base.open(own_tiny)
     opens = count_opens(base.folder / "model.safetensors")
     first, second = AlignTask(base, SMALL, SMALL), AlignTask(base, TowerLora(rank=2, whole=["all"]), None)
     assert opens() == 1
