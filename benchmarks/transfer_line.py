@@ -3,6 +3,7 @@
 Both are measured as the toolkit's commands do. The temperature is fitted to the validation rows at interpolation 1.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +23,6 @@ from finetune.metrics.calibration import LARGEST_FACTOR, calibration_error, chan
 from finetune.metrics.retrieval import Retrieval
 from finetune.metrics.statistics import Figure
 from finetune.model.head import LinearHead
-from finetune.model.merge import merge_copy
 from finetune.training.task import AlignTask
 
 INTERPOLATIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -35,8 +35,9 @@ def line_of_task(task: AlignTask, head: LinearHead | None) -> Callable[[float], 
         task: The task.
         head: Its head, where it has one.
     """
-    adapted = merge_copy(task.towers.model).state_dict() if isinstance(task.towers.model, PeftModel) else None
-    line = Line(base(), adapted, head, torch.device("cpu"))
+    model = task.towers.model
+    merged = copy.deepcopy(model).cpu().merge_and_unload(safe_merge=True) if isinstance(model, PeftModel) else None
+    line = Line(base(), merged and merged.state_dict(), head, torch.device("cpu"))
 
     def at(interpolation: float) -> Trained:
         towers = line.towers_at(interpolation)

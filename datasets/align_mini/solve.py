@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import AlignTextConfig, AlignTextModel, AutoTokenizer
 
-from finetune.core.files import fingerprint_weights, read_json
+from finetune.core.files import read_json
 from finetune.model.mini import (
     SHIPPED,
     TEXT_PROJECTION,
@@ -31,6 +31,7 @@ from finetune.model.mini import (
     read_text_tower,
     write_mini,
 )
+from finetune.model.weights import Weights
 
 CLASS_NAMES = Path(__file__).with_name("imagenet_classes.txt")
 TEMPLATES = ("a photo of a {}.", "an image of a {}", "{}", "a drawing of a {}")
@@ -105,7 +106,7 @@ def main() -> None:
     if arguments.output == TEXT_PROJECTION:
         with tempfile.TemporaryDirectory() as folder:
             write_mini(Path(folder))
-            print(f'FINGERPRINT = "{fingerprint_weights(Path(folder))}"')
+            print(f'FINGERPRINT = "{Weights(Path(folder)).fingerprint}"')
 
 
 if __name__ == "__main__":

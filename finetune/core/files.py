@@ -11,8 +11,6 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from safetensors import deserialize
-
 
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
@@ -141,22 +139,6 @@ def fingerprint_file(path: Path) -> str:
     """Returns the SHA-256 of a file's bytes in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def fingerprint_weights(folder: Path) -> str:
-    """Fingerprints the tensors of a folder's safetensors files; how files divide and order them does not matter.
-
-    Args:
-        folder: A checkpoint folder with `model*.safetensors`.
-
-    Raises:
-        FileNotFoundError: If the folder holds no such file.
-    """
-    shards = sorted(folder.glob("model*.safetensors"))
-    if not shards:
-        raise FileNotFoundError(f"Expected {folder} to hold model*.safetensors, but it holds none.")
-    tensors = {name: tensor for shard in shards for name, tensor in deserialize(shard.read_bytes())}
-    return fingerprint_tensors((name, value["dtype"], value["shape"], value["data"]) for name, value in tensors.items())
 
 
 def fingerprint_tensors(tensors: Iterable[tuple[str, str, Sequence[int], bytes | bytearray | memoryview]]) -> str:

@@ -92,7 +92,7 @@ class Base:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the weights, whatever files they are spread over; see `finetune.core.files.fingerprint_weights`.
+        """SHA-256 of the weights, whatever files they are spread over; see `finetune.core.files.fingerprint_tensors`.
 
         Raises:
             CheckpointError: If a file is damaged.

@@ -93,11 +93,9 @@ class LinearHead(nn.Module):
             path: The file.
         """
         tensors = {name: tensor.float().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        metadata = {
-            "classes": json.dumps(self.classes, ensure_ascii=False),
-            "is_multilabel": json.dumps(self.is_multilabel),
-        }
-        write_bytes(path, save(tensors, metadata=metadata))
+        head = {"classes": self.classes, "is_multilabel": self.is_multilabel}
+        # One key: safetensors writes several in an order of chance, and equal heads shall be equal files.
+        write_bytes(path, save(tensors, metadata={"head": json.dumps(head, ensure_ascii=False)}))
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -111,10 +109,8 @@ class LinearHead(nn.Module):
         """
         try:
             with safe_open(path, framework="pt") as file:
-                metadata = file.metadata()
-                classes = tuple(json.loads(metadata["classes"]))
                 tensors = {name: file.get_tensor(name) for name in ("weight", "bias", "start_weight", "start_bias")}
-                return cls(**tensors, classes=classes, is_multilabel=metadata["is_multilabel"] == "true")
+                return cls(**tensors, **json.loads(file.metadata()["head"]))
         except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
             raise CheckpointError(f"Expected {path} to hold a trained head, but got: {error}. Run it again.") from error
 

@@ -1,10 +1,8 @@
 """Adapters folded into the weights of their base, which then is an ordinary `AlignModel` again."""
 
-import copy
 from pathlib import Path
 
 import torch
-from peft import PeftModel
 from transformers import AlignModel
 
 from finetune.core.errors import CheckpointError
@@ -45,14 +43,4 @@ def merge_adapter(base: Base, adapter: Path) -> AlignModel:
                 f"Expected every merged weight to be finite, but {name} is not. Training diverged: lower the "
                 "learning rate or clip gradients (trainer.gradient_clip_val)."
             )
-    return merged
-
-
-def merge_copy(adapted: PeftModel) -> AlignModel:
-    """Merges a copy of an adapted model in memory, in float32; the model itself stays adapted.
-
-    Args:
-        adapted: The model returned by `finetune.model.lora.attach_lora`.
-    """
-    merged: AlignModel = copy.deepcopy(adapted).cpu().float().merge_and_unload(safe_merge=True)
     return merged

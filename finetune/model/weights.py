@@ -40,7 +40,7 @@ class Weights:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 as `finetune.core.files.fingerprint_weights` takes it."""
+        """SHA-256 of the tensors, however files divide them; see `finetune.core.files.fingerprint_tensors`."""
         return fingerprint_tensors(
             (name, self._dtypes[name], list(tensor.shape), as_bytes(tensor)) for name, tensor in self.tensors.items()
         )

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 from finetune.core.errors import CheckpointError
-from finetune.core.files import fingerprint_file, fingerprint_weights
+from finetune.core.files import fingerprint_file
 from finetune.export.artifacts import verify
 from finetune.export.classifier import ImageClassifier
 from finetune.export.merged import MergedCheckpoint
@@ -23,6 +23,7 @@ from finetune.model.head import LinearHead
 from finetune.model.lora import TowerLora
 from finetune.run.folder import RunFolder
 
+from ..fingerprints import fingerprint_weights
 from .runs import CLASSES, TEMPERATURE, adapt, open_trained, train_head, write_run
 
 PARTS = ("adapter", "head.safetensors", "processor")

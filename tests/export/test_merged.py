@@ -16,7 +16,6 @@ from transformers import AlignModel, AlignProcessor
 
 from finetune.commands.cli import main
 from finetune.core.errors import CheckpointError, RecipeError
-from finetune.core.files import fingerprint_weights
 from finetune.export.artifacts import verify
 from finetune.export.merged import MergedCheckpoint, write_checkpoint
 from finetune.export.proof import READ_UNASKED
@@ -25,6 +24,7 @@ from finetune.model.lora import TowerLora
 from finetune.model.towers import AlignTowers
 from finetune.run.folder import RunFolder
 
+from ..fingerprints import fingerprint_weights
 from .runs import TEMPERATURE, adapt, open_trained, write_run
 
 IMAGE_KINDS = ["pointwise", "squeeze_excite", "stem"]

@@ -9,13 +9,14 @@ from torch.nn.functional import normalize
 from transformers import AlignModel, AutoModelForImageClassification
 
 from finetune.core.errors import CheckpointError
-from finetune.core.files import fingerprint_weights, read_json
+from finetune.core.files import read_json
 from finetune.export.choose_interpolation import Choice
 from finetune.export.classifier import ImageClassifier
 from finetune.export.merged import MergedCheckpoint
 from finetune.export.trained import TrainedModel
 from finetune.run.folder import RunFolder
 
+from ..fingerprints import fingerprint_weights
 from .runs import TEMPERATURE, adapt, open_trained, train_head, write_run
 
 INTERPOLATIONS = [0.0, 0.5, 1.0]

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from transformers import AlignModel
 
 from finetune.core.errors import RecipeError
 from finetune.core.types import Batch, ClassPrompts, Embeddings, Texts
-from finetune.inference.embed import embed, embed_classes, embed_texts, find_device
+from finetune.inference.embed import class_embeddings, embed, embed_classes, embed_texts, find_device
 from finetune.inference.models import TwoTowers
 from finetune.model.base import Base
 from finetune.model.towers import AlignTowers
@@ -190,3 +191,21 @@ def test_an_accelerator_answers_as_the_processor_does(tiny, batch):
     assert {field.device for field in found if field is not None} == {CPU}
     torch.testing.assert_close(found.image_features, expected.image_features, rtol=1e-2, atol=1e-2)
     torch.testing.assert_close(found.text_features, expected.text_features, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_class_embeddings_equal_a_loop(dtype):
+    random = torch.Generator().manual_seed(0)
+    prompts = (torch.randn(12, 5, generator=random) * 9).to(dtype)
+    labels = torch.tensor([2, 0, 1, 1, 0, 2, 2, 2, 0, 1, 1, 3])
+    embeds = class_embeddings(prompts, labels)
+    assert embeds.dtype == torch.float32
+    for label in range(4):
+        own = prompts[labels == label].double().numpy()
+        mean = (own / np.linalg.norm(own, axis=1, keepdims=True)).mean(0)
+        np.testing.assert_allclose(embeds[label].numpy(), mean / np.linalg.norm(mean), atol=1e-6)
+
+
+def test_class_embeddings_refuse_a_class_without_prompts():
+    with pytest.raises(ValueError, match=r"Expected a prompt for each class, but got none for class 1\."):
+        class_embeddings(torch.eye(2), torch.tensor([0, 2]))

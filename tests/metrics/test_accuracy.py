@@ -6,7 +6,6 @@ import torch
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 from torchmetrics.functional.classification import multiclass_accuracy
 
-from finetune.inference.embed import class_embeddings
 from finetune.metrics.accuracy import ClassAccuracy
 
 
@@ -96,21 +95,3 @@ def test_refuses_scores_that_cannot_be_compared(value):
 def test_refuses_a_label_that_is_no_class(label):
     with pytest.raises(ValueError, match=rf"Expected label_ids to be in \[0, 2\), but got {label}\."):
         ClassAccuracy().update(torch.tensor([[0.0, 1.0]]), torch.tensor([label]))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_class_embeddings_equal_a_loop(dtype):
-    random = torch.Generator().manual_seed(0)
-    prompts = (torch.randn(12, 5, generator=random) * 9).to(dtype)
-    labels = torch.tensor([2, 0, 1, 1, 0, 2, 2, 2, 0, 1, 1, 3])
-    embeds = class_embeddings(prompts, labels)
-    assert embeds.dtype == torch.float32
-    for label in range(4):
-        own = prompts[labels == label].double().numpy()
-        mean = (own / np.linalg.norm(own, axis=1, keepdims=True)).mean(0)
-        np.testing.assert_allclose(embeds[label].numpy(), mean / np.linalg.norm(mean), atol=1e-6)
-
-
-def test_class_embeddings_refuse_a_class_without_prompts():
-    with pytest.raises(ValueError, match=r"Expected a prompt for each class, but got none for class 1\."):
-        class_embeddings(torch.eye(2), torch.tensor([0, 2]))

@@ -13,9 +13,10 @@ from transformers import AlignConfig, AlignModel, AlignTextConfig, AlignVisionCo
 from transformers.utils import logging
 
 from finetune.core.errors import CheckpointError, RecipeError
-from finetune.core.files import fingerprint_weights
 from finetune.model.base import Base
 from finetune.model.mini import FINGERPRINT, MINI, open_mini
+
+from ..fingerprints import fingerprint_weights
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json")
 

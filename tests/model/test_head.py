@@ -104,7 +104,8 @@ def test_file_holds_the_head(head, tmp_path, is_multilabel):
     assert all(tensor.equal(again.state_dict()[name]) for name, tensor in head.state_dict().items())
     with safe_open(path, framework="np") as file:
         assert set(file.keys()) == {"weight", "bias", "start_weight", "start_bias"}
-        assert "Käse" in file.metadata()["classes"]
+        assert file.metadata().keys() == {"head"}
+        assert "Käse" in file.metadata()["head"]
     assert [found.name for found in path.parent.iterdir()] == ["head.safetensors"]
 
 
@@ -123,7 +124,7 @@ def test_refuses_a_file_that_is_missing_or_holds_no_head(head, tmp_path):
     save_file(head.state_dict(), path)
     with pytest.raises(CheckpointError, match=r"hold a trained head, but got.*Run it again\."):
         LinearHead.read(path)
-    metadata = {"classes": '["cat", "dog"]', "is_multilabel": "false"}
+    metadata = {"head": '{"classes": ["cat", "dog"], "is_multilabel": false}'}
     save_file(head.state_dict(), path, metadata)
     with pytest.raises(CheckpointError, match="hold a trained head, but got: Expected weights of shape"):
         LinearHead.read(path)

@@ -15,9 +15,10 @@ from torch.nn.functional import batch_norm, conv2d, relu6
 from transformers import AlignModel, AlignProcessor
 
 from finetune.core.errors import CheckpointError
-from finetune.core.files import fingerprint_weights
 from finetune.model import mini
 from finetune.model.mini import LITE0, MINILM, find_source, open_mini, read_lite0, write_mini
+
+from ..fingerprints import fingerprint_weights
 
 SOLVE = Path(__file__).parents[2] / "datasets" / "align_mini" / "solve.py"
 

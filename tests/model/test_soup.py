@@ -1,11 +1,12 @@
 """The average of several adapters is one adapter, and its merge is the average of their merges."""
 
+import copy
+
 import pytest
 import torch
 
 from finetune.model.base import Base
 from finetune.model.lora import TowerLora, attach_lora
-from finetune.model.merge import merge_copy
 from finetune.model.soup import average_adapters
 from finetune.model.towers import AlignTowers
 
@@ -37,8 +38,8 @@ def adapt(checkpoint, image_lora, text_lora, seed=0):
 def test_merge_of_the_average_is_the_average_of_the_merges(tiny, image_lora, text_lora):
     models, members = zip(*(adapt(tiny, image_lora, text_lora, seed) for seed in range(3)), strict=True)
     soup = average_adapters(Base.open(tiny).load(), models[0].peft_config["default"], members)
-    merges = [merge_copy(model).state_dict() for model in models]
-    for name, tensor in merge_copy(soup).state_dict().items():
+    merges = [copy.deepcopy(model).merge_and_unload(safe_merge=True).state_dict() for model in models]
+    for name, tensor in soup.merge_and_unload(safe_merge=True).state_dict().items():
         expected = torch.stack([merge[name].double() for merge in merges]).mean(0)
         torch.testing.assert_close(tensor.double(), expected, atol=1e-6, rtol=1e-6)
     base = Base.open(tiny).load().state_dict()

@@ -15,11 +15,13 @@ from transformers import AlignModel, AlignProcessor, AutoModelForImageClassifica
 
 from finetune.commands.cli import main
 from finetune.core.errors import CheckpointError, RecipeError, TableError
-from finetune.core.files import fingerprint_file, fingerprint_weights
+from finetune.core.files import fingerprint_file
 from finetune.pipeline.export_run import export_run
 from finetune.pipeline.recipe import read_recipe
 from finetune.pipeline.run_recipe import run_recipe
 from finetune.run.folder import RunFolder
+
+from ..fingerprints import fingerprint_weights
 
 HEAD = ["--model", "finetune.ClassificationTask"]
 PROMPT = "a photo of a {}."

@@ -13,17 +13,17 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from finetune.core.errors import CheckpointError, RecipeError, TableError
-from finetune.core.files import fingerprint_file, fingerprint_weights, read_json
-from finetune.model.weights import as_bytes
+from finetune.core.files import fingerprint_file, read_json
 from finetune.pipeline.recipe import read_recipe
 from finetune.pipeline.run_recipe import resume_run, run_recipe
 from finetune.pipeline.stages import STAGES
 from finetune.pipeline.work import Work
 from finetune.run.folder import RunFolder
+
+from ..fingerprints import fingerprint_weights
 
 NAMES = ("measure-base", "train", "choose", "export", "measure", "report")
 RESULTS = (
@@ -86,15 +86,7 @@ def contents(run: RunFolder) -> dict[str, object]:
     found: dict[str, object] = {}
     for name, (_, digest) in list_files(run.path).items():
         file = run.path / name
-        if name == run.head.name:  # safetensors writes the metadata in no order of its own
-            with safe_open(file, "pt") as head:
-                tensors = {key: as_bytes(head.get_tensor(key)).tobytes() for key in head.keys()}  # noqa: SIM118
-                found[name] = (head.metadata(), tensors)
-        elif file.name == "merge_proof.json":
-            proof = read_json(file)
-            proof["sha256"].pop("head", None)
-            found[name] = proof
-        elif file.name == "README.md":
+        if file.name == "README.md":
             found[name] = re.sub(r"(?m)^# .*$", "#", file.read_text())
         elif name.startswith(RESULTS):
             found[name] = digest

@@ -11,7 +11,6 @@ from transformers import AlignModel, AutoModelForImageClassification
 
 from finetune.core.errors import RecipeError
 from finetune.model.base import Base
-from finetune.model.merge import merge_copy
 from finetune.pipeline.recipe import read_recipe
 from finetune.pipeline.run_recipe import run_recipe
 from finetune.pipeline.train import fit, member_seed
@@ -46,7 +45,7 @@ def train_alone(recipe_file, folder, seed):
     recipe = read_recipe(recipe_file, [*HEAD, "--run.seed", str(seed)])
     task = recipe.build_task()
     fit(recipe, task, recipe.build_data(), RunFolder(folder / f"alone{seed}"))
-    return merge_copy(task.towers.model).state_dict(), task.head.state_dict()
+    return task.towers.model.cpu().merge_and_unload(safe_merge=True).state_dict(), task.head.state_dict()
 
 
 def test_a_run_exports_the_average_of_its_trainings(recipe_file, run, tmp_path):
