@@ -134,6 +134,7 @@ def without_datasets(tmp_path_factory: pytest.TempPathFactory) -> str:
     return os.pathsep.join([str(ROOT), str(links)])
 
 
+@pytest.mark.slow
 def test_the_checkout_works_without_the_datasets_library(without_datasets):
     """With it absent and the root on the import path, transformers takes the folder `datasets` for it."""
     program = """

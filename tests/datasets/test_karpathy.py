@@ -165,6 +165,7 @@ def recall(scores: np.ndarray, correct: np.ndarray, k: int) -> float:
     return float(np.take_along_axis(correct, best, axis=1).any(axis=1).mean())
 
 
+@pytest.mark.slow
 def test_the_command_finds_the_figures_of_the_definition(coco: Path, tiny: str, tmp_path: Path) -> None:
     assert main(words(coco, tmp_path / "out")) == 0
     command = [sys.executable, "-m", "finetune", "test", "--config", "karpathy", "--model.checkpoint", tiny]

@@ -136,6 +136,10 @@ class AnswersNothingRecorded(TextProjection):
         return {"other": witness["projected"]}, {}
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def outcome(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
@@ -197,14 +201,14 @@ def test_a_third_kind_is_verified_once_it_is_among_the_kinds(exported, tmp_path)
     ("kind", "message"),
     [
         (Deviating, r"to reproduce the witness within 1e-05 of the adapted model, but got differences \{'projected'"),
-        (Exact, r"to reproduce the witness within 1e-05 of the adapted model, but got differences \{'projected'"),
+        slow(Exact, r"to reproduce the witness within 1e-05 of the adapted model, but got differences \{'projected'"),
         (
             NeedsThisPackage,
             "a fresh process, without this package, but got: ModuleNotFoundError: No module named 'finetune.model'",
         ),
-        (NeedsItsModule, "but got: NameError: name 'OUTSIDE' is not defined"),
-        (Lacking, "to load without missing_keys, but got bias and 1 more"),
-        (AnswersNothingRecorded, "but got: KeyError: 'other'"),
+        slow(NeedsItsModule, "but got: NameError: name 'OUTSIDE' is not defined"),
+        slow(Lacking, "to load without missing_keys, but got bias and 1 more"),
+        slow(AnswersNothingRecorded, "but got: KeyError: 'other'"),
     ],
 )
 def test_what_does_not_answer_as_the_model_by_itself_leaves_no_folder(text_run, base, tmp_path, kind, message):
@@ -213,7 +217,7 @@ def test_what_does_not_answer_as_the_model_by_itself_leaves_no_folder(text_run, 
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("kind", [Relative, Zero])
+@pytest.mark.parametrize("kind", [Relative, slow(Zero)])
 def test_differences_may_be_relative_to_the_largest_answer(text_run, base, tmp_path, kind):
     proof = kind(open_trained(text_run, base)).export(tmp_path / "projection", "birds", {})
     assert proof["max_relative_difference"]["projected"] <= 1e-6

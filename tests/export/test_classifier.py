@@ -163,7 +163,7 @@ class NotANumber(Perturbed):
 
 
 @only_tiny
-@pytest.mark.parametrize("kind", [Perturbed, NotANumber])
+@pytest.mark.parametrize("kind", [Perturbed, pytest.param(NotANumber, marks=pytest.mark.slow)])
 def test_perturbed_classifier_leaves_no_folder(trained, tmp_path, kind):
     with pytest.raises(CheckpointError, match=r"within 1e-05 of the adapted model, but got differences \{'logits': "):
         kind.of(open_trained(trained.run, trained.base)).export(tmp_path / "classifier", "pets", {})
@@ -171,6 +171,7 @@ def test_perturbed_classifier_leaves_no_folder(trained, tmp_path, kind):
 
 
 @only_tiny
+@pytest.mark.slow
 def test_head_between_its_start_and_itself_is_proven(trained, tmp_path):
     """At a third of the trained temperature, so that the logits are three times as large."""
     model = open_trained(trained.run, trained.base, interpolation=0.25, fitted=TEMPERATURE / 3)

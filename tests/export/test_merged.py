@@ -131,6 +131,7 @@ def test_tower_of_a_half_precision_base_that_was_not_adapted_is_said_to_be_the_b
     assert all(before[name].to(merged[name].dtype).equal(merged[name]) for name in vision)
 
 
+@pytest.mark.slow
 def test_adapter_of_a_half_precision_base_alone_as_documented_equals_the_merged_folder(half, tmp_path):
     base, run, _ = half
     page = (Path(__file__).parents[2] / "docs" / "adapter-alone.md").read_text()
@@ -335,7 +336,13 @@ class TensorMissing(MergedCheckpoint):
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
-@pytest.mark.parametrize("kind", [Perturbed, OtherTemperature, NotANumber, AdapterLeftOver])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        Perturbed,
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in (OtherTemperature, NotANumber, AdapterLeftOver)),
+    ],
+)
 def test_folder_that_answers_otherwise_in_the_fresh_process_is_not_kept(run, text_run, base, tmp_path, kind):
     trained = open_trained(text_run if kind is AdapterLeftOver else run, base)
     message = r"Expected \S+ to reproduce the witness within 1e-05 of the adapted model, but got differences"
@@ -400,6 +407,7 @@ def test_between_base_and_merge_lies_their_average_with_a_proof_of_its_own(base,
     assert max(proof["max_abs_difference"].values()) <= 1e-5
 
 
+@pytest.mark.slow
 def test_frozen_tower_stays_the_base_between_at_the_temperature_that_was_fitted(base, text_run, tmp_path):
     proof = export(text_run, base, tmp_path / "between", interpolation=0.7, fitted=0.0123)
     assert proof["identical_to_base"] == {"image": True, "text": False}

@@ -34,7 +34,7 @@ def case(name, image_lora, text_lora, slow=False):
         case("depthwise", TowerLora(layers=[], whole=["depthwise"]), None, slow=True),
         case("norm", NORM, NORM, slow=True),
         case("statistics", TowerLora(layers=[], train_statistics=True), None, slow=True),
-        case("all of the image tower beside DoRA", ALL_FOLLOWING, TowerLora(use_dora=True)),
+        case("all of the image tower beside DoRA", ALL_FOLLOWING, TowerLora(use_dora=True), slow=True),
         case("all of both", ALL, ALL, slow=True),
         case("mixture", MIXTURE, TowerLora(rank=2, whole=["norm", "embedding"])),
         case("all of the text tower", None, ALL, slow=True),

@@ -165,6 +165,7 @@ def test_export_at_another_interpolation_says_that_it_was_not_measured(run, tiny
     assert not (tmp_path / "base" / "measurement").exists()
 
 
+@pytest.mark.slow
 def test_export_chooses_anew_on_the_recipes_tables(run, tmp_path):
     words = ["--interpolation", "auto", "--run.max_retention_loss", "0.3"]
     assert main(["export", str(run.path), "--output", str(tmp_path / "chosen"), *words]) == 0

@@ -162,6 +162,7 @@ def test_nothing_is_written_where_nothing_is_left(run):
     assert list_files(run.path) == before
 
 
+@pytest.mark.slow
 def test_a_run_that_is_resumed_and_moved_between_all_stages_is_the_one_that_was_not(write_recipe, whole, tmp_path):
     work = start(write_recipe(tmp_path))
     for stage in STAGES:

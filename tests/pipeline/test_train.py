@@ -92,6 +92,7 @@ def test_each_training_keeps_its_logs_and_the_report_shows_their_mean(run):
     assert f"{losses[0][-1]:.3f}" not in page
 
 
+@pytest.mark.slow
 def test_nothing_is_averaged_where_a_run_trains_once(recipe_file, tmp_path):
     recipe = read_recipe(recipe_file, HEAD)
     task = recipe.build_task()
@@ -131,6 +132,7 @@ class OwnTask(AlignTask):
 """
 
 
+@pytest.mark.slow
 def test_parameters_of_a_subclass_are_averaged_too(tiny, colour_table, tmp_path, monkeypatch):
     (tmp_path / "own_task.py").write_text(OWN_TASK)
     monkeypatch.syspath_prepend(tmp_path)
