@@ -6,14 +6,25 @@ from typing import Any, NamedTuple
 
 from finetune.core.files import write_text
 from finetune.export.proof import CARD_FILE
+from finetune.model.base import HUB_ID
 from finetune.run.results import MODELS, format_results
+
+OPEN_IMAGE = """def open_image(path):  # as in training: upright, transparent pixels on white, 16-bit grey in 8 bits
+    image = ImageOps.exif_transpose(Image.open(path))
+    if image.mode.startswith("I;16"):
+        image = image.convert("I").point(lambda level: level / 257 + 0.5).convert("L")
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+"""
+"""What `finetune.data.prepare.images.open_image` does, in Pillow alone: for cards, README and guides."""
 
 
 class Card(NamedTuple):
     """What a card says of one kind of folder.
 
     Attributes:
-        base_model: Name of the base.
+        base_model: Name of the base. The card's metadata name a base of the hub alone, as the hub takes any name for
+            one of its own.
         pipeline_tag: The hub's word for what the model does.
         tags: The hub's tags.
         summary: What the folder holds, a sentence.
@@ -44,9 +55,10 @@ def write_card(folder: Path, card: Card, title: str, metrics: Mapping[str, Any])
     if not any(name in metrics for name in MODELS):
         measured = "Not measured: this is not the model that its run measured."
     explained = "R@K is a hit rate: the share of queries with a correct item among the K best."
+    hub_id = HUB_ID.fullmatch(card.base_model)
     parts = [
         "---",
-        f"base_model: {card.base_model}",
+        *([f"base_model: {hub_id['name']}"] if hub_id else []),
         "library_name: transformers",
         f"pipeline_tag: {card.pipeline_tag}",
         f"tags: [{', '.join(card.tags)}]",

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from finetune.core.files import fingerprint_file
 from finetune.export.artifact import Artifact
-from finetune.export.cards import Card
+from finetune.export.cards import OPEN_IMAGE, Card
 from finetune.export.trained import TrainedModel
 from finetune.model.efficientnet import build_classifier
 from finetune.model.head import LinearHead
@@ -60,7 +60,7 @@ class ImageClassifier(Artifact):
     def origin(self) -> dict[str, Any]:
         """Returns base, interpolation, and what the logits were scaled by; hashes of merged weights and head."""
         return {
-            "base_model": self.trained.base.name,
+            "base_model": self.trained.base.public_name,
             "interpolation": self.trained.choice.interpolation,
             "scale": self.trained.choice.scale,
             "sha256": {"merged": self.trained.fingerprint, "head": fingerprint_file(self.trained.run.head)},
@@ -79,9 +79,12 @@ class ImageClassifier(Artifact):
             f"{proof['versions']['transformers']} reproduced this model's logits within "
             f"{proof['max_relative_difference']['logits']:.1e} of the largest (`merge_proof.json`); "
             "`finetune verify` repeats that on any machine.",
-            code=f"""from transformers import pipeline
+            code=f"""from PIL import Image, ImageOps
+from transformers import AutoImageProcessor, pipeline
 
-classify = pipeline("image-classification", model="{folder}")
-print(classify("photo.png"))
+{OPEN_IMAGE}
+processor = AutoImageProcessor.from_pretrained("{folder}", backend="pil")
+classify = pipeline("image-classification", model="{folder}", image_processor=processor)
+print(classify(open_image("photo.png")))
 """,
         )

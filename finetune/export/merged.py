@@ -10,7 +10,7 @@ from transformers import AlignModel, AlignProcessor
 
 from finetune.core.files import fingerprint_file, write_json
 from finetune.export.artifact import Artifact
-from finetune.export.cards import Card
+from finetune.export.cards import OPEN_IMAGE, Card
 from finetune.export.trained import TrainedModel
 from finetune.export.witness import INPUTS
 from finetune.run.results import list_unchanged_towers
@@ -72,7 +72,7 @@ class MergedCheckpoint(Artifact):
         """
         base = self.trained.base
         return {
-            "base_model": base.name,
+            "base_model": base.public_name,
             "interpolation": self.trained.choice.interpolation,
             "temperature": self.trained.model.temperature.item(),
             "identical_to_base": self.trained.unchanged_towers(),
@@ -95,14 +95,14 @@ class MergedCheckpoint(Artifact):
             f"{proof['versions']['transformers']} reproduced this model's embeddings within "
             f"{max(proof['max_abs_difference'].values()):.1e} (`merge_proof.json`); `finetune verify` repeats that on "
             f"any machine.{kept}",
-            code=f"""from PIL import Image
+            code=f"""from PIL import Image, ImageOps
 from transformers import AlignModel, AlignProcessor
 
-processor = AlignProcessor.from_pretrained("{folder}")
+{OPEN_IMAGE}
+processor = AlignProcessor.from_pretrained("{folder}", backend="pil")
 model = AlignModel.from_pretrained("{folder}")
 labels = ["an image of a cat", "an image of a dog"]
-image = Image.open("photo.png").convert("RGB")
-inputs = processor(images=image, text=labels, return_tensors="pt")
+inputs = processor(images=open_image("photo.png"), text=labels, truncation=True, return_tensors="pt")
 probabilities = model(**inputs).logits_per_image.softmax(dim=1)
 """,
         )

@@ -8,7 +8,7 @@ from safetensors import safe_open
 
 from finetune.core.errors import CheckpointError
 from finetune.core.files import read_json, write_json
-from finetune.model.base import Base
+from finetune.model.base import HUB_ID, Base
 
 TEMPERATURE_FILE = "temperature.json"
 
@@ -16,7 +16,8 @@ TEMPERATURE_FILE = "temperature.json"
 def save_adapter(adapted: PeftModel, folder: Path, base: Base) -> None:
     """Writes a standard PEFT folder and the temperature, which PEFT would lose, as a sidecar.
 
-    Layers trained whole lie in it whole, BatchNorm's running statistics among them.
+    Layers trained whole lie in it whole, BatchNorm's running statistics among them. `adapter_config.json` names a base
+    of the hub, and none else: PEFT would look for any other name there.
 
     Args:
         adapted: The model returned by `attach_lora`.
@@ -27,7 +28,8 @@ def save_adapter(adapted: PeftModel, folder: Path, base: Base) -> None:
     (folder / "README.md").unlink(missing_ok=True)
     path = folder / "adapter_config.json"
     config: dict[str, Any] = read_json(path)
-    config["base_model_name_or_path"] = base.name
+    hub_id = HUB_ID.fullmatch(base.public_name)
+    config["base_model_name_or_path"], config["revision"] = hub_id.group("name", "revision") if hub_id else (None, None)
     for key in ("target_modules", "modules_to_save"):
         if isinstance(config[key], list):
             config[key].sort()
@@ -35,7 +37,7 @@ def save_adapter(adapted: PeftModel, folder: Path, base: Base) -> None:
     temperature = adapted.get_base_model().get_parameter("temperature").item()
     write_json(
         folder / TEMPERATURE_FILE,
-        {"temperature": temperature, "base_model": base.name, "base_model_sha256": base.fingerprint},
+        {"temperature": temperature, "base_model": base.public_name, "base_model_sha256": base.fingerprint},
     )
 
 

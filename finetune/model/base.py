@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AlignConfig, AlignModel, AlignProcessor
 
 from finetune.core.errors import CheckpointError, RecipeError, did_you_mean
-from finetune.model.checkpoint_folder import check_folder
+from finetune.model.checkpoint_folder import check_folder, read_object
 from finetune.model.mini import MINI, open_mini
 from finetune.model.pretrained import open_model, opening
 from finetune.model.weights import Weights
@@ -98,6 +98,23 @@ class Base:
             CheckpointError: If a file is damaged.
         """
         return self._weights.fingerprint
+
+    @cached_property
+    def public_name(self) -> str:
+        """What files that are handed on call the checkpoint: what it is, never where it lies.
+
+        `align-mini`, or a hub id. A folder is called by the hub id that its own `config.json` gives as its origin
+        (`_name_or_path`), unless that is where it lies, and else by the beginning of its fingerprint.
+
+        Raises:
+            CheckpointError: If a file is damaged.
+        """
+        if self.name == MINI or HUB_ID.fullmatch(self.name):
+            return self.name
+        origin = str(read_object(self.folder / "config.json").get("_name_or_path"))
+        if HUB_ID.fullmatch(origin) and not self.folder.resolve().as_posix().endswith(f"/{origin}"):
+            return origin
+        return f"sha256:{self.fingerprint[:12]}"
 
     def state_dict(self) -> dict[str, Tensor]:
         """Returns the tensors as `load` puts them into a model, in float32; those that are stored so are shared.

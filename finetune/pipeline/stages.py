@@ -210,7 +210,11 @@ def _describe_environment(work: Work) -> dict[str, Any]:
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "table": [{"path": name, "sha256": work.sources[name]} for name in files if name in work.sources],
-        "checkpoint": {"name": work.base.name, "sha256": work.base.fingerprint},
+        "checkpoint": {
+            "name": work.base.name,
+            "public_name": work.base.public_name,
+            "sha256": work.base.fingerprint,
+        },
     }
 
 

@@ -1,5 +1,6 @@
 """The content of the files in a run's folder, as the page needs it."""
 
+import re
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -20,8 +21,8 @@ class Facts:
     Attributes:
         name: The run's name.
         metrics: `metrics.json`.
-        environment: `environment.json`.
-        recipe: `recipe.yaml`, as text.
+        environment: `environment.json`; the base has its public name there, see `Base.public_name`.
+        recipe: `recipe.yaml`, as text, where the base has that name too.
         logged: `metrics.csv`; of several trainings, the mean at each step.
         trainings: How many trainings logged values.
         predictions: `predictions.csv`, after the column `place`: where the row stands, as `file:row`.
@@ -52,12 +53,14 @@ class Facts:
                 f"Finish it with `finetune resume {run.path}`."
             )
         environment = read_json(run.environment)
+        checkpoint = environment["checkpoint"]
+        checkpoint["name"] = checkpoint.get("public_name", checkpoint["name"])  # which runs of older versions lack
         exported = [path.parent for path in sorted(run.path.glob(f"[!.]*/{PROOF_FILE}"))]
         return cls(
             name=run.path.absolute().name,
             metrics=read_json(run.metrics),
             environment=environment,
-            recipe=run.recipe.read_text(encoding="utf-8"),
+            recipe=_name_base(run.recipe.read_text(encoding="utf-8"), checkpoint["name"]),
             logged=_read_logged(run),
             trainings=len(run.logs),
             predictions=_read_predictions(run, environment),
@@ -81,6 +84,13 @@ class Facts:
     def is_retrieved(self) -> bool:
         """Whether test rows are queries, from images to captions and back."""
         return "retrieved" in self.predictions
+
+
+def _name_base(recipe: str, name: str) -> str:
+    """Puts a name in place of the first `checkpoint`, that of the model, which may go on in deeper lines."""
+    return re.sub(
+        r"^( *)checkpoint: .*(?:\n\1 +\S.*)*", lambda key: f"{key[1]}checkpoint: {name}", recipe, count=1, flags=re.M
+    )
 
 
 def _read_logged(run: RunFolder) -> pd.DataFrame:

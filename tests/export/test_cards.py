@@ -67,6 +67,17 @@ def test_card_of_a_merged_folder_has_metadata_table_and_proof(tmp_path):
     assert "The text tower" not in text
 
 
+@pytest.mark.parametrize(
+    ("base", "expected"),
+    [("a/b@v1", "a/b"), ("align-mini", None), ("sha256:11300fbc7b69", None), ("/home/someone/align", None)],
+)
+@pytest.mark.parametrize(("kind", "proof"), [(MergedCheckpoint, MERGED_PROOF), (ImageClassifier, CLASSIFIER_PROOF)])
+def test_metadata_name_a_base_of_the_hub_alone(tmp_path, kind, proof, base, expected):
+    metadata, text = read_card(tmp_path, kind, proof | {"base_model": base}, {})
+    assert metadata.get("base_model") == expected
+    assert f"`{base}`" in text
+
+
 def test_card_of_a_classifier_has_metadata_table_and_proof(tmp_path):
     metadata, text = read_card(tmp_path, ImageClassifier, CLASSIFIER_PROOF, select_metrics(True, HEAD))
     assert metadata == {

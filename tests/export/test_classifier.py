@@ -72,7 +72,7 @@ def test_folder_carries_its_proof(trained):
     assert trained.proof["max_relative_difference"].keys() == {"logits"}
     assert trained.proof["max_relative_difference"]["logits"] <= 1e-5
     assert json.loads((trained.folder / "merge_proof.json").read_text()) == trained.proof
-    assert trained.proof["base_model"] == trained.base.name
+    assert trained.proof["base_model"] == trained.base.public_name
     assert (trained.proof["interpolation"], trained.proof["scale"]) == (1.0, 1.0)
     assert trained.proof["sha256"]["merged"] == fingerprint_weights(trained.run.merged)
     assert trained.proof["sha256"]["model"] == fingerprint_weights(trained.folder)
@@ -237,7 +237,7 @@ def test_existing_folder_is_refused(trained):
 
 def test_card_shows_how_to_load_it(trained):
     card = (trained.folder / "README.md").read_text()
-    assert f"base_model: {trained.base.name}" in card
+    assert f"The image tower of `{trained.base.public_name}`" in card
     assert "pipeline_tag: image-classification" in card
     assert "| test/accuracy | 97.5 % |" in card
     assert 'pipeline("image-classification", model="classifier")' in card

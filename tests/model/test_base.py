@@ -98,6 +98,36 @@ def test_half_precision_opens_as_float32(half: Path) -> None:
     assert base.tensors["text_projection.weight"].dtype == torch.float16
 
 
+@pytest.mark.parametrize(
+    ("origin", "expected"),
+    [
+        ("kakaobrain/align-base", "kakaobrain/align-base"),  # as transformers 4 recorded it
+        (None, "sha256:"),
+        ("", "sha256:"),
+        ("/home/someone/align", "sha256:"),
+        ("./models/align", "sha256:"),
+        ("owner/checkpoint", "sha256:"),  # where it lies, and not a hub id
+        (7, "sha256:"),
+    ],
+)
+def test_a_folder_is_named_by_what_it_is_and_never_by_where_it_lies(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, origin: object, expected: str
+) -> None:
+    (tmp_path / "owner").mkdir()
+    folder = folder.rename(tmp_path / "owner" / "checkpoint")
+    edit_json(folder / "config.json", _name_or_path=origin)
+    monkeypatch.chdir(tmp_path)
+    for named in (folder, "owner/checkpoint"):  # which reads like a hub id
+        base = Base.open(named)
+        found = base.public_name
+        assert found == (expected if expected != "sha256:" else f"sha256:{fingerprint_weights(folder)[:12]}")
+
+
+@pytest.mark.parametrize("name", [MINI, "owner/name", "owner/name@v1"])
+def test_what_is_no_folder_keeps_its_name(folder: Path, name: str) -> None:
+    assert Base(name, folder).public_name == name
+
+
 def test_a_base_is_opened_once_and_passed_on(folder: Path) -> None:
     base = Base.open(folder)
     assert Base.open(base) is base

@@ -172,10 +172,28 @@ def test_load_adapter_restores_embeddings_and_temperature(tiny, saved, batch):
     assert torch.equal(found.temperature, expected.temperature)
 
 
-def test_adapter_config_is_portable_and_sorted(saved):
+def test_adapter_config_is_sorted(saved):
     config = json.loads((saved[0] / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == "owner/name"
     assert config["target_modules"] == sorted(config["target_modules"])
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("owner/name", ("owner/name", None)),
+        ("owner/name@v1.0", ("owner/name", "v1.0")),
+        ("align-mini", (None, None)),
+        (None, (None, None)),
+    ],
+)
+def test_adapter_names_a_base_of_the_hub_and_no_place(tiny, tmp_path, name, expected):
+    base = Base.open(tiny) if name is None else Base(name, Path(tiny))
+    save_adapter(attach_lora(base.load(), None, TowerLora(rank=2)), tmp_path, base)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == expected
+    assert json.loads((tmp_path / "temperature.json").read_text())["base_model"] == base.public_name
+    assert not any(str(tiny).encode() in path.read_bytes() for path in tmp_path.iterdir())
+    peft.PeftModel.from_pretrained(AlignModel.from_pretrained(tiny), tmp_path)
 
 
 def test_adapter_of_another_base_is_refused(saved):

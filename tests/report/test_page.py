@@ -205,6 +205,25 @@ def test_page_can_be_read_without_eyes_and_on_a_phone(kind, request):
         assert svg.attributes.get("aria-hidden") == "true" or svg.attributes["aria-label"]
 
 
+@pytest.mark.parametrize(
+    "place", ["/home/someone/align", "models/align", f"/home/{'a long way ' * 12}/align", "C:\\\\x"]
+)
+def test_page_calls_a_local_base_by_its_public_name(label_run, place):
+    settings = {
+        "model": {"init_args": {"checkpoint": place, "image_lora": None}},
+        **yaml.safe_load((label_run / "recipe.yaml").read_text()),
+    }
+    (label_run / "recipe.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    checkpoint = {"name": place, "public_name": "sha256:0123", "sha256": "ab" * 32}
+    change(label_run / "environment.json", checkpoint=checkpoint)
+    page = read_page(label_run)
+    assert place not in page.html
+    assert place[-12:] not in page.html
+    (recipe,) = [it.text for it in page.all("pre") if "init_args" in it.text]
+    assert yaml.safe_load(recipe)["model"] == {"init_args": {"checkpoint": "sha256:0123", "image_lora": None}}
+    assert yaml.safe_load(recipe)["data"] == settings["data"]
+
+
 def test_rebuilt_page_is_the_first_one(label_run, capsys):
     first = write_report(label_run).read_bytes()
     (label_run / "report.html").unlink()
