@@ -29,10 +29,10 @@ from sklearn.datasets import load_digits
 
 from finetune.core.files import require_own, write_folder, write_text
 from finetune.core.shipped import script
-from finetune.data.table.splits import SPLITS, RandomSplit
+from finetune.data.table.even_splits import draw_evenly
+from finetune.data.table.splits import SPLITS
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-SPLIT = RandomSplit(val=0.1, test=0.3, seed=0)
 SIDE = 32  # pixels
 WRITTEN = {"images", "digits.csv"}
 
@@ -55,7 +55,7 @@ def prepare(output: Path) -> dict[str, int]:
     """
     digits = load_digits()
     paths = [f"images/{number:04d}.png" for number in range(len(digits.target))]
-    splits = [SPLITS[code] for code in SPLIT.draw(paths, digits.target)]
+    splits = [SPLITS[code] for code in draw_evenly(paths, digits.target, val=0.1, test=0.3)]
     table = io.StringIO(newline="")
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(["image", "caption", "label", "split"])

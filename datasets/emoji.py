@@ -49,7 +49,8 @@ from PIL import Image
 from finetune.core.files import fingerprint_file, require_own, write_folder
 from finetune.core.shipped import script
 from finetune.data.prepare.images import convert_to_rgb
-from finetune.data.table.splits import SPLITS, RandomSplit
+from finetune.data.table.even_splits import draw_evenly
+from finetune.data.table.splits import SPLITS
 
 VERSION = "16.0.0"
 SHA256 = {
@@ -58,7 +59,6 @@ SHA256 = {
 }
 COLUMNS = ["image", "caption", "short_name", "category", "subcategory", "vendor"]
 COLUMNS += ["split", "split_by_picture", "family"]
-PICTURE_SPLIT = RandomSplit(val=0.1, test=0.2)
 WRITTEN = {"google", "twitter", "google.csv", "twitter.csv", "emoji.csv"}
 
 LARGEST_HELD_OUT = 8
@@ -129,7 +129,7 @@ def split_families(families: pd.Series) -> pd.Series:
 def split_pictures(table: pd.DataFrame) -> list[str]:
     """Draws a fifth of the pictures for the test and a tenth for validation, the same share of each sub-category."""
     labels = table["subcategory"].astype("category").cat.codes.to_numpy(dtype=np.int64)
-    return [SPLITS[code] for code in PICTURE_SPLIT.draw(table["short_name"].tolist(), labels)]
+    return [SPLITS[code] for code in draw_evenly(table["short_name"].tolist(), labels, val=0.1, test=0.2)]
 
 
 def build_table(emoji: list[dict[str, Any]]) -> pd.DataFrame:

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from finetune.core.errors import Concern
-from finetune.data.checks.concerns import MIRRORING, count, find_concerns, name_transforms
+from finetune.data.checks.concerns import MIRRORING, count, find_concerns, name_transforms, show_some
 from finetune.data.checks.copies import find_copies
 from finetune.data.checks.decode import decode_images
 from finetune.data.table.faults import SHOWN, Fault, TableFaultsError
@@ -23,6 +24,7 @@ from finetune.data.table.table import Table
 
 DATA_MODULE = "ImageTextDataModule"
 TABLE_KEYS = ("table", "retention")
+_REASONS = ("where their class would have none", "which would be empty", "which would be empty")
 
 
 class TableSettings(NamedTuple):
@@ -73,6 +75,7 @@ class Report:
             "warnings": [concern._asdict() for concern in self.concerns],
             "rows": {} if rows is None else {split: len(rows.indices(split)) for split in SPLITS},
             "removed": [] if rows is None else [removed._asdict() for removed in rows.removed],
+            "exceptions": [] if rows is None else [*map(partial(_name_exception, rows), rows.exceptions().tolist())],
         }
 
     def lines(self) -> list[str]:
@@ -80,7 +83,7 @@ class Report:
         lines = []
         if self.rows is not None:
             lines.append("rows: " + ", ".join(f"{len(self.rows.indices(split)):,} {split}" for split in SPLITS))
-            lines += describe_filter(self.rows)
+            lines += [*describe_filter(self.rows), *describe_exceptions(self.rows)]
         lines += [f"error: {fault}" for fault in self.faults[:SHOWN]]
         if len(self.faults) > SHOWN:
             lines.append(f"… and {len(self.faults) - SHOWN:,} more")
@@ -167,12 +170,30 @@ def describe_filter(rows: Rows) -> list[str]:
     return [f"filter: {count(removed.rows, 'row', 'rows')} removed by {removed.condition}" for removed in rows.removed]
 
 
+def describe_exceptions(rows: Rows) -> list[str]:
+    """Says which images the draw put into another split than their own hash says, and why."""
+    moved, lines = rows.exceptions(), []
+    for code, (split, reason) in enumerate(zip(SPLITS, _REASONS, strict=True)):
+        names = [rows.name(row) for row in moved[rows.splits[moved] == code].tolist()]
+        if names:
+            lines.append(
+                f"split: {count(len(names), 'image is', 'images are')} in {split}, {reason}: {show_some(names)}"
+            )
+    return lines
+
+
+def _name_exception(rows: Rows, row: int) -> dict[str, str]:
+    split, drawn = (SPLITS[codes[row]] for codes in (rows.splits, rows.drawn))
+    return {"image": rows.name(row), "place": rows.place(row), "split": split, "drawn": drawn}
+
+
 def print_warnings(rows: Rows, concerns: Sequence[Concern]) -> None:
-    """Prints what a table's filter removed, and the warnings, to the standard error stream.
+    """Prints what a table's filter removed, the exceptions of its draw, and the warnings, to the standard error stream.
 
     Args:
         rows: The table.
         concerns: The warnings.
     """
-    for line in [*describe_filter(rows), *(f"warning: {concern.message}" for concern in concerns)]:
+    warnings = [f"warning: {concern.message}" for concern in concerns]
+    for line in [*describe_filter(rows), *describe_exceptions(rows), *warnings]:
         print(line, file=sys.stderr)

@@ -217,7 +217,8 @@ class ImageTextDataModule(LightningDataModule):
             codes: Integer array of shape (N,): positions in `finetune.data.table.splits.SPLITS`, -1 for no split.
         """
         other = copy.copy(self)
-        other.rows = replace(self.rows, splits=codes.astype(self.rows.splits.dtype))
+        splits = codes.astype(self.rows.splits.dtype)
+        other.rows = replace(self.rows, splits=splits, drawn=splits)
         return other
 
     def with_seed(self, seed: int) -> "ImageTextDataModule":

