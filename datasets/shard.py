@@ -34,7 +34,7 @@ from finetune.data.prepare.images import EXTENSIONS, FORMATS
 from finetune.data.prepare.members import place_of, read_bytes
 from finetune.data.prepare.pictures import SUFFIXES
 from finetune.data.table.faults import Fault
-from finetune.data.table.sources import read_cells
+from finetune.data.table.sources import TextFormat, read_cells
 from finetune.data.table.splits import SPLITS
 from finetune.data.table.table import Table
 
@@ -65,11 +65,12 @@ def read_samples(table: Table, columns: Sequence[str]) -> Iterator[Sample]:
     """
     rows, faults = table.read(required=()), list[Fault]()
     named = [name for name in (table.caption, table.label, table.split) if isinstance(name, str)]
-    cells, _ = read_cells((str(table.path),), [*named, *columns], table.separator, None, faults)
+    text_format, names = TextFormat(table.separator, table.quoting), [*named, *columns]
+    cells, _ = read_cells((str(table.path),), [table.image, *names], text_format, None, faults)
     assert not faults, faults
     assert len(cells) == len(rows), (len(cells), len(rows))
     drawn = {} if isinstance(table.split, str) else {"split": [SPLITS[code] for code in rows.splits]}
-    fields = drawn | {name: column.tolist() for name, column in cells.columns.items()}
+    fields = drawn | {name: cells.columns[name].tolist() for name in names}
     for row, (image, caption) in enumerate(zip(rows.images.tolist(), rows.captions.tolist(), strict=True)):
         yield Sample(image, caption if table.caption else None, {name: values[row] for name, values in fields.items()})
 

@@ -3,30 +3,28 @@
 import csv
 import io
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from itertools import islice
+from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.data.table.cells import Cells, check_columns
 from finetune.data.table.faults import Fault, TableFaultsError
+from finetune.data.table.quotes import (
+    NONE,
+    Records,
+    count_swallowed,
+    has_spaced,
+    is_spaced,
+    long_fields,
+    quotes_enclose,
+)
 from finetune.data.table.text_files import read_text
 
-LONGEST_FIELD = 1 << 26  # characters; a longer field is a quote that was never closed
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-
-
-@contextmanager
-def long_fields() -> Iterator[None]:
-    """Lets `csv` read fields of more than 131,072 characters, then restores the limit of the whole process."""
-    limit = csv.field_size_limit(LONGEST_FIELD)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(limit)
+OTHER_QUOTES = "'`\u2018\u2019\u201a\u201c\u201d\u201e\u00ab\u00bb"
 
 
 @long_fields()
-def read_csv(path: Path, names: Sequence[str], separator: str, faults: list[Fault]) -> Cells:
+def read_csv(path: Path, names: Sequence[str], separator: str, quoting: str | None, faults: list[Fault]) -> Cells:
     """Reads columns of a text file with a header. The header is row 1.
 
     Quoted fields may hold separators, doubled quotes and line ends. Blank lines are skipped but counted. No field
@@ -34,25 +32,32 @@ def read_csv(path: Path, names: Sequence[str], separator: str, faults: list[Faul
 
     Args:
         path: The file; faults name it as given here.
-        names: The columns to keep.
+        names: The columns to keep, that of the images first.
         separator: The character between fields.
+        quoting: `minimal` if quotes enclose fields, `none` if not; None decides by the file, and refuses quotes that
+            seem to swallow rows.
         faults: Receives a fault for each row that has more or fewer fields than the header.
 
     Raises:
         TableFaultsError: If the file cannot be read or its header cannot be used.
     """
     file, text = str(path), read_text(path, _row_at)
-    records = _read_records(text, separator, file, faults)
-    header_row, header = next(records, (1, []))
+    enclose = quotes_enclose(text, separator) if quoting is None else quoting == "minimal"
+    records = Records(text, separator, enclose, file, faults)
+    rows = iter(records)
+    header_row, header = next(rows, (1, []))
     if not header:
         repair = "Write a header that names the columns, and a row for each image below it."
         raise TableFaultsError([*faults, Fault(file, "a table with a header and rows", repair)])
     if wrong := check_columns(file, header_row, header, names):
         raise TableFaultsError([_explain_separator(fault, header, separator) for fault in wrong])
     positions = [header.index(name) for name in names]
-    whole = _select_whole(records, len(header), file, faults)
+    doubts = quoting is None and enclose and '"' in text
+    spaces = doubts and has_spaced(text, separator)
+    checks = _Checks(file, header, separator, positions[0], records, doubts, spaces)
     before = len(faults)
-    cells = Cells.gather(file, names, ((number, [record[at] for at in positions]) for number, record in whole))
+    whole = checks.select(rows, faults)
+    cells = Cells.gather(file, names, ((number, [fields[at] for at in positions]) for number, fields in whole))
     if not len(cells) and len(faults) == before:
         raise TableFaultsError([Fault(file, "rows below the header", "Write one for each image.")])
     return cells
@@ -63,21 +68,6 @@ def _row_at(before: str) -> int:
         return sum(1 for _ in csv.reader(io.StringIO(f"{before}x", newline="")))
     except csv.Error:
         return before.count("\n") + 1
-
-
-def _read_records(text: str, separator: str, file: str, faults: list[Fault]) -> Iterator[tuple[int, list[str]]]:
-    """Yields number and fields of each record that is not blank, and stops at the first with broken quotes."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    number = line = 0
-    try:
-        for number, record in enumerate(reader, start=1):
-            if record:
-                yield number, record
-            line = reader.line_num
-    except csv.Error as error:
-        opening = next(islice(io.StringIO(text, newline=""), line, None)).rstrip("\r\n")
-        repair = f"Close each quoted field, and double the quotes inside it ({error}). The rows below were not read."
-        faults.append(Fault(file, "fields quoted as in CSV", repair, number + 1, value=opening))
 
 
 def _explain_separator(fault: Fault, header: list[str], separator: str) -> Fault:
@@ -91,15 +81,60 @@ def _explain_separator(fault: Fault, header: list[str], separator: str) -> Fault
     return fault
 
 
-def _select_whole(
-    records: Iterable[tuple[int, list[str]]], width: int, file: str, faults: list[Fault]
-) -> Iterator[tuple[int, list[str]]]:
-    """Yields the records that have as many fields as the header; the others become faults."""
-    for number, record in records:
-        if len(record) == width:
-            yield number, record
-            continue
-        rule = f"{width} field{'s' * (width != 1)}, as many as in the header"
-        quotes = " Put a text that holds a comma in double quotes." if len(record) > width else ""
-        repair = f"This row has {len(record)}.{quotes}"
-        faults.append(Fault(file, rule, repair, number, value=",".join(record)))
+@dataclass(frozen=True)
+class _Checks:
+    """What is expected of the records of a file, and where they stand for faults."""
+
+    file: str
+    header: list[str]
+    separator: str
+    image: int
+    records: Records
+    doubts_quotes: bool
+    has_spaced: bool
+
+    def select(self, rows: Iterable[tuple[int, list[str]]], faults: list[Fault]) -> Iterator[tuple[int, list[str]]]:
+        """Yields the records that have as many fields as the header and sound quotes; the others become faults."""
+        width, doubts, spaces = len(self.header), self.doubts_quotes, self.has_spaced
+        for number, fields in rows:
+            if doubts and (spaces or not self.records.is_one_line()) and (fault := self._find_quotes(number, fields)):
+                faults.append(fault)
+            elif len(fields) == width:
+                yield number, fields
+            else:
+                rule = f"{width} field{'s' * (width != 1)}, as many as in the header"
+                repair = f"This row has {len(fields)}.{self._explain_width(fields)}"
+                faults.append(Fault(self.file, rule, repair, number, value=self.separator.join(fields)))
+
+    def _explain_width(self, fields: list[str]) -> str:
+        if self.records.is_cut():
+            return " A carriage return ends a row: put the text that holds it in double quotes."
+        if len(fields) < len(self.header):
+            return ""
+        if any(value.lstrip()[:1] in OTHER_QUOTES for value in fields if value.strip()):
+            return f' Only straight double quotes, right after the separator, enclose a text: {self.separator}"…".'
+        return " Put a text that holds a comma in double quotes."
+
+    def _find_quotes(self, number: int, fields: list[str]) -> Fault | None:
+        """Finds a quote after spaces, or one that swallowed rows."""
+        lines = self.records.lines()
+        spaced = [at for at, value in enumerate(fields) if is_spaced(value)] if self.has_spaced else []
+        if spaced and has_spaced("".join(lines), self.separator):
+            repair = f"Remove the spaces before the quote. {NONE}."
+            return self._fault(number, spaced[0], "a quote right after the separator", repair, fields[spaced[0]])
+        if len(lines) < 2 or len(fields) <= self.image:
+            return None
+        count = count_swallowed(lines, fields[self.image], self.separator, len(self.header), self.image)
+        if not count:
+            return None
+        at = next(at for at, value in enumerate(fields) if "\n" in value or "\r" in value)
+        found = "the next line looks like a row" if count == 1 else f"{count:,} lines look like rows"
+        repair = (
+            f"Before the next quote {found} of the table. Double the quote and enclose the text in quotes. "
+            f"{NONE}; if this is one text, --data.table.quoting minimal."
+        )
+        return self._fault(number, at, "a text that ends before the next row", repair, lines[0].rstrip("\r\n"))
+
+    def _fault(self, number: int, at: int, rule: str, repair: str, value: str) -> Fault:
+        column = self.header[at] if at < len(self.header) else None
+        return Fault(self.file, rule, repair, number, column, value)

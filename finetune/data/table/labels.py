@@ -1,7 +1,5 @@
 """Turns labels into classes: numbers them in natural order, and gives them the names that reports and templates use."""
 
-import csv
-import io
 import re
 from collections.abc import Sequence
 from itertools import islice
@@ -12,9 +10,9 @@ import numpy as np
 
 from finetune.core.errors import did_you_mean
 from finetune.data.table.cells import Cells, Integers, Strings, as_strings
-from finetune.data.table.csv_files import long_fields
 from finetune.data.table.faults import Fault
 from finetune.data.table.label_sets import LabelSets, split_labels
+from finetune.data.table.quotes import Records, is_spaced, long_fields
 from finetune.data.table.text_files import check_file, read_text
 
 
@@ -134,13 +132,14 @@ def name_classes(labels: Sequence[str], path: Path, faults: list[Fault]) -> tupl
     check_file(path, "data.table.names")
     text = read_text(path, lambda before: before.count("\n") + 1)
     names: dict[str, str] = {}
-    for number, record in enumerate(csv.reader(io.StringIO(text, newline="")), start=1):
+    records = Records(text, ",", True, file, faults)
+    for number, record in records:
         fields = [part.strip() for part in record]
         if not any(fields):
             continue
-        if len(fields) != 2 or not all(fields):
-            repair = "Write label,name on each line; a name that holds a comma in double quotes."
-            faults.append(Fault(file, "a label and its name", repair, number, value=",".join(record)))
+        if len(fields) != 2 or not all(fields) or not records.is_one_line() or any(map(is_spaced, record)):
+            repair = 'Write label,name on each line; a name that holds a comma in double quotes: label,"name".'
+            faults.append(Fault(file, "a label and its name", repair, number, value="".join(records.lines()).rstrip()))
         elif names.setdefault(fields[0], fields[1]) != fields[1]:
             faults.append(Fault(file, "each label once", "Remove one of its names.", number, value=fields[0]))
     swapped = set(names.values())

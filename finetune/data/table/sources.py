@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from glob import glob
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from finetune.data.table.cells import Cells
 from finetune.data.table.csv_files import read_csv
@@ -23,13 +23,26 @@ TABS = (".tsv", ".tab")
 TAR = ".tar"
 WILDCARD = re.compile(r"[*?\[]")
 
+
+class TextFormat(NamedTuple):
+    """How CSV files and the like are written.
+
+    Attributes:
+        separator: The character between fields; None goes by the file's extension.
+        quoting: `minimal` if double quotes enclose fields, `none` if not; None decides by the file.
+    """
+
+    separator: str | None = None
+    quoting: str | None = None
+
+
 Read: TypeAlias = tuple[Cells, tuple[Removed, ...]]
 
 
 def read_cells(
     source: "tuple[str, ...] | DataFrame",
     names: Sequence[str],
-    separator: str | None,
+    text_format: TextFormat,
     row_filter: RowFilter | None,
     faults: list[Fault],
 ) -> Read:
@@ -37,8 +50,8 @@ def read_cells(
 
     Args:
         source: Paths, or patterns such as `part-*.parquet`; or a DataFrame.
-        names: The columns to keep.
-        separator: The separator of text files; None goes by the file's extension.
+        names: The columns to keep, that of the images first.
+        text_format: How text files are written.
         row_filter: Which rows to keep.
         faults: Receives the faults of rows.
 
@@ -50,7 +63,7 @@ def read_cells(
     """
     parts: list[tuple[Cells, list[int]]] = []
     broken: list[Fault] = []
-    for read_part in _readers(source, list(dict.fromkeys(names)), separator, row_filter, faults):
+    for read_part in _readers(source, list(dict.fromkeys(names)), text_format, row_filter, faults):
         try:
             parts.append(read_part())
         except TableFaultsError as error:
@@ -93,7 +106,7 @@ def find_folder(pattern: str) -> Path:
 def _readers(
     source: "tuple[str, ...] | DataFrame",
     names: list[str],
-    separator: str | None,
+    text_format: TextFormat,
     row_filter: RowFilter | None,
     faults: list[Fault],
 ) -> list[Callable[[], tuple[Cells, list[int]]]]:
@@ -106,11 +119,11 @@ def _readers(
     if 0 < len(tars) < len(paths):
         other, repair = next(path for path in paths if path not in tars), "Let the pattern end in .tar."
         raise TableFaultsError([Fault(str(other), f"only tars beside {tars[0]}", repair, value=other.name)])
-    return [partial(_read_file, path, names, separator, row_filter, faults) for path in paths]
+    return [partial(_read_file, path, names, text_format, row_filter, faults) for path in paths]
 
 
 def _read_file(
-    path: Path, names: list[str], separator: str | None, row_filter: RowFilter | None, faults: list[Fault]
+    path: Path, names: list[str], text_format: TextFormat, row_filter: RowFilter | None, faults: list[Fault]
 ) -> tuple[Cells, list[int]]:
     kind = _kind_of(path)
     if kind in PARQUET:
@@ -125,7 +138,8 @@ def _read_file(
     elif kind in JSON_LINES:
         cells = read_json_lines(path, wanted, faults)
     else:
-        cells = read_csv(path, wanted, separator or ("\t" if kind in TABS else ","), faults)
+        separator = text_format.separator or ("\t" if kind in TABS else ",")
+        cells = read_csv(path, wanted, separator, text_format.quoting, faults)
     if row_filter is None:
         return cells, []
     from finetune.data.table.arrow_filter import filter_cells

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from finetune.data.table.labels import read_labels
 from finetune.data.table.limit import choose_rows
 from finetune.data.table.row_images import Hashes, check_image_ids, check_images, hash_images
 from finetune.data.table.rows import Rows
-from finetune.data.table.sources import find_folder, read_cells
+from finetune.data.table.sources import TextFormat, find_folder, read_cells
 from finetune.data.table.splits import Draw, RandomSplit, draw_splits, read_splits
 from finetune.data.table.weights import read_weights
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     Source = str | DataFrame
 else:
     Source = str  # a recipe can name nothing else, and the parser would read any other type from a file
+
+Quoting = Literal["minimal", "none"]
 
 __all__ = ["CaptionList", "Inspection", "RandomSplit", "Rows", "Table"]
 
@@ -71,6 +73,8 @@ class Table:
         limit_rows: Keeps at most this many rows for quick trials, of each split and class its share. Their splits are
             those of the whole table; a higher limit adds rows to them.
         separator: Character between fields; null for tabs in `.tsv` files and commas in others.
+        quoting: `minimal` if double quotes enclose fields as in CSV, `none` if they are characters like any other.
+            Null decides by the file, and refuses quotes that seem to swallow rows.
 
     Raises:
         RecipeError: If neither `caption` nor `label` is given, or another argument cannot be used.
@@ -93,6 +97,7 @@ class Table:
     filter: str | None = None
     limit_rows: int | None = None
     separator: str | None = None
+    quoting: Quoting | None = None
 
     def __post_init__(self) -> None:
         if self.caption is None and self.label is None:
@@ -113,6 +118,11 @@ class Table:
             raise RecipeError(
                 f"Expected data.table.separator to be one character, but got {self.separator!r}. "
                 'For tabs let the file\'s name end in .tsv, or write "\\t" in double quotes in the recipe.'
+            )
+        if self.quoting is not None and self.quoting not in get_args(Quoting):
+            raise RecipeError(
+                f"Expected data.table.quoting to be null, {' or '.join(get_args(Quoting))}, but got {self.quoting!r}. "
+                "Write none where quotes are part of the texts, minimal where they enclose them as in CSV."
             )
         if isinstance(self.split, RandomSplit) and self.split.files and not isinstance(self.path, str):
             raise RecipeError(
@@ -164,7 +174,7 @@ class Table:
         wanted = [name for name in names if name is not None]
         beside = self.split.files.values() if isinstance(self.split, RandomSplit) else ()
         source = (self.path, *beside) if isinstance(self.path, str) else self.path
-        cells, removed = read_cells(source, wanted, self.separator, row_filter, faults)
+        cells, removed = read_cells(source, wanted, TextFormat(self.separator, self.quoting), row_filter, faults)
         if row_filter is not None and not len(cells) and not faults:
             counts = "; ".join(f"{condition}: {rows:,}" for condition, rows in removed)
             rule, repair = "rows that pass data.table.filter", f"Rows removed by each condition: {counts}."
