@@ -273,7 +273,7 @@ def test_export_of_an_unfinished_run_is_refused(workplace, monkeypatch, capsys):
     shutil.copytree(workplace / "runs" / "colours", workplace / "runs" / "stopped")
     (workplace / "runs" / "stopped" / "finished.json").unlink()
     assert main(["export", "runs/stopped", "--output", "never"]) == 2
-    assert "to be finished" in capsys.readouterr().err
+    assert "to be a finished run, but it is unfinished" in capsys.readouterr().err
     assert not (workplace / "never").exists()
 
 

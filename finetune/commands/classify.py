@@ -1,7 +1,6 @@
 """`finetune classify`: the probabilities of labels for images."""
 
 import argparse
-from pathlib import Path
 
 from finetune.commands.options import Commands, add_output, check_file
 
@@ -14,13 +13,14 @@ def add(commands: Commands) -> None:
     """
     classify = commands.add_parser("classify", help="probabilities of labels for images, zero-shot or by a head")
     classify.add_argument("model", metavar="MODEL", help="a hub id, a folder, align-mini, or a run")
-    classify.add_argument("images", metavar="IMAGE", nargs="+", type=Path, help="image files or folders of them")
+    classify.add_argument("images", metavar="IMAGE", nargs="+", help="image files, folders of them, or tables")
     classify.add_argument(
         "--label",
         action="append",
         default=[],
-        help="a label, worded as the model reads it; without any a run's head answers, for its classes",
+        help="a label, worded as the model reads it; two or more. Without any a run's head answers, for its classes",
     )
+    classify.add_argument("--column", default="image", help="a table's column of images (default: image)")
     add_output(classify, "CSV", "write image, label, probability")
     classify.set_defaults(command=_classify)
 
@@ -28,13 +28,22 @@ def add(commands: Commands) -> None:
 def _classify(options: argparse.Namespace) -> None:
     check_file(options.output, options.overwrite)
     from finetune.core.files import write_text
-    from finetune.inference.classify import classify, list_images
+    from finetune.data.checks.concerns import count
+    from finetune.inference.classify import classify
+    from finetune.inference.listing import list_images
 
-    found = classify(options.model, list_images(options.images), options.label)
+    images, hidden = list_images(options.images, options.column)
+    found = classify(options.model, images, options.label)
     print(f"answered by {found.answered_by}")
     for image, rows in found.rows.groupby("image", sort=False):
         print(image)
         for label, probability in zip(rows["label"], rows["probability"], strict=True):
             print(f"  {probability:.6f}  {label}")
+    if found.skipped:
+        print(f"skipped     {count(len(found.skipped), 'image', 'images')}, as they cannot be read")
+    for path, reason in found.skipped:
+        print(f"  {path}: {reason}")
+    if hidden:
+        print(f"left out    {count(len(hidden), 'hidden file', 'hidden files')}, such as {hidden[0]}")
     if options.output:
         write_text(options.output, found.rows.to_csv(index=False, lineterminator="\n"))

@@ -8,7 +8,7 @@ import pandas as pd
 
 from finetune.core.errors import CheckpointError, RecipeError
 from finetune.evaluation.forgetting import find_differences
-from finetune.run.folder import AFTER, ZERO_SHOT_AFTER, RunFolder
+from finetune.run.folder import AFTER, ZERO_SHOT_AFTER, RunFolder, require_finished
 from finetune.run.measurement import FACTS, MEASUREMENT, TEST, Measurement, TableMeasurement, read_measurement
 from finetune.run.results import format_table
 
@@ -83,11 +83,8 @@ def find_measurement(model: Path) -> Measurement:
         CheckpointError: If it was not measured.
     """
     run = RunFolder(model)
-    if run.recipe.is_file() and not run.is_finished:
-        raise CheckpointError(
-            f"Expected {model} to be finished, but it has no {run.finished.name}. "
-            f"Go on with it: finetune resume {model}"
-        )
+    if run.recipe.is_file():
+        require_finished(run)
     for folder in (run.measurement(AFTER), model / MEASUREMENT, model):
         if (folder / FACTS).is_file():
             measured, merged = read_measurement(folder), run.measurement(ZERO_SHOT_AFTER)

@@ -16,7 +16,7 @@ from finetune.export.merged import MergedCheckpoint
 from finetune.export.trained import TrainedModel
 from finetune.model.base import Base
 from finetune.model.interpolate import check_interpolation
-from finetune.run.folder import RunFolder, open_run
+from finetune.run.folder import RunFolder, open_run, require_finished
 from finetune.run.measurement import MEASUREMENT, read_measurement
 
 
@@ -73,22 +73,6 @@ def export_run(
     metrics = select_metrics(kind.by_head, read_json(folder.metrics)) if is_measured else choice.as_metrics()
     measurement = read_measurement(folder.path / kind.name / MEASUREMENT) if is_measured else None
     return artifact.export(output, folder.path.resolve().name, metrics, measurement, overwrite)
-
-
-def require_finished(run: RunFolder) -> None:
-    """Refuses a run of which stages are left.
-
-    Args:
-        run: The run.
-
-    Raises:
-        CheckpointError: If it is not finished.
-    """
-    if not run.is_finished:
-        raise CheckpointError(
-            f"Expected {run.path} to be finished, but it has no {run.finished.name}. "
-            f"Go on with it: finetune resume {run.path}"
-        )
 
 
 def _check_parts(run: RunFolder, classifier: bool) -> None:

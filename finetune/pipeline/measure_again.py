@@ -14,10 +14,9 @@ from finetune.inference.models import PlainClassifier
 from finetune.model.base import Base
 from finetune.model.head import require_classes
 from finetune.model.towers import AlignTowers
-from finetune.pipeline.export_run import require_finished
 from finetune.pipeline.recipe import Recipe, read_recipe
 from finetune.pipeline.run_recipe import quieten
-from finetune.run.folder import open_run
+from finetune.run.folder import open_run, require_finished
 from finetune.run.measurement import Measurement, write_measurement
 from finetune.run.results import format_table
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.core.errors import RecipeError, did_you_mean
+from finetune.core.errors import CheckpointError, RecipeError, did_you_mean
 from finetune.core.files import write_json
 
 BASE, AFTER, ZERO_SHOT_AFTER = "base", "after", "zero-shot-after"
@@ -194,3 +194,19 @@ def open_run(path: str | Path) -> RunFolder:
         repair = did_you_mean(str(path), beside) if beside else "Start one with `finetune fit`."
         raise RecipeError(f"Expected {path} to be a run, but it holds no recipe.yaml. {repair}")
     return run
+
+
+def require_finished(run: RunFolder) -> None:
+    """Refuses a run of which stages are left.
+
+    Args:
+        run: The run.
+
+    Raises:
+        CheckpointError: If it is not finished.
+    """
+    if not run.is_finished:
+        raise CheckpointError(
+            f"Expected {run.path} to be a finished run, but it is unfinished: it has no {run.finished.name}. "
+            f"Do what is left of it: finetune resume {run.path}"
+        )

@@ -64,3 +64,59 @@ def test_what_cannot_answer_is_refused(refused, two_towers, with_head, images, t
     found = refused("classify", with_head.path / "classifier", images[0], "--label", "a cat")
     assert "to be asked without --label, but got 'a cat'" in found
     assert "Leave out --label, or name a merged folder" in found
+
+
+@pytest.mark.parametrize("words", [["classify", "RUN", "0.png"], ["test", "RUN"], ["export", "RUN", "--output", "x"]])
+def test_an_unfinished_run_is_called_unfinished(refused, tmp_path, monkeypatch, words):
+    """Here before its training, as a stopped command leaves it."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.yaml").touch()
+    (tmp_path / "0.png").touch()
+    monkeypatch.chdir(tmp_path)
+    assert "Expected run to be a finished run, but it is unfinished: " in refused(*words[:1], "run", *words[2:])
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.fixture
+def mixed(images, tmp_path):
+    """A folder with two images among what else lies in folders."""
+    folder = tmp_path / "mixed"
+    (folder / "sub.png").mkdir(parents=True)
+    (folder / "a.png").write_bytes(images[0].read_bytes())
+    (folder / "sub.png" / "b.png").write_bytes(images[1].read_bytes())
+    (folder / "cut.png").write_bytes(images[2].read_bytes()[:100])
+    (folder / "empty.png").touch()
+    (folder / "._a.png").write_bytes(b"of a Mac")
+    return folder
+
+
+def test_one_bad_file_in_a_folder_is_reported_and_the_others_are_answered(with_head, mixed, capsys, tmp_path):
+    table = tmp_path / "found.csv"
+    assert main(["classify", str(with_head.path), str(mixed), "--output", str(table)]) == 0
+    *_, count, first, second, hidden = capsys.readouterr().out.splitlines()
+    assert count == "skipped     2 images, as they cannot be read"
+    assert first == f"  {mixed / 'cut.png'}: image file is truncated"
+    assert second == f"  {mixed / 'empty.png'}: an empty file"
+    assert hidden == f"left out    1 hidden file, such as {mixed / '._a.png'}"
+    found = pd.read_csv(table)
+    assert found["image"].tolist() == [str(mixed / name) for name in ("a.png", "sub.png/b.png") for _ in range(3)]
+    assert found["label"].tolist() == ["blue", "green", "red"] * 2
+
+
+def test_where_nothing_can_be_read_nothing_is_written(refused, with_head, mixed, tmp_path):
+    table = tmp_path / "found.csv"
+    found = refused("classify", with_head.path, mixed / "cut.png", mixed / "empty.png", "--output", table)
+    assert "cut.png to be a whole image" in found
+    assert not table.exists()
+
+
+def test_a_head_is_applied_to_a_table(with_head, colour_table, capsys, tmp_path):
+    """The figures are those of the run's own predictions on the test rows."""
+    _, found = ask(capsys, tmp_path, with_head.path, colour_table)
+    assert found["image"].nunique() == 36
+    best = found.loc[found.groupby("image")["probability"].idxmax()].set_index("image")["label"]
+    predictions = pd.read_csv(with_head.path / "predictions.csv")
+    rows = pd.read_csv(colour_table).iloc[predictions["row"] - 2]
+    shown = [best[str(colour_table.parent / image)] for image in rows["image"]]
+    assert shown == predictions["prediction"].tolist()

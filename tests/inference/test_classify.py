@@ -17,7 +17,7 @@ from transformers.models.efficientnet.modeling_efficientnet import EfficientNetM
 
 from finetune.core.errors import CheckpointError, RecipeError, TableError
 from finetune.core.files import write_json
-from finetune.inference.classify import classify, list_images
+from finetune.inference.classify import classify
 from finetune.model.base import Base
 from finetune.model.efficientnet import build_classifier
 from finetune.model.head import LinearHead
@@ -180,16 +180,34 @@ def test_a_head_reads_no_labels(classifier, images):
         classify(classifier, images, LABELS)
 
 
-@pytest.mark.parametrize("model", ["whole", "absent", "unfinished"])
+@pytest.mark.parametrize("model", ["whole", "absent"])
 def test_labels_are_needed_where_there_is_no_head(sharp, images, tmp_path, model):
-    """An unfinished run has no head yet, and what is not there has none."""
-    if model == "unfinished":
-        make_run(sharp, tmp_path / model).finished.unlink()
+    """What is not there has none."""
     path = sharp if model == "whole" else str(tmp_path / model)
     with pytest.raises(
         RecipeError, match=rf"Expected --label for {path}, .* no head .* but got none\. Name each class"
     ):
         classify(path, images)
+
+
+@pytest.mark.parametrize("labels", [(), LABELS])
+@pytest.mark.parametrize("is_exported", [False, True])
+def test_an_unfinished_run_is_called_unfinished(sharp, images, tmp_path, labels, is_exported):
+    run = make_run(sharp, tmp_path / "run")
+    run.recipe.touch()
+    run.finished.unlink()
+    if not is_exported:
+        shutil.rmtree(run.merged)
+        shutil.rmtree(run.classifier)
+    message = rf"{run.path} to be a finished run, but it is unfinished: .* left of it: finetune resume {run.path}"
+    with pytest.raises(CheckpointError, match=message):
+        classify(run.path, images, labels)
+
+
+def test_a_misspelt_run_is_named(sharp, images, tmp_path):
+    make_run(sharp, tmp_path / "flowers").recipe.touch()
+    with pytest.raises(RecipeError, match=r"flower to be a run, .* Did you mean '.*flowers'\?"):
+        classify(tmp_path / "flower", images)
 
 
 def test_a_finished_run_without_a_head_needs_labels(sharp, images, tmp_path):
@@ -203,36 +221,91 @@ def test_models_that_do_not_open_are_refused(sharp, images, tmp_path):
     with pytest.raises(CheckpointError, match=r"a folder or a hub id.*'align_mini'.*mean 'align-mini'\?"):
         classify("align_mini", images, LABELS)
     folder = write_classifier(sharp, tmp_path / "classifier", is_multilabel=False)
-    (folder / "preprocessor_config.json").unlink()
-    with pytest.raises(CheckpointError, match="to open as an AutoImageProcessor, but got: "):
-        classify(folder, images)
     (folder / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match="to open as an EfficientNetForImageClassification, but got: "):
+        classify(folder, images)
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(CheckpointError, match="to open as an AutoImageProcessor, but got: "):
         classify(folder, images)
     (folder / "config.json").write_text("[]")
     with pytest.raises(CheckpointError, match=r"config\.json to be a JSON object, but got: a list"):
         classify(folder, images)
 
 
-def test_images_that_do_not_open_are_refused(sharp, images, tmp_path):
-    (tmp_path / "broken.png").write_bytes(images[0].read_bytes()[:-50])
-    for path, message in (
-        (tmp_path / "absent.png", "to be an image file, but got none"),
-        (tmp_path / "broken.png", "whole image"),
+@pytest.fixture
+def unreadable(images, tmp_path) -> dict[Path, str]:
+    """Files that are no whole images, and why."""
+    (tmp_path / "cut.png").write_bytes(images[0].read_bytes()[:-50])
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "link.png").symlink_to("nowhere")
+    reasons = ("image file is truncated", "an empty file", "its content is of none of these formats", "no file")
+    return dict(
+        zip((tmp_path / name for name in ("cut.png", "empty.png", "text.jpg", "link.png")), reasons, strict=True)
+    )
+
+
+@pytest.mark.parametrize("by_head", [False, True])
+def test_images_that_cannot_be_read_are_left_out_and_the_others_answered(sharp, images, unreadable, forwards, by_head):
+    """Among more images than a batch holds, so that one batch has no readable image."""
+    model = write_classifier(sharp, next(iter(unreadable)).parent / "classifier", False) if by_head else sharp
+    labels = CLASSES if by_head else LABELS
+    cut, *others = unreadable
+    given = [images[0], cut, *images[1:3], *others, *[cut] * 56, images[3]]
+    found = classify(model, given, () if by_head else labels)
+    whole = classify(model, images[:4], () if by_head else labels)
+    pd.testing.assert_frame_equal(found.rows, whole.rows)
+    reasons = {str(path): reason for path, reason in unreadable.items()}
+    assert dict(found.skipped) == reasons
+    assert [path for path, _ in found.skipped] == [str(path) for path in given if path not in images]
+    if not by_head:
+        assert forwards == {"AlignTextModel": [3, 3], "AlignVisionModel": [3, 1, 4]}  # texts once a call
+
+
+def test_where_no_image_can_be_read_nothing_is_opened(sharp, unreadable, forwards, count_opens):
+    opened = count_opens(Path(sharp) / "model.safetensors")
+    (cut, reason), *_ = unreadable.items()
+    for given, end in (
+        ([cut], r"\. Save it again"),
+        (list(unreadable), r"; nor can the others be read, 4 in all\. Save"),
     ):
-        with pytest.raises(TableError, match=message):
-            classify(sharp, [images[0], path], LABELS)
+        with pytest.raises(TableError, match=f"Expected {cut} to be a whole image .*, but got: {reason}{end}"):
+            classify(sharp, given, LABELS)
+    assert not forwards
+    assert opened() == 0
 
 
-def test_folders_of_images_are_listed_in_the_order_of_names(tmp_path):
-    for name in ("b.png", "a.JPG", "deep/c.webp", "notes.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    single = tmp_path / "notes.txt"  # named, it is taken for an image
-    assert list_images([single, tmp_path]) == [
-        single,
-        *(tmp_path / name for name in ("a.JPG", "b.png", "deep/c.webp")),
-    ]
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(TableError, match=r"empty to hold images \(\.bmp, .*\), but it holds none\."):
-        list_images([tmp_path / "empty"])
+def test_images_that_are_not_there_are_refused(sharp, images, tmp_path):
+    with pytest.raises(TableError, match=r"absent\.png to be an image file, but got none there\. "):
+        classify(sharp, [images[0], tmp_path / "absent.png"], LABELS)
+    with pytest.raises(TableError, match="Expected at least one image, but got none"):
+        classify(sharp, [], LABELS)
+
+
+def test_one_image_need_not_be_listed(sharp, images):
+    pd.testing.assert_frame_equal(
+        classify(sharp, images[0], LABELS).rows, classify(sharp, [str(images[0])], LABELS).rows
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["a cat", ""], "to be a text, but got ''"),
+        (["a cat", " \t"], "to be a text, but got ' "),
+        (["a cat"], "two labels or more, .*, but got 'a cat' alone"),
+        ("a cat", "two labels or more, .*, but got 'a cat' alone"),
+        (["a cat", "a dog", "a cat"], "each --label once, but got 'a cat' twice"),
+        (["a cat", " a cat "], "each --label once, but got 'a cat' twice"),
+        (["cote", "côte"], "differ to the model, but got 'cote' and 'côte', both of which it reads as 'cote'"),
+        (["a cat", "A Cat"], "got 'a cat' and 'A Cat', both of which it reads as 'a cat'"),
+        (["🜁", "a cat", "🜂"], r"got '🜁' and '🜂', both of which it reads as '\[UNK\]'"),
+        (["a " * 70 + "cat", "a " * 70 + "dog"], "differ to the model"),
+    ],
+)
+def test_labels_whose_probabilities_would_say_nothing_are_refused(sharp, images, count_opens, labels, message):
+    """Empty, single, doubled, and equal to the tokenizer by accent, case, unknown signs or truncation."""
+    opened = count_opens(Path(sharp) / "model.safetensors")
+    with pytest.raises(RecipeError, match=message):
+        classify(sharp, images, labels)
+    assert opened() == 0

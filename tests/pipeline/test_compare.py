@@ -292,7 +292,7 @@ def test_what_was_not_measured_is_refused_with_the_repair(run, measured, tiny, c
     assert f"finetune test --config RECIPE --model.checkpoint {tiny} --output FOLDER" in error
     stopped = shutil.copytree(run, tmp_path / "stopped")
     (stopped / "finished.json").unlink()
-    with pytest.raises(CheckpointError, match=f"has no finished.json. Go on with it: finetune resume {stopped}"):
+    with pytest.raises(CheckpointError, match=f"is unfinished: it has no finished.json. .*: finetune resume {stopped}"):
         compare_models([measured[0], stopped])
 
 

@@ -110,7 +110,8 @@ def test_a_run_that_is_not_finished_is_refused(run, tmp_path):
     stopped = RunFolder(Path(shutil.copytree(run.path, tmp_path / "stopped")))
     stopped.finished.unlink()
     with pytest.raises(
-        CheckpointError, match="to be finished, but it has no finished.json. Go on with it: finetune resume"
+        CheckpointError,
+        match="to be a finished run, but it is unfinished: it has no finished.json. .*: finetune resume",
     ):
         measure_run(stopped.path)
 

@@ -1,0 +1,98 @@
+"""The images that a user names: files, folders of them, and tables with a column of them."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from finetune.core.errors import TableError, did_you_mean
+from finetune.data.checks.concerns import count
+from finetune.data.prepare.images import EXTENSIONS
+from finetune.data.prepare.members import Member
+from finetune.data.table.sources import JSON_LINES, PARQUET, TABS, TAR
+from finetune.data.table.splits import RandomSplit
+from finetune.data.table.table import Table
+from finetune.data.table.text_files import COMPRESSIONS
+
+TABLES = frozenset({".csv", *TABS, *JSON_LINES, *PARQUET, TAR})
+
+
+class Listing(NamedTuple):
+    """What a user's arguments name.
+
+    Attributes:
+        images: Paths of images, and addresses of those in tars, each once.
+        hidden: Files in the folders that were left out, as they or a folder around them are hidden.
+    """
+
+    images: tuple[str, ...]
+    hidden: tuple[str, ...]
+
+
+def list_images(named: Iterable[str | Path], column: str = "image") -> Listing:
+    """Returns the images of files, folders and tables, in the order of the arguments, then of their names or rows.
+
+    Args:
+        named: Image files, which are not opened; folders, with those below them; and tables, in any format that a
+            recipe's table may have.
+        column: The column of a table that holds the paths of images.
+
+    Raises:
+        TableError: If a file does not exist, a folder holds no image, or a table has a fault.
+    """
+    images: list[str] = []
+    hidden: list[str] = []
+    for path in map(Path, named):
+        if path.is_dir():
+            found, left_out = _list_folder(path)
+            images += found
+            hidden += left_out
+        elif _is_table(path):
+            # Each row has its own path for a caption: whatever the table says of its images, nobody asks for it.
+            table = Table(str(path), image=column, caption=column, split=RandomSplit(val=0.0, test=0.0))
+            images += table.read(required=()).images.tolist()
+        else:
+            images.append(str(path))
+    require_files(images)
+    distinct: dict[str, str] = {}
+    for image in images:
+        distinct.setdefault(os.path.abspath(image), image)  # noqa: PTH100 (fast)
+    return Listing(tuple(distinct.values()), tuple(hidden))
+
+
+def require_files(images: Iterable[str]) -> None:
+    """Refuses paths at which there is nothing.
+
+    Args:
+        images: Paths of images; addresses in tars are taken as they are.
+
+    Raises:
+        TableError: If there is none at a path, naming the nearest one beside the first.
+    """
+    missing = [image for image in images if Member.parse(image) is None and not os.path.lexists(image)]
+    if missing:
+        parent = Path(missing[0]).parent
+        files = sorted(parent.iterdir()) if parent.is_dir() else []
+        beside = [str(file) for file in files if file.suffix.lower() in EXTENSIONS]
+        more = f", nor at {count(len(missing) - 1, 'more path', 'more paths')}" if len(missing) > 1 else ""
+        repair = did_you_mean(missing[0], beside) if beside else f"{parent} holds no image."
+        raise TableError(f"Expected {missing[0]} to be an image file, but got none there{more}. {repair}")
+
+
+def _list_folder(folder: Path) -> tuple[list[str], list[str]]:
+    """The images below a folder, and those among its hidden files."""
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in EXTENSIONS and not file.is_dir())
+    is_hidden = [any(part.startswith(".") for part in file.relative_to(folder).parts) for file in files]
+    images = [str(file) for file, hidden in zip(files, is_hidden, strict=True) if not hidden]
+    if not images:
+        known = ", ".join(EXTENSIONS)
+        but = f"it holds {count(sum(is_hidden), 'hidden one', 'hidden ones')} alone" if files else "it holds none"
+        raise TableError(f"Expected {folder} to hold images ({known}), but {but}.")
+    return images, [str(file) for file, hidden in zip(files, is_hidden, strict=True) if hidden]
+
+
+def _is_table(path: Path) -> bool:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes and suffixes[-1] in COMPRESSIONS:
+        suffixes.pop()
+    return bool(suffixes) and suffixes[-1] in TABLES
