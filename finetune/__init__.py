@@ -113,3 +113,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'finetune' has no attribute {name!r}")
     return getattr(import_module(f"finetune.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """Lists the public names too, which are no globals before their first use: for `dir` and tab completion."""
+    return sorted({*globals(), *__all__})

@@ -18,7 +18,7 @@ ARTIFACTS: tuple[type[Artifact], ...] = (MergedCheckpoint, ImageClassifier)
 """In the order in which a run exports them."""
 
 
-def verify(folder: Path, kinds: Sequence[type[Artifact]] = ARTIFACTS) -> dict[str, Any]:
+def verify(folder: str | Path, kinds: Sequence[type[Artifact]] = ARTIFACTS) -> dict[str, Any]:
     """Repeats the proof of an exported folder on this machine.
 
     Args:
@@ -31,6 +31,7 @@ def verify(folder: Path, kinds: Sequence[type[Artifact]] = ARTIFACTS) -> dict[st
     Raises:
         CheckpointError: If a file is missing or is not the one that was proven, or the proof fails here.
     """
+    folder = Path(folder)
     for name in (PROOF_FILE, WITNESS_FILE):
         if not (folder / name).is_file():
             raise CheckpointError(

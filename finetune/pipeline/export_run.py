@@ -22,7 +22,7 @@ from finetune.run.measurement import MEASUREMENT, read_measurement
 
 def export_run(
     run: str | Path,
-    output: Path,
+    output: str | Path,
     overwrite: bool = False,
     interpolation: float | Literal["auto"] | None = None,
     classifier: bool = False,
@@ -51,7 +51,7 @@ def export_run(
         CheckpointError: If the run is not finished or did not train what is asked for, its base has changed, or the
             proof does not hold.
     """
-    folder = open_run(run)
+    folder, output = open_run(run), Path(output)
     kind = ImageClassifier if classifier else MergedCheckpoint
     require_finished(folder)
     _check_parts(folder, classifier)

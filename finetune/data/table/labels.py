@@ -12,6 +12,7 @@ from finetune.core.errors import did_you_mean
 from finetune.data.table.cells import Cells, Integers, Strings, as_strings
 from finetune.data.table.faults import Fault
 from finetune.data.table.label_sets import LabelSets, split_labels
+from finetune.data.table.places import Place
 from finetune.data.table.quotes import Records, is_spaced, long_fields
 from finetune.data.table.text_files import check_file, read_text
 
@@ -37,7 +38,7 @@ class Labels(NamedTuple):
 
 
 def read_labels(
-    cells: Cells, column: str | None, separator: str | None, names: str | None, faults: list[Fault]
+    cells: Cells, column: str | None, separator: str | None, names: Place | None, faults: list[Fault]
 ) -> Labels:
     """Reads the labels of each row; spaces around them do not count.
 

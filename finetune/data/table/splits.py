@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from finetune.core.errors import RecipeError, did_you_mean
 from finetune.data.table.cells import Cells, Integers
 from finetune.data.table.faults import Fault, TableFaultsError
+from finetune.data.table.places import Place, write_out
 from finetune.data.table.row_images import Hashes
 from finetune.data.table.sources import find_files, find_folder
 
@@ -73,11 +75,12 @@ class RandomSplit:
         RecipeError: If a fraction is negative, or the fractions leave nothing for training.
     """
 
-    val: float | str = 0.1
-    test: float | str = 0.1
+    val: float | Place = 0.1
+    test: float | Place = 0.1
     seed: int = 0
 
     def __post_init__(self) -> None:
+        write_out(self, "val", "test")
         for name, fraction in zip(("val", "test"), self.fractions, strict=True):
             if not 0 <= fraction < 1:
                 raise RecipeError(f"Expected split.{name} to be a fraction from 0 to below 1, but got {fraction}.")
@@ -90,13 +93,14 @@ class RandomSplit:
     @property
     def fractions(self) -> tuple[float, float]:
         """The fractions to draw for validation and test."""
-        val, test = (0.0 if isinstance(part, str) else part for part in (self.val, self.test))
+        val, test = (part if isinstance(part, int | float) else 0.0 for part in (self.val, self.test))
         return val, test
 
     @property
     def files(self) -> dict[str, str]:
         """The file or pattern of each split that has its own."""
-        return {split: part for split, part in (("val", self.val), ("test", self.test)) if isinstance(part, str)}
+        parts = (("val", self.val), ("test", self.test))
+        return {split: str(part) for split, part in parts if isinstance(part, str | PathLike)}
 
     def of_files(self, files: Sequence[str]) -> Codes:
         """Returns the split of each file of a table.

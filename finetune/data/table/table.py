@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -15,18 +16,12 @@ from finetune.data.table.filters import Removed, parse_filter
 from finetune.data.table.label_sets import check_label_separator
 from finetune.data.table.labels import read_labels
 from finetune.data.table.limit import choose_rows
+from finetune.data.table.places import Place, Source, check_source, write_out
 from finetune.data.table.row_images import Hashes, check_image_ids, check_images, hash_images
 from finetune.data.table.rows import Rows
 from finetune.data.table.sources import TextFormat, find_folder, read_cells
 from finetune.data.table.splits import Draw, RandomSplit, draw_splits, read_splits
 from finetune.data.table.weights import read_weights
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
-
-    Source = str | DataFrame
-else:
-    Source = str  # a recipe can name nothing else, and the parser would read any other type from a file
 
 Quoting = Literal["minimal", "none"]
 
@@ -55,7 +50,7 @@ class Table:
     stay what they are, and spaces around captions, labels and splits do not count.
 
     Args:
-        path: File, or pattern such as `part-*.parquet`; in Python also a DataFrame.
+        path: File, or pattern such as `part-*.parquet`; in Python also a `Path` or a DataFrame.
         image: Column of image paths.
         caption: Column of captions. Several columns, or `{json_list: COLUMN}` with a list in each cell, give an image
             several captions: training draws one each epoch, evaluation keeps all.
@@ -90,9 +85,9 @@ class Table:
     label: str | None = None
     label_separator: str | None = None
     split: str | RandomSplit = field(default_factory=RandomSplit)
-    images: str | None = None
+    images: Place | None = None
     image_id: str | None = None
-    names: str | None = None
+    names: Place | None = None
     weight: str | None = None
     filter: str | None = None
     limit_rows: int | None = None
@@ -100,6 +95,8 @@ class Table:
     quoting: Quoting | None = None
 
     def __post_init__(self) -> None:
+        write_out(self, "path", "images", "names")
+        check_source(self.path)
         if self.caption is None and self.label is None:
             raise RecipeError(
                 "Expected data.table.caption or data.table.label to name a column, but got neither. "
@@ -165,7 +162,7 @@ class Table:
     @property
     def source(self) -> Path:
         """The table as the user named it."""
-        return Path(self.path).expanduser() if isinstance(self.path, str) else Path("DataFrame")
+        return Path(self.path).expanduser() if isinstance(self.path, str | PathLike) else Path("DataFrame")
 
     def _read_cells(self, faults: list[Fault]) -> tuple[Cells, tuple[Removed, ...]]:
         split = self.split if isinstance(self.split, str) else None
@@ -173,7 +170,7 @@ class Table:
         row_filter = None if self.filter is None else parse_filter(self.filter)
         wanted = [name for name in names if name is not None]
         beside = self.split.files.values() if isinstance(self.split, RandomSplit) else ()
-        source = (self.path, *beside) if isinstance(self.path, str) else self.path
+        source = (fspath(self.path), *beside) if isinstance(self.path, str | PathLike) else self.path
         cells, removed = read_cells(source, wanted, TextFormat(self.separator, self.quoting), row_filter, faults)
         if row_filter is not None and not len(cells) and not faults:
             counts = "; ".join(f"{condition}: {rows:,}" for condition, rows in removed)
@@ -250,13 +247,13 @@ class Table:
 
     def _find_folder(self) -> str:
         if self.images is None:
-            return str(find_folder(self.path) if isinstance(self.path, str) else Path.cwd())
+            return str(find_folder(fspath(self.path)) if isinstance(self.path, str | PathLike) else Path.cwd())
         folder = Path(self.images).expanduser().absolute()
         if not folder.is_dir():
             beside = [other.name for other in folder.parent.glob("*") if other.is_dir()]
             repair = did_you_mean(folder.name, beside) if beside else f"{folder.parent} holds no folder."
             rule = "data.table.images to be a folder"
-            raise TableFaultsError([Fault(str(self.source), rule, repair, value=self.images)])
+            raise TableFaultsError([Fault(str(self.source), rule, repair, value=str(self.images))])
         return str(folder)
 
 
