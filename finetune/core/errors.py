@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import NamedTuple
+from unicodedata import normalize
 
 SHOWN = 50  # names; no group of recipe keys is larger
 
@@ -47,6 +48,28 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
         'Valid names: accuracy, loss.'
     """
     known = sorted(valid)
-    near = get_close_matches(name, known, n=1, cutoff=0.6)
+    alike = [other for other in known if other != name and _look(other) == _look(name)]
+    near = alike or get_close_matches(name, known, n=1, cutoff=0.6)
     more = f", and {len(known) - SHOWN:,} more" if len(known) > SHOWN else ""
-    return f"Did you mean {near[0]!r}?" if near else f"Valid names: {', '.join(known[:SHOWN])}{more}."
+    return suggest(name, near[0]) if near else f"Valid names: {', '.join(known[:SHOWN])}{more}."
+
+
+def suggest(name: str, other: str) -> str:
+    """Suggests another name, and shows the difference where both look the same.
+
+    Args:
+        name: What the user wrote.
+        other: What may be meant.
+
+    Example:
+        >>> suggest("a.jpg", "a.png")
+        "Did you mean 'a.png'?"
+    """
+    if name == other or _look(name) != _look(other):
+        return f"Did you mean {other!r}?"
+    ways = "Unicode can write it in several ways (NFC, NFD). Write both alike."
+    return f"Did you mean {other!a}? {name!a} only looks the same: {ways}"
+
+
+def _look(name: str) -> str:
+    return normalize("NFKC", name)

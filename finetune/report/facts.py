@@ -57,7 +57,7 @@ class Facts:
         checkpoint["name"] = checkpoint.get("public_name", checkpoint["name"])  # which runs of older versions lack
         exported = [path.parent for path in sorted(run.path.glob(f"[!.]*/{PROOF_FILE}"))]
         return cls(
-            name=run.path.absolute().name,
+            name=run.path.resolve().name,
             metrics=read_json(run.metrics),
             environment=environment,
             recipe=_name_base(run.recipe.read_text(encoding="utf-8"), checkpoint["name"]),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from finetune.core.errors import CheckpointError, RecipeError, TableError
 from finetune.data.prepare.members import Member, place_of, size_of
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # out of 43 that Pillow would open
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 MOST_PIXELS = 89_478_485  # 256 MiB as RGB; a small file with more is probably a decompression bomb
+# Metadata of a PNG may be as long as Pillow lets it be in all (64 MiB), which is less than `MOST_PIXELS` take. Pillow's
+# own limit of 1 MiB a chunk refuses pictures with long workflows or edit histories, whose pixels are sound.
+PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY)
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # tags of TIFF
 
 Pixels = npt.NDArray[np.uint8]

@@ -1,19 +1,24 @@
 """Finds the image file of each path in a table, and gives each file an id."""
 
 # Strings and os.path, as a Path object for each of a million rows would take seconds.
-# ruff: noqa: PTH113, PTH118, PTH122
+# ruff: noqa: PTH112, PTH113, PTH118, PTH122, PTH208
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple
 from unicodedata import normalize
+from urllib.parse import unquote, unquote_plus
 
 import numpy as np
 
+from finetune.core.errors import suggest
 from finetune.data.prepare.members import Member
 from finetune.data.table.cells import Integers, Strings, as_strings
+from finetune.data.table.paths import plain_paths
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
@@ -53,20 +58,31 @@ class _Folder:
 
     @cached_property
     def _nearest(self) -> dict[str, str]:
-        nearest: dict[str, str] = {}
-        for name in sorted(self.files or ()):
-            key = _fold(name)
-            nearest[key] = name
-            nearest.setdefault(os.path.splitext(key)[0], name)
-        return nearest
+        names = sorted(self.files or (), reverse=True)  # of several the first in order stays
+        exact, decoded = {_fold(name): name for name in names}, {_fold(unquote(name)): name for name in names}
+        stems = {os.path.splitext(key)[0]: name for key, name in (decoded | exact).items()}
+        return stems | decoded | exact
+
+    @cached_property
+    def _alike(self) -> str | None:
+        """The folder whose path differs only as a file's name may, if any."""
+        anchor, *parts = Path(self.path).parts
+        found = anchor
+        for part in parts:
+            if not os.path.isdir(path := os.path.join(found, part)):
+                near = _find_near(part, {_fold(name): name for name in sorted(_list(found))})
+                if near is None or not os.path.isdir(path := os.path.join(found, near)):
+                    return None
+            found = path
+        return found
 
     def explain_missing(self, name: str) -> str:
-        """Says that there is no such file, and names the one that differs only in case, spaces or ending, if any."""
+        """Says that there is no such file, and names the one that differs only in case, spelling or ending, if any."""
         if self.files is None:
-            return f"{self.path} is no folder that can be listed."
-        key = _fold(name)
-        near = self._nearest.get(key) or self._nearest.get(os.path.splitext(key)[0])
-        return f"No file is at {self.path}{os.sep}{name}." + (f" Did you mean {near!r}?" if near else "")
+            near, missing = self._alike, f"{self.path} is no folder that can be listed."
+            return missing if near in (None, self.path) else f"{missing} {suggest(self.path, str(near))}"
+        near, missing = _find_near(name, self._nearest), f"No file is at {self.path}{os.sep}{name}."
+        return missing if near is None else f"{missing} {suggest(name, near)}"
 
 
 def find_images(values: Strings, folder: str) -> tuple[ImageFiles, dict[str, Refusal]]:
@@ -80,7 +96,7 @@ def find_images(values: Strings, folder: str) -> tuple[ImageFiles, dict[str, Ref
         The files, and the reason for each value that names no file.
     """
     names, inverse = np.unique(values, return_inverse=True)
-    paths = [os.path.normpath(os.path.join(folder, name)) for name in names.tolist()]
+    paths = [*plain_paths(names.tolist(), folder)]
     folders: dict[str, _Folder] = {}
     refused: dict[str, Refusal] = {}
     for name, path in zip(names.tolist(), paths, strict=True):
@@ -109,5 +125,19 @@ def _is_file(entry: "os.DirEntry[str]") -> bool:
     return os.path.isfile(entry.path) if entry.is_symlink() else entry.is_file()
 
 
+def _list(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+def _find_near(name: str, known: Mapping[str, str]) -> str | None:
+    """Looks up a name as it is written, or as an address on the web would write it; then without its ending."""
+    keys = [_fold(spelt) for spelt in (name, unquote(name), unquote_plus(name))]
+    found = [known.get(key) for key in (*keys, *(os.path.splitext(key)[0] for key in keys))]
+    return next((near for near in found if near is not None), None)
+
+
 def _fold(name: str) -> str:
-    return normalize("NFC", name.strip()).casefold()
+    return normalize("NFKC", name.strip()).casefold()

@@ -1,8 +1,5 @@
 """What a row's image is: its file, its id, and the hash that decides on its split and whether a trial keeps it."""
 
-# Strings and os.path, as a Path object for each of a million rows would take seconds.
-# ruff: noqa: PTH118
-
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
@@ -15,6 +12,7 @@ from finetune.data.prepare.members import place_of
 from finetune.data.table.cells import Cells, Integers, Strings, as_strings
 from finetune.data.table.faults import Fault
 from finetune.data.table.image_files import ImageFiles, find_images
+from finetune.data.table.paths import plain_paths
 
 Hashes: TypeAlias = npt.NDArray[np.uint64]
 
@@ -82,6 +80,5 @@ def hash_keys(keys: Iterable[str], count: int, seed: int) -> Hashes:
 def _iterate_keys(names: Strings, folder: str) -> Iterator[str]:
     """The path of each image relative to the folder, which does not change with its place; others stay absolute."""
     prefix = folder.rstrip(os.sep) + os.sep
-    for name in names:
-        path = os.path.normpath(os.path.join(folder, name))
+    for path in plain_paths(names, folder):
         yield place_of(path).removeprefix(prefix).replace(os.sep, "/")

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
-from glob import glob
+from glob import escape, glob
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -12,6 +12,7 @@ from finetune.data.table.csv_files import read_csv
 from finetune.data.table.faults import Fault, TableFaultsError
 from finetune.data.table.filters import Removed, RowFilter, columns_to_read
 from finetune.data.table.json_lines import read_json_lines
+from finetune.data.table.paths import plain_folder
 from finetune.data.table.text_files import COMPRESSIONS, check_file
 
 if TYPE_CHECKING:
@@ -86,9 +87,13 @@ def find_files(pattern: str) -> list[Path]:
     if path.exists() or not WILDCARD.search(pattern):
         check_file(path)
         return [path]
-    found = [Path(name) for name in sorted(glob(str(path), recursive=True)) if Path(name).is_file()]  # noqa: PTH207
+    count = _count_literal(path)
+    escaped = Path(escape(str(Path(*path.parts[:count]))), *path.parts[count:])
+    found = [Path(name) for name in sorted(glob(str(escaped), recursive=True)) if Path(name).is_file()]  # noqa: PTH207
     if not found:
         repair = f"No file matches it in {find_folder(pattern)}."
+        if "[" in str(Path(*path.parts[count:])):
+            repair += " There [ab] stands for one of the characters between the brackets: write [[] for a bracket."
         raise TableFaultsError([Fault(pattern, "files that match the pattern", repair)])
     return found
 
@@ -96,11 +101,15 @@ def find_files(pattern: str) -> list[Path]:
 def find_folder(pattern: str) -> Path:
     """Returns the folder of a table's file, or for a pattern the folder before its first wildcard."""
     path = Path(pattern).expanduser().absolute()
-    if not path.exists():
-        parts = [at for at, part in enumerate(path.parts) if WILDCARD.search(part)]
-        if parts:
-            return Path(*path.parts[: parts[0]])
-    return path.parent
+    folder = path.parent if path.exists() else Path(*path.parts[: min(_count_literal(path), len(path.parts) - 1)])
+    return Path(plain_folder(str(folder)))
+
+
+def _count_literal(path: Path) -> int:
+    """Counts the leading parts of a pattern that hold no wildcard, or that exist as they are written."""
+    parts = path.parts
+    wild = (at for at, part in enumerate(parts) if WILDCARD.search(part) and not Path(*parts[: at + 1]).exists())
+    return next(wild, len(parts))
 
 
 def _readers(

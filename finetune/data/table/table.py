@@ -16,6 +16,7 @@ from finetune.data.table.filters import Removed, parse_filter
 from finetune.data.table.label_sets import check_label_separator
 from finetune.data.table.labels import read_labels
 from finetune.data.table.limit import choose_rows
+from finetune.data.table.paths import plain_folder
 from finetune.data.table.places import Place, Source, check_source, write_out
 from finetune.data.table.row_images import Hashes, check_image_ids, check_images, hash_images
 from finetune.data.table.rows import Rows
@@ -254,7 +255,7 @@ class Table:
             repair = did_you_mean(folder.name, beside) if beside else f"{folder.parent} holds no folder."
             rule = "data.table.images to be a folder"
             raise TableFaultsError([Fault(str(self.source), rule, repair, value=str(self.images))])
-        return str(folder)
+        return plain_folder(str(folder))
 
 
 def _in_order(faults: list[Fault], files: tuple[str, ...]) -> list[Fault]:

@@ -102,3 +102,34 @@ def test_damaged_exif_does_not_matter(tmp_path: Path) -> None:
     path = tmp_path / "image.jpg"
     Image.fromarray(noise(20, 10, 3)).save(path, exif=b"Exif\0\0no such thing")
     assert open_image(path).size == (20, 10)
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"tEXt", b"iCCP"])
+def test_a_png_with_megabytes_of_metadata_is_a_whole_image(kind: bytes, tmp_path: Path) -> None:
+    """A workflow, an edit history: before the pixels and after; an Exif turn among them still counts."""
+    grey = Image.fromarray(noise(6, 9, 3))
+    whole, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    grey.save(whole, "PNG", exif=exif)
+    text = b"x" * (2 << 20)
+    data = {
+        b"zTXt": b"workflow\0\0" + zlib.compress(text),
+        b"iTXt": b"workflow\0\1\0\0\0" + zlib.compress(text),
+        b"tEXt": b"workflow\0" + text,
+        b"iCCP": b"profile\0\0" + zlib.compress(text),
+    }[kind]
+    content = whole.getvalue()
+    for place in (33, len(content) - 12):  # after the header, before the end
+        (tmp_path / "image.png").write_bytes(content[:place] + chunk(kind, data) + content[place:])
+        opened = try_image(tmp_path / "image.png")
+        assert isinstance(opened, Image.Image), opened
+        assert opened.tobytes() == grey.transpose(Image.Transpose.ROTATE_270).tobytes()
+
+
+def test_metadata_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    whole = io.BytesIO()
+    Image.fromarray(noise(6, 6, 3)).save(whole, "PNG")
+    bomb = chunk(b"zTXt", b"workflow\0\0" + zlib.compress(bytes(80 << 20)))
+    content = whole.getvalue()
+    (tmp_path / "image.png").write_bytes(content[:33] + bomb + content[33:])
+    assert "too large" in str(try_image(tmp_path / "image.png"))
