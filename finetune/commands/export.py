@@ -2,7 +2,7 @@
 
 import argparse
 
-from finetune.commands.options import Commands, add_keys, add_output, add_run
+from finetune.commands.options import Commands, add_anyway, add_keys, add_output, add_run
 
 
 def add(commands: Commands) -> None:
@@ -21,6 +21,7 @@ def add(commands: Commands) -> None:
         help="weight of what was trained between the base and it, 0 to 1, or auto (default: what the run exported)",
     )
     export.add_argument("--classifier", action="store_true", help="the image classifier of a run that trained a head")
+    add_anyway(export, "with --interpolation auto validation rows that RUN was trained on")
     add_keys(export, "With --interpolation auto ")
     export.set_defaults(command=_export)
 
@@ -49,5 +50,6 @@ def _export(options: argparse.Namespace) -> None:
         options.classifier,
         options.words,
         options.trust,
+        options.anyway,
     )
     print(f"{options.output}: {format_proof(proof)}")

@@ -71,6 +71,16 @@ def add_output(command: argparse.ArgumentParser, kind: str, content: str, requir
     command.add_argument("--overwrite", action="store_true", help=f"replace {kind}")
 
 
+def add_anyway(command: argparse.ArgumentParser, rows: str) -> None:
+    """Adds `--anyway`.
+
+    Args:
+        command: The command.
+        rows: Which rows it counts.
+    """
+    command.add_argument("--anyway", action="store_true", help=f"count {rows}, which are left out otherwise")
+
+
 def check_file(file: Path | None, overwrite: bool) -> None:
     """Refuses a file that cannot be written, before any work is done.
 

@@ -1,6 +1,7 @@
 """`finetune report`: the page of a run."""
 
 import argparse
+import sys
 
 from finetune.commands.options import Commands, add_run
 
@@ -17,6 +18,11 @@ def add(commands: Commands) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
+    from finetune.data.checks.seen import describe_changes
     from finetune.report.page import write_report
+    from finetune.run.folder import open_run
 
-    print(write_report(options.run))
+    page, run = write_report(options.run), open_run(options.run)
+    for change in describe_changes(run.recipe, run.table):
+        print(f"table, since the training: {change}", file=sys.stderr)
+    print(page)

@@ -11,7 +11,9 @@ def add(commands: Commands) -> None:
     Args:
         commands: Those of `finetune`.
     """
-    resume = commands.add_parser("resume", help="what is left of a run that was stopped")
+    resume = commands.add_parser(
+        "resume", help="what is left of a run that was stopped, or whose recipe or table has changed"
+    )
     add_run(resume)
     add_trust(resume)
     resume.set_defaults(command=_resume)
@@ -20,13 +22,8 @@ def add(commands: Commands) -> None:
 def _resume(options: argparse.Namespace) -> None:
     from finetune.run.folder import open_run
 
-    run = open_run(options.run)
-    if run.is_finished:
-        print(f"{run.path} is finished: nothing is left to do.\n")
-    else:
-        from finetune.pipeline.run_recipe import resume_run
-
-        resume_run(run.path, options.trust)
+    open_run(options.run)  # a misspelt name need not wait for torch
+    from finetune.pipeline.run_recipe import resume_run
     from finetune.pipeline.summary import describe
 
-    print(describe(run))
+    print(describe(resume_run(options.run, options.trust)))

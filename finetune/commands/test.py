@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from finetune.commands.options import Commands, add_output, add_recipe
+from finetune.commands.options import Commands, add_anyway, add_output, add_recipe
 from finetune.core.errors import RecipeError
 from finetune.core.shipped import find_recipe
 
@@ -17,11 +17,12 @@ def add(commands: Commands) -> None:
     test = commands.add_parser(
         "test",
         help="evaluate a run, or an untouched checkpoint",
-        usage="finetune test RUN | --config RECIPE [--output DIR] [--key value ...]",
+        usage="finetune test RUN [--anyway] | --config RECIPE [--output DIR] [--key value ...]",
         description="Evaluates what a run exported, or the checkpoint of a recipe as it is.",
     )
     add_recipe(test, required=False)
     add_output(test, "DIR", "write the measurement, which `finetune compare` reads")
+    add_anyway(test, "test rows that RUN was trained on or chosen by")
     test.set_defaults(command=_test)
 
 
@@ -30,6 +31,8 @@ def _test(options: argparse.Namespace) -> None:
     run = words.pop(0) if words and not words[0].startswith("--") else None  # argparse would take a key's value for it
     if (run is None) == (options.config is None):
         raise RecipeError("Expected either RUN or --config RECIPE.")
+    if run is None and options.anyway:
+        raise RecipeError("Expected --anyway with RUN only, as a recipe's checkpoint has seen no rows. Remove it.")
     from finetune.run.folder import open_run
 
     path = find_recipe(options.config) if options.config else None
@@ -42,7 +45,7 @@ def _test(options: argparse.Namespace) -> None:
     if path is not None:
         print(measure_checkpoint(read_recipe(path, words, options.trust), options.output))
     elif run is not None:
-        print(measure_run(run, words, options.trust, options.output))
+        print(measure_run(run, words, options.trust, options.output, options.anyway))
 
 
 def _check_folder(folder: Path | None, overwrite: bool) -> None:

@@ -28,6 +28,7 @@ def export_run(
     classifier: bool = False,
     overrides: Sequence[str] = (),
     trust: Sequence[str] = (),
+    anyway: bool = False,
 ) -> dict[str, Any]:
     """Merges and proves what a finished run trained once more, into a folder of the user's choice.
 
@@ -41,6 +42,7 @@ def export_run(
         classifier: Whether the image classifier of the run's head is written and not the merged checkpoint.
         overrides: Recipe values to replace, for `auto` alone.
         trust: Modules that the run's recipe may name.
+        anyway: Whether `auto` counts validation rows that the run was trained on.
 
     Returns:
         The content of `merge_proof.json`.
@@ -58,9 +60,11 @@ def export_run(
     require_exportable(output, overwrite)
     if overrides and interpolation != "auto":
         raise RecipeError(f"Expected recipe keys with --interpolation auto only, but got {overrides[0]}. Remove it.")
+    if anyway and interpolation != "auto":
+        raise RecipeError("Expected --anyway with --interpolation auto only, which reads validation rows. Remove it.")
     exported = Choice.read(folder.choice)
     if interpolation == "auto":
-        base, choice = _choose_again(folder, overrides, trust)
+        base, choice = _choose_again(folder, overrides, trust, anyway)
     else:
         base, choice = _open_base(folder), exported
         if interpolation not in (None, exported.interpolation):
@@ -98,18 +102,20 @@ def _open_base(run: RunFolder) -> Base:
     return base
 
 
-def _choose_again(run: RunFolder, overrides: Sequence[str], trust: Sequence[str]) -> tuple[Base, Choice]:
+def _choose_again(run: RunFolder, overrides: Sequence[str], trust: Sequence[str], anyway: bool) -> tuple[Base, Choice]:
     from finetune.inference.embed import find_device
     from finetune.model.head import LinearHead, require_classes
     from finetune.pipeline.choose import choose, open_line
     from finetune.pipeline.recipe import read_recipe
+    from finetune.pipeline.unseen import keep_unseen
 
-    base = _open_base(run)
     recipe = read_recipe(run.recipe, [*overrides, "--run.interpolation", "auto"], trust)
     data = recipe.build_data()
     for other in data.retention.values():
         other.rows.require("test")
     if run.head.is_file():
         require_classes(LinearHead.read(run.head).classes, data.rows.classes)
+    keep_unseen(run, data, "val", ["train"], anyway)
+    base = _open_base(run)
     device = find_device(recipe.accelerator)
     return base, choose(recipe.run, data, device, lambda: open_line(run, base, device))

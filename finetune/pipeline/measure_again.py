@@ -1,6 +1,7 @@
 """A run or an untouched checkpoint, measured on a table."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,37 +17,48 @@ from finetune.model.head import require_classes
 from finetune.model.towers import AlignTowers
 from finetune.pipeline.recipe import Recipe, read_recipe
 from finetune.pipeline.run_recipe import quieten
+from finetune.pipeline.unseen import keep_unseen
 from finetune.run.folder import open_run, require_finished
 from finetune.run.measurement import Measurement, write_measurement
 from finetune.run.results import format_table
 
 _Measure = Callable[[ImageTextDataModule, torch.device], Measurement]
+_Choose = Callable[[ImageTextDataModule], None]
 
 
 def measure_run(
-    run: str | Path, overrides: Sequence[str] = (), trust: Sequence[str] = (), output: Path | None = None
+    run: str | Path,
+    overrides: Sequence[str] = (),
+    trust: Sequence[str] = (),
+    output: Path | None = None,
+    anyway: bool = False,
 ) -> str:
     """Measures what a finished run exported again, its classifier where there is one.
+
+    Says what has changed of the table. Test rows whose images the run was trained on, or chosen by, are left out.
 
     Args:
         run: The run's folder.
         overrides: Recipe values to replace.
         trust: Modules that the run's recipe may name.
         output: The folder to write the measurement to; None writes none.
+        anyway: Whether those rows are measured all the same.
 
     Returns:
         A table for the screen.
 
     Raises:
-        RecipeError: If there is no such run, or `run.neighbours` has no training rows.
+        RecipeError: If there is no such run, the run has seen all test rows, or `run.neighbours` has no training rows.
         CheckpointError: If it is not finished, or its exported folder does not load.
     """
     folder = open_run(run)
     require_finished(folder)
     recipe = read_recipe(folder.recipe, overrides, trust)
+    choose = partial(keep_unseen, folder, split="test", seen=["train", "val"], anyway=anyway)
     if folder.classifier.is_dir():
-        return _measure(recipe, str(folder.classifier), _ask_classifier(folder.classifier), output)
-    return _measure(recipe, str(folder.merged), _ask_towers(Base.open(folder.merged), recipe.run.neighbours), output)
+        return _measure(recipe, str(folder.classifier), _ask_classifier(folder.classifier), output, choose)
+    measure = _ask_towers(Base.open(folder.merged), recipe.run.neighbours)
+    return _measure(recipe, str(folder.merged), measure, output, choose)
 
 
 def measure_checkpoint(recipe: Recipe, output: Path | None = None) -> str:
@@ -66,12 +78,14 @@ def measure_checkpoint(recipe: Recipe, output: Path | None = None) -> str:
     return _measure(recipe, recipe.checkpoint, _ask_towers(recipe.base, recipe.run.neighbours), output)
 
 
-def _measure(recipe: Recipe, title: str, measure: _Measure, output: Path | None) -> str:
-    """Measures a model, opened once the tables are known to be without fault."""
+def _measure(recipe: Recipe, title: str, measure: _Measure, output: Path | None, choose: _Choose | None = None) -> str:
+    """Measures a model on the rows chosen, opened once the tables are known to be without fault."""
     quieten()
     data = recipe.build_data()
     for table in (data, *data.retention.values()):
         table.rows.require("test")
+    if choose is not None:
+        choose(data)
     measured = measure(data, find_device(recipe.accelerator))
     if output:
         write_measurement(measured, output)

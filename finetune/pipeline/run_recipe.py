@@ -12,6 +12,7 @@ from finetune.data.checks.check import print_warnings
 from finetune.pipeline.recipe import Recipe, read_recipe
 from finetune.pipeline.stage import run_stages
 from finetune.pipeline.stages import STAGES
+from finetune.pipeline.unseen import tell_changes
 from finetune.pipeline.work import Work
 from finetune.run.folder import RunFolder, open_run
 
@@ -58,6 +59,8 @@ def run_recipe(recipe: Recipe, overwrite: bool = False) -> RunFolder:
 def resume_run(run: str | Path, trust: Sequence[str] = ()) -> RunFolder:
     """Runs the stages of a run that are left: those that never ended, and those whose inputs have changed since.
 
+    Says what has changed of the table; writes nothing where nothing is left.
+
     Args:
         run: The run's folder.
         trust: Modules that the run's recipe may name.
@@ -73,8 +76,13 @@ def resume_run(run: str | Path, trust: Sequence[str] = ()) -> RunFolder:
     quieten()
     folder = open_run(run)
     work = Work(read_recipe(folder.recipe, trust=trust), folder)
-    if not all(stage.is_done(work) for stage in STAGES[:2]):  # the others read nothing that was not checked then
+    left = [stage for stage in STAGES if not stage.is_done(work)]
+    if not left:
+        print(f"{folder.path} is finished: nothing is left to do.\n")
+        return folder
+    if left[0] in STAGES[:2]:  # the others read nothing that was not checked then
         work.check()
+        tell_changes(folder, work.data)
     run_stages(work, STAGES)
     return folder
 

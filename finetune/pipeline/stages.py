@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 
 from finetune.core.files import read_json, write_folder, write_json, write_text
+from finetune.data.checks.seen import SeenTable
 from finetune.data.checks.unreadable import SkippedRow, write_skipped
 from finetune.evaluation.measure import measure_calibration, measure_classifier, measure_towers
 from finetune.export.artifact import Artifact
@@ -74,6 +75,7 @@ class Train(Stage):
         for path in (run.logged, run.head):
             path.unlink(missing_ok=True)
         write_json(run.environment, _describe_environment(work))
+        SeenTable.of(data.rows).write(run.table)
         concerns = fit(work.recipe, task, data, run)
         head = task.head if isinstance(task, ClassificationTask) else None
         write_witness(task.towers, data.held_back(WITNESS_ROWS), run.witness, head)
@@ -87,7 +89,7 @@ class Train(Stage):
             head.write(run.head)
         write_json(run.training, {"notices": [concern._asdict() for concern in concerns]})
         del work.task
-        return [*_trained(run), run.training, run.environment]
+        return [*_trained(run), run.training, run.environment, run.table]
 
 
 class Choose(Stage):

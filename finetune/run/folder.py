@@ -34,6 +34,11 @@ class RunFolder:
         return self.path / "environment.json"
 
     @property
+    def table(self) -> Path:
+        """The images, splits and hashed texts of the table that was trained on."""
+        return self.path / "table.parquet"
+
+    @property
     def checkpoints(self) -> Path:
         """Lightning checkpoints `last` and `best`: trained weights, optimiser, positions."""
         return self.path / "checkpoints"

@@ -55,3 +55,13 @@ def test_folder_is_refused_before_anything_is_measured(refused, two_towers, tmp_
 def test_either_a_run_or_a_recipe_is_measured(refused, two_towers):
     for words in ([], [two_towers.path, "--config", two_towers.recipe]):
         assert refused("test", *words) == "error: Expected either RUN or --config RECIPE.\n"
+    assert "Expected --anyway with RUN only" in refused("test", "--config", two_towers.recipe, "--anyway")
+
+
+def test_rows_that_were_trained_on_count_only_on_request(moved, tmp_path, capsys):
+    words = ["test", str(moved.path), "--output"]
+    assert main([*words, str(tmp_path / "unseen")]) == 0
+    assert "Leaves out 1 row of the split 'test'" in capsys.readouterr().err
+    assert main([*words, str(tmp_path / "all"), "--anyway"]) == 0
+    found = [len(read_measurement(tmp_path / name).predictions) for name in ("unseen", "all")]
+    assert found == [9, 10]

@@ -218,6 +218,41 @@ def test_interpolation_that_is_no_number_is_refused(capsys):
     )
 
 
+@pytest.fixture
+def moved(colour_table, tmp_path) -> list[str]:
+    """A table in which three rows that were trained on are validation rows, with other labels than before."""
+    rows = pd.read_csv(colour_table, dtype=str)
+    rows.loc[:2, "split"] = "val"
+    rows.loc[:2, "label"] = ["green", "blue", "red"]
+    rows.to_csv(tmp_path / "moved.csv", index=False)
+    return ["--data.table.path", str(tmp_path / "moved.csv"), "--data.table.images", str(colour_table.parent)]
+
+
+@pytest.mark.slow
+def test_auto_does_not_choose_by_rows_that_were_trained_on_unless_asked_to(run, moved, tmp_path, capsys):
+    folders = [tmp_path / name for name in ("unseen", "before", "all")]
+    export_run(run.path, folders[0], interpolation="auto", overrides=moved)
+    told = capsys.readouterr().err
+    assert "table, since the training: 3 rows with another text or label: '0.png', '1.png', '2.png'\n" in told
+    left_out = "3 rows of the split 'val', whose images the run has seen as train: '0.png', '1.png', '2.png'."
+    assert f"warning: Leaves out {left_out} --anyway counts them.\n" in told
+    export_run(run.path, folders[1], interpolation="auto")
+    assert "table" not in capsys.readouterr().err
+    export_run(run.path, folders[2], interpolation="auto", overrides=moved, anyway=True)
+    assert f"warning: Counts {left_out}\n" in capsys.readouterr().err
+    unseen, before, everything = (json.loads((folder / "merge_proof.json").read_text()) for folder in folders)
+    assert unseen["temperature"] == before["temperature"] < everything["temperature"]  # which are wrong and sure
+
+
+def test_auto_with_nothing_but_rows_that_were_trained_on_is_refused(run, moved, tmp_path):
+    words = [*moved, "--data.table.filter", "split != 'val' or label == 'green' and image == '0.png'"]
+    with pytest.raises(RecipeError, match=r"Expected a row that the run has not seen, but got only 1 row of the split"):
+        export_run(run.path, tmp_path / "never", interpolation="auto", overrides=words)
+    with pytest.raises(RecipeError, match=r"Expected --anyway with --interpolation auto only"):
+        export_run(run.path, tmp_path / "never", anyway=True)
+    assert not (tmp_path / "never").exists()
+
+
 def test_auto_without_retention_is_refused_before_anything_is_written(tiny, colour_table, tmp_path):
     with pytest.raises(RecipeError, match="Expected data.retention to name a table for run.interpolation auto"):
         fit(tmp_path, tiny, colour_table, "--run.interpolation", "auto", "--data.retention", "null")

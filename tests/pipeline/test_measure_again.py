@@ -63,11 +63,82 @@ def test_a_run_is_measured_on_other_rows(run, colour_table, tmp_path):
     rows = pd.read_csv(colour_table, dtype=str).assign(split="test")
     rows["image"] = [str(colour_table.parent / name) for name in rows["image"]]
     rows.to_csv(tmp_path / "all.csv", index=False)
-    measure_run(run.path, ["--data.table.path", str(tmp_path / "all.csv")], output=tmp_path / "found")
+    measure_run(run.path, ["--data.table.path", str(tmp_path / "all.csv")], output=tmp_path / "found", anyway=True)
     predictions = read_measurement(tmp_path / "found").predictions
     assert len(predictions) == 36
     accuracy = (predictions["prediction"] == predictions["label"]).mean()
     assert read_measurement(tmp_path / "found").test.metrics["test/accuracy"] == pytest.approx(accuracy)
+
+
+def measured(run, folder, table, *words, anyway=False) -> list[str]:
+    """The rows of a table that are measured, by their numbers."""
+    words = ["--data.table.path", str(table), "--run.neighbours", "null", *words]
+    measure_run(run.path, words, output=folder / "found", anyway=anyway)
+    return read_measurement(folder / "found").predictions["row"].astype(int).tolist()
+
+
+@pytest.fixture
+def grown(colour_table, tmp_path) -> Path:
+    """The colours in another folder, with two new images, a removed row, a corrected label and rows that moved."""
+    folder = tmp_path / "grown"
+    shutil.copytree(colour_table.parent, folder)
+    rows = pd.read_csv(folder / "colours.csv", dtype=str)
+    rows.loc[0, "split"] = rows.loc[6, "split"] = "test"  # from train and from val
+    rows.loc[9, "label"] = "blue"
+    new = rows.loc[[10, 11]].assign(image=["n1.png", "n2.png"])
+    for name in new["image"]:
+        shutil.copy(folder / "10.png", folder / name)
+    pd.concat([rows.drop(index=35), new]).to_csv(folder / "colours.csv", index=False)
+    return folder / "colours.csv"
+
+
+def test_rows_that_were_trained_on_are_left_out_unless_asked_for(run, grown, tmp_path, capsys):
+    """Also those that the model was chosen by; the images are known by their names in another folder."""
+    kept = [11, 12, 13, 23, 24, 25, 35, 36, 37, 38]
+    assert measured(run, tmp_path, grown) == kept
+    told = capsys.readouterr().err
+    assert "table, since the training: 2 rows added: 'n1.png', 'n2.png'\n" in told
+    assert "table, since the training: 1 row removed: '35.png'\n" in told
+    assert "table, since the training: 1 row with another text or label: '9.png'\n" in told
+    assert "table, since the training: 1 row moved from train to test: '0.png'\n" in told
+    assert "table, since the training: 1 row moved from val to test: '6.png'\n" in told
+    left_out = "2 rows of the split 'test', whose images the run has seen as train or val: '0.png', '6.png'."
+    assert f"warning: Leaves out {left_out} --anyway counts them.\n" in told
+    assert measured(run, tmp_path, grown, anyway=True) == sorted([2, 8, *kept])
+    assert f"warning: Counts {left_out}\n" in capsys.readouterr().err
+
+
+def test_a_table_that_is_the_same_is_not_spoken_of(run, colour_table, tmp_path, capsys):
+    assert len(measured(run, tmp_path, colour_table)) == 9
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("way", ["the same file", "the same name", "a filter"])
+def test_rows_that_were_all_trained_on_are_refused_before_anything_is_loaded(run, colour_table, grown, tmp_path, way):
+    shutil.copytree(run.path, tmp_path / "run")
+    for kind in ("merged", "classifier"):
+        (tmp_path / "run" / kind / "model.safetensors").write_bytes(b"nothing that loads")
+    rows = pd.read_csv(colour_table, dtype=str).assign(split="test")[:6]
+    if way == "the same file":
+        rows["image"] = [str(colour_table.parent / name) for name in rows["image"]]
+        rows.to_csv(tmp_path / "t.csv", index=False)
+    else:
+        rows.to_csv(grown.parent / "t.csv", index=False)
+    table = (tmp_path if way == "the same file" else grown.parent) / "t.csv"
+    words = ["--data.table.filter", "label == 'red'"] if way == "a filter" else []
+    with pytest.raises(RecipeError, match=r"Expected a row that the run has not seen, but got only .* --anyway counts"):
+        measured(RunFolder(tmp_path / "run"), tmp_path, table, *words)
+    assert not (tmp_path / "found").exists()
+
+
+def test_a_run_of_an_earlier_release_says_that_it_does_not_know_its_table(run, grown, tmp_path, capsys):
+    old = RunFolder(Path(shutil.copytree(run.path, tmp_path / "run")))
+    old.table.unlink()
+    assert len(measured(old, tmp_path, grown)) == 12
+    assert capsys.readouterr().err == (
+        "warning: This run does not know the table it was trained on, as an earlier release made it. "
+        "Rows it was trained on cannot be told from others.\n"
+    )
 
 
 def test_a_merged_folder_is_measured_as_the_base_that_it_now_is(recipe_file, run, tmp_path):

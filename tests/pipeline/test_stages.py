@@ -136,7 +136,8 @@ def test_each_stage_leaves_its_files_and_a_record_of_what_it_read(whole):
     assert outputs == {
         "measure-base": {"measurements"},
         "train": {
-            *("adapter", "environment.json", "head.safetensors", "processor", "training.json", "witness.safetensors")
+            *("adapter", "environment.json", "head.safetensors", "processor", "table.parquet", "training.json"),
+            "witness.safetensors",
         },
         "choose": {"choice.json"},
         "export": {"classifier", "merged"},

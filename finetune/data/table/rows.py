@@ -80,8 +80,9 @@ class Rows:
 
     def name(self, row: int) -> str:
         """Returns the path of a row's image relative to the images' folder, or its place in a tar."""
-        path = place_of(str(self.images[row]))
-        return os.path.relpath(path, self.folder).replace(os.sep, "/")
+        path, prefix = place_of(str(self.images[row])), self.folder.rstrip(os.sep) + os.sep
+        name = path.removeprefix(prefix) if path.startswith(prefix) else os.path.relpath(path, self.folder)
+        return name.replace(os.sep, "/")
 
     def exceptions(self) -> Integers:
         """Returns the first row of each image that is in another split than its draw alone would put it in."""

@@ -1,0 +1,178 @@
+"""The table as a run saw it, which the run keeps: what has changed since, and which images the run has seen."""
+
+# Strings and os.path, as a Path object for each of a million rows would take seconds.
+# ruff: noqa: PTH100, PTH114, PTH118
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from pyarrow import parquet
+
+from finetune.core.files import write_bytes
+from finetune.data.checks.check import read_settings
+from finetune.data.checks.concerns import count, show_some
+from finetune.data.table.row_images import Hashes, hash_keys
+from finetune.data.table.rows import Rows
+from finetune.data.table.splits import SPLITS, UNKNOWN, Codes
+
+FORGOTTEN = "This run does not know the table it was trained on, as an earlier release made it."
+
+
+class Comparison(NamedTuple):
+    """A table beside the one that a run saw.
+
+    Attributes:
+        changes: What has changed, a line for each kind of change; empty where nothing has.
+        former: Int8 array of shape (N,): the split that each row's image had in the run, -1 for an image that the run
+            did not see. Of an image in several splits the first of train, val, test.
+    """
+
+    changes: tuple[str, ...]
+    former: Codes
+
+
+@dataclass(frozen=True, eq=False)
+class SeenTable:
+    """The rows of a table, small enough to be kept.
+
+    Attributes:
+        folder: The folder of the images.
+        rows: The columns `image` (path relative to `folder`), `split` (a name), and `text`, the BLAKE2b hash of caption
+            and label.
+    """
+
+    folder: str
+    rows: pd.DataFrame
+
+    @classmethod
+    def of(cls, rows: Rows) -> Self:
+        """Keeps what is needed of a table."""
+        frame = {"image": [rows.name(row) for row in range(len(rows))], "text": _hash_texts(rows)}
+        splits = pd.Categorical.from_codes(rows.splits, categories=pd.Index(SPLITS))
+        return cls(os.path.abspath(rows.folder), pd.DataFrame({**frame, "split": splits}))
+
+    def write(self, path: Path) -> None:
+        """Writes it as Parquet.
+
+        Args:
+            path: The file.
+        """
+        table = pa.Table.from_pandas(self.rows, preserve_index=False).replace_schema_metadata({"folder": self.folder})
+        buffer = pa.BufferOutputStream()
+        parquet.write_table(table, buffer, compression="zstd")
+        write_bytes(path, buffer.getvalue().to_pybytes())
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Reads what `write` wrote.
+
+        Args:
+            path: The file.
+        """
+        table = parquet.read_table(path)
+        rows = table.to_pandas()
+        rows["split"] = pd.Categorical(rows["split"].astype(str), categories=pd.Index(SPLITS))
+        return cls(table.schema.metadata[b"folder"].decode(), rows)
+
+    def compare(self, rows: Rows) -> Comparison:
+        """Compares the table with another one, or with itself as it is now.
+
+        An image is the same if it is the same file, or else if it has the same path relative to the images' folder. A
+        row of the same image with another text counts as relabelled.
+
+        Args:
+            rows: The other table.
+        """
+        now = self.of(rows)
+        ids, _ = pd.factorize(pd.concat([self.rows["image"], self._find(now)]))  # numbers, which pair faster
+        before, after = (
+            frame.assign(name=frame["image"], image=part)
+            for frame, part in zip((self.rows, now.rows), np.split(ids, [len(self.rows)]), strict=True)
+        )
+        same = _pair(before, after, ["image", "text"])
+        relabelled = _pair(before.drop(same["before"]), after.drop(same["after"]), ["image"])
+        both = pd.concat([same, relabelled])
+        found = {
+            "added": after["name"].drop(both["after"]),
+            "removed": before["name"].drop(both["before"]),
+            "with another text or label": after["name"][relabelled["after"]],
+            **_find_moved(before.loc[both["before"]], after.loc[both["after"]]),
+        }
+        changes = [
+            f"{count(len(names), 'row', 'rows')} {what}: {show_some(names.unique())}"
+            for what, names in found.items()
+            if len(names)
+        ]
+        first = before["split"].cat.codes.groupby(before["image"]).min()
+        former: Codes = np.asarray(after["image"].map(first).fillna(UNKNOWN), dtype=np.int8)
+        return Comparison(tuple(changes), former)
+
+    def _find(self, other: "SeenTable") -> pd.Series:
+        """The name that each image of another table has in this one, or its own."""
+        known, names = set(self.rows["image"]), other.rows["image"]
+        if self.folder == other.folder and known.issuperset(names):
+            return names
+        resolve = _Resolver()
+        files = {resolve(self.folder, name): name for name in known}
+        same = known if self.folder == other.folder else ()
+        found = {name: files.get(resolve(other.folder, name), name) for name in names.unique() if name not in same}
+        return names.map(lambda name: found.get(name, name))
+
+
+def describe_changes(recipe: Path, seen: Path) -> tuple[str, ...]:
+    """Says what has changed of a run's table; nothing where the table cannot be read any more.
+
+    Args:
+        recipe: The run's recipe.
+        seen: The table as the run saw it.
+    """
+    if not seen.is_file():
+        return (FORGOTTEN,)
+    settings = read_settings(recipe)
+    rows = settings.table.inspect().rows if settings else None
+    return () if rows is None else SeenTable.read(seen).compare(rows).changes
+
+
+def _hash_texts(rows: Rows) -> Hashes:
+    """Uint64 array of shape (N,): equal for rows with the same caption and label."""
+    labels = ["" if rows.label_sets else name for name in (*rows.classes, "")]  # the captions name several labels
+    pairs = zip(rows.captions.tolist(), rows.label_ids.tolist(), strict=True)
+    return hash_keys((f"{text}\0{labels[label]}" for text, label in pairs), len(rows), seed=0)
+
+
+def _pair(before: pd.DataFrame, after: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """The positions `before` and `after` of rows with equal keys, each row at most once."""
+    one, two = (
+        part[keys].assign(nth=part.groupby(keys, sort=False).cumcount(), **{name: part.index})
+        for name, part in (("before", before), ("after", after))
+    )
+    return one.merge(two, on=[*keys, "nth"])[["before", "after"]]
+
+
+def _find_moved(before: pd.DataFrame, after: pd.DataFrame) -> dict[str, "pd.Series[str]"]:
+    """The rows, in the same order, whose split is another one, by what has happened to them."""
+    former, now = before["split"].cat.codes.to_numpy(), after["split"].cat.codes.to_numpy()
+    return {
+        f"moved from {one} to {other}": after["name"][(former == i) & (now == j)]
+        for i, one in enumerate(SPLITS)
+        for j, other in enumerate(SPLITS)
+        if i != j
+    }
+
+
+class _Resolver(dict[str, str]):
+    """Follows links, those of a folder once for all its images."""
+
+    def __missing__(self, folder: str) -> str:
+        self[folder] = os.path.realpath(folder)
+        return self[folder]
+
+    def __call__(self, folder: str, name: str) -> str:
+        parent, base = os.path.split(os.path.join(folder, name))
+        path = os.path.join(self[parent], base)
+        return os.path.realpath(path) if os.path.islink(path) else path
