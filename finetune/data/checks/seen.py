@@ -1,7 +1,7 @@
 """The table as a run saw it, which the run keeps: what has changed since, and which images the run has seen."""
 
 # Strings and os.path, as a Path object for each of a million rows would take seconds.
-# ruff: noqa: PTH100, PTH114, PTH118
+# ruff: noqa: PTH114, PTH118
 
 import os
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ class SeenTable:
         """Keeps what is needed of a table."""
         frame = {"image": [rows.name(row) for row in range(len(rows))], "text": _hash_texts(rows)}
         splits = pd.Categorical.from_codes(rows.splits, categories=pd.Index(SPLITS))
-        return cls(os.path.abspath(rows.folder), pd.DataFrame({**frame, "split": splits}))
+        return cls(rows.folder, pd.DataFrame({**frame, "split": splits}))
 
     def write(self, path: Path) -> None:
         """Writes it as Parquet.
