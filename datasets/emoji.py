@@ -46,6 +46,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from finetune.core.errors import FileError
 from finetune.core.files import fingerprint_file, require_own, write_folder
 from finetune.core.shipped import script
 from finetune.data.prepare.images import convert_to_rgb
@@ -151,7 +152,7 @@ def get_package(vendor: str, given: Path | None, folder: Path) -> Path:
     if given is None:
         npm = shutil.which("npm")
         if npm is None:
-            raise FileNotFoundError(
+            raise FileError(
                 f"Expected npm to be on the PATH, but it is not. Install Node.js, or get {name} {VERSION} "
                 f"from the npm registry on another machine and pass --{vendor}-tgz FILE."
             )
@@ -159,14 +160,14 @@ def get_package(vendor: str, given: Path | None, folder: Path) -> Path:
         command = [npm, "pack", f"{name}@{VERSION}", "--ignore-scripts"]
         result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if result.returncode or not path.is_file():
-            raise OSError(
+            raise FileError(
                 f"Expected npm pack to write {path.name}, but it did not: {result.stderr.strip()[-500:]}\n"
                 f"Check the connection to the npm registry, or pass --{vendor}-tgz FILE."
             )
     if not path.is_file():
-        raise FileNotFoundError(f"Expected --{vendor}-tgz to be a file, but got {path}. Check the path.")
+        raise FileError(f"Expected --{vendor}-tgz to be a file, but got {path}. Check the path.")
     if (found := fingerprint_file(path)) != SHA256[vendor]:
-        raise ValueError(
+        raise FileError(
             f"Expected {path} to be {name} {VERSION} with SHA-256 {SHA256[vendor]}, but got {found}. "
             f"Get it again with: npm pack {name}@{VERSION}"
         )

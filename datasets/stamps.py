@@ -39,6 +39,7 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 from PIL import Image
 
+from finetune.core.errors import FileError
 from finetune.core.files import require_own, write_folder
 from finetune.core.shipped import script
 from finetune.data.prepare.images import convert_to_rgb
@@ -58,12 +59,12 @@ def download_package(folder: Path) -> Path:
     )
     apt = shutil.which("apt-get")
     if apt is None:
-        raise FileNotFoundError(f"Expected {INSTALLED} or apt-get to be there, but got neither. {repair}")
+        raise FileError(f"Expected {INSTALLED} or apt-get to be there, but got neither. {repair}")
     print(f"Getting {PACKAGE} with apt-get download ...", flush=True)
     result = subprocess.run([apt, "download", PACKAGE], cwd=folder, capture_output=True, text=True, check=False)
     packages = list(folder.glob("*.deb"))
     if result.returncode or not packages:
-        raise OSError(
+        raise FileError(
             f"Expected apt-get to download {PACKAGE}, but got: {result.stderr.strip()[-500:]}\n"
             f"Run apt-get update. {repair}"
         )
@@ -73,20 +74,20 @@ def download_package(folder: Path) -> Path:
 def open_data(package: Path) -> io.BytesIO:
     """Opens the xz-compressed tar with a Debian package's files: the `data.tar.xz` of its ar archive."""
     if not package.is_file():
-        raise FileNotFoundError(f"Expected --deb to be a file, but got {package}. Check the path.")
+        raise FileError(f"Expected --deb to be a file, but got {package}. Check the path.")
     with package.open("rb") as file:
         if file.read(8) != b"!<arch>\n":
-            raise ValueError(f"Expected {package} to be a Debian package, but it is not. Get it again.")
+            raise FileError(f"Expected {package} to be a Debian package, but it is not. Get it again.")
         names = []
         while len(header := file.read(60)) == 60:
             names.append(header[:16].decode("ascii").strip().rstrip("/"))
             size = int(header[48:58])
             if names[-1] == "data.tar.xz":
                 if len(data := file.read(size)) < size:
-                    raise ValueError(f"Expected {package} to be whole, but its end is missing. Get it again.")
+                    raise FileError(f"Expected {package} to be whole, but its end is missing. Get it again.")
                 return io.BytesIO(data)
             file.seek(size + size % 2, io.SEEK_CUR)
-    raise ValueError(
+    raise FileError(
         f"Expected {package} to hold data.tar.xz, but it holds {', '.join(names)}. "
         f"Unpack it (dpkg-deb -x {package.name} DIR) and pass --stamps DIR{INSTALLED}."
     )
@@ -106,14 +107,14 @@ def read_package(package: Path) -> dict[str, bytes]:
                 if file is not None:
                     files[str(path.relative_to(root))] = file.read()
     except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
-        raise ValueError(f"Expected {package} to be whole, but reading it failed: {error}. Get it again.") from error
+        raise FileError(f"Expected {package} to be whole, but reading it failed: {error}. Get it again.") from error
     return files
 
 
 def read_stamps(folder: Path) -> dict[str, bytes]:
     """Reads the `.png` and `.txt` files below an unpacked folder of stamps."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"Expected --stamps to be a folder, but got {folder}. Check the path.")
+        raise FileError(f"Expected --stamps to be a folder, but got {folder}. Check the path.")
     paths = (path for path in folder.rglob("*") if path.suffix in (".png", ".txt"))
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
@@ -169,7 +170,7 @@ def prepare(output: Path, files: dict[str, bytes]) -> str:
     """Writes pictures and tables to `output`, replaces those of an earlier run, and describes them."""
     table = pd.DataFrame(build_rows(files), columns=COLUMNS)
     if table.empty:
-        raise ValueError(
+        raise FileError(
             "Expected stamps with a .png and a .txt each, but got none. "
             "Let --stamps name the folder that holds `animals`."
         )

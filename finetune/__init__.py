@@ -1,7 +1,7 @@
 """Fine-tune a pretrained ALIGN with LoRA and get back a plain checkpoint that is proven to be the model."""
 
+import os
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ _RENAMED = {
     "run_experiment": "run_recipe",
 }
 
-__version__ = version("align-finetune")
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # at its import it asks the network for its newest version
+
 __all__ = [
     "AlignTask",
     "Base",
@@ -107,7 +108,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a public name at its first use, so that importing the package does not wait for torch."""
+    """Finds a public name at its first use, so that importing the package does not wait for torch."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("align-finetune")
     if name in _RENAMED:
         raise AttributeError(f"finetune.{name} is now finetune.{_RENAMED[name]}")
     if name not in _HOME:

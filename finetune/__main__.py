@@ -1,16 +1,22 @@
 """`python -m finetune`, and the commands `finetune` and `align-finetune`."""
 
+import io
+import os
 import sys
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+
+_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+"""Environment variables by which a user says how the threads of OpenMP wait for work."""
 
 
 def main() -> int:
     """Runs one command, once the package is known to be whole.
 
     Returns:
-        Exit code: 0, or 2 where the input or the installation is at fault.
+        Exit code, see `finetune.commands.cli.main`.
     """
+    escape_what_cannot_be_printed()
     if other := find_other_owner():
         print(
             f"error: Expected the package `finetune` to belong to align-finetune alone, but got {other}, which "
@@ -19,9 +25,27 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
+    let_threads_sleep()
     from finetune.commands.cli import main as run_command  # only now, as the other may have replaced parts of it
 
     return run_command()
+
+
+def escape_what_cannot_be_printed() -> None:
+    r"""Lets a character that the console's encoding lacks be shown by its number, as `\u2022`, and end no command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def let_threads_sleep() -> None:
+    """Lets torch's threads sleep between two pieces of work, unless the user has said how they wait.
+
+    Spinning, the default, takes the cores that workers and other programs need. OpenMP reads this when torch is
+    imported, and processes that this one starts inherit it.
+    """
+    if not any(name in os.environ for name in _WAITING):
+        os.environ["OMP_WAIT_POLICY"] = "passive"
 
 
 def find_other_owner() -> str | None:

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.commands.options import Commands, add_recipe, check_file
-from finetune.core.errors import CheckpointError, RecipeError, TableError
+from finetune.core.errors import CheckpointError, FileError, RecipeError, TableError
+from finetune.core.places import require_place
 from finetune.core.shipped import find_recipe
 
 if TYPE_CHECKING:
@@ -46,13 +47,14 @@ def _check(options: argparse.Namespace) -> int:
 
     if options.preview:
         check_preview_name(options.preview)
+        require_place(options.preview)
     settings = read_settings(path, options.words)
     report = check_table(settings, options.full) if settings else Report()
     print("\n".join(report.lines()), flush=True)
     shown = len(report.concerns)
     try:
         _check_recipe(path, options, report)
-    except (TableError, RecipeError, CheckpointError) as error:
+    except (TableError, RecipeError, CheckpointError, FileError) as error:
         report.recipe_error = str(error)
         print(f"error: {error}")
     for concern in report.concerns[shown:]:

@@ -1,7 +1,6 @@
 """`finetune`: one file a command, and all of them free of torch until one runs."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -19,7 +18,7 @@ from finetune.commands import (
     test,
     verify,
 )
-from finetune.core.errors import CheckpointError, RecipeError, TableError
+from finetune.core.door import run_command
 
 COMMANDS = (fit, resume, test, compare, classify, export, verify, report, check, suspects, prepare, recipes)
 """In the order in which the help lists them."""
@@ -32,8 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Words after the program's name; None takes the process's own.
 
     Returns:
-        Exit code: 0, 2 where the input is at fault, or 143 where SIGTERM stopped it.
+        Exit code: the command's, or what `run_command` makes of what stopped it.
     """
+    return run_command(lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int | None:
     parser = _Parser(
         prog="finetune", description="Fine-tune a pretrained ALIGN and get back a plain checkpoint with its proof."
     )
@@ -44,17 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words and not getattr(options, "takes_words", False):
         commands.choices[options.chosen].error(f"unrecognized arguments: {' '.join(words)}")
     options.words = words
-    try:
-        code: int | None = options.command(options)
-    except (TableError, RecipeError, CheckpointError, FileExistsError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except SystemExit as stop:
-        if stop.code is not None:
-            raise
-        print("error: stopped by SIGTERM. A run goes on by `finetune resume RUN`.", file=sys.stderr)
-        return 143  # Lightning's SIGTERMException has no code, and would say that all went well
-    return code or 0
+    code: int | None = options.command(options)
+    return code
 
 
 class _Parser(argparse.ArgumentParser):

@@ -81,21 +81,26 @@ def add_anyway(command: argparse.ArgumentParser, rows: str) -> None:
     command.add_argument("--anyway", action="store_true", help=f"count {rows}, which are left out otherwise")
 
 
-def check_file(file: Path | None, overwrite: bool) -> None:
+def check_file(file: Path | None, overwrite: bool, option: str = "--output") -> None:
     """Refuses a file that cannot be written, before any work is done.
 
     Args:
-        file: What `--output` names; None where it names nothing.
+        file: What the option names; None where it names nothing.
         overwrite: Whether an existing file is replaced.
+        option: The option's name.
 
     Raises:
         RecipeError: If it is a folder, or lies in a folder that does not exist.
         FileExistsError: If it exists and `overwrite` is false.
+        OSError: If its folder takes no files.
     """
     if file is None:
         return
     from finetune.core.files import refuse_existing
+    from finetune.core.places import require_place
 
-    if file.is_dir() or not file.parent.is_dir():
-        raise RecipeError(f"Expected --output to name a file in a folder that exists, but got {file}.")
+    if file.is_dir() or not file.parent.exists():
+        repair = "Name a file in it." if file.is_dir() else f"Make {file.parent}, or correct it."
+        raise RecipeError(f"Expected {option} to name a file in a folder that exists, but got {file}. {repair}")
+    require_place(file)
     refuse_existing(file, overwrite)

@@ -1,10 +1,10 @@
 """`finetune recipes`: the recipes that come with the package."""
 
 import argparse
-import shutil
 from pathlib import Path
 
-from finetune.commands.options import Commands
+from finetune.commands.options import Commands, check_file
+from finetune.core.files import read_text, write_bytes
 from finetune.core.shipped import find_recipe, recipe_goal, shipped_recipes
 
 
@@ -32,11 +32,12 @@ def _list(_: argparse.Namespace) -> None:
 
 
 def _show(options: argparse.Namespace) -> None:
-    print(find_recipe(options.name).read_text(encoding="utf-8"), end="")
+    print(read_text(find_recipe(options.name)), end="")
 
 
 def _copy(options: argparse.Namespace) -> None:
     source = find_recipe(options.name)
-    if options.file.exists():
+    if options.file.is_file():
         raise FileExistsError(f"Expected {options.file} not to exist, but it does. Choose another name.")
-    shutil.copyfile(source, options.file)
+    check_file(options.file, overwrite=False, option="FILE")
+    write_bytes(options.file, source.read_bytes())

@@ -50,10 +50,12 @@ def _test(options: argparse.Namespace) -> None:
 
 def _check_folder(folder: Path | None, overwrite: bool) -> None:
     """Refuses to replace a folder unasked, or one that is no measurement, before anything is measured."""
-    if folder is None or not folder.exists():
+    if folder is None:
         return
     from finetune.core.files import refuse_existing, require_own
+    from finetune.core.places import require_place
     from finetune.run.measurement import FACTS, PREDICTIONS, ROWS, TENSORS
 
+    require_place(folder)
     refuse_existing(folder, overwrite)
     require_own(folder, lambda names: FACTS in names and names <= {FACTS, TENSORS, PREDICTIONS, ROWS})

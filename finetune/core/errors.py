@@ -20,6 +20,10 @@ class CheckpointError(OSError):
     """A checkpoint, adapter or merged folder is missing, incomplete or not what it claims to be."""
 
 
+class FileError(OSError):
+    """A file cannot be had, or does not hold what it should. The message names it and the repair."""
+
+
 class Concern(NamedTuple):
     """A warning: something that is rarely intended, but no error.
 

@@ -11,6 +11,9 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from finetune.core.errors import FileError
+from finetune.core.places import is_device, name_place, require_place
+
 
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
@@ -37,7 +40,7 @@ def refuse_existing(target: Path, overwrite: bool) -> None:
     Raises:
         FileExistsError: If `target` exists and `overwrite` is false.
     """
-    if target.exists() and not overwrite:
+    if target.exists() and not overwrite and not is_device(target):
         raise FileExistsError(f"Expected {target.absolute()} not to exist, but it does. Remove it or pass --overwrite.")
 
 
@@ -56,28 +59,35 @@ def write_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
     """
     target = target.absolute()
     refuse_existing(target, overwrite)
+    require_place(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        yield staging
-        for path in (*sorted(staging.rglob("*")), staging):
-            _apply_umask(path)
-            _sync(path)
-        if overwrite and target.exists():
-            former = Path(tempfile.mkdtemp(prefix=f".{target.name}.former.", dir=target.parent))
-            target.rename(former / target.name)
-            try:
-                staging.rename(target)
-            except OSError:
-                (former / target.name).rename(target)
-                former.rmdir()
-                raise
-            shutil.rmtree(former)
-        else:
-            staging.rename(target)  # refused by the system where a filled folder appeared meanwhile
+        with name_place(target, staging):
+            yield staging
+            for path in (*sorted(staging.rglob("*")), staging):
+                _apply_umask(path)
+                _sync(path)
+        _replace_folder(staging, target, overwrite)
         _sync(target.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _replace_folder(staging: Path, target: Path, overwrite: bool) -> None:
+    """Renames a finished folder to its place; what stood there goes last, or comes back."""
+    if not (overwrite and target.exists()):
+        staging.rename(target)  # refused by the system where a filled folder appeared meanwhile
+        return
+    former = Path(tempfile.mkdtemp(prefix=f".{target.name}.former.", dir=target.parent))
+    target.rename(former / target.name)
+    try:
+        staging.rename(target)
+    except OSError:
+        (former / target.name).rename(target)
+        former.rmdir()
+        raise
+    shutil.rmtree(former)
 
 
 def require_own(folder: Path, is_own: Callable[[set[str]], bool]) -> None:
@@ -104,22 +114,34 @@ def require_own(folder: Path, is_own: Callable[[set[str]], bool]) -> None:
 
 
 def write_text(target: Path, text: str) -> None:
-    """Writes UTF-8 text; at any moment `target` holds either its former content or all of `text`."""
-    write_bytes(target, text.encode())
+    r"""Writes UTF-8 text; at any moment `target` holds either its former content or all of `text`.
+
+    A byte of a file's name that is not UTF-8 is written as `\udce9`, which is its escape in JSON too.
+    """
+    write_bytes(target, text.encode(errors="backslashreplace"))
 
 
 def write_bytes(target: Path, content: bytes) -> None:
-    """Writes bytes; at any moment `target` holds either its former content or all of `content`."""
+    """Writes bytes; at any moment `target` holds either its former content or all of `content`.
+
+    A device or a pipe, such as `/dev/stdout`, is written to.
+    """
+    if is_device(target):
+        with name_place(target), target.open("wb") as file:
+            file.write(content)
+        return
+    require_place(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     staging = Path(name)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        _apply_umask(staging)
-        staging.replace(target)
+        with name_place(target, staging):
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            _apply_umask(staging)
+            staging.replace(target)
         _sync(target.parent)
     finally:
         staging.unlink(missing_ok=True)
@@ -133,6 +155,24 @@ def write_json(target: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Reads a UTF-8 JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_text(path: Path) -> str:
+    """Reads a UTF-8 file of a user's, with or without byte order mark.
+
+    Args:
+        path: The file.
+
+    Raises:
+        FileError: If it is in another encoding.
+    """
+    content = path.read_bytes()
+    try:
+        return content.decode().removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        kind = "This is UTF-16: save" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "Save"
+        found = f"byte 0x{content[error.start]:02x} in line {content[: error.start].count(10) + 1}"
+        raise FileError(f"Expected {path} to be UTF-8 text, but got {found}. {kind} it as UTF-8.") from error
 
 
 def fingerprint_file(path: Path) -> str:

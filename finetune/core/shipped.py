@@ -1,11 +1,12 @@
 """Finds the recipes and preparation scripts that come with the package, in a checkout or an installed wheel."""
 
-import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 
+from finetune.core.door import run_command
 from finetune.core.errors import RecipeError, did_you_mean
+from finetune.core.files import read_text
 
 
 def shipped_folder(name: str) -> Path:
@@ -46,14 +47,13 @@ def find_recipe(recipe: str) -> Path:
 
 def recipe_goal(path: Path) -> str:
     """Returns the goal of a recipe, which its first comment line states."""
-    return path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ").removeprefix("Goal: ")
+    return read_text(path).splitlines()[0].lstrip("# ").removeprefix("Goal: ")
 
 
 def script(main: Callable[[list[str] | None], str]) -> Callable[[list[str] | None], int]:
     """Turns the main function of a preparation script into one that returns an exit code.
 
-    The new function prints the text that `main` returns. If `main` finds something wrong, it prints the error instead
-    and returns 2.
+    The new function prints the text that `main` returns, or what stopped it, see `finetune.core.door.run_command`.
 
     Args:
         main: Takes the words of the command line, None for the process's own.
@@ -61,11 +61,6 @@ def script(main: Callable[[list[str] | None], str]) -> Callable[[list[str] | Non
 
     @wraps(main)
     def run(argv: list[str] | None = None) -> int:
-        try:
-            print(main(argv))
-        except (OSError, ValueError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        return 0
+        return run_command(lambda: print(main(argv)))
 
     return run

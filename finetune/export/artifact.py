@@ -11,6 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from finetune.core.files import refuse_existing, require_own, write_bytes, write_folder, write_json
+from finetune.core.places import require_place, require_utf8
 from finetune.export.cards import Card, write_card
 from finetune.export.proof import WITNESS_FILE, fingerprint_artifact, prove
 from finetune.export.trained import TrainedModel
@@ -146,6 +147,9 @@ def require_exportable(output: Path, overwrite: bool) -> None:
 
     Raises:
         FileExistsError: If `output` exists and `overwrite` is false, or is no folder that was exported.
+        OSError: If nothing can be written there, or its path is not UTF-8.
     """
+    require_utf8(output)
+    require_place(output)
     refuse_existing(output, overwrite)
     require_own(output, lambda names: PROOF_FILE in names and RunFolder(output).recipe.name not in names)

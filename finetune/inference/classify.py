@@ -13,6 +13,7 @@ from transformers import AlignProcessor, AutoImageProcessor
 
 from finetune.core.errors import RecipeError, TableError
 from finetune.core.files import read_json
+from finetune.core.places import show
 from finetune.core.types import Texts
 from finetune.data.prepare.images import FORMATS, ImagePreparation, try_image
 from finetune.data.prepare.members import place_of
@@ -72,7 +73,7 @@ def classify(
 
     Raises:
         RecipeError: If there are no labels and the model has no head, the model has a head alone and there are labels,
-            or a label is empty, alone, or the same to the model as another.
+            or a label is empty, not UTF-8, alone, or the same to the model as another.
         CheckpointError: If the model cannot be opened, or is a run that is not finished.
         TableError: If no image is given, one does not exist, or none can be read.
     """
@@ -105,6 +106,8 @@ def _check_labels(labels: Sequence[str]) -> None:
     """Refuses labels whose probabilities would say nothing."""
     if empty := [label for label in labels if not label.strip()]:
         raise RecipeError(f"Expected each --label to be a text, but got {empty[0]!r}. Word it, or leave it out.")
+    if strange := [label for label in labels if show(label) != label]:
+        raise RecipeError(f"Expected each --label to be UTF-8 text, but got {strange[0]!r}. Type it anew.")
     repeated = [label for label, times in Counter(label.strip() for label in labels).items() if times > 1]
     if repeated:
         raise RecipeError(
@@ -237,7 +240,7 @@ class _Pictures:
         """Puts the probabilities, of shape (images that were read, labels), beside images and labels."""
         rows = pd.DataFrame(
             {
-                "image": np.repeat(self.read, len(labels)),
+                "image": np.repeat([show(image) for image in self.read], len(labels)),
                 "label": np.tile(np.array(labels, dtype=object), len(self.read)),
                 "probability": probabilities.flatten().numpy(),
             }

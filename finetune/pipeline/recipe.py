@@ -18,6 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
 from finetune.core.errors import CheckpointError, RecipeError, TableError, did_you_mean
+from finetune.core.files import read_text
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.model.base import Base
 from finetune.pipeline.renamed import refuse_renamed
@@ -188,7 +189,7 @@ def _default_classes(path: Path, overrides: Sequence[str]) -> list[str]:
     As defaults of the parser they would carry their own default arguments into a subclass that has others.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
         raise RecipeError(f"{path}: Expected valid YAML, but got: {error}") from error
     options: list[str] = []

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from finetune.core.errors import RecipeError
+from finetune.core.files import read_text
 
 _KEY, _CLASS = "Rename the key.", "Rename the class."
 _TASK = (
@@ -115,7 +116,7 @@ def _pair(words: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _read(path: Path) -> Any:
-    return _parse(path.read_text(encoding="utf-8"))
+    return _parse(read_text(path))
 
 
 def _parse(text: str) -> Any:

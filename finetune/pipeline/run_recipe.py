@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers.utils.logging import disable_progress_bar
 
 from finetune.core.files import write_text
+from finetune.core.places import require_place, require_utf8
 from finetune.data.checks.check import print_warnings
 from finetune.pipeline.recipe import Recipe, read_recipe
 from finetune.pipeline.stage import run_stages
@@ -44,10 +45,13 @@ def run_recipe(recipe: Recipe, overwrite: bool = False) -> RunFolder:
         RecipeError: If a run of that name exists and `overwrite` is false, or the interpolation is to be chosen but the
             tables hold nothing to choose it by.
         CheckpointError: If a checkpoint does not load or the proof fails.
+        OSError: If the run's folder cannot be written.
     """
     quieten()
     run = RunFolder(Path(recipe.run.folder) / recipe.name)
     work = Work(recipe, run)
+    require_utf8(run.path)
+    require_place(run.path)
     work.check()
     print_warnings(work.data.rows, work.data.find_concerns())
     run.create(overwrite, needed=[work.base.folder, *work.tables])

@@ -7,14 +7,16 @@ import re
 import shutil
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
 from filelock import FileLock, Timeout
 
-from finetune.core.errors import RecipeError
+from finetune.core.errors import CheckpointError, RecipeError
 from finetune.core.files import read_json, write_json
+from finetune.core.places import name_place
 from finetune.pipeline.work import Work
 
 LOCK = ".lock"
@@ -76,7 +78,7 @@ def run_stages(work: Work, stages: Sequence[Stage]) -> None:
         RecipeError: If another process is at work on the run.
     """
     try:
-        with FileLock(work.run.path / LOCK, timeout=0):
+        with FileLock(work.run.path / LOCK, timeout=0), _saying_how_to_go_on(work.run.path):
             _remove_staged(work.run.path)
             for stage in stages:
                 stage.run(work)
@@ -85,6 +87,18 @@ def run_stages(work: Work, stages: Sequence[Stage]) -> None:
             f"Expected no other process to be at work on {work.run.path}, but there is one. Wait until it ends, or "
             "stop it."
         ) from None
+
+
+@contextmanager
+def _saying_how_to_go_on(run: Path) -> Iterator[None]:
+    """Adds to what stops a run from outside, such as Ctrl-C or a full disk, how to go on with it."""
+    try:
+        with name_place(run):
+            yield
+    except (KeyboardInterrupt, SystemExit, OSError) as stop:
+        if not isinstance(stop, CheckpointError):  # that would come again
+            stop.add_note(f"Do what is left of it: finetune resume {run}")
+        raise
 
 
 def _remove_staged(folder: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 import yaml
 from lightning.pytorch.loggers.logger import DummyLogger
 
-from finetune.core.files import fingerprint_file
+from finetune.core.files import fingerprint_file, read_text
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.inference.embed import find_device
 from finetune.model.base import Base
@@ -107,7 +107,7 @@ class Work:
 
     @cached_property
     def _values(self) -> Any:
-        return yaml.safe_load(self.run.recipe.read_text(encoding="utf-8"))
+        return yaml.safe_load(read_text(self.run.recipe))
 
     def fingerprints(self, *paths: Path) -> dict[str, str]:
         """Returns the fingerprints of files in the run's folder by their places in it, which moving it does not change.

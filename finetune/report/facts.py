@@ -7,7 +7,7 @@ from typing import Any, Self
 import pandas as pd
 
 from finetune.core.errors import RecipeError
-from finetune.core.files import read_json
+from finetune.core.files import read_json, read_text
 from finetune.run.folder import RunFolder
 from finetune.run.results import PROOF_FILE
 
@@ -60,7 +60,7 @@ class Facts:
             name=run.path.resolve().name,
             metrics=read_json(run.metrics),
             environment=environment,
-            recipe=_name_base(run.recipe.read_text(encoding="utf-8"), checkpoint["name"]),
+            recipe=_name_base(read_text(run.recipe), checkpoint["name"]),
             logged=_read_logged(run),
             trainings=len(run.logs),
             predictions=_read_predictions(run, environment),

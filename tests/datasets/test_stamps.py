@@ -11,6 +11,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from finetune.core.errors import FileError
+
 SCRIPT = Path(__file__).parents[2] / "datasets" / "stamps.py"
 
 STAMPS = {
@@ -147,7 +149,7 @@ def test_a_damaged_package_is_refused(
     package.write_bytes(damage(package.read_bytes()))
     assert load_script().main(["--deb", str(package), "--output", str(tmp_path / "stamps")]) == 2
     assert not (tmp_path / "stamps").exists()
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(FileError, match=message):
         load_script().read_package(package)
 
 

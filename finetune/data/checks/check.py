@@ -14,6 +14,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from finetune.core.errors import Concern
+from finetune.core.files import read_text
 from finetune.data.checks.concerns import MIRRORING, count, find_concerns, name_transforms, show_some
 from finetune.data.checks.copies import find_copies
 from finetune.data.checks.decode import decode_images
@@ -136,7 +137,7 @@ def read_settings(recipe: Path, overrides: Sequence[str] = ()) -> TableSettings 
         The tables, or None if the recipe has none or they cannot be read; reading the whole recipe reports why.
     """
     try:
-        data = (yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}).get("data") or {}
+        data = (yaml.safe_load(read_text(recipe)) or {}).get("data") or {}
         if str(data.get("class_path", DATA_MODULE)).rpartition(".")[2] != DATA_MODULE:
             return None
         values = data.get("init_args", data)

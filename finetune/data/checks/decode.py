@@ -2,7 +2,10 @@
 
 import multiprocessing
 import os
+import signal
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -42,7 +45,8 @@ def decode_images(rows: Rows, column: str, processes: int | None = None) -> Deco
     workers = min(processes or os.cpu_count() or 1, -(-len(paths) // CHUNK))
     context = multiprocessing.get_context("spawn")  # a fork would copy locks that other libraries' threads hold
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        decoded = pool.map(_decode, paths.tolist(), chunksize=CHUNK)
+        with _deaf_to_ctrl_c():
+            decoded = pool.map(_decode, paths.tolist(), chunksize=CHUNK)
         found = list(tqdm(decoded, total=len(paths), unit=" images"))
     sizes = np.array([size for size, _ in found], dtype=np.int64)
     unreadable = np.flatnonzero([bool(reason) for _, reason in found])
@@ -51,6 +55,16 @@ def decode_images(rows: Rows, column: str, processes: int | None = None) -> Deco
         for row in np.flatnonzero(np.isin(ids, unreadable)).tolist()
     )
     return Decoded(tuple(dict.fromkeys(faults)), sizes[ids])
+
+
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Lets processes that start inside not get the Ctrl-C that a terminal sends to all: the main process ends them."""
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
 
 def _decode(path: str) -> tuple[tuple[int, int], str]:

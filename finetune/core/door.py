@@ -1,0 +1,136 @@
+"""The one door by which what stops a command leaves it: as a line and an exit code, or as a fault of the program."""
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import current_thread, main_thread
+from types import FrameType
+
+from finetune.core.errors import CheckpointError, FileError, RecipeError, TableError
+from finetune.core.places import NO_ROOM, is_there
+
+FAULT, INTERRUPTED, TERMINATED, CLOSED = 2, 130, 143, 141
+"""Exit codes, the last three as a shell counts signals: 128 and the number of SIGINT, SIGTERM, SIGPIPE."""
+
+_NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def run_command(command: Callable[[], int | None]) -> int:
+    """Runs a command, and turns what stops it into one line on the standard error stream.
+
+    Args:
+        command: What to run. It returns an exit code, or None for 0.
+
+    Returns:
+        Exit code: the command's own; 2 where the input or the system is at fault; 130 after Ctrl-C, 143 after SIGTERM,
+        141 where nobody reads the output any more.
+
+    Raises:
+        Exception: If it is none of these but a fault of the program.
+    """
+    interrupts: list[int] = []
+    try:
+        with _noting_interrupts(interrupts):
+            code = command() or 0
+            sys.stdout.flush()  # a full disk shows here, where it still can be told
+    except BaseException as stop:
+        _drop_output()
+        if interrupts or isinstance(stop, KeyboardInterrupt):
+            return _refuse("stopped by Ctrl-C.", stop, INTERRUPTED)
+        if isinstance(stop, SystemExit) and stop.code is None:  # Lightning's SIGTERMException: as if all went well
+            return _refuse("stopped by SIGTERM.", stop, TERMINATED)
+        if not isinstance(stop, Exception):
+            raise
+        return _refuse_error(stop)
+    return code
+
+
+def describe(error: Exception) -> str | None:
+    """Says what the user can do about an error.
+
+    Args:
+        error: What was raised.
+
+    Returns:
+        What was expected, what was got, and the repair; None if the program is at fault.
+    """
+    if isinstance(error, TableError | RecipeError | CheckpointError | FileError):
+        return str(error)
+    if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+        return f"Expected names of files and folders to be UTF-8, but got {error.object!r}. Rename it."
+    if not isinstance(error, OSError):
+        return None
+    if error.errno is None:  # not the system's
+        return str(error) if isinstance(error, FileExistsError) else None
+    place = error.filename
+    if error.errno in NO_ROOM:  # of a copy the target counts; of what is written the output alone has no name
+        place = error.filename2 or place or "the output"
+    if not isinstance(place, str | bytes | os.PathLike):  # of a socket, a pipe, or a descriptor
+        return None
+    return _describe_place(Path(os.fsdecode(place)), error.errno, error.strerror or "")
+
+
+def _describe_place(path: Path, code: int, said: str) -> str:
+    """Words the system's error, which names a path and no repair."""
+    if code in NO_ROOM:
+        return f"Expected room to write {path}, but got: {said}. Free some space there, or write to another disk."
+    if code in _NO_ACCESS:
+        return f"Expected {path} to be open to you, but got: {said}. Change its permissions, or name another place."
+    if code == errno.EISDIR:
+        return f"Expected {path} to be a file, but it is a folder. Name a file in it."
+    file = next((place for place in (path, *path.parents) if is_there(place) and not place.is_dir()), None)
+    if code in (errno.ENOTDIR, errno.EEXIST) and file:
+        return f"Expected {file} to be a folder, but it is a file. Name another place."
+    if code == errno.ENOENT and not is_there(path.parent):
+        return f"Expected {path} to lie in a folder that exists, but {path.parent} does not. Make it, or correct it."
+    if code == errno.ENOENT:
+        return f"Expected {path} to exist, but it does not. Correct the path."
+    return f"Expected {path} to be a place that can be used, but got: {said}. Correct the path, or check its disk."
+
+
+@contextmanager
+def _noting_interrupts(interrupts: list[int]) -> Iterator[None]:
+    """Notes each Ctrl-C: Lightning makes a `SystemExit` of it, other libraries an error, or nothing."""
+
+    def note(number: int, frame: FrameType | None) -> None:
+        interrupts.append(number)
+        signal.default_int_handler(number, frame)
+
+    is_ours = current_thread() is main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if is_ours:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        if is_ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _refuse_error(error: Exception) -> int:
+    """Refuses what the user can mend, and raises what is a fault of the program."""
+    if isinstance(error, BrokenPipeError) and error.filename is None:
+        return CLOSED
+    line = describe(error)
+    if line is None:
+        raise error
+    return _refuse(line, error, FAULT)
+
+
+def _refuse(line: str, error: BaseException, code: int) -> int:
+    """Prints what stopped a command, and the notes on how to go on."""
+    exec("")  # clears Python's mark of an interrupt within an `exec`, by which the process would die of the signal
+    print(" ".join([f"error: {line}", *getattr(error, "__notes__", ())]), file=sys.stderr)
+    return code
+
+
+def _drop_output() -> None:
+    """Drops what was printed but can no longer be written, which Python would try, and complain of, at its end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,0 +1,100 @@
+"""The places that are written to: refused early where nothing can be written, and named where the system names none."""
+
+import errno
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from finetune.core.errors import FileError
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where a file cannot grow: a full disk, a quota, a limit on sizes."""
+
+
+def is_there(path: Path) -> bool:
+    """Whether something is at a path; false too where the system cannot look there, as its name is too long.
+
+    Args:
+        path: Any path.
+    """
+    return os.path.exists(path)  # noqa: PTH110 (raises nothing)
+
+
+def is_device(target: Path) -> bool:
+    """Whether a path is that of a terminal, a pipe or another thing that is written to but never replaced.
+
+    Args:
+        target: Any path.
+    """
+    return is_there(target) and not target.is_file() and not target.is_dir()
+
+
+def require_place(target: Path) -> None:
+    """Refuses a place where nothing can be written, before any work is done.
+
+    Args:
+        target: The file or folder to write. Folders that it lies in need not exist yet.
+
+    Raises:
+        OSError: If a file stands where a folder should be, or the folder takes no files.
+    """
+    if is_device(target):
+        return
+    folder = next(path for path in target.absolute().parents if is_there(path))
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:  # names the temporary file, and of /proc says that it does not exist
+        code = error.errno if error.errno in NO_ROOM else errno.EACCES
+        raise OSError(code, error.strerror, str(folder)) from error
+
+
+def require_utf8(target: Path) -> None:
+    """Refuses a folder for models whose path is not UTF-8, which the libraries that write there cannot name.
+
+    Args:
+        target: The folder to write.
+
+    Raises:
+        FileError: If it is not.
+    """
+    if show(target.absolute()) != str(target.absolute()):
+        raise FileError(f"Expected the path of models to be UTF-8, but got {str(target)!r}. Choose another name.")
+
+
+def show(path: str | Path) -> str:
+    r"""Returns a path as a text that can be written; a byte that is not UTF-8 becomes `\udce9`.
+
+    Args:
+        path: Any path.
+    """
+    return str(path).encode(errors="backslashreplace").decode()
+
+
+@contextmanager
+def name_place(target: Path, staging: Path | None = None) -> Iterator[None]:
+    """Lets the system's errors name what is written: of a full disk they name nothing, or what is staged.
+
+    Args:
+        target: The file or folder that is written.
+        staging: Where it is written first.
+
+    Raises:
+        OSError: As inside; also where the libraries of safetensors and tokenizers could not write.
+    """
+    try:
+        yield
+    except OSError as error:
+        inside = staging and isinstance(error.filename, str) and Path(error.filename).is_relative_to(staging)
+        if inside or (error.filename is None and error.errno in NO_ROOM):
+            error.filename = str(target)
+        raise
+    except Exception as error:
+        if code := re.search(r"\(os error (\d+)\)$", str(error)):  # as Rust words it
+            raise OSError(int(code[1]), os.strerror(int(code[1])), str(target)) from error
+        raise
