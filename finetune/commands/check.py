@@ -21,9 +21,9 @@ def add(commands: Commands) -> None:
     """
     check = commands.add_parser(
         "check",
-        help="every fault of table and images, then the recipe, before any weight is loaded",
-        description="Finds every fault of table and images, then of the recipe. Exit code 2 on any error, 0 with "
-        "warnings.",
+        help="every fault of table and images, then of the recipe, before anything is trained",
+        description="Finds every fault of table and images, then builds what the recipe names, as `finetune fit` does "
+        "first. Exit code 2 on any error, 0 with warnings.",
     )
     add_recipe(check)
     check.add_argument("--full", action="store_true", help="decode every image")
@@ -65,14 +65,21 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _check_recipe(path: Path, options: argparse.Namespace, report: "Report") -> None:
-    """Builds the recipe's data, adds what its processor's limits do to the rows, and shows some of them."""
+    """Builds the recipe, adds what its processor's limits do to the rows, and shows some of them."""
     from finetune.data.preview.preview import write_preview
+    from finetune.pipeline.check_recipe import check_recipe, check_trainer
     from finetune.pipeline.recipe import read_recipe
+    from finetune.pipeline.run_recipe import quieten
 
-    data = read_recipe(path, options.words, options.trust).build_data()
-    if report.rows is None:
-        return
-    report.concerns += data.find_limits(report.rows, report.sizes)
-    if options.preview and len(report.rows.indices("train")):
+    quieten()
+    recipe = read_recipe(path, options.words, options.trust)
+    data = recipe.build_data()
+    if report.rows is not None:
         data.rows = report.rows
-        print(write_preview(options.preview, data.dataset("train", training=True)))
+        report.concerns += data.find_limits(report.rows, report.sizes)
+        if options.preview and len(report.rows.indices("train")):
+            print(write_preview(options.preview, data.dataset("train", training=True)))
+    if report.faults:  # then what depends on the rows would be said of others than a run's
+        check_trainer(recipe.build_trainer())
+    else:
+        check_recipe(recipe, data)

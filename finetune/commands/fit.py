@@ -24,7 +24,7 @@ def add(commands: Commands) -> None:
 
 def _fit(options: argparse.Namespace) -> None:
     if options.keys:
-        from finetune.pipeline.recipe import describe_keys
+        from finetune.pipeline.parser import describe_keys
 
         print(describe_keys())
         return

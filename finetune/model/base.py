@@ -21,6 +21,7 @@ HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?"
 MODEL_FILES = ["config.json", "*_config.json", "model*.safetensors", "model.safetensors.index.json"]
 PROCESSOR_FILES = ["tokenizer.json", "vocab.txt", "special_tokens_map.json", "added_tokens.json"]
 SMALLEST_IMAGE = 32  # pixels; the image tower halves the side five times
+LARGEST_IMAGE = 4096  # an image tower keeps gigabytes of each image long before
 
 
 class Base:
@@ -159,10 +160,12 @@ class Base:
 
         Raises:
             CheckpointError: If the processor cannot be opened.
-            RecipeError: If `image_size` is too small for the image tower.
+            RecipeError: If `image_size` is too small or too large for the image tower.
         """
-        if image_size is not None and image_size < SMALLEST_IMAGE:
-            raise RecipeError(f"Expected image_size to be at least {SMALLEST_IMAGE} pixels, but got {image_size}.")
+        if image_size is not None and not SMALLEST_IMAGE <= image_size <= LARGEST_IMAGE:
+            raise RecipeError(
+                f"Expected image_size to be from {SMALLEST_IMAGE} to {LARGEST_IMAGE} pixels, but got {image_size}."
+            )
         processor = open_processor(self.folder)
         if image_size is not None:
             _rescale(processor.image_processor, image_size)

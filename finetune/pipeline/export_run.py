@@ -103,7 +103,6 @@ def _open_base(run: RunFolder) -> Base:
 
 
 def _choose_again(run: RunFolder, overrides: Sequence[str], trust: Sequence[str], anyway: bool) -> tuple[Base, Choice]:
-    from finetune.inference.embed import find_device
     from finetune.model.head import LinearHead, require_classes
     from finetune.pipeline.choose import choose, open_line
     from finetune.pipeline.recipe import read_recipe
@@ -117,5 +116,5 @@ def _choose_again(run: RunFolder, overrides: Sequence[str], trust: Sequence[str]
         require_classes(LinearHead.read(run.head).classes, data.rows.classes)
     keep_unseen(run, data, "val", ["train"], anyway)
     base = _open_base(run)
-    device = find_device(recipe.accelerator)
+    device = recipe.device
     return base, choose(recipe.run, data, device, lambda: open_line(run, base, device))

@@ -10,7 +10,6 @@ from finetune.core.errors import RecipeError
 from finetune.data.checks.unreadable import describe_skipped
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.evaluation.measure import measure_classifier, measure_towers
-from finetune.inference.embed import find_device
 from finetune.inference.models import PlainClassifier
 from finetune.model.base import Base
 from finetune.model.head import require_classes
@@ -86,7 +85,7 @@ def _measure(recipe: Recipe, title: str, measure: _Measure, output: Path | None,
         table.rows.require("test")
     if choose is not None:
         choose(data)
-    measured = measure(data, find_device(recipe.accelerator))
+    measured = measure(data, recipe.device)
     if output:
         write_measurement(measured, output)
     lines = [format_table({title: measured.test.metrics})]

@@ -1,31 +1,28 @@
 """A recipe: YAML and command-line values turned into objects by LightningCLI's parser."""
 
-import argparse
-import importlib
-import inspect
 import re
 import sys
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any, cast, get_args, get_type_hints
 
-import yaml
-from jsonargparse import ActionConfigFile, ArgumentError, Namespace, set_parsing_settings
+import torch
+from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning import Callback, Trainer, seed_everything
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
-from finetune.core.errors import CheckpointError, RecipeError, TableError, did_you_mean
-from finetune.core.files import read_text
+from finetune.core.errors import CheckpointError, RecipeError, TableError
+from finetune.core.overrides import write_out_nulls
 from finetune.data.loading.datamodule import ImageTextDataModule
+from finetune.inference.embed import find_device
 from finetune.model.base import Base
+from finetune.pipeline.parser import TRUSTED, build_parser, default_classes, explain, find_class, refuse_nulls
 from finetune.pipeline.renamed import refuse_renamed
 from finetune.run.settings import RunSettings
 from finetune.training.task import AlignTask
-
-TRUSTED = ("finetune", "torch", "lightning", "torchmetrics", "albumentations", "transformers", "peft")
 
 
 class Recipe:
@@ -35,13 +32,22 @@ class Recipe:
         config: The parsed values.
         parser: The parser they come from.
         name: Name of the run.
+        trust: Modules beside the toolkit's own that the recipe may name.
     """
 
-    def __init__(self, config: Namespace, parser: LightningArgumentParser, name: str) -> None:
+    def __init__(
+        self, config: Namespace, parser: LightningArgumentParser, name: str, trust: Sequence[str] = ()
+    ) -> None:
         self._config = config
         self._parser = parser
+        self._trust = [module.split(".")[0] for module in trust]
         self.run = RunSettings(**config.run.as_dict())
-        self.name = self.run.name or name
+        self.folder = Path(self.run.folder) / (self.run.name or name)
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return self.folder.name
 
     @property
     def checkpoint(self) -> str:
@@ -92,30 +98,41 @@ class Recipe:
             )
         return task
 
-    def build_trainer(self, callbacks: Sequence[Callback], logger: Logger) -> Trainer:
-        """The trainer, with the run's callbacks after the recipe's own.
+    def build_trainer(self, callbacks: Sequence[Callback] = (), logger: Logger | None = None) -> Trainer:
+        """The trainer, with the run's callbacks and logger after the recipe's own.
 
         Args:
             callbacks: What the run needs to follow the training.
-            logger: Used where the recipe names none.
+            logger: The run's own log, whatever other loggers the recipe names.
 
         Raises:
             RecipeError: If its values do not go together, or with this machine.
         """
         values = dict(self._build("trainer"))
-        values["callbacks"] = [*(values["callbacks"] or []), *callbacks]
-        values["logger"] = values["logger"] or logger
+        named, loggers = values["callbacks"] or [], values["logger"]
+        values["callbacks"] = [*([named] if isinstance(named, Callback) else named), *callbacks]
+        if isinstance(loggers, bool | None):
+            loggers = []
+        values["logger"] = [*([loggers] if isinstance(loggers, Logger) else loggers), *filter(None, [logger])]
         try:
             return Trainer(**values)
-        except (MisconfigurationException, ValueError, ImportError) as error:
+        except Exception as error:  # of many kinds, and all of them of these values
             raise RecipeError(
                 f"Expected the trainer's values to suit each other and this machine, but got: {error}"
             ) from error
 
     @property
-    def accelerator(self) -> str:
-        """The recipe's accelerator."""
-        return cast(str, self._config.trainer.accelerator)
+    def device(self) -> torch.device:
+        """Where models are measured: the trainer's one device.
+
+        Raises:
+            RecipeError: If this machine has no such accelerator.
+        """
+        trainer = self._config.trainer
+        device = find_device(trainer.accelerator)
+        if device.type == "cpu" or not isinstance(trainer.devices, list):
+            return device
+        return torch.device(device.type, *trainer.devices)
 
     def _build(self, key: str) -> Any:
         values = self._config[key].clone()
@@ -124,7 +141,7 @@ class Recipe:
         try:
             return self._parser.instantiate(Namespace({key: values}))[key]
         except ValueError as error:
-            raise _find_cause(error, key) from None
+            raise _find_cause(error, key, self._trust) from None
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = (), trust: Sequence[str] = ()) -> Recipe:
@@ -145,12 +162,15 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = (), trust: Sequence
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*TRUSTED, *trust])
     parser = build_parser()
     try:
-        settings = ["--config", str(path), *_write_out_nulls(overrides)]
-        config = parser.parse_args([*_default_classes(Path(path), overrides), *settings])
-    except ArgumentError as error:
+        settings = ["--config", str(path), *write_out_nulls(overrides)]
+        config = parser.parse_args([*default_classes(Path(path), overrides), *settings])
+        parser.validate(config, skip_unset=False)
+    except (ArgumentError, TypeError) as error:  # a TypeError of a null, which `parse_args` takes for "not given"
         raise RecipeError(f"{path}: {explain(str(error), parser)}") from error
+    for key in ("model", "data"):
+        refuse_nulls(config[key].init_args, find_class(config[key].class_path), key)
     _check_trainer(config.trainer)
-    return Recipe(config, parser, Path(path).stem)
+    return Recipe(config, parser, Path(path).stem, trust)
 
 
 def _check_trainer(trainer: Namespace) -> None:
@@ -169,134 +189,25 @@ def _check_trainer(trainer: Namespace) -> None:
         )
 
 
-def build_parser() -> LightningArgumentParser:
-    """The parser of recipes: `model`, `data`, `trainer` and `run`."""
-    parser = LightningArgumentParser(prog="finetune fit", exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--config", action=ActionConfigFile, help="Recipe: a path or a shipped recipe's name.")
-    parser.add_lightning_class_args(AlignTask, "model", subclass_mode=True)
-    parser.add_lightning_class_args(ImageTextDataModule, "data", subclass_mode=True)
-    parser.add_lightning_class_args(Trainer, "trainer")
-    parser.add_class_arguments(RunSettings, "run")
-    parser.set_defaults({"trainer.devices": 1, "trainer.log_every_n_steps": 5, "trainer.enable_model_summary": False})
-    parser.link_arguments("model.init_args.checkpoint", "data.init_args.checkpoint")
-    parser.link_arguments("run.seed", "data.init_args.seed")
-    return parser
-
-
-def _default_classes(path: Path, overrides: Sequence[str]) -> list[str]:
-    """Options that name the toolkit's own classes where the recipe names none.
-
-    As defaults of the parser they would carry their own default arguments into a subclass that has others.
-    """
-    try:
-        values = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: Expected valid YAML, but got: {error}") from error
-    options: list[str] = []
-    for key, name in (("model", "finetune.AlignTask"), ("data", "finetune.ImageTextDataModule")):
-        section = values.get(key) if isinstance(values, dict) else None
-        is_named = isinstance(section, dict) and "class_path" in section
-        if not is_named and not any(re.match(rf"--{key}(=|\.class_path|$)", word) for word in overrides):
-            options += [f"--{key}", name]
-    return options
-
-
-def _write_out_nulls(words: Sequence[str]) -> list[str]:
-    """Writes `--a.b.c null` as a piece of YAML: jsonargparse hands a null that lies deep on as the text "None"."""
-
-    def write(option: re.Match[str]) -> str:
-        keys = option[1].split(".")
-        return "--config\0{" + ": {".join(keys) + ": null" + "}" * len(keys)
-
-    joined = re.sub(r"(?<![^\0])--(\w+(?:\.\w+){2,})[\0=]null(?![^\0])", write, "\0".join(words))
-    return joined.split("\0") if words else []
-
-
-def describe_keys() -> str:
-    """Every recipe key with its type, default and meaning."""
-    parser = LightningArgumentParser(
-        prog="finetune fit", usage=argparse.SUPPRESS, description="Every recipe key.", add_help=False
-    )
-    parser.add_class_arguments(AlignTask, "model")
-    parser.add_class_arguments(ImageTextDataModule, "data", skip={"checkpoint", "seed"})
-    parser.add_class_arguments(RunSettings, "run")
-    parser.add_lightning_class_args(Trainer, "trainer")
-    return parser.format_help()
-
-
-def explain(message: str, parser: LightningArgumentParser) -> str:
-    """Reduces jsonargparse's nested message to the key, what is wrong with it, and the nearest valid name.
-
-    Args:
-        message: What the parser raised.
-        parser: The parser, for the names of its groups.
-    """
-    where = re.findall(r'Parser key "([^"]+)"', message)
-    classes = re.findall(r"class_path[ =]'([^']+)'", message)
-    unknown = re.search(
-        r"(?:Group '([^']+)' does not accept option|(?:Option)) '([^']+)'|arguments: --([\w.]+)", message
-    )
-    if denied := re.search(r"Importing '([^']+)' is not allowed", message):
-        module = denied[1].split(".")[0]
-        return (
-            f"Expected {'.'.join(where)} to name a class of {', '.join(TRUSTED)}, but got {denied[1]!r}. "
-            f"If you trust that module, pass --trust {module}."
-        )
-    if unknown is None:
-        return _innermost(message, ".".join(where))
-    inner = ".".join(filter(None, unknown.groups())).split(".")
-    valid = _argument_names(classes[-1], inner[:-1]) if classes else _parser_keys(parser, inner[:-1])
-    return f"Expected every key to be known, but got {'.'.join(where + inner)!r}. {did_you_mean(inner[-1], valid)}"
-
-
 def _takes_base(class_path: str) -> bool:
     """Whether a class can be given an open base; a user's may ask for the checkpoint's name alone."""
-    hint = get_type_hints(_find_class(class_path).__init__).get("checkpoint", Base)
+    hint = get_type_hints(find_class(class_path).__init__).get("checkpoint", Base)
     return hint is Any or Base in (hint, *get_args(hint))
 
 
-def _find_cause(error: BaseException, key: str) -> Exception:
-    """What a constructor raised, which jsonargparse wraps in its own error."""
-    while not isinstance(error, TableError | RecipeError | CheckpointError) and error.__cause__:
+def _find_cause(error: BaseException, key: str, own: Sequence[str]) -> BaseException:
+    """What a constructor raised, which jsonargparse wraps in its own error.
+
+    A fault in code of the toolkit, or of a module that the user trusts, stays what it is, unless it says that a value
+    is wrong; all that libraries raise is about the values that they were given.
+    """
+    given = r"Problem with given class_path '([^']+)':\s+(?!Problem|Does not|Parser|Not a valid)(.+)"
+    problem = re.search(given, str(error))
+    known = (TableError, RecipeError, CheckpointError)
+    while error.__cause__ and not isinstance(error, known):
         error = error.__cause__
-    if isinstance(error, TableError | RecipeError | CheckpointError):
+    modules = [frame.f_globals.get("__name__", "").split(".")[0] for frame, _ in walk_tb(error.__traceback__)]
+    is_fault = modules[-1:] == ["finetune"] or not {*own}.isdisjoint(modules)
+    if isinstance(error, known) or (is_fault and not isinstance(error, ValueError | ImportError | RuntimeError)):
         return error
-    return RecipeError(f"{key}: {error}")
-
-
-def _innermost(message: str, where: str) -> str:
-    """The deepest complaint of a nested message that names no unknown key."""
-    lines = [line.strip(" -") for line in message.splitlines()]
-    complaints = [
-        line
-        for line in lines
-        if line and not re.match(r"Parser key|Problem with|Does not validate|Subtypes|Errors:|Given value", line)
-    ]
-    wanted = [line for line in complaints if "NoneType" not in line] or complaints or lines
-    found = wanted[0]
-    given = re.search(r"Given value: (.+)", message)
-    if given and all(line.startswith("Expected a ") for line in wanted):  # one for each type of a union
-        found = f"{' or '.join(wanted).replace(' or Expected', ' or')}. Got value: {given[1]}"
-    return f"{where}: {found}" if where else found
-
-
-def _parser_keys(parser: LightningArgumentParser, outer: Sequence[str]) -> set[str]:
-    """Names of the parser's keys directly below `outer`."""
-    keys = [action.dest.split(".") for action in parser._actions if not action.dest.endswith("help")]
-    return {key[len(outer)] for key in keys if len(key) > len(outer) and key[: len(outer)] == list(outer)}
-
-
-def _argument_names(class_path: str, outer: Sequence[str]) -> list[str]:
-    """Names of the arguments of a class, or of the class that its argument `outer[0]` takes, and so on."""
-    found = _find_class(class_path)
-    for argument in outer:
-        hint = get_type_hints(found.__init__)[argument]
-        found = next(
-            kind for kind in (*get_args(hint), hint) if inspect.isclass(kind) and kind.__init__ is not object.__init__
-        )
-    return [argument for argument in inspect.signature(found).parameters if argument != "self"]
-
-
-def _find_class(class_path: str) -> Any:
-    module, _, name = class_path.rpartition(".")
-    return getattr(importlib.import_module(module), name)
+    return RecipeError(f"{key}: {problem[1]}: {problem[2]}" if problem else f"{key}: {error}")

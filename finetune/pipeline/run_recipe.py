@@ -48,7 +48,7 @@ def run_recipe(recipe: Recipe, overwrite: bool = False) -> RunFolder:
         OSError: If the run's folder cannot be written.
     """
     quieten()
-    run = RunFolder(Path(recipe.run.folder) / recipe.name)
+    run = RunFolder(recipe.folder)
     work = Work(recipe, run)
     require_utf8(run.path)
     require_place(run.path)

@@ -20,7 +20,7 @@ from finetune.data.prepare.members import place_of
 from finetune.data.table.cells import Integers, Mask
 from finetune.data.table.rows import Rows
 from finetune.data.table.splits import SPLITS, UNKNOWN
-from finetune.inference.embed import embed, find_device
+from finetune.inference.embed import embed
 from finetune.pipeline.recipe import Recipe
 from finetune.pipeline.run_recipe import quieten
 from finetune.pipeline.suspect_scores import Suspicion, compare_rows, score_captions, score_labels
@@ -80,7 +80,7 @@ def find_suspects(recipe: Recipe, folds: int) -> Suspects:
     data = recipe.build_data()
     data.rows.require("train")
     fold_ids = deal_folds(data.rows, folds, recipe.run.seed)
-    ranked = rank_rows(find_device(recipe.accelerator), cross_fit(recipe, data, fold_ids), data, fold_ids)
+    ranked = rank_rows(recipe.device, cross_fit(recipe, data, fold_ids), data, fold_ids)
     return Suspects(ranked, data.skipped)
 
 

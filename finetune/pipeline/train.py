@@ -2,17 +2,17 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
-from lightning import seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning import Trainer, seed_everything
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import CSVLogger
 from peft import LoraConfig, PeftModel
 from torch import Tensor
 
-from finetune.core.errors import Concern
+from finetune.core.errors import Concern, RecipeError
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.model.base import Base
 from finetune.model.soup import average_adapters, average_weights
@@ -24,6 +24,39 @@ from finetune.training.collapse import CollapseWatch
 from finetune.training.task import AlignTask
 
 _MODEL = "towers.model."
+
+
+class Training(NamedTuple):
+    """What trains, and the run's own callbacks that follow it, beside those of the recipe.
+
+    Attributes:
+        trainer: The recipe's trainer.
+        keep: Chooses the weights to keep.
+        watch: Notices what goes wrong.
+    """
+
+    trainer: Trainer
+    keep: LatestBest
+    watch: CollapseWatch
+
+
+def build_training(recipe: Recipe, data: ImageTextDataModule, run: RunFolder) -> Training:
+    """Builds a recipe's trainer as it trains in a run; nothing is written before it fits.
+
+    Args:
+        recipe: Has the trainer.
+        data: The table.
+        run: Where checkpoints and logged values are written.
+
+    Raises:
+        RecipeError: If the trainer's values do not go together, or with this machine.
+    """
+    rows = len(data.rows.indices("val"))
+    metric = f"val/{data.kind.metric().headline}" if rows else None
+    keep = LatestBest(rows, monitor=metric, dirpath=run.checkpoints, filename="best", save_last=True)
+    watch = CollapseWatch()
+    logger = CSVLogger(save_dir=run.path.parent, name=run.path.name, version="")
+    return Training(recipe.build_trainer([keep, watch], logger), keep, watch)
 
 
 def fit(recipe: Recipe, task: AlignTask, data: ImageTextDataModule, run: RunFolder) -> list[Concern]:
@@ -72,15 +105,15 @@ def _fit_once(
 ) -> tuple[dict[str, Tensor], list[Concern]]:
     """Trains once, and returns the weights to keep: all that training changes, by name in the task."""
     seed_everything(data.seed, verbose=False)  # whatever this process has drawn before
-    rows = len(data.rows.indices("val"))
-    where: dict[str, Any] = {"dirpath": run.checkpoints, "filename": "best", "save_last": True}
-    metric = f"val/{data.kind.metric().headline}"
-    keep = LatestBest(rows, monitor=metric, **where) if rows else ModelCheckpoint(**where)
-    logger = CSVLogger(save_dir=run.path.parent, name=run.path.name, version="")
-    watch = CollapseWatch()
-    recipe.build_trainer([keep, watch], logger).fit(task, data)
+    trainer, keep, watch = build_training(recipe, data, run)
+    try:
+        trainer.fit(task, data)
+    except MisconfigurationException as error:
+        raise RecipeError(f"Expected the trainer's values to suit the training, but got: {error}") from error
     # A fit that stops inside its first epoch (trainer.max_steps) is never validated: its last weights count.
     path = keep.best_model_path or keep.last_model_path
+    if not path:
+        raise RecipeError("Expected at least one step of training, but got none before trainer.max_time. Raise it.")
     return torch.load(path, map_location="cpu", weights_only=True)["state_dict"], watch.notices
 
 

@@ -9,13 +9,11 @@ from typing import Any
 
 import torch
 import yaml
-from lightning.pytorch.loggers.logger import DummyLogger
 
 from finetune.core.files import fingerprint_file, read_text
 from finetune.data.loading.datamodule import ImageTextDataModule
-from finetune.inference.embed import find_device
 from finetune.model.base import Base
-from finetune.pipeline.choose import check_settings
+from finetune.pipeline.check_recipe import check_recipe
 from finetune.pipeline.recipe import Recipe
 from finetune.run.folder import RunFolder
 from finetune.training.task import AlignTask
@@ -51,7 +49,7 @@ class Work:
     @cached_property
     def device(self) -> torch.device:
         """Where models are measured."""
-        return find_device(self.recipe.accelerator)
+        return self.recipe.device
 
     @property
     def title(self) -> str:
@@ -59,19 +57,8 @@ class Work:
         return self.run.path.resolve().name
 
     def check(self) -> None:
-        """Finds what is wrong with tables and recipe before anything is written.
-
-        Raises:
-            TableError: If a table has a fault.
-            RecipeError: If the interpolation is to be chosen but the tables hold nothing to choose it by, nothing is
-                trained, or the trainer's values do not go together.
-        """
-        self.data.rows.require("train", "test")
-        for other in self.data.retention.values():
-            other.rows.require("test")
-        check_settings(self.recipe.run, self.data)
-        self.task = self.recipe.build_trainable()
-        self.recipe.build_trainer([], DummyLogger())
+        """Finds what is wrong with tables and recipe before anything is written, see `check_recipe`."""
+        self.task = check_recipe(self.recipe, self.data)
 
     @property
     def tables(self) -> list[Path]:

@@ -6,6 +6,8 @@ from typing import Literal
 from finetune.core.errors import RecipeError
 from finetune.model.interpolate import check_interpolation
 
+LARGEST_SEED = 2**32 - 1  # NumPy's
+
 
 @dataclass(frozen=True)
 class RunSettings:
@@ -44,6 +46,8 @@ class RunSettings:
     calibrate: bool = True
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise RecipeError(f"Expected run.seed to be from 0 to {LARGEST_SEED}, but got {self.seed}.")
         if self.neighbours is not None and self.neighbours < 1:
             raise RecipeError(f"Expected run.neighbours to be at least 1 or null, but got {self.neighbours}.")
         if self.soup < 1:

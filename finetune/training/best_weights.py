@@ -18,7 +18,7 @@ class LatestBest(ModelCheckpoint):
     larger one (Bhatia and Davis 2000, American Mathematical Monthly 107).
 
     Args:
-        rows: n, the number of validation rows.
+        rows: n, the number of validation rows. Without any, and so without a metric, the last weights are kept.
         options: Those of `ModelCheckpoint`; the monitored metric lies in [0, 1], and higher is better.
     """
 

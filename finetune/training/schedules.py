@@ -93,8 +93,20 @@ def total_steps(trainer: Trainer) -> int:
     datamodule = getattr(trainer, "datamodule", None)
     if datamodule is None or trainer.max_epochs is None or trainer.max_epochs < 0:
         return trainer.max_steps if trainer.max_steps >= 0 else int(trainer.estimated_stepping_batches)
-    limit = trainer.limit_train_batches
-    batches = len(datamodule.train_dataloader())
-    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    batches = limit_batches(len(datamodule.train_dataloader()), trainer.limit_train_batches)
     steps = -(-batches // trainer.accumulate_grad_batches) * trainer.max_epochs
     return steps if trainer.max_steps < 0 else min(steps, trainer.max_steps)
+
+
+def limit_batches(batches: int, limit: float) -> int:
+    """Returns how many batches of an epoch a trainer takes.
+
+    Args:
+        batches: How many there are.
+        limit: Lightning's `limit_train_batches`: a number of batches, or as a float their share.
+
+    Example:
+        >>> limit_batches(3, 2), limit_batches(3, 1.0), limit_batches(3, 0.01)
+        (2, 3, 0)
+    """
+    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)

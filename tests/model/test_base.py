@@ -461,7 +461,7 @@ def test_processor_without_crop_has_its_resized_side(folder: Path) -> None:
 
 
 def test_processor_refuses_images_smaller_than_the_tower_can_halve() -> None:
-    with pytest.raises(RecipeError, match=r"image_size to be at least 32 pixels, but got 31"):
+    with pytest.raises(RecipeError, match=r"image_size to be from 32 to 4096 pixels, but got 31"):
         Base.open(MINI).processor(31)
 
 

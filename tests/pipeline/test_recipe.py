@@ -11,7 +11,8 @@ from docstring_parser import parse
 import finetune
 from finetune.core.errors import RecipeError
 from finetune.core.shipped import find_recipe
-from finetune.pipeline.recipe import describe_keys, read_recipe
+from finetune.pipeline.parser import describe_keys
+from finetune.pipeline.recipe import read_recipe
 
 CLASSES = [
     getattr(finetune, name)

@@ -8,7 +8,8 @@ import pytest
 
 from finetune.commands.cli import main
 from finetune.core.errors import RecipeError
-from finetune.pipeline.recipe import describe_keys, read_recipe
+from finetune.pipeline.parser import describe_keys
+from finetune.pipeline.recipe import read_recipe
 from finetune.pipeline.renamed import OPTIONS, RENAMED, refuse_renamed
 
 ALPHA = "run.alpha is now run.interpolation. Rename the key."

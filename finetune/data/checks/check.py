@@ -15,6 +15,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from finetune.core.errors import Concern
 from finetune.core.files import read_text
+from finetune.core.overrides import write_out_nulls
 from finetune.data.checks.concerns import MIRRORING, count, find_concerns, name_transforms, show_some
 from finetune.data.checks.copies import find_copies
 from finetune.data.checks.decode import decode_images
@@ -163,7 +164,7 @@ def _table_words(overrides: Sequence[str]) -> list[str]:
             word = key.replace("--data.", "--", 1)
         if follows:
             kept.append(word)
-    return kept
+    return write_out_nulls(kept)
 
 
 def describe_filter(rows: Rows) -> list[str]:

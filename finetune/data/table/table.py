@@ -110,6 +110,13 @@ class Table:
                 "Expected data.table.names to go with data.table.label, but got no label. "
                 "Pass --data.table.label COLUMN."
             )
+        if not isinstance(self.image, str):
+            raise RecipeError(f"Expected data.table.image to name a column, but got {self.image!r}.")
+        if not isinstance(self.split, str | RandomSplit):
+            raise RecipeError(
+                "Expected data.table.split to name a column, or to hold fractions or files (in Python a RandomSplit), "
+                f"but got {self.split!r}. Leave it out to draw a tenth of the images for val and for test."
+            )
         if self.limit_rows is not None and self.limit_rows < 1:
             raise RecipeError(f"Expected data.table.limit_rows to be at least 1, but got {self.limit_rows}.")
         if self.separator is not None and (len(self.separator) != 1 or self.separator in '"\r\n'):

@@ -1,0 +1,165 @@
+"""The parser of recipes, and what it says of keys and values that are not valid."""
+
+import argparse
+import importlib
+import inspect
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_type_hints
+
+import yaml
+from jsonargparse import ActionConfigFile, Namespace
+from lightning import Trainer
+from lightning.pytorch.cli import LightningArgumentParser
+
+from finetune.core.errors import RecipeError, did_you_mean
+from finetune.core.files import read_text
+from finetune.data.loading.datamodule import ImageTextDataModule
+from finetune.run.settings import RunSettings
+from finetune.training.task import AlignTask
+
+TRUSTED = ("finetune", "torch", "lightning", "torchmetrics", "albumentations", "transformers", "peft")
+
+
+def build_parser() -> LightningArgumentParser:
+    """The parser of recipes: `model`, `data`, `trainer` and `run`."""
+    parser = LightningArgumentParser(prog="finetune fit", exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", action=ActionConfigFile, help="Recipe: a path or a shipped recipe's name.")
+    parser.add_lightning_class_args(AlignTask, "model", subclass_mode=True)
+    parser.add_lightning_class_args(ImageTextDataModule, "data", subclass_mode=True)
+    parser.add_lightning_class_args(Trainer, "trainer")
+    parser.add_class_arguments(RunSettings, "run")
+    parser.set_defaults({"trainer.devices": 1, "trainer.log_every_n_steps": 5, "trainer.enable_model_summary": False})
+    parser.link_arguments("model.init_args.checkpoint", "data.init_args.checkpoint")
+    parser.link_arguments("run.seed", "data.init_args.seed")
+    return parser
+
+
+def default_classes(path: Path, overrides: Sequence[str]) -> list[str]:
+    """Options that name the toolkit's own classes where the recipe names none.
+
+    As defaults of the parser they would carry their own default arguments into a subclass that has others.
+    """
+    try:
+        values = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: Expected valid YAML, but got: {error}") from error
+    options: list[str] = []
+    for key, name in (("model", "finetune.AlignTask"), ("data", "finetune.ImageTextDataModule")):
+        section = values.get(key) if isinstance(values, dict) else None
+        is_named = isinstance(section, dict) and "class_path" in section
+        if not is_named and not any(re.match(rf"--{key}(=|\.class_path|$)", word) for word in overrides):
+            options += [f"--{key}", name]
+    return options
+
+
+def describe_keys() -> str:
+    """Every recipe key with its type, default and meaning."""
+    parser = LightningArgumentParser(
+        prog="finetune fit", usage=argparse.SUPPRESS, description="Every recipe key.", add_help=False
+    )
+    parser.add_class_arguments(AlignTask, "model")
+    parser.add_class_arguments(ImageTextDataModule, "data", skip={"checkpoint", "seed"})
+    parser.add_class_arguments(RunSettings, "run")
+    parser.add_lightning_class_args(Trainer, "trainer")
+    return parser.format_help()
+
+
+def explain(message: str, parser: LightningArgumentParser) -> str:
+    """Reduces jsonargparse's nested message to the key, what is wrong with it, and the nearest valid name.
+
+    Args:
+        message: What the parser raised.
+        parser: The parser, for the names of its groups.
+    """
+    where = re.findall(r'Parser key "([^"]+)"', message)
+    classes = re.findall(r"class_path[ =]'([^']+)'", message)
+    unknown = re.search(
+        r"(?:Group '([^']+)' does not accept option|(?:Option)) '([^']+)'|arguments: --([\w.]+)", message
+    )
+    if denied := re.search(r"Importing '([^']+)' is not allowed", message):
+        module = denied[1].split(".")[0]
+        return (
+            f"Expected {'.'.join(where)} to name a class of {', '.join(TRUSTED)}, but got {denied[1]!r}. "
+            f"If you trust that module, pass --trust {module}."
+        )
+    if unknown is None:
+        return _innermost(message, ".".join(where))
+    inner = ".".join(filter(None, unknown.groups())).split(".")
+    valid = _argument_names(classes[-1], inner[:-1]) if classes else _parser_keys(parser, inner[:-1])
+    return f"Expected every key to be known, but got {'.'.join(where + inner)!r}. {did_you_mean(inner[-1], valid)}"
+
+
+def refuse_nulls(values: Namespace, kind: Any, key: str) -> None:
+    """Refuses a null that an argument of a class does not take; jsonargparse takes any null for "not given".
+
+    Args:
+        values: The arguments of the class.
+        kind: The class.
+        key: Where they stand in the recipe.
+
+    Raises:
+        RecipeError: At the first one.
+    """
+    hints, parameters = get_type_hints(kind.__init__), inspect.signature(kind).parameters
+    for name, value in vars(values).items():
+        if name not in parameters or name not in hints:
+            continue
+        hint, where = hints[name], f"{key}.{name}"
+        if (
+            value is None
+            and parameters[name].default is not None
+            and hint is not Any
+            and NoneType not in get_args(hint)
+        ):
+            raise RecipeError(f"Expected {where} to have a value, but got null. Leave it out for the default.")
+        if not isinstance(value, Namespace):
+            continue
+        if "class_path" in value:
+            refuse_nulls(value.get("init_args", Namespace()), find_class(value.class_path), where)
+        elif inner := _class_within(hint):
+            refuse_nulls(value, inner, where)
+
+
+def _class_within(hint: Any) -> Any:
+    """The class of the toolkit's or of a library's that an argument takes, or None."""
+    kinds = (*get_args(hint), hint)
+    return next((kind for kind in kinds if inspect.isclass(kind) and kind.__init__ is not object.__init__), None)
+
+
+def _innermost(message: str, where: str) -> str:
+    """The deepest complaint of a nested message that names no unknown key."""
+    lines = [line.strip(" -") for line in message.splitlines()]
+    complaints = [
+        line
+        for line in lines
+        if line and not re.match(r"Parser key|Problem with|Does not validate|Subtypes|Errors:|Given value", line)
+    ]
+    wanted = [line for line in complaints if "NoneType" not in line] or complaints or lines
+    found = wanted[0]
+    given = re.search(r"Given value: (.+)", message)
+    if given and all(line.startswith("Expected a ") for line in wanted):  # one for each type of a union
+        found = f"{' or '.join(wanted).replace(' or Expected', ' or')}. Got value: {given[1]}"
+    return f"{where}: {found}" if where else found
+
+
+def _parser_keys(parser: LightningArgumentParser, outer: Sequence[str]) -> set[str]:
+    """Names of the parser's keys directly below `outer`."""
+    keys = [action.dest.split(".") for action in parser._actions if not action.dest.endswith("help")]
+    return {key[len(outer)] for key in keys if len(key) > len(outer) and key[: len(outer)] == list(outer)}
+
+
+def _argument_names(class_path: str, outer: Sequence[str]) -> list[str]:
+    """Names of the arguments of a class, or of the class that its argument `outer[0]` takes, and so on."""
+    found = find_class(class_path)
+    for argument in outer:
+        found = _class_within(get_type_hints(found.__init__)[argument])
+    return [argument for argument in inspect.signature(found).parameters if argument != "self"]
+
+
+def find_class(class_path: str) -> Any:
+    """Imports the class of a dotted name."""
+    module, _, name = class_path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
