@@ -18,8 +18,6 @@ Every run writes the same bytes.
 """
 
 import argparse
-import csv
-import io
 import sys
 from pathlib import Path
 
@@ -27,6 +25,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from finetune.core.csv_text import format_rows
 from finetune.core.files import require_own, write_folder, write_text
 from finetune.core.shipped import script
 from finetune.data.table.even_splits import draw_evenly
@@ -56,15 +55,13 @@ def prepare(output: Path) -> dict[str, int]:
     digits = load_digits()
     paths = [f"images/{number:04d}.png" for number in range(len(digits.target))]
     splits = [SPLITS[code] for code in draw_evenly(paths, digits.target, val=0.1, test=0.3)]
-    table = io.StringIO(newline="")
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["image", "caption", "label", "split"])
+    rows: list[list[str]] = []
     with write_folder(output, overwrite=True) as folder:
         (folder / "images").mkdir()
         for path, ink, digit, split in zip(paths, digits.images, digits.target, splits, strict=True):
             draw_digit(ink).save(folder / path)
-            writer.writerow([path, f"a handwritten digit {NAMES[digit]}", NAMES[digit], split])
-        write_text(folder / "digits.csv", table.getvalue())
+            rows.append([path, f"a handwritten digit {NAMES[digit]}", NAMES[digit], split])
+        write_text(folder / "digits.csv", format_rows(["image", "caption", "label", "split"], rows))
     return {split: splits.count(split) for split in SPLITS}
 
 

@@ -46,8 +46,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from finetune.core.csv_text import format_frame
 from finetune.core.errors import FileError
-from finetune.core.files import fingerprint_file, require_own, write_folder
+from finetune.core.files import fingerprint_file, require_own, write_folder, write_text
 from finetune.core.shipped import script
 from finetune.data.prepare.images import convert_to_rgb
 from finetune.data.table.even_splits import draw_evenly
@@ -211,7 +212,7 @@ def prepare(output: Path, given: dict[str, Path | None]) -> str:
         }
         tables["emoji"] = pd.concat(tables.values())
         for name, table in tables.items():
-            table.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
+            write_text(folder / f"{name}.csv", format_frame(table))
     lines = []
     for name, table in tables.items():
         lines.append(f"{output / name}.csv: {len(table)} rows, {table['family'].nunique()} families")

@@ -25,7 +25,6 @@ downloads no more than needed. Every run on the same data writes the same bytes.
 """
 
 import argparse
-import csv
 import importlib
 import json
 import sys
@@ -38,6 +37,7 @@ from typing import Any, NamedTuple
 import yaml
 from tqdm import tqdm
 
+from finetune.core.csv_text import csv_writer
 from finetune.core.errors import TableError, did_you_mean
 from finetune.core.files import require_own, write_folder
 from finetune.core.shipped import script
@@ -191,8 +191,8 @@ def prepare(library: Any, options: argparse.Namespace) -> str:
     with write_folder(options.output, overwrite=True) as folder:
         pictures = Pictures(folder)
         with (folder / "table.csv").open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, header, extrasaction="ignore", lineterminator="\n")
-            writer.writeheader()
+            writer = csv_writer(file)
+            writer.writerow(header)
             for name, split in splits.items():
                 for data, texts, label in read_rows(library, datasets[name], columns, options.limit):
                     text = json.dumps(texts, ensure_ascii=False) if has_lists and texts else "".join(texts)
@@ -200,7 +200,7 @@ def prepare(library: Any, options: argparse.Namespace) -> str:
                     if missing := [column for column in header[1:] if not cells[column]]:
                         left_out[missing[0]] += 1
                     elif path := pictures.write(data):
-                        writer.writerow({"image": path, **cells})
+                        writer.writerow([path, *(cells[column] for column in header[1:])])
                         kept[split] += 1
                     else:
                         left_out["image"] += 1

@@ -20,8 +20,6 @@ test` takes only the test images and needs no others. Every run writes the same 
 """
 
 import argparse
-import csv
-import io
 import json
 import shlex
 import sys
@@ -30,6 +28,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from finetune.core.csv_text import format_rows
 from finetune.core.errors import TableError, did_you_mean
 from finetune.core.files import require_own, write_folder, write_text
 from finetune.core.shipped import script
@@ -140,12 +139,8 @@ def prepare(options: argparse.Namespace) -> list[dict[str, Any]]:
     if faults:
         more = [f"… and {len(faults) - SHOWN:,} more"] if len(faults) > SHOWN else []
         raise TableError("\n".join([*map(str, faults[:SHOWN]), *more]))
-    table = io.StringIO(newline="")
-    writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
     with write_folder(options.output, overwrite=True) as folder:
-        write_text(folder / "captions.csv", table.getvalue())
+        write_text(folder / "captions.csv", format_rows(COLUMNS, ([row[name] for name in COLUMNS] for row in rows)))
     return rows
 
 

@@ -39,8 +39,9 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 from PIL import Image
 
+from finetune.core.csv_text import format_frame
 from finetune.core.errors import FileError
-from finetune.core.files import require_own, write_folder
+from finetune.core.files import require_own, write_folder, write_text
 from finetune.core.shipped import script
 from finetune.data.prepare.images import convert_to_rgb
 
@@ -179,8 +180,8 @@ def prepare(output: Path, files: dict[str, bytes]) -> str:
         for image in table["image"]:
             (folder / image).parent.mkdir(parents=True, exist_ok=True)
             paint_on_square(files[image.removeprefix("images/")]).save(folder / image)
-        table.to_csv(folder / "stamps.csv", index=False, lineterminator="\n")
-        photographs.to_csv(folder / "photographs.csv", index=False, lineterminator="\n")
+        write_text(folder / "stamps.csv", format_frame(table))
+        write_text(folder / "photographs.csv", format_frame(photographs))
     lines = []
     for name, rows in (("stamps", table), ("photographs", photographs)):
         lines.append(f"{output / name}.csv: {len(rows)} rows")

@@ -27,6 +27,7 @@ def add(commands: Commands) -> None:
 
 def _classify(options: argparse.Namespace) -> None:
     check_file(options.output, options.overwrite)
+    from finetune.core.csv_text import format_frame
     from finetune.core.files import write_text
     from finetune.data.checks.concerns import count
     from finetune.inference.classify import classify
@@ -46,4 +47,4 @@ def _classify(options: argparse.Namespace) -> None:
     if hidden:
         print(f"left out    {count(len(hidden), 'hidden file', 'hidden files')}, such as {hidden[0]}")
     if options.output:
-        write_text(options.output, found.rows.to_csv(index=False, lineterminator="\n"))
+        write_text(options.output, format_frame(found.rows))

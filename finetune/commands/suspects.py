@@ -34,10 +34,11 @@ def add(commands: Commands) -> None:
 def _suspects(options: argparse.Namespace) -> None:
     path = find_recipe(options.config)
     check_file(options.output, options.overwrite)
+    from finetune.core.csv_text import format_frame
     from finetune.core.files import write_text
     from finetune.pipeline.recipe import read_recipe
     from finetune.pipeline.suspects import find_suspects
 
     found = find_suspects(read_recipe(path, options.words, options.trust), options.folds)
-    write_text(options.output, found.rows.to_csv(index=False, lineterminator="\n"))
+    write_text(options.output, format_frame(found.rows))
     print("\n".join(found.lines()) + f"; all in {options.output}")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 
+from finetune.core.csv_text import format_frame
 from finetune.core.files import read_json, write_folder, write_json, write_text
 from finetune.data.checks.seen import SeenTable
 from finetune.data.checks.unreadable import SkippedRow, write_skipped
@@ -31,7 +32,7 @@ from finetune.pipeline.train import fit
 from finetune.pipeline.work import Work
 from finetune.report.page import write_report
 from finetune.run.folder import AFTER, BASE, MEASURED, ZERO_SHOT_AFTER, RunFolder
-from finetune.run.measurement import MEASUREMENT, format_frame, read_measurement, write_measurement
+from finetune.run.measurement import MEASUREMENT, read_measurement, write_measurement
 from finetune.run.results import PROOF_FILE, format_proof, installed_versions
 from finetune.training.classification_task import ClassificationTask
 

@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import pandas as pd
 
+from finetune.core.csv_text import read_frame
 from finetune.core.errors import RecipeError
 from finetune.core.files import read_json, read_text
 from finetune.run.folder import RunFolder
@@ -101,7 +102,7 @@ def _read_logged(run: RunFolder) -> pd.DataFrame:
 
 
 def _read_predictions(run: RunFolder, environment: dict[str, Any]) -> pd.DataFrame:
-    found = pd.read_csv(run.predictions, dtype=dict.fromkeys(_TEXTS, "str"), keep_default_na=False)
+    found = read_frame(run.predictions, _TEXTS)
     tables = [table["path"] for table in environment["table"]]
     only = tables[0] if len(tables) == 1 else "row"  # a DataFrame has no file
     files = found["file"] if "file" in found else pd.Series(only, found.index)

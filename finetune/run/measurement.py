@@ -1,6 +1,5 @@
 """A measurement as files: what a model reached, and what each row contributed, so that any two can be compared."""
 
-import csv
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from finetune.core.csv_text import format_frame, read_frame
 from finetune.core.errors import CheckpointError
 from finetune.core.files import read_json, write_folder, write_json, write_text
 from finetune.metrics.statistics import Figure, from_tensors, to_tensors
@@ -136,20 +136,6 @@ def read_measurement(folder: Path) -> Measurement:
         return Measurement(tables, read_frame(folder / PREDICTIONS), facts["linear_probe"], facts["calibration"], probe)
     except (AttributeError, KeyError, OSError, TypeError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"Expected {folder} to be a measurement, but got: {error!r}. Measure again.") from error
-
-
-def format_frame(frame: pd.DataFrame) -> str:
-    """Returns a table as CSV that `read_frame` reads back, whatever is in its texts."""
-    text = frame.to_csv(index=False, lineterminator="\n")
-    if "\r" not in text:
-        return text
-    # Python quotes no carriage return by itself, at which readers end the row.
-    return frame.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_ALL)
-
-
-def read_frame(path: Path) -> pd.DataFrame:
-    """Reads a table of this folder; cells are strings, so that nothing is taken for a number or for missing."""
-    return pd.read_csv(path, dtype=str, keep_default_na=False)
 
 
 def _take_apart(table: str, figures: Mapping[str, Figure], tensors: dict[str, Tensor]) -> dict[str, str]:

@@ -129,6 +129,13 @@ def test_several_captions_repeated_pictures_and_what_is_left_out(
     assert len(set(rows_read.image_ids.tolist())) == 1
 
 
+@pytest.mark.parametrize("text", ["a\rcat", "a cat\r\non a sofa", "a\ncat", '"a" cat, \rb', "a\u2028cat"])
+def test_line_ends_in_texts_break_no_row(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = dataset({"text": Value("string")}, image=[picture(1), picture(2)], text=[text, "a dog"])
+    assert main([saved(tmp_path / "made", train=made), "--output", str(tmp_path / "out")]) == 0
+    assert read_as_printed(capsys.readouterr().out).captions.tolist() == [text, "a dog"]
+
+
 def test_stated_columns_and_splits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     types = {"thumbnail": Image(), "one": Value("string"), "two": Value("string"), "kind": Value("int64")}
     types["species"] = ClassLabel(names=["cat", "dog"])

@@ -6,6 +6,7 @@ import io
 import pandas as pd
 import pytest
 
+from finetune.core.csv_text import format_frame
 from finetune.core.errors import CheckpointError
 from finetune.evaluation.drift import drift
 from finetune.evaluation.forgetting import compare_retention, find_differences
@@ -14,7 +15,6 @@ from finetune.run.measurement import (
     TEST,
     Measurement,
     TableMeasurement,
-    format_frame,
     read_measurement,
     write_measurement,
 )
@@ -73,12 +73,6 @@ def test_predictions_are_the_same_text(written):
     found = read_measurement(folder).predictions
     assert found["label"].tolist() == ODD
     assert format_frame(found) == format_frame(before.predictions) == text
-
-
-def test_a_table_is_quoted_only_where_it_must_be():
-    frame = pd.DataFrame({"row": [2], "label": ["a, b"], "score": [0.5]})
-    assert format_frame(frame) == 'row,label,score\n2,"a, b",0.5\n'
-    assert format_frame(frame.assign(label="a\rb")) == '"row","label","score"\n"2","a\rb","0.5"\n'
 
 
 def test_written_read_and_written_again_it_is_the_same_bytes(written, tmp_path):

@@ -1,11 +1,10 @@
 """Rows whose images cannot be read: how workers report them, whether they stop a run, and the list of skipped rows."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from finetune.core.csv_text import format_rows, read_rows
 from finetune.core.errors import TableError
 from finetune.core.files import write_text
 from finetune.data.checks.concerns import count
@@ -134,14 +133,9 @@ def write_skipped(path: Path, skipped: Sequence[SkippedRow]) -> None:
         skipped: The rows.
     """
     if skipped:
-        text = io.StringIO(newline="")
-        csv.writer(text, lineterminator="\n").writerows([SkippedRow._fields, *skipped])
-        write_text(path, text.getvalue())
+        write_text(path, format_rows(SkippedRow._fields, skipped))
 
 
 def read_skipped(path: Path) -> tuple[SkippedRow, ...]:
     """Reads what `write_skipped` wrote, or nothing if there is no file."""
-    if not path.is_file():
-        return ()
-    lines = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline=""))
-    return tuple(SkippedRow(**line) for line in lines)
+    return tuple(SkippedRow(**row) for row in read_rows(path)) if path.is_file() else ()

@@ -11,12 +11,13 @@ from finetune.data.checks.unreadable import SkippedRow, describe_skipped, read_s
 from finetune.data.table.table import Table
 
 ROWS = tuple(SkippedRow("t.csv", f"{number}", f'/photos/{number}, "a".jpg', "cut\nshort, ß") for number in range(2, 14))
+CUT = (SkippedRow("t\r.csv", "20", "/photos/a\rb.jpg", "cut\r\nshort"),)
 KEYS = tuple(SkippedRow("0.tar", key, f"0.tar/{key}.jpg", "cut short") for key in ("cats/abc", "000000007"))
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
-    write_skipped(tmp_path / "skipped.csv", ROWS + KEYS)
-    assert read_skipped(tmp_path / "skipped.csv") == ROWS + KEYS
+    write_skipped(tmp_path / "skipped.csv", ROWS + CUT + KEYS)
+    assert read_skipped(tmp_path / "skipped.csv") == ROWS + CUT + KEYS
     with (tmp_path / "skipped.csv").open(newline="", encoding="utf-8") as file:
         found = list(csv.reader(file))
     assert found[0] == ["file", "row", "image", "reason"]
