@@ -12,10 +12,15 @@ def add(commands: Commands) -> None:
         commands: Those of `finetune`.
     """
     resume = commands.add_parser(
-        "resume", help="what is left of a run that was stopped, or whose recipe or table has changed"
+        "resume", help="what is left of a run that was stopped, or of which a later choice has changed"
     )
     add_run(resume)
     add_trust(resume)
+    resume.add_argument(
+        "--anyway",
+        action="store_true",
+        help="train again, and replace RUN's training, where recipe, table or base changed",
+    )
     resume.set_defaults(command=_resume)
 
 
@@ -26,4 +31,4 @@ def _resume(options: argparse.Namespace) -> None:
     from finetune.pipeline.run_recipe import resume_run
     from finetune.pipeline.summary import describe
 
-    print(describe(resume_run(options.run, options.trust)))
+    print(describe(resume_run(options.run, options.trust, options.anyway)))

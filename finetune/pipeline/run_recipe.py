@@ -7,12 +7,13 @@ from pathlib import Path
 
 from transformers.utils.logging import disable_progress_bar
 
+from finetune.core.errors import RecipeError
 from finetune.core.files import write_text
 from finetune.core.places import require_place, require_utf8
 from finetune.data.checks.check import print_warnings
 from finetune.pipeline.recipe import Recipe, read_recipe
 from finetune.pipeline.stage import run_stages
-from finetune.pipeline.stages import STAGES
+from finetune.pipeline.stages import STAGES, TRAIN
 from finetune.pipeline.unseen import tell_changes
 from finetune.pipeline.work import Work
 from finetune.run.folder import RunFolder, open_run
@@ -60,7 +61,7 @@ def run_recipe(recipe: Recipe, overwrite: bool = False) -> RunFolder:
     return run
 
 
-def resume_run(run: str | Path, trust: Sequence[str] = ()) -> RunFolder:
+def resume_run(run: str | Path, trust: Sequence[str] = (), anyway: bool = False) -> RunFolder:
     """Runs the stages of a run that are left: those that never ended, and those whose inputs have changed since.
 
     Says what has changed of the table; writes nothing where nothing is left.
@@ -68,12 +69,14 @@ def resume_run(run: str | Path, trust: Sequence[str] = ()) -> RunFolder:
     Args:
         run: The run's folder.
         trust: Modules that the run's recipe may name.
+        anyway: Whether a finished training is done again, and replaced, where what it was made from has changed.
 
     Returns:
         The finished run's folder.
 
     Raises:
-        RecipeError: If there is no such run, or another process is at work on it; and as `run_recipe`.
+        RecipeError: If there is no such run, another process is at work on it, or what it was trained from has changed
+            and `anyway` is false; and as `run_recipe`.
         TableError: As `run_recipe`.
         CheckpointError: As `run_recipe`.
     """
@@ -87,8 +90,20 @@ def resume_run(run: str | Path, trust: Sequence[str] = ()) -> RunFolder:
     if left[0] in STAGES[:2]:  # the others read nothing that was not checked then
         work.check()
         tell_changes(folder, work.data)
+        if not anyway:
+            _refuse_changes(work)
     run_stages(work, STAGES)
     return folder
+
+
+def _refuse_changes(work: Work) -> None:
+    """Refuses to replace a finished training because something else would be trained now."""
+    if changed := TRAIN.changed_inputs(work):
+        raise RecipeError(
+            f"Expected what {work.run.path} was trained from to be as it was then, but these have changed: "
+            f"{', '.join(changed)}. Put them back, start another run by `finetune fit`, or pass --anyway, which trains "
+            "again and replaces what this run has trained."
+        )
 
 
 def quieten() -> None:

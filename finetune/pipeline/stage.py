@@ -56,15 +56,19 @@ class Stage(ABC):
         skipped = [row._asdict() for row in work.data.skipped]
         write_json(record, {"inputs": inputs, "outputs": outputs, "skipped": skipped})
 
+    def changed_inputs(self, work: Work) -> list[str]:
+        """Returns the names of inputs that have changed since the stage was done; none if it was never done."""
+        record = work.run.stage(self.name)
+        return _compare(read_json(record)["inputs"], self.inputs(work)) if record.is_file() else []
+
     def _find_changes(self, work: Work, inputs: Mapping[str, str]) -> list[str] | None:
         """What has changed since the stage was done: inputs, and outputs that are gone; None if it was never done."""
         record = work.run.stage(self.name)
         if not record.is_file():
             return None
         done = read_json(record)
-        names = dict.fromkeys([*done["inputs"], *inputs])
-        changed = [name for name in names if done["inputs"].get(name) != inputs.get(name)]
-        return changed + [name for name in done["outputs"] if not (work.run.path / name).is_file()]
+        gone = [name for name in done["outputs"] if not (work.run.path / name).is_file()]
+        return _compare(done["inputs"], inputs) + gone
 
 
 def run_stages(work: Work, stages: Sequence[Stage]) -> None:
@@ -87,6 +91,11 @@ def run_stages(work: Work, stages: Sequence[Stage]) -> None:
             f"Expected no other process to be at work on {work.run.path}, but there is one. Wait until it ends, or "
             "stop it."
         ) from None
+
+
+def _compare(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    """The names whose values differ."""
+    return [name for name in dict.fromkeys([*before, *after]) if before.get(name) != after.get(name)]
 
 
 @contextmanager

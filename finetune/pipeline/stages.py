@@ -197,7 +197,8 @@ class Report(Stage):
         return [run.metrics, run.predictions, run.skipped, run.report, *carried, run.finished]
 
 
-STAGES: tuple[Stage, ...] = (MeasureBase(), Train(), Choose(), Export(), Measure(), Report())
+TRAIN = Train()
+STAGES: tuple[Stage, ...] = (MeasureBase(), TRAIN, Choose(), Export(), Measure(), Report())
 
 
 def _model_of(kind: type[Artifact], run: RunFolder) -> str:

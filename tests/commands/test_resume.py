@@ -1,5 +1,6 @@
 """`finetune resume`: the stages that are left, and the same summary in the end."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -32,17 +33,28 @@ def test_finished_run_whose_recipe_has_changed_has_a_stage_left(two_towers, tmp_
 
 def test_finished_run_whose_table_has_changed_is_told_what_before_anything_is_done(moved, capsys):
     with FileLock(moved.path / ".lock"):
-        assert main(["resume", str(moved.path)]) == 2
+        assert main(["resume", str(moved.path), "--anyway"]) == 2
     told = capsys.readouterr().err.splitlines()
     assert told[:-1] == [f"table, since the training: {change}" for change in CHANGES]
     assert "no other process to be at work" in told[-1]
+
+
+def test_finished_training_is_not_replaced_unasked(moved, capsys):
+    before = {path: path.stat().st_mtime_ns for path in moved.path.rglob("*")}
+    table = yaml.safe_load(moved.recipe.read_text())["data"]["init_args"]["table"]["path"]
+    assert main(["resume", str(moved.path)]) == 2
+    *told, error = capsys.readouterr().err.splitlines()
+    assert told == [f"table, since the training: {change}" for change in CHANGES]
+    assert re.search(r"was trained from to be as it was then, but these have changed: .*\. Put them back", error)
+    assert table in error
+    assert {path: path.stat().st_mtime_ns for path in moved.path.rglob("*")} == before
 
 
 @pytest.mark.slow
 def test_finished_run_whose_table_has_changed_trains_again(moved, capsys):
     """On the new table: rows that were held out may be trained on now, as nothing of the former training is left."""
     before = pd.read_parquet(moved.table).set_index("image")["split"]
-    assert main(["resume", str(moved.path)]) == 0
+    assert main(["resume", str(moved.path), "--anyway"]) == 0
     told = capsys.readouterr().err
     for change in CHANGES:
         assert told.index(f"table, since the training: {change}\n") < told.index("stage measure-base, again for ")

@@ -58,13 +58,11 @@ def test_compare_imports_nothing_that_trains(two_towers, with_head):
 def test_what_asks_or_exports_a_trained_model_imports_nothing_that_trains(request, colour_table, tmp_path, name):
     run_folder, image = request.getfixturevalue(name).path, colour_table.parent / "0.png"
     shown = run(
-        ["resume", run_folder],
         ["verify", run_folder / ("classifier" if name == "with_head" else "merged")],
         ["export", run_folder, "--output", tmp_path / "merged", "--interpolation", "0.5"],
         ["classify", tmp_path / "merged", image, "--label", "a cat"],
         *([["classify", run_folder, image]] if name == "with_head" else []),
         without=TRAINING,
     )
-    assert "nothing is left to do" in shown
     assert shown.count("reproduces the interpolated model") == 1
     assert "zero-shot" in shown
