@@ -20,6 +20,7 @@ from finetune.inference.models import RowModel, ask_towers, require_finite
 from finetune.metrics.retrieval import Retrieval
 from finetune.metrics.row_metric import RowMetric
 from finetune.model.base import Base, Checkpoint
+from finetune.model.fused import fuse_layers
 from finetune.model.lora import TowerLora, attach_lora
 from finetune.model.recompute import recompute_blocks
 from finetune.model.towers import AlignTowers
@@ -45,6 +46,8 @@ class AlignTask(LightningModule):
         min_temperature: Lower bound of the temperature, which divides the logits.
         image_recompute: Whether the image tower's blocks are computed again in the backward pass instead of
             kept: about half the memory for 1.4 times the time of a step.
+        image_fused: Whether the image tower's layers compute adapter and BatchNorm along with each convolution while
+            training: the same loss and gradients, to rounding, in less time and memory.
         optimizer: Called with the parameter groups; weight decay spares biases, norms and the temperature.
         lr_scheduler: Called with the optimizer and the total number of steps; stepped after each step.
 
@@ -64,6 +67,7 @@ class AlignTask(LightningModule):
         train_temperature: bool = True,
         min_temperature: float = 0.01,
         image_recompute: bool = False,
+        image_fused: bool = True,
         optimizer: OptimizerFactory = lambda params: AdamW(params, lr=1e-3),
         lr_scheduler: ScheduleFactory = WarmupCosine,
     ) -> None:
@@ -72,6 +76,8 @@ class AlignTask(LightningModule):
         self.towers = AlignTowers(adapted, train_temperature, min_temperature)
         if image_recompute:
             recompute_blocks(self.towers.align.vision_model)
+        if image_fused:
+            fuse_layers(self.towers.align.vision_model)
         self._trained = {f"towers.{name}" for name in self.towers.trained_names()}
         self.objective: nn.Module = copy.deepcopy(objective)
         self.optimizer = optimizer

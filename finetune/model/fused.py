@@ -1,0 +1,153 @@
+"""The image tower's training step with fewer passes over memory: adapters in weight space, BatchNorm folded."""
+
+from typing import Any, cast
+
+import torch
+from peft.tuners.lora import Conv2d as LoraConv2d
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, relu6
+from transformers.models.align.modeling_align import (
+    AlignVisionDepthwiseLayer,
+    AlignVisionEmbeddings,
+    AlignVisionExpansionLayer,
+    AlignVisionFinalBlockLayer,
+    AlignVisionModel,
+    AlignVisionSqueezeExciteLayer,
+)
+
+ADAPTER = "default"
+"""What PEFT calls an adapter that nobody named."""
+
+
+def fuse_layers(vision_model: AlignVisionModel) -> None:
+    """Makes each convolution of the image tower compute its adapter and its BatchNorm along with itself.
+
+    That holds where a graph is built, so in training alone: without gradients the layers compute as before, to the bit.
+    Loss and gradients are those of the layers one by one, to rounding. A layer goes on as before by itself if it has
+    DoRA, dropout in its adapter, several adapters, weights that are trained whole, or statistics that follow. Modules
+    and parameters keep their names, so adapters are saved and merged as ever.
+
+    BatchNorm is taken to be held in evaluation mode, as `finetune.model.towers.AlignTowers` does.
+
+    Args:
+        vision_model: The image tower, adapters attached; the class of its layers is changed in place.
+    """
+    for module in vision_model.modules():
+        if isinstance(module, AlignVisionSqueezeExciteLayer):
+            if _is_identity(module):
+                module.__class__ = _IdentityGate
+        elif (fused := _FUSED.get(type(module))) is not None:
+            module.__class__ = fused
+
+
+class _FusedStem(AlignVisionEmbeddings):
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        images = self.padding(pixel_values)
+        if torch.is_grad_enabled() and images.device.type == "cpu":
+            images = images.contiguous(memory_format=torch.channels_last)  # the layers that follow keep to it
+        return cast(Tensor, self.activation(_convolve(images, self.convolution, self.batchnorm)))
+
+
+class _FusedExpansion(AlignVisionExpansionLayer):
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return cast(Tensor, self.expand_act(_convolve(hidden_states, self.expand_conv, self.expand_bn)))
+
+
+class _FusedDepthwise(AlignVisionDepthwiseLayer):
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        if self.stride == 2:
+            hidden_states = self.depthwise_conv_pad(hidden_states)
+        return cast(Tensor, self.depthwise_act(_convolve(hidden_states, self.depthwise_conv, self.depthwise_norm)))
+
+
+class _FusedProjection(AlignVisionFinalBlockLayer):
+    def forward(self, embeddings: Tensor, hidden_states: Tensor) -> Tensor:
+        hidden_states = _convolve(hidden_states, self.project_conv, self.project_bn)
+        return cast(Tensor, self.dropout(hidden_states)) + embeddings if self.apply_dropout else hidden_states
+
+
+class _IdentityGate(AlignVisionSqueezeExciteLayer):
+    """A gate that is 1 everywhere, as in align-mini."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return hidden_states
+
+
+class _KeepsOutput(nn.ReLU6):
+    """ReLU6 that keeps for backward its output, which the next layer keeps anyway, and not its input as well."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name is torch's)
+        return _relu6(input) if torch.is_grad_enabled() else super().forward(input)
+
+
+def _relu6(values: Tensor) -> Tensor:
+    return cast(Tensor, _ReLU6.apply(values))  # type: ignore[no-untyped-call]
+
+
+class _ReLU6(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, values: Tensor) -> Tensor:
+        output = relu6(values)
+        context.save_for_backward(output)
+        return output
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        (output,) = context.saved_tensors
+        # Zero where the output is 0 or 6.
+        return cast(Tensor, torch.ops.aten.hardtanh_backward(gradient, output, 0.0, 6.0))
+
+
+_FUSED: dict[type[nn.Module], type[nn.Module]] = {
+    AlignVisionEmbeddings: _FusedStem,
+    AlignVisionExpansionLayer: _FusedExpansion,
+    AlignVisionDepthwiseLayer: _FusedDepthwise,
+    AlignVisionFinalBlockLayer: _FusedProjection,
+    nn.ReLU6: _KeepsOutput,
+}
+
+
+def _convolve(images: Tensor, convolution: nn.Module, norm: nn.Module) -> Tensor:
+    """Returns norm(convolution(images)), with fewer passes where that is possible and a graph is built."""
+    adapter = _find_plain_lora(convolution)
+    layer = adapter.get_base_layer() if adapter else convolution
+    if not (torch.is_grad_enabled() and isinstance(layer, nn.Conv2d) and type(norm) is nn.BatchNorm2d):
+        return cast(Tensor, norm(convolution(images)))
+    apart = adapter is not None and _is_cheaper_apart(adapter, layer)
+    with torch.autocast(images.device.type, enabled=False):
+        assert norm.running_var is not None
+        assert norm.running_mean is not None
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        bias = norm.bias - norm.running_mean * scale
+        if layer.bias is not None:
+            bias = bias + layer.bias * scale
+        weight = layer.weight
+        if adapter and not apart:
+            weight = weight + adapter.get_delta_weight(ADAPTER)
+        weight = weight * scale[:, None, None, None]
+    output = conv2d(images, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+    if adapter and apart:
+        up = adapter.lora_B[ADAPTER].weight * (adapter.scaling[ADAPTER] * scale)[:, None, None, None]
+        output = output + conv2d(adapter.lora_A[ADAPTER](images), up)
+    return output
+
+
+def _find_plain_lora(module: nn.Module) -> Any:  # PEFT has no types
+    """Returns a layer that computes W x + s B A x and nothing else; None for another one."""
+    if not isinstance(module, LoraConv2d) or module.active_adapters != [ADAPTER]:
+        return None
+    has_more = module.merged or module.disable_adapters or module.lora_bias[ADAPTER] or module.use_dora[ADAPTER]
+    return module if not has_more and isinstance(module.lora_dropout[ADAPTER], nn.Identity) else None
+
+
+def _is_cheaper_apart(adapter: Any, layer: nn.Conv2d) -> bool:
+    """Whether the gradient of the whole weight takes longer than the two thin convolutions, as in wide layers."""
+    return layer.weight.numel() > 12 * adapter.r[ADAPTER] * (layer.in_channels + layer.out_channels)
+
+
+def _is_identity(gate: AlignVisionSqueezeExciteLayer) -> bool:
+    """Whether a gate multiplies by exactly 1, and nothing of it is trained."""
+    if any(parameter.requires_grad for parameter in gate.parameters()) or not isinstance(gate.expand, nn.Conv2d):
+        return False
+    is_constant = not gate.expand.weight.any()
+    return is_constant and bool((gate.act_expand(gate.expand.bias) == 1).all())
