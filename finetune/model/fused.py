@@ -149,5 +149,5 @@ def _is_identity(gate: AlignVisionSqueezeExciteLayer) -> bool:
     """Whether a gate multiplies by exactly 1, and nothing of it is trained."""
     if any(parameter.requires_grad for parameter in gate.parameters()) or not isinstance(gate.expand, nn.Conv2d):
         return False
-    is_constant = not gate.expand.weight.any()
+    is_constant = bool((gate.expand.weight == 0).all())
     return is_constant and bool((gate.act_expand(gate.expand.bias) == 1).all())
