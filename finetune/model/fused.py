@@ -142,7 +142,8 @@ def _find_plain_lora(module: nn.Module) -> Any:  # PEFT has no types
 
 def _is_cheaper_apart(adapter: Any, layer: nn.Conv2d) -> bool:
     """Whether the gradient of the whole weight takes longer than the two thin convolutions, as in wide layers."""
-    return layer.weight.numel() > 12 * adapter.r[ADAPTER] * (layer.in_channels + layer.out_channels)
+    rank: int = adapter.r[ADAPTER]
+    return layer.weight.numel() > 12 * rank * (layer.in_channels + layer.out_channels)
 
 
 def _is_identity(gate: AlignVisionSqueezeExciteLayer) -> bool:
@@ -150,4 +151,4 @@ def _is_identity(gate: AlignVisionSqueezeExciteLayer) -> bool:
     if any(parameter.requires_grad for parameter in gate.parameters()) or not isinstance(gate.expand, nn.Conv2d):
         return False
     is_constant = bool((gate.expand.weight == 0).all())
-    return is_constant and bool((gate.act_expand(gate.expand.bias) == 1).all())
+    return is_constant and bool(torch.all(gate.act_expand(gate.expand.bias) == 1))
