@@ -10,7 +10,7 @@ from transfer_data import TaskData
 from transfer_tasks import Task
 from transformers import get_cosine_schedule_with_warmup
 
-from finetune.data.prepare.images import Augmentation
+from finetune.data.prepare.augmentation import Augmentation
 
 BATCH_SIZE = 64
 

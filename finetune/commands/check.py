@@ -51,21 +51,22 @@ def _check(options: argparse.Namespace) -> int:
     settings = read_settings(path, options.words)
     report = check_table(settings, options.full) if settings else Report()
     print("\n".join(report.lines()), flush=True)
-    shown = len(report.concerns)
+    faults, shown = len(report.faults), len(report.concerns)
     try:
         _check_recipe(path, options, report)
     except (TableError, RecipeError, CheckpointError, FileError) as error:
         report.recipe_error = str(error)
         print(f"error: {error}")
-    for concern in report.concerns[shown:]:
-        print(f"warning: {concern.message}")
+    for line in [*report.errors(faults), *report.warnings(shown)]:
+        print(line)
     write_json(options.output, report.as_json())
     print(f"{report.total}; all in {options.output}")
     return 2 if report.failed else 0
 
 
 def _check_recipe(path: Path, options: argparse.Namespace, report: "Report") -> None:
-    """Builds the recipe, adds what its processor's limits do to the rows, and shows some of them."""
+    """Builds the recipe, adds what checkpoint, augmentations and task make of the rows, and shows some of them."""
+    from finetune.data.checks.augment import find_refused
     from finetune.data.preview.preview import write_preview
     from finetune.pipeline.check_recipe import check_recipe, check_trainer
     from finetune.pipeline.recipe import read_recipe
@@ -74,9 +75,15 @@ def _check_recipe(path: Path, options: argparse.Namespace, report: "Report") -> 
     quieten()
     recipe = read_recipe(path, options.words, options.trust)
     data = recipe.build_data()
-    if report.rows is not None:
+    retention = [rows for rows in report.retention if rows is not None]
+    if report.rows is not None and len(retention) == len(report.retention):
         data.rows = report.rows
-        report.concerns += data.find_limits(report.rows, report.sizes)
+        for other, rows in zip(data.retention.values(), retention, strict=True):
+            other.rows = rows
+        report.concerns += [*data.find_limits(report.sizes), *recipe.task_class.find_concerns(data)]
+        if data.augmentation is not None and report.sizes is not None:
+            refused = find_refused(report.rows, data.table.image, report.sizes, data.augmentation, data.seed)
+            report.faults = (*report.faults, *refused)
         if options.preview and len(report.rows.indices("train")):
             print(write_preview(options.preview, data.dataset("train", training=True)))
     if report.faults:  # then what depends on the rows would be said of others than a run's

@@ -37,6 +37,14 @@ class Concern(NamedTuple):
     message: str
     places: tuple[str, ...] = ()
 
+    def of_table(self, name: str) -> "Concern":
+        """Returns the same concern about one of the retention tables.
+
+        Args:
+            name: The table's.
+        """
+        return self._replace(message=f"In the retention table {name}: {self.message[0].lower()}{self.message[1:]}")
+
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
     """Suggests the nearest valid name, or lists the valid names where none is near.

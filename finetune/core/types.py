@@ -15,7 +15,7 @@ class Sample(NamedTuple):
         input_ids: Token ids, truncated, not padded.
         row: Position of the row in the table, from 0.
         image_id: Equal for rows that show the same image.
-        caption_id: Equal for rows that carry the same caption.
+        caption_id: Equal for rows whose captions are equal to the model.
         label_id: Class of the row, -1 in tables without labels; of several the one that its text names.
         weight: Weight of the row in the loss.
     """
@@ -40,7 +40,7 @@ class Batch(NamedTuple):
         attention_mask: Int64 tensor of shape (B, T), 0 on padding.
         rows: Int64 tensor of shape (B,), positions in the table.
         image_ids: Int64 tensor of shape (B,), equal for equal images.
-        caption_ids: Int64 tensor of shape (B,), equal for equal captions.
+        caption_ids: Int64 tensor of shape (B,), equal for captions that are equal to the model.
         label_ids: Int64 tensor of shape (B,), -1 without labels; of several the one that the row's text names.
         weights: Float32 tensor of shape (B,).
         targets: Bool tensor of shape (B, C), true where an image has a label; of no columns where the table gives an
@@ -134,7 +134,7 @@ class Answers(NamedTuple):
     Attributes:
         rows: Int64 tensor of shape (N,), positions in the table.
         image_ids: Int64 tensor of shape (N,), equal for equal images.
-        caption_ids: Int64 tensor of shape (N,), equal for equal captions.
+        caption_ids: Int64 tensor of shape (N,), equal for captions that are equal to the model.
         truth: What class scores are measured against, see `Batch.truth`.
         image_features: Float tensor of shape (N, D), not normalised; None where there are none.
         text_features: Float tensor of shape (N, D), not normalised; None where there are none.

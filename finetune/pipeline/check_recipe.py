@@ -36,7 +36,7 @@ def check_recipe(recipe: Recipe, data: ImageTextDataModule) -> AlignTask:
         The task, adapters freshly drawn.
 
     Raises:
-        TableError: If a table has a fault.
+        TableError: If a table has a fault, or nothing can be learnt from its training rows.
         RecipeError: If the trainer's values do not go together or with the table, the interpolation is to be chosen
             but the tables hold nothing to choose it by, or nothing is trained.
         CheckpointError: If the base does not load.
@@ -49,6 +49,7 @@ def check_recipe(recipe: Recipe, data: ImageTextDataModule) -> AlignTask:
     check_trainer(trainer)
     steps = _count_steps(trainer, data)
     validates = _check_validation(trainer, data)
+    recipe.task_class.require_learnable(data)
     task = recipe.build_trainable()
     _check_optimizer(task, steps)
     _check_monitors(recipe.build_trainer(), task, data.kind if validates else None)

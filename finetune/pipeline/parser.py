@@ -85,6 +85,10 @@ def explain(message: str, parser: LightningArgumentParser) -> str:
             f"Expected {'.'.join(where)} to name a class of {', '.join(TRUSTED)}, but got {denied[1]!r}. "
             f"If you trust that module, pass --trust {module}."
         )
+    if absent := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message):
+        module, name = absent.groups()
+        known = [each for each in dir(importlib.import_module(module)) if each[0].isupper()]
+        return f"Expected {'.'.join(where)} to name a class of {module}, but got {name!r}. {did_you_mean(name, known)}"
     if unknown is None:
         return _innermost(message, ".".join(where))
     inner = ".".join(filter(None, unknown.groups())).split(".")
@@ -137,7 +141,9 @@ def _innermost(message: str, where: str) -> str:
         for line in lines
         if line and not re.match(r"Parser key|Problem with|Does not validate|Subtypes|Errors:|Given value", line)
     ]
-    wanted = [line for line in complaints if "NoneType" not in line] or complaints or lines
+    # Complaints of a union's other types, beside that of the one that was meant.
+    others = re.compile(r"NoneType|not correspond to a subclass|Not a valid subclass")
+    wanted = [line for line in complaints if not others.search(line)] or complaints or lines
     found = wanted[0]
     given = re.search(r"Given value: (.+)", message)
     if given and all(line.startswith("Expected a ") for line in wanted):  # one for each type of a union

@@ -54,6 +54,11 @@ class Recipe:
         """What the recipe names as its base: hub id, local folder, or `align-mini`."""
         return cast(str, self._config.model.init_args.checkpoint)
 
+    @property
+    def task_class(self) -> type[AlignTask]:
+        """The class of what is trained."""
+        return cast(type[AlignTask], find_class(self._config.model.class_path))
+
     @cached_property
     def base(self) -> Base:
         """The base, opened once for all that the recipe builds.
@@ -203,6 +208,8 @@ def _find_cause(error: BaseException, key: str, own: Sequence[str]) -> BaseExcep
     """
     given = r"Problem with given class_path '([^']+)':\s+(?!Problem|Does not|Parser|Not a valid)(.+)"
     problem = re.search(given, str(error))
+    pydantic = r"validation errors? for .+\n\s*(\S+)\n\s*(.+?) \[type=\w+, input_value=(.+?), input_"
+    refused = re.search(pydantic, str(error))
     known = (TableError, RecipeError, CheckpointError)
     while error.__cause__ and not isinstance(error, known):
         error = error.__cause__
@@ -210,4 +217,7 @@ def _find_cause(error: BaseException, key: str, own: Sequence[str]) -> BaseExcep
     is_fault = modules[-1:] == ["finetune"] or not {*own}.isdisjoint(modules)
     if isinstance(error, known) or (is_fault and not isinstance(error, ValueError | ImportError | RuntimeError)):
         return error
+    if refused:  # albumentations validates with pydantic
+        name, reason, value = refused.groups()
+        return RecipeError(f"{key}.augmentations: Expected {name} to be valid, but got {value}: {reason}.")
     return RecipeError(f"{key}: {problem[1]}: {problem[2]}" if problem else f"{key}: {error}")

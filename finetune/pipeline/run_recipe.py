@@ -54,7 +54,7 @@ def run_recipe(recipe: Recipe, overwrite: bool = False) -> RunFolder:
     require_utf8(run.path)
     require_place(run.path)
     work.check()
-    print_warnings(work.data.rows, work.data.find_concerns())
+    print_warnings(work.data.rows, [*work.data.find_concerns(), *recipe.task_class.find_concerns(work.data)])
     run.create(overwrite, needed=[work.base.folder, *work.tables])
     write_text(run.recipe, recipe.resolved)
     run_stages(work, STAGES)

@@ -1,7 +1,7 @@
 """Fixed classes: a linear head on the image features, trained with the image tower."""
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
 from jsonargparse import lazy_instance
@@ -10,8 +10,10 @@ from torch.nn import Parameter
 from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader
 
-from finetune.core.errors import RecipeError
+from finetune.core.errors import Concern, RecipeError
 from finetune.core.types import Batch, ClassPrompts, Embeddings
+from finetune.data.checks.learnable import find_untrained, require_several_classes, require_trained_classes
+from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.data.loading.kinds import TableKind
 from finetune.inference.embed import embed, embed_classes
 from finetune.inference.models import HeadOnTower, RowModel
@@ -85,6 +87,26 @@ class ClassificationTask(AlignTask):
         self.head_start = head_start or FromPrompts()
         self.head_lr_scale = head_lr_scale
 
+    @classmethod
+    def require_learnable(cls, data: ImageTextDataModule) -> None:
+        """Checks that the training rows teach classes that are measured, before any weight is loaded.
+
+        Args:
+            data: The table.
+
+        Raises:
+            RecipeError: If the table has no labels.
+            TableError: If training rows are of one class, or test rows of none of their classes.
+        """
+        _require_labels(data.rows.classes, "none")
+        require_several_classes(data.rows)
+        require_trained_classes(data.rows)
+
+    @classmethod
+    def find_concerns(cls, data: ImageTextDataModule) -> list[Concern]:
+        """What is seldom meant in a table that a head is trained on, see `AlignTask.find_concerns`."""
+        return find_untrained(data.rows, "The head never learns them. Put rows of each into the training split.")
+
     @property
     def trains(self) -> bool:
         """True: the head is trained, whether the image tower has adapters or not."""
@@ -124,12 +146,9 @@ class ClassificationTask(AlignTask):
             return
         data = getattr(self.trainer, "datamodule", None)
         kind: TableKind | None = getattr(data, "kind", None)
-        if data is None or kind is None or not kind.classes:
-            raise RecipeError(
-                "Expected data.table.label to name a column with ClassificationTask, but got "
-                f"{'loaders without a table' if data is None else 'none'}. "
-                "Give the trainer an ImageTextDataModule whose table has labels."
-            )
+        _require_labels(() if kind is None else kind.classes, "loaders without a table" if data is None else "none")
+        assert data is not None
+        assert kind is not None
         self.objective.require_classes(len(kind.classes))
         if self.head is not None:
             require_classes(self.head.classes, kind.classes)
@@ -177,6 +196,14 @@ class ClassificationTask(AlignTask):
                 self.head = LinearHead(weights["head.weight"], weights["head.bias"], **saved).to(self.device)
             require_classes(saved["classes"], self.head.classes)
         super().on_load_checkpoint(checkpoint)
+
+
+def _require_labels(classes: Sequence[str], got: str) -> None:
+    if not classes:
+        raise RecipeError(
+            f"Expected data.table.label to name a column with ClassificationTask, but got {got}. "
+            "Give the trainer an ImageTextDataModule whose table has labels."
+        )
 
 
 def _take(batches: DataLoader[Batch], epochs: int, rows: int) -> Iterator[Batch]:

@@ -13,8 +13,15 @@ from torch.nn import Parameter
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from finetune.core.errors import CheckpointError
+from finetune.core.errors import CheckpointError, Concern
 from finetune.core.types import Answers, Batch, ClassPrompts, Embeddings
+from finetune.data.checks.learnable import (
+    find_untrained,
+    require_several_classes,
+    require_several_prompts,
+    require_several_texts,
+)
+from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.data.loading.kinds import TableKind
 from finetune.inference.models import RowModel, ask_towers, require_finite
 from finetune.metrics.retrieval import Retrieval
@@ -83,6 +90,35 @@ class AlignTask(LightningModule):
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.strict_loading = False
+
+    @classmethod
+    def require_learnable(cls, data: ImageTextDataModule) -> None:
+        """Checks that the training rows teach something, before any weight is loaded.
+
+        Args:
+            data: The table.
+
+        Raises:
+            TableError: If each text of the training rows is true of each image.
+        """
+        rows = data.rows
+        if rows.classes:
+            require_several_classes(rows)
+        if data.table.caption:
+            require_several_texts(rows)
+        else:
+            require_several_prompts(rows, data.templates, data.texts)
+
+    @classmethod
+    def find_concerns(cls, data: ImageTextDataModule) -> list[Concern]:
+        """What is seldom meant in a table that this task is trained on.
+
+        Args:
+            data: The table.
+        """
+        if data.table.caption:
+            return []  # captions may teach classes that have no rows of their own
+        return find_untrained(data.rows, "Their prompts answer for them as the base's do, or worse.")
 
     @property
     def trains(self) -> bool:

@@ -17,9 +17,10 @@ from finetune.core.errors import Concern
 from finetune.core.files import read_text
 from finetune.core.overrides import write_out_nulls
 from finetune.data.checks.concerns import MIRRORING, count, find_concerns, name_transforms, show_some
-from finetune.data.checks.copies import find_copies
+from finetune.data.checks.copies import find_contradictions, find_copies
 from finetune.data.checks.decode import decode_images
 from finetune.data.table.faults import SHOWN, Fault, TableFaultsError
+from finetune.data.table.retention import name_tables
 from finetune.data.table.rows import Rows
 from finetune.data.table.splits import SPLITS
 from finetune.data.table.table import Table
@@ -52,6 +53,7 @@ class Report:
         concerns: The warnings.
         rows: The rows without fault, or None if there are none.
         sizes: Width and height of each row's image, if images were decoded.
+        retention: The rows without fault of each retention table, or None if there are none.
         recipe_error: What is wrong with the recipe, or None.
     """
 
@@ -59,6 +61,7 @@ class Report:
     concerns: list[Concern] = field(default_factory=list)
     rows: Rows | None = None
     sizes: npt.NDArray[np.int64] | None = None
+    retention: list[Rows | None] = field(default_factory=list)
     recipe_error: str | None = None
 
     @property
@@ -86,10 +89,17 @@ class Report:
         if self.rows is not None:
             lines.append("rows: " + ", ".join(f"{len(self.rows.indices(split)):,} {split}" for split in SPLITS))
             lines += [*describe_filter(self.rows), *describe_exceptions(self.rows)]
-        lines += [f"error: {fault}" for fault in self.faults[:SHOWN]]
-        if len(self.faults) > SHOWN:
-            lines.append(f"… and {len(self.faults) - SHOWN:,} more")
-        return [*lines, *(f"warning: {concern.message}" for concern in self.concerns)]
+        return [*lines, *self.errors(), *self.warnings()]
+
+    def errors(self, start: int = 0) -> list[str]:
+        """Returns a line for each of the first faults from one on, and the number of the others."""
+        faults = self.faults[start:]
+        lines = [f"error: {fault}" for fault in faults[:SHOWN]]
+        return [*lines, f"… and {len(faults) - SHOWN:,} more"] if len(faults) > SHOWN else lines
+
+    def warnings(self, start: int = 0) -> list[str]:
+        """Returns a line for each warning from one on."""
+        return [f"warning: {concern.message}" for concern in self.concerns[start:]]
 
     @property
     def total(self) -> str:
@@ -99,17 +109,21 @@ class Report:
 
 
 def check_table(settings: TableSettings, full: bool = False) -> Report:
-    """Checks a table for faults and warnings, and the retention tables for faults.
+    """Checks a table for faults and warnings, and the retention tables for faults and contradictions.
 
     Args:
         settings: The tables.
         full: Whether to decode every image.
     """
     report = _find_faults(settings.table, ("train", "test"), full)
-    for other in settings.retention:
-        report.faults += _find_faults(other, ("test",), full).faults
     if report.rows is not None:
         report.concerns = [*find_concerns(report.rows, settings.mirrors), *find_copies(report.rows)]
+    for name, other in name_tables(settings.retention).items():
+        found = _find_faults(other, ("test",), full)
+        report.faults += found.faults
+        report.retention.append(found.rows)
+        if found.rows is not None:
+            report.concerns += [concern.of_table(name) for concern in find_contradictions(found.rows)]
     return report
 
 

@@ -1,61 +1,122 @@
-"""Finds the same picture in two splits: by its path or id, and by the bytes of its file."""
+"""Finds the same picture in two splits or of two classes: by its path or id, and by the bytes of its file."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from finetune.core.errors import Concern
 from finetune.data.checks.concerns import count, places_where, show_some
 from finetune.data.prepare.members import place_of, read_bytes, size_of
-from finetune.data.table.cells import Integers
+from finetune.data.table.cells import Integers, Mask
 from finetune.data.table.rows import Rows
-from finetune.data.table.splits import SPLITS
 
 BEGINNING = 1 << 14  # bytes that distinguish most files of equal size
 
 
+class Trait(NamedTuple):
+    """What all rows of a picture should have in common.
+
+    Attributes:
+        values: Integer array of shape (N,): the value of each row.
+        abouts: The subjects of the concerns about one picture, and about equal files.
+        relation: The word between a picture and its values, such as `of`.
+        several: What it has, such as `more than one class`.
+        advice: What to do about it; the end of the message.
+    """
+
+    values: npt.NDArray[np.integer]
+    abouts: tuple[str, str]
+    relation: str
+    several: str
+    advice: str = "."
+
+
 def find_copies(rows: Rows) -> list[Concern]:
-    """Finds pictures that several splits hold. Only files of equal size are read.
+    """Finds pictures that several splits hold, and contradictions. Only files of equal size are read.
 
     Args:
         rows: The table.
     """
+    return _find_shared(
+        rows,
+        [
+            Trait(rows.splits, ("image_in_several_splits", "copy_in_several_splits"), "in", "more than one split"),
+            *_class_of(rows),
+        ],
+    )
+
+
+def find_contradictions(rows: Rows) -> list[Concern]:
+    """Finds pictures that have several classes, in tables where a row has one. Only files of equal size are read.
+
+    Args:
+        rows: The table.
+    """
+    return _find_shared(rows, _class_of(rows))
+
+
+def _class_of(rows: Rows) -> list[Trait]:
+    if not rows.classes or rows.label_sets is not None:
+        return []
+    advice = ". Keep the label that is right, or read several labels an image (data.table.label_separator)."
+    return [
+        Trait(
+            rows.label_ids, ("image_of_several_classes", "copy_of_several_classes"), "of", "more than one class", advice
+        )
+    ]
+
+
+def _find_shared(rows: Rows, traits: Sequence[Trait]) -> list[Concern]:
+    if not traits:
+        return []
     paths, files = np.unique(rows.images, return_inverse=True)
-    contents = _group_by_content(paths.tolist(), files, rows)
-    shared = _in_several_splits(rows.image_ids, rows)
-    copied = _in_several_splits(contents[files], rows)
-    copied = copied[np.bincount(contents)[copied] > 1]
+    contents = _group_by_content(paths.tolist(), files, [trait.values for trait in traits])
     found = []
-    if len(shared):
-        about = _describe("in more than one split", rows, rows.image_ids, shared)
-        found.append(Concern("image_in_several_splits", *about))
-    if len(copied):
-        about = _describe("in files of more than one split, byte for byte", rows, contents[files], copied)
-        found.append(Concern("copy_in_several_splits", *about))
+    for trait in traits:
+        shared = _with_several(rows.image_ids, trait.values)
+        copied = _with_several(contents[files], trait.values)
+        copied = copied[np.bincount(contents)[copied] > 1]
+        if len(shared):
+            about = _describe(
+                f"{trait.relation} {trait.several}", trait.advice, rows, np.isin(rows.image_ids, shared), len(shared)
+            )
+            found.append(Concern(trait.abouts[0], *about))
+        if len(copied):
+            about = _describe(
+                f"in files of {trait.several}, byte for byte",
+                trait.advice,
+                rows,
+                np.isin(contents[files], copied),
+                len(copied),
+            )
+            found.append(Concern(trait.abouts[1], *about))
     return found
 
 
-def _describe(where: str, rows: Rows, ids: Integers, shared: Integers) -> tuple[str, tuple[str, ...]]:
-    """Writes the message on the rows whose id is shared, and returns it with their places."""
-    chosen = np.isin(ids, shared)
+def _describe(where: str, advice: str, rows: Rows, chosen: Mask, images: int) -> tuple[str, tuple[str, ...]]:
+    """Writes the message on the chosen rows, and returns it with their places."""
     names = dict.fromkeys(Path(place_of(path)).name for path in rows.images[chosen].tolist())
-    message = f"{count(len(shared), 'image is', 'images are')} {where}: {show_some(names)}."
+    message = f"{count(images, 'image is', 'images are')} {where}: {show_some(names)}{advice}"
     return message, places_where(rows, chosen)
 
 
-def _in_several_splits(ids: Integers, rows: Rows) -> Integers:
-    """Returns the ids that rows of more than one split have."""
-    pairs = np.unique(ids * len(SPLITS) + rows.splits) // len(SPLITS)
+def _with_several(ids: Integers, values: npt.NDArray[np.integer]) -> Integers:
+    """Returns the ids that rows of more than one value have."""
+    span = int(values.max(initial=0)) + 2  # -1 stands for none
+    pairs = np.unique(ids * span + values + 1) // span
     return np.unique(pairs[1:][pairs[1:] == pairs[:-1]])
 
 
-def _group_by_content(paths: list[str], files: Integers, rows: Rows) -> Integers:
-    """Numbers the files, equal for equal bytes; this is exact where equal files are in several splits."""
+def _group_by_content(paths: list[str], files: Integers, values: Sequence[npt.NDArray[np.integer]]) -> Integers:
+    """Numbers the files, equal for equal bytes; this is exact where equal files have several of some values."""
     sizes = np.array([_size(path) for path in paths], dtype=np.int64)
     contents = np.arange(len(paths))
-    doubtful = np.isin(sizes, _in_several_splits(sizes[files], rows))
+    doubtful = np.isin(sizes, np.concatenate([_with_several(sizes[files], each) for each in values]))
     for limit in (BEGINNING, None):
         groups: dict[tuple[int, bytes], list[int]] = defaultdict(list)
         contents[doubtful] = np.flatnonzero(doubtful)

@@ -1,8 +1,9 @@
-"""Opens and decodes every image of a table in several processes."""
+"""Opens and decodes every image of a table, many of them in several processes."""
 
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -16,7 +17,11 @@ from finetune.data.prepare.images import try_image
 from finetune.data.table.faults import Fault
 from finetune.data.table.rows import Rows
 
-CHUNK = 16  # images that a process gets at a time
+CHUNK = 16
+"""Images that a process gets at a time."""
+
+ALONE = 2.0
+"""Seconds for which this process decodes images alone: starting others takes about as long."""
 
 
 class Decoded(NamedTuple):
@@ -31,23 +36,20 @@ class Decoded(NamedTuple):
     sizes: npt.NDArray[np.int64]
 
 
-def decode_images(rows: Rows, column: str, processes: int | None = None) -> Decoded:
+def decode_images(rows: Rows, column: str, processes: int | None = None, alone: float = ALONE) -> Decoded:
     """Opens every image of a table, each file once, with a progress bar.
 
     Args:
         rows: The table.
         column: The column of the image paths, for the faults.
-        processes: Number of processes; None for one on each core.
+        processes: Number of processes that help; None for one on each core.
+        alone: Seconds after which they are started, if there are images left.
     """
     from tqdm import tqdm
 
     paths, ids = np.unique(rows.images, return_inverse=True)
-    workers = min(processes or os.cpu_count() or 1, -(-len(paths) // CHUNK))
-    context = multiprocessing.get_context("spawn")  # a fork would copy locks that other libraries' threads hold
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        with _deaf_to_ctrl_c():
-            decoded = pool.map(_decode, paths.tolist(), chunksize=CHUNK)
-        found = list(tqdm(decoded, total=len(paths), unit=" images"))
+    decoded = _decode_all(paths.tolist(), processes or os.cpu_count() or 1, alone)
+    found = list(tqdm(decoded, total=len(paths), unit=" images"))
     sizes = np.array([size for size, _ in found], dtype=np.int64)
     unreadable = np.flatnonzero([bool(reason) for _, reason in found])
     faults = (
@@ -65,6 +67,20 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
+def _decode_all(paths: list[str], processes: int, alone: float) -> Iterator[tuple[tuple[int, int], str]]:
+    end, done = time.monotonic() + alone, 0
+    while done < len(paths) and time.monotonic() < end:
+        yield _decode(paths[done])
+        done += 1
+    if done < len(paths):
+        workers = min(processes, -(-(len(paths) - done) // CHUNK))
+        context = multiprocessing.get_context("spawn")  # a fork would copy locks that other libraries' threads hold
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            with _deaf_to_ctrl_c():
+                decoded = pool.map(_decode, paths[done:], chunksize=CHUNK)
+            yield from decoded
 
 
 def _decode(path: str) -> tuple[tuple[int, int], str]:

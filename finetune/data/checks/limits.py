@@ -28,7 +28,7 @@ def find_long_texts(rows: Rows, templates: tuple[str, ...], texts: TextEncoder) 
     """
     distinct = as_strings(write_prompts(rows.classes, templates)) if templates else np.unique(rows.captions)
     most = texts.max_length - texts.tokenizer.num_special_tokens_to_add()
-    doubtful = distinct[_bound_tokens(distinct.tolist(), texts.tokenizer) > most]
+    doubtful = distinct[bound_tokens(distinct.tolist(), texts.tokenizer) > most]
     lost = np.zeros(len(doubtful), dtype=np.int64)
     for start in range(0, len(doubtful), CHUNK):
         chunk = doubtful[start : start + CHUNK].tolist()
@@ -47,14 +47,19 @@ def find_long_texts(rows: Rows, templates: tuple[str, ...], texts: TextEncoder) 
     return [Concern("long_texts", message, places)]
 
 
-def _bound_tokens(texts: list[str], tokenizer: Any) -> Integers:
+def has_bert_rules(tokenizer: Any) -> bool:
+    """Whether a tokenizer splits a text into words as BERT's does."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return backend is not None and isinstance(backend.pre_tokenizer, BertPreTokenizer)
+
+
+def bound_tokens(texts: list[str], tokenizer: Any) -> Integers:
     """Bounds the number of tokens of each text, special ones aside, so that most texts need not be encoded.
 
     A token stands for at least one byte. BERT's rules never join words into a token, so a BERT text has at most the sum
     of its words' tokens; only words that occur more than once are encoded for that sum.
     """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None or not isinstance(backend.pre_tokenizer, BertPreTokenizer):
+    if not has_bert_rules(tokenizer):
         return np.array([len(text.encode()) for text in texts], dtype=np.int64)
     times = Counter(chain.from_iterable(text.split(" ") for text in texts))
     bounds = {word: len(word.encode()) for word in times}

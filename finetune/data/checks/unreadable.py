@@ -20,10 +20,12 @@ class Unreadable(NamedTuple):
     Attributes:
         row: Position of the row in the table.
         reason: The reason in a few words.
+        repair: What helps where augmentations fail on an image that can be read; else empty.
     """
 
     row: int
     reason: str
+    repair: str = ""
 
 
 class SkippedRow(NamedTuple):
@@ -75,22 +77,23 @@ class BadImages:
         if self.on_bad_image == "error":
             faults = dict.fromkeys(image_fault(rows, found, column) for found in unreadable)
             raise TableError(f"{TableFaultsError([*faults])}\n`finetune check --full` finds all such images.")
-        self.reasons.update(unreadable)
+        self.reasons.update({row: reason for row, reason, _ in unreadable})
 
 
 def image_fault(rows: Rows, unreadable: Unreadable, column: str) -> Fault:
-    """Turns an unreadable image into a fault of the table.
+    """Turns an image that cannot be read or augmented into a fault of the table.
 
     Args:
         rows: The table.
         unreadable: The row and the reason.
         column: The column of the image paths.
     """
-    row, reason = unreadable
-    rule = f"a whole image ({', '.join(FORMATS)})"
-    repair = (
-        f"Reading it failed: {reason}. Save it again, remove its rows, or leave them out with data.on_bad_image: skip."
-    )
+    row, reason, repair = unreadable
+    rule = "an image that suits data.augmentations"
+    if not repair:
+        rule = f"a whole image ({', '.join(FORMATS)})"
+        reason, repair = f"Reading it failed: {reason}", "Save it again"
+    repair = f"{reason}. {repair}, remove its rows, or leave them out with data.on_bad_image: skip."
     return Fault(str(rows.file(row)), rule, repair, rows.number(row), column, place_of(str(rows.images[row])))
 
 

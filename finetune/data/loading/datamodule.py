@@ -10,14 +10,15 @@ from typing import Any, Literal, cast
 import numpy as np
 import numpy.typing as npt
 import torch
-from albumentations import BasicTransform
+from albumentations import BaseCompose, BasicTransform
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from finetune.core.errors import Concern
 from finetune.core.types import Batch, ClassPrompts, Sample
 from finetune.data.checks.concerns import MIRRORING, find_concerns, name_steps
-from finetune.data.checks.copies import find_copies
+from finetune.data.checks.copies import find_contradictions, find_copies
+from finetune.data.checks.equal_texts import find_equal_captions, find_equal_classes, number_texts
 from finetune.data.checks.limits import find_long_texts, find_small_images
 from finetune.data.checks.unreadable import BadImages, SkippedRow, Unreadable, list_skipped
 from finetune.data.loading.choices import RowChoices
@@ -26,7 +27,8 @@ from finetune.data.loading.kinds import TableKind, find_kind
 from finetune.data.loading.loader import BatchLoader, TrainBatchLoader
 from finetune.data.loading.sampler import InOrder, TrainBatches
 from finetune.data.loading.sampling import Sampling
-from finetune.data.prepare.images import Augmentation, ImagePreparation
+from finetune.data.prepare.augmentation import Augmentation
+from finetune.data.prepare.images import ImagePreparation
 from finetune.data.prepare.texts import TextEncoder, write_prompts
 from finetune.data.table.cells import Integers
 from finetune.data.table.retention import name_tables
@@ -45,8 +47,8 @@ class ImageTextDataModule(LightningDataModule):
         retention: Tables of other domains, with captions or labels, on which the model must not get worse: their test
             rows are measured before and after. Their labels are written into the default template.
         templates: Sentences that class names are written into in place of `{}`; a class is embedded as the mean of all.
-        augmentations: Albumentations transforms of the training images, applied in this order before the image is
-            resized as the checkpoint's processor does; null for none.
+        augmentations: Albumentations transforms and compositions, such as `OneOf`, of the training images, applied in
+            this order before the image is resized as the checkpoint's processor does; null for none.
         image_size: Side of the image the towers see, in pixels; null for the checkpoint's own.
         batch_size: Largest number of rows in a batch.
         num_workers: Processes that read images; 0 reads in the main process.
@@ -68,7 +70,7 @@ class ImageTextDataModule(LightningDataModule):
         checkpoint: Checkpoint = "kakaobrain/align-base",
         retention: list[Table] | None = None,
         templates: tuple[str, ...] = ("a photo of a {}.",),
-        augmentations: list[BasicTransform] | None = None,
+        augmentations: list[BasicTransform | BaseCompose] | BasicTransform | BaseCompose | None = None,
         image_size: int | None = None,
         batch_size: int = 64,
         num_workers: int = 0,
@@ -115,13 +117,14 @@ class ImageTextDataModule(LightningDataModule):
     def rows(self) -> Rows:
         """The table's rows, read and checked at the first use; which splits must have some, `require` says."""
         if self._rows is None:
-            self._rows = self.table.read(required=())
+            self.rows = self.table.read(required=())
+            assert self._rows is not None
         return self._rows
 
     @rows.setter
     def rows(self, rows: Rows) -> None:
-        """Takes rows that were read before, those of a table with faults too."""
-        self._rows = rows
+        """Takes rows that were read before, those of a table with faults too. Captions of equal tokens become equal."""
+        self._rows = replace(rows, caption_ids=number_texts(rows, self.texts)) if self.table.caption else rows
 
     @property
     def kind(self) -> TableKind:
@@ -218,7 +221,7 @@ class ImageTextDataModule(LightningDataModule):
         """
         other = copy.copy(self)
         splits = codes.astype(self.rows.splits.dtype)
-        other.rows = replace(self.rows, splits=splits, drawn=splits)
+        other._rows = replace(self.rows, splits=splits, drawn=splits)
         return other
 
     def with_seed(self, seed: int) -> "ImageTextDataModule":
@@ -228,23 +231,31 @@ class ImageTextDataModule(LightningDataModule):
             seed: As for the class.
         """
         other = copy.copy(self)
-        other.rows, other.seed = self.rows, seed
+        other._rows, other.seed = self.rows, seed
         return other
 
     def find_concerns(self) -> list[Concern]:
-        """What is seldom meant in the table; no image is decoded."""
+        """What is seldom meant in the tables; no image is decoded."""
         mirrors = self.augmentation is not None and bool(MIRRORING & {*name_steps(self.augmentation.compose)})
-        return [*find_concerns(self.rows, mirrors), *find_copies(self.rows), *self.find_limits(self.rows)]
+        found = [*find_concerns(self.rows, mirrors), *find_copies(self.rows)]
+        for name, other in self.retention.items():
+            found += [concern.of_table(name) for concern in find_contradictions(other.rows)]
+        return [*found, *self.find_limits()]
 
-    def find_limits(self, rows: Rows, sizes: npt.NDArray[np.int64] | None = None) -> list[Concern]:
-        """What the checkpoint's limits do to a table: texts cut off, and images enlarged where sizes are known.
+    def find_limits(self, sizes: npt.NDArray[np.int64] | None = None) -> list[Concern]:
+        """What the checkpoint makes of the tables: texts cut off or equal; where sizes are known, images enlarged.
 
         Args:
-            rows: The table.
             sizes: Int64 array of shape (N, 2): width and height of each row's image, 0 where it cannot be read.
         """
-        long = find_long_texts(rows, () if self.table.caption else self.templates, self.texts)
-        return long if sizes is None else [*long, *find_small_images(rows, sizes, self.images)]
+        found = find_long_texts(self.rows, () if self.table.caption else self.templates, self.texts)
+        found += find_equal_captions(self.rows, self.texts) if self.table.caption else []
+        found += find_equal_classes(self.rows.classes, self.templates, self.texts)
+        found += [] if sizes is None else find_small_images(self.rows, sizes, self.images)
+        for name, other in self.retention.items():
+            equal = find_equal_classes(other.rows.classes, other.templates, self.texts)
+            found += [concern.of_table(name) for concern in equal]
+        return found
 
     def held_back(self, count: int) -> Batch:
         """The first rows of the validation split, or of the test split where there is none, as one batch.

@@ -5,13 +5,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import Dataset
 
 from finetune.core.types import Batch, Sample
 from finetune.data.checks.unreadable import Unreadable
 from finetune.data.loading.choices import RowChoices
 from finetune.data.loading.loader import Collated
-from finetune.data.prepare.images import Augmentation, ImagePreparation, try_image
+from finetune.data.prepare.augmentation import Augmentation, Refused
+from finetune.data.prepare.images import ImagePreparation, try_image
 from finetune.data.prepare.texts import TextEncoder
 from finetune.data.table.rows import Rows
 
@@ -52,15 +54,13 @@ class ImageTextDataset(Dataset[Sample | Unreadable]):
         image = try_image(self.rows.images[row])
         if isinstance(image, str):
             return Unreadable(row, image)
-        if self.augmentation is None:
-            pixels = self.images(image)
-        else:
-            try:
-                pixels = self.images.finish(self.augmentation(image, self.seed, epoch, row))
-            except Exception as error:  # transforms raise whatever they like, such as at an image that is too small
-                return Unreadable(row, f"data.augmentations fail on {image.width} x {image.height} pixels: {error}")
+        if self.augmentation is not None:
+            augmented = self.augmentation.attempt(image, self.seed, epoch, row)
+            if isinstance(augmented, Refused):
+                return Unreadable(row, *augmented)
+            image = Image.fromarray(augmented)
         return Sample(
-            pixel_values=torch.from_numpy(pixels),
+            pixel_values=torch.from_numpy(self.images(image)),
             input_ids=self.texts.encode(self.caption(row, epoch)),
             row=row,
             image_id=int(self.rows.image_ids[row]),

@@ -84,7 +84,9 @@ class TrainBatchLoader(BatchLoader):
 
 
 def _nothing_left(what: str, unreadable: Sequence[Unreadable], repair: str) -> TableError:
+    last = unreadable[-1]
+    advice = f"{last.repair}." if last.repair else "Check that the images' disk is connected."
     return TableError(
-        f"Expected each {what} to have an image that can be read, but got none (the last one: "
-        f"{unreadable[-1].reason}). Check that the images' disk is connected. {repair}"
+        f"Expected each {what} to have an image that can be read, but got none (the last one: {last.reason}). "
+        f"{advice} {repair}"
     )

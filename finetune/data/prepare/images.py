@@ -1,22 +1,17 @@
-"""Opens image files and turns them into a checkpoint's pixels, with augmentation in between."""
+"""Opens image files, and turns images into a checkpoint's pixels."""
 
 import os
-import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from finetune.core.errors import CheckpointError, RecipeError, TableError
+from finetune.core.errors import CheckpointError, TableError
 from finetune.data.prepare.members import Member, place_of, size_of
-
-if TYPE_CHECKING:
-    from albumentations import BasicTransform
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # out of 43 that Pillow would open
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -171,17 +166,6 @@ class ImagePreparation:
         pixels = np.asarray(image)
         return np.stack([self.levels[channel][pixels[..., channel]] for channel in range(3)])
 
-    def finish(self, pixels: Pixels) -> PixelValues:
-        """Prepares an augmented image of any size by the same steps.
-
-        Args:
-            pixels: Uint8 array of shape (H, W, 3), RGB.
-
-        Returns:
-            Float32 array of shape (3, H, W).
-        """
-        return self(Image.fromarray(pixels))
-
     def invert(self, values: PixelValues) -> Pixels:
         """Recovers the levels behind prepared pixels: what the towers see, as a picture.
 
@@ -203,57 +187,3 @@ def _read_sides(size: Any) -> tuple[int, int]:
             "Set them in its preprocessor_config.json."
         )
     return sides["height"], sides["width"]
-
-
-class Augmentation:
-    """Albumentations transforms whose random draws depend on seed, epoch and row alone.
-
-    The transforms receive the image as it is in the file, before it is resized. For photographs of many megapixels,
-    begin with one that makes them small, such as `RandomResizedCrop`, and give it the size that the checkpoint's
-    processor resizes to (346 for align-base), because its output is prepared like any other image.
-
-    Args:
-        transforms: The transforms, in the order in which they are applied.
-
-    Raises:
-        RecipeError: If the transforms turn a blank image into something that is no image.
-    """
-
-    def __init__(self, transforms: Sequence["BasicTransform"]) -> None:
-        from albumentations import Compose  # imports torch, which opening an image does not need
-
-        self.compose = Compose(list(transforms))
-        try:
-            self(Image.new("RGB", (512, 512)), 0, 0, 0)
-        except RecipeError:
-            raise
-        except Exception:  # they may refuse this blank image alone; each image of the table is tried and reported
-            pass
-
-    def __call__(self, image: Image.Image, seed: int, epoch: int, row: int) -> Pixels:
-        """Augments one image.
-
-        Args:
-            image: RGB, of any size.
-            seed: Seed of the run.
-            epoch: Epoch, from 0.
-            row: Position in the table.
-
-        Returns:
-            Uint8 array of shape (H, W, 3), with the height and width that the transforms produce.
-
-        Raises:
-            RecipeError: If the transforms produce something else.
-        """
-        # One stream for all transforms: set_random_seed would start the same stream in each, and a horizontal
-        # and a vertical flip would always coincide.
-        generator = np.random.default_rng([seed, epoch, row])
-        self.compose.set_random_state(generator, random.Random(int(generator.integers(2**63))))
-        augmented: Pixels = self.compose(image=np.asarray(image))["image"]
-        shape, kind = tuple(augmented.shape), str(augmented.dtype)
-        if not isinstance(augmented, np.ndarray) or len(shape) != 3 or shape[2] != 3 or kind != "uint8":
-            raise RecipeError(
-                f"Expected data.augmentations to return RGB levels, uint8 of shape (H, W, 3), but got {kind} of shape "
-                f"{shape}. Leave out Normalize, ToFloat and ToTensorV2: the processor does their work afterwards."
-            )
-        return augmented

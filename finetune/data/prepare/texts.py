@@ -40,6 +40,12 @@ class TextEncoder:
         ids: list[int] = self.tokenizer(text, truncation=True, max_length=self.max_length)["input_ids"]
         return ids
 
+    def encode_all(self, texts: list[str]) -> list[list[int]]:
+        """Returns the token ids of one or more texts, as `encode` does, in less time."""
+        found = self.tokenizer(texts, truncation=True, max_length=self.max_length, return_attention_mask=False)
+        ids: list[list[int]] = found["input_ids"]
+        return ids
+
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of token ids as the model reads it, with `[UNK]` where it has no token."""
         frame = (self.tokenizer.cls_token_id, self.tokenizer.sep_token_id, self.tokenizer.pad_token_id)

@@ -39,14 +39,16 @@ class Example(NamedTuple):
     Attributes:
         place: The place of the first epoch's row, as `file:row`.
         class_name: The class, empty in tables without labels.
-        original: The image as it is in the file, upright, or why it cannot be read.
-        views: The row in each of the first epochs in which its image can be read.
+        original: The image as it is in the file, upright; None where it cannot be read.
+        views: The row in each of the first epochs in which its image can be read and augmented.
+        reason: Why it cannot in one of them, in a sentence; else empty.
     """
 
     place: str
     class_name: str
-    original: Image.Image | str
+    original: Image.Image | None
     views: tuple[View, ...]
+    reason: str = ""
 
 
 def collect_examples(dataset: ImageTextDataset) -> list[Example]:
@@ -85,7 +87,10 @@ def _example(dataset: ImageTextDataset, position: int) -> Example:
     class_name = rows.classes[label] if rows.classes and label >= 0 else ""
     original = try_image(rows.images[row])
     seen = [(epoch, dataset[position, epoch]) for epoch in range(EPOCHS)]
-    return Example(rows.place(row), class_name, original, tuple(_views(dataset, seen)))
+    reasons = [item.reason for _, item in seen if isinstance(item, Unreadable)]
+    if isinstance(original, str):
+        return Example(rows.place(row), class_name, None, (), f"The image cannot be read: {original}.")
+    return Example(rows.place(row), class_name, original, tuple(_views(dataset, seen)), *reasons[:1])
 
 
 def _views(dataset: ImageTextDataset, seen: Iterable[tuple[int, Sample | Unreadable]]) -> Iterable[View]:

@@ -147,7 +147,7 @@ def _lines(example: "Example") -> Iterator[_Line]:
     parts = [(example.class_name, _font(15), BLACK), (example.place, _font(13), GREY)]
     for name, text, cut_off in _texts(example):
         parts += [(f"{name}{text}", _font(13), BLACK), (cut_off, _font(13), RED)]
-    parts.append((_reason(example), _font(13), RED))
+    parts.append((example.reason, _font(13), RED))
     for text, font, colour in parts:
         yield from ((line, font, colour) for line in _wrap(text, font, TEXT))
 
@@ -196,7 +196,7 @@ def _article(example: "Example") -> str:
         for name, text, cut_off in _texts(example)
     ]
     heading = f"<h2>{escape(example.class_name)}</h2>" if example.class_name else ""
-    reason = f'<p class="reason">{escape(_reason(example))}</p>' if _reason(example) else ""
+    reason = f'<p class="reason">{escape(example.reason)}</p>' if example.reason else ""
     figures = "".join(_figure(name, picture) for name, picture in _pictures(example))
     place = f'<p class="place">{escape(example.place)}</p>'
     return (
@@ -214,7 +214,7 @@ def _figure(name: str, picture: Image.Image) -> str:
 
 
 def _pictures(example: "Example") -> list[tuple[str, Image.Image]]:
-    if isinstance(example.original, str):
+    if example.original is None:
         return []
     seen = [(f"epoch {epoch}", view.picture) for epoch, view in enumerate(example.views)]
     return [("original", example.original), *seen]
@@ -234,10 +234,6 @@ def _texts(example: "Example") -> list[tuple[str, str, str]]:
 def _shorten(cut_off: str) -> str:
     text = cut_off if len(cut_off) <= LONGEST_TEXT else f"{cut_off[:LONGEST_TEXT]}…"
     return f"[cut off: {text}]" if text else ""
-
-
-def _reason(example: "Example") -> str:
-    return f"The image cannot be read: {example.original}." if isinstance(example.original, str) else ""
 
 
 def _as_png(picture: Image.Image) -> bytes:

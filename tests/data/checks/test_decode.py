@@ -195,7 +195,7 @@ def test_every_image_is_decoded(folder: Path, capsys: pytest.CaptureFixture[str]
     draw(folder / "d.png", 9, (7, 90))
     images = ["a.png", "b.png", "c.png", "d.png", "b.png"]
     rows = Table(write(folder, image=images, one=images, two=images), caption=("one", "two")).read(required=())
-    found = decode_images(rows, "image", processes=2)
+    found = decode_images(rows, "image", processes=2, alone=0.0)
     assert [(fault.row, fault.column) for fault in found.faults] == [(3, "image"), (4, "image"), (6, "image")]
     assert found.sizes[::2].tolist() == [[40, 30], [0, 0], [0, 0], [7, 90], [0, 0]]
     assert str(found.faults[0]).startswith(f"{folder / 't.csv'}:3:image: Expected a whole image (BMP, GIF")

@@ -9,7 +9,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from finetune.core.errors import RecipeError
-from finetune.data.prepare.images import Augmentation, ImagePreparation
+from finetune.data.prepare.augmentation import Augmentation
+from finetune.data.prepare.images import ImagePreparation
 
 from ..images import noise
 from ..processors import PROCESSORS
@@ -70,7 +71,7 @@ def test_augmented_images_are_prepared_like_any_other(name: str) -> None:
     for transforms in (MANY, FLIPS):
         pixels = Augmentation(transforms)(IMAGE, 0, 0, 0)
         expected = processor(Image.fromarray(pixels), return_tensors="np")["pixel_values"][0]
-        assert np.array_equal(preparation.finish(pixels), expected)
+        assert np.array_equal(preparation(Image.fromarray(pixels)), expected)
 
 
 @pytest.mark.parametrize(
