@@ -69,9 +69,12 @@ def test_repeated_rows_equal_the_reference(make_batch, make_embeddings, seed, sm
     mask = np.array(
         [
             [
-                batch.label_ids[i] == batch.label_ids[j]
-                if batch.label_ids[i] >= 0 and batch.label_ids[j] >= 0
-                else batch.image_ids[i] == batch.image_ids[j] or batch.caption_ids[i] == batch.caption_ids[j]
+                batch.caption_ids[i] == batch.caption_ids[j]
+                or (
+                    batch.label_ids[i] == batch.label_ids[j]
+                    if batch.label_ids[i] >= 0 and batch.label_ids[j] >= 0
+                    else batch.image_ids[i] == batch.image_ids[j]
+                )
                 for j in range(9)
             ]
             for i in range(9)

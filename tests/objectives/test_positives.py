@@ -14,10 +14,9 @@ def test_equals_the_definition_pair_by_pair(make_batch, seed):
     mask = positive_mask(make_batch(size, images, captions, labels))
     for i in range(size):
         for j in range(size):
-            if labels[i] >= 0 and labels[j] >= 0:
-                assert mask[i, j] == (labels[i] == labels[j])
-            else:
-                assert mask[i, j] == (captions[i] == captions[j] or images[i] == images[j])
+            both = labels[i] >= 0 and labels[j] >= 0
+            same = labels[i] == labels[j] if both else images[i] == images[j]
+            assert mask[i, j] == (captions[i] == captions[j] or same)
     assert mask.diagonal().all()
     assert mask.equal(mask.T)
 
@@ -27,11 +26,9 @@ def test_equal_labels_are_positives_in_a_label_table(make_batch):
     assert mask.tolist() == [[True, True, False], [True, True, False], [False, False, True]]
 
 
-def test_equal_captions_with_other_labels_are_no_positives(make_batch):
-    assert positive_mask(make_batch(2, captions=[7, 7], labels=[0, 1])).tolist() == [
-        [True, False],
-        [False, True],
-    ]
+def test_equal_captions_are_positives_whatever_the_labels(make_batch):
+    mask = positive_mask(make_batch(3, captions=[7, 7, 8], images=[0, 0, 0], labels=[0, 1, 2]))
+    assert mask.tolist() == [[True, True, False], [True, True, False], [False, False, True]]
 
 
 def test_shared_captions_and_images_are_positives_but_not_through_a_third_row(make_batch):

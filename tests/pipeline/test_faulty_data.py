@@ -17,6 +17,30 @@ def test_faulty_table_is_reported_before_anything_is_written(tmp_path, monkeypat
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("task", ["AlignTask", "ClassificationTask"])
+def test_a_training_that_can_learn_nothing_is_refused_before_a_weight_is_read(
+    task, tmp_path, monkeypatch, capsys, colour_table, tiny, count_opens
+):
+    monkeypatch.chdir(tmp_path)
+    lines = colour_table.read_text().replace(",red,test", ",blue,test").splitlines()
+    images = [line if line.startswith("image") else f"{colour_table.parent}/{line}" for line in lines]
+    kept = [line for line in images if ",train," not in line or ",red," in line]
+    Path("one.csv").write_text("\n".join(kept) + "\n")
+    Path("one.yaml").write_text(
+        f"model: {{class_path: finetune.{task}, init_args: {{checkpoint: base}}}}\n"
+        "data: {table: {path: one.csv, label: label, split: split}}\nrun: {folder: runs}\n"
+    )
+    shutil.copytree(tiny, "base")  # which nobody else opens
+    opens = count_opens(Path("base/model.safetensors"))
+    assert main(["fit", "--config", "one.yaml"]) == 2
+    message = "one.csv: Expected training rows of at least two classes, but got 'red'. All 6 training rows are"
+    assert message in capsys.readouterr().err
+    assert main(["check", "--config", "one.yaml"]) == 2
+    assert message in capsys.readouterr().out
+    assert not Path("runs").exists()
+    assert opens() == 0
+
+
 @pytest.fixture
 def damaged(tmp_path, monkeypatch, colour_table):
     """A working directory with the colours, of which a training, a validation and a test image are cut off."""

@@ -11,6 +11,7 @@ from docstring_parser import parse
 import finetune
 from finetune.core.errors import RecipeError
 from finetune.core.shipped import find_recipe
+from finetune.data.checks.concerns import name_steps
 from finetune.pipeline.parser import describe_keys
 from finetune.pipeline.recipe import read_recipe
 
@@ -205,6 +206,73 @@ def test_every_key_of_every_public_class_has_help(owner):
     arguments = [name for name in arguments if name not in ("args", "kwargs")]
     assert {name for name in arguments if not described.get(name)} == set()
     assert len(arguments) <= 14
+
+
+FLIP, CROP = "albumentations.HorizontalFlip", {"class_path": "albumentations.RandomCrop"}
+
+
+def one_of(*transforms):
+    return {"class_path": "albumentations.OneOf", "init_args": {"transforms": list(transforms)}}
+
+
+@pytest.mark.parametrize(
+    ("augmentations", "found"),
+    [
+        pytest.param(
+            [one_of(FLIP, {"class_path": FLIP, "init_args": {"p": 1}})],
+            "Compose/OneOf/HorizontalFlip/HorizontalFlip",
+            marks=pytest.mark.slow,
+        ),
+        (
+            [FLIP, {"class_path": "albumentations.Sequential", "init_args": {"transforms": [one_of(one_of(FLIP))]}}],
+            "Compose/HorizontalFlip/Sequential/OneOf/OneOf/HorizontalFlip",
+        ),
+        pytest.param(
+            [{"class_path": "albumentations.OneOrOther", "init_args": {"first": FLIP, "second": one_of(FLIP)}}],
+            "Compose/OneOrOther/HorizontalFlip/OneOf/HorizontalFlip",
+            marks=pytest.mark.slow,
+        ),
+        (one_of(FLIP), "Compose/OneOf/HorizontalFlip"),
+    ],
+)
+def test_compositions_of_transforms_are_taken_at_any_depth_and_repeat_themselves(
+    recipe_file, tmp_path, augmentations, found
+):
+    values = yaml.safe_load(recipe_file.read_text())
+    values["data"]["augmentations"] = augmentations
+    recipe_file.write_text(yaml.safe_dump(values))
+    recipe = read_recipe(recipe_file)
+    (tmp_path / "resolved.yaml").write_text(recipe.resolved)
+    for each in (recipe, read_recipe(tmp_path / "resolved.yaml")):
+        assert "/".join(name_steps(each.build_data().augmentation.compose)) == found
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda transform: one_of(one_of(transform)), *(pytest.param(f, marks=pytest.mark.slow) for f in (dict, one_of))],
+)
+@pytest.mark.parametrize(
+    ("transform", "message"),
+    [
+        (
+            {"class_path": "albumentations.RandmCrop"},
+            "a class of albumentations, but got 'RandmCrop'. Did you mean 'Rand",
+        ),
+        (CROP | {"init_args": {"heigth": 9, "width": 9}}, "heigth'. Did you mean 'height'"),
+        (CROP | {"init_args": {"width": 9}}, "arguments are required: height"),
+        (
+            CROP | {"init_args": {"height": "x", "width": 9}},
+            "Expected height to be valid, but got 'x': .* valid integer",
+        ),
+        ({"class_path": FLIP, "init_args": {"p": 3}}, "Expected p to be valid, but got 3: .* less than or equal to 1"),
+    ],
+)
+def test_the_fault_of_a_transform_is_named_at_any_depth(recipe_file, wrap, transform, message):
+    values = yaml.safe_load(recipe_file.read_text())
+    values["data"]["augmentations"] = [wrap(transform)]
+    recipe_file.write_text(yaml.safe_dump(values))
+    with pytest.raises(RecipeError, match=f"data.augmentations.*{message}"):
+        read_recipe(recipe_file).build_data()
 
 
 def test_described_keys_include_both_towers_and_the_trainer():

@@ -51,6 +51,7 @@ class Augmentation:
 
         # A composition is a sequence of its parts, too: as a list, OneOf would apply each of them.
         self.compose = Compose(list(transforms) if isinstance(transforms, list | tuple) else [transforms])
+        self._repair: str | None = None
         blank = Image.new("RGB", (512, 512))
         for draw in range(DRAWS):
             try:
@@ -94,12 +95,17 @@ class Augmentation:
             return self(image, seed, epoch, row)
         except Exception as error:  # transforms raise whatever they like
             reason = f"data.augmentations fail on {image.width} x {image.height} pixels: {error}"
+        if self._repair is None:  # found for the first image alone, as it takes time
+            self._repair = self._find_repair(image.width + ENLARGED, image.height + ENLARGED, (seed, epoch, row))
+        return Refused(reason, self._repair)
+
+    def _find_repair(self, width: int, height: int, key: tuple[int, int, int]) -> str:
+        """Says what helps where an image is refused: another size, if a large one is taken with the same draws."""
         try:
-            self(Image.new("RGB", (image.width + ENLARGED, image.height + ENLARGED)), seed, epoch, row)
+            self(Image.new("RGB", (width, height)), *key)
         except Exception:
-            return Refused(reason, "Correct or remove the transform that fails")
-        return Refused(
-            reason,
+            return "Correct or remove the transform that fails"
+        return (
             "Crop less, pad small images first (albumentations.PadIfNeeded), take albumentations.RandomResizedCrop, "
-            "which suits any size",
+            "which suits any size"
         )

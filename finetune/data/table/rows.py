@@ -29,8 +29,8 @@ class Rows:
         classes: Names of the classes in natural order ('9' before '10'), empty in tables without labels.
         image_ids: Int64 array of shape (N,), equal for the same image path, or for the same cell of the table's
             `image_id` column.
-        caption_ids: Int64 array of shape (N,), equal for the same caption; in tables without captions the label, or
-            the position in `label_sets`.
+        caption_ids: Int64 array of shape (N,), equal for the same caption (in a data module, for the same tokens); in
+            tables without captions the label, or the position in `label_sets`.
         splits: Int8 array of shape (N,): positions in `SPLITS`.
         drawn: The same, as the draw of each row's image alone would have it; equal where splits are not drawn.
         folder: The folder that image paths of `data.table.path` are relative to.

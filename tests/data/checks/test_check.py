@@ -205,7 +205,7 @@ def test_data_module_finds_the_same(folder: Path) -> None:
 def test_long_class_prompts(colour_table: Path) -> None:
     table = Table(str(colour_table), label="label", split="split")
     module = ImageTextDataModule(table, "align-mini", templates=("a {}", "very " * 63 + "{}"), image_size=32)
-    (concern,) = module.find_limits(module.rows)
+    (concern,) = module.find_limits()
     assert concern.message.startswith("3 class prompts are longer than 64 tokens; 6 tokens are cut off")
 
 

@@ -1,11 +1,11 @@
-"""The same picture in two splits."""
+"""The same picture in two splits, or under two classes."""
 
 from pathlib import Path
 
 import numpy as np
 
 from finetune.core.errors import Concern
-from finetune.data.checks.copies import find_copies
+from finetune.data.checks.copies import find_contradictions, find_copies
 from finetune.data.table.table import Table
 
 from ..checked import write
@@ -55,3 +55,34 @@ def test_copies_against_all_pairs(tmp_path: Path) -> None:
         at + 2 for at in range(60) if any(contents[at] == contents[it] and splits[at] != splits[it] for it in range(60))
     }
     assert {int(place.rpartition(":")[2]) for place in concern.places} == expected
+
+
+# ---- one picture under two classes
+
+
+def contradictions_of(folder: Path, images: list[str], labels: list[str], **settings: str) -> list[Concern]:
+    path = write(folder, image=images, label=labels, split="train", id=[name[0] for name in images])
+    return find_contradictions(Table(path, label="label", split="split", **settings).read(required=()))
+
+
+def test_one_path_id_or_content_under_two_classes(folder: Path) -> None:
+    images = ["a.png", "b.png", "a.png", "c.png"]
+    (concern,) = contradictions_of(folder, images, ["cat", "dog", "dog", "cat"])
+    assert concern.about == "image_of_several_classes"
+    assert concern.message.startswith("1 image is of more than one class: 'a.png'. Keep the label that is right, or")
+    assert [place.rpartition(":")[2] for place in concern.places] == ["2", "4"]
+    assert contradictions_of(folder, images, ["cat", "dog", "cat", "cat"]) == []
+    (folder / "copy.png").write_bytes((folder / "b.png").read_bytes())
+    (concern,) = contradictions_of(folder, ["copy.png", "a.png", "b.png"], ["cat", "dog", "dog"])
+    assert concern.about == "copy_of_several_classes"
+    assert "1 image is in files of more than one class, byte for byte: 'copy.png', 'b.png'." in concern.message
+    draw(folder / "a2.png", 77)
+    (concern,) = contradictions_of(folder, ["a.png", "a2.png"], ["cat", "dog"], image_id="id")
+    assert concern.about == "image_of_several_classes"
+
+
+def test_several_labels_or_captions_of_a_picture_contradict_nothing(folder: Path) -> None:
+    images, labels = ["a.png", "a.png"], ["cat", "dog"]
+    assert contradictions_of(folder, images, labels, label_separator="|") == []
+    path = write(folder, image=images, caption=labels)
+    assert find_contradictions(Table(path, caption="caption").read(required=())) == []

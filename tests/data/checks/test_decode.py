@@ -1,5 +1,6 @@
 """Pictures of every format, colour space and depth as they are opened; all of a table decoded."""
 
+import resource
 import struct
 import zlib
 from pathlib import Path
@@ -201,3 +202,11 @@ def test_every_image_is_decoded(folder: Path, capsys: pytest.CaptureFixture[str]
     assert str(found.faults[0]).startswith(f"{folder / 't.csv'}:3:image: Expected a whole image (BMP, GIF")
     assert "Reading it failed: " in found.faults[0].repair
     assert "4/4" in capsys.readouterr().err
+
+
+def test_no_process_is_started_for_a_few_images(folder: Path) -> None:
+    rows = Table(write(folder, image=["a.png", "b.png"], caption=["x", "y"]), caption="caption").read(required=())
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert decode_images(rows, "image", processes=2).sizes.tolist() == [[40, 30]] * 2
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert (after.ru_utime, after.ru_stime) == (before.ru_utime, before.ru_stime)

@@ -46,6 +46,15 @@ def test_transforms_draw_independently_of_each_other() -> None:
     assert min(counts) > 70  # 100 expected, standard deviation 9
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_composition_is_applied_as_one_and_not_as_a_list_of_its_parts(alone: bool) -> None:
+    turned = albumentations.OneOf([albumentations.HorizontalFlip(p=1), albumentations.VerticalFlip(p=1)], p=1)
+    augmentation = Augmentation(turned if alone else [turned])
+    pixels = np.asarray(IMAGE)
+    found = {augmentation(IMAGE, 0, 0, row).tobytes() for row in range(20)}
+    assert found == {pixels[:, ::-1].tobytes(), pixels[::-1].tobytes()}
+
+
 class Augmented(Dataset[np.ndarray]):
     def __len__(self) -> int:
         return 12
@@ -85,6 +94,8 @@ def test_augmented_images_are_prepared_like_any_other(name: str) -> None:
 def test_what_leaves_no_image_is_refused_before_any_is_opened(last: albumentations.BasicTransform, found: str) -> None:
     with pytest.raises(RecipeError, match=f"Expected data.augmentations to return RGB levels, .* but got {found}"):
         Augmentation([*FLIPS, last])
+    with pytest.raises(RecipeError, match=r"Expected data.augmentations to return RGB levels"):
+        Augmentation([albumentations.OneOf([*FLIPS, albumentations.Sequential([last], p=1)], p=1)])
 
 
 def test_a_crop_of_large_photographs_is_no_mistake() -> None:

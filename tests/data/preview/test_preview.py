@@ -130,7 +130,8 @@ def test_what_is_cut_off_follows_what_is_read(captions: Path) -> None:
     assert read + lost == whole
     assert len(read) == 62  # and two that frame the text
     assert view.cut_off == " ".join(["dog"] * 120)
-    assert unreadable.original == "image file is truncated"
+    assert unreadable.original is None
+    assert unreadable.reason == "The image cannot be read: image file is truncated."
     assert unreadable.views == ()
     assert foreign.views[0].text == "ein kafer [UNK] [UNK]"
     assert plain.views[0].text == "a red square number 3"

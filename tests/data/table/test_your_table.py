@@ -46,9 +46,9 @@ def test_filters(text: str) -> None:
     assert parse_filter(text).conditions
 
 
-@pytest.mark.parametrize("name", ["concerns", "copies", "limits"])
+@pytest.mark.parametrize("name", ["concerns", "copies", "equal_texts", "learnable", "limits"])
 def test_every_warning_is_explained(name: str) -> None:
     source = (Path(__file__).parents[3] / "finetune" / "data" / "checks" / f"{name}.py").read_text(encoding="utf-8")
-    abouts = re.findall(r'Concern\(\s*"(\w+)"', source)
+    abouts = re.findall(r'Concern\(\s*"(\w+)"', source) + re.findall(r'"((?:image|copy)_\w+)"', source)
     assert abouts
     assert all(f"| `{about}` |" in PAGE for about in abouts)
