@@ -142,7 +142,7 @@ def test_recipes_without_a_table_to_read(tmp_path: Path, text: str) -> None:
 def recipe(folder: Path, *lines: str) -> Path:
     path = folder / "recipe.yaml"
     text = ["model: {checkpoint: align-mini}", "data:", f"  table: {{path: {folder / 't.csv'}, caption: caption}}"]
-    path.write_text("\n".join([*text, "  image_size: 64", *lines]))
+    path.write_text("\n".join([*text, "  image_size: 64", *lines, "trainer: {max_epochs: 1}"]))
     return path
 
 
