@@ -12,6 +12,7 @@ from finetune.export.cards import OPEN_IMAGE, Card
 from finetune.export.trained import TrainedModel
 from finetune.model.efficientnet import build_classifier
 from finetune.model.head import LinearHead
+from finetune.model.pretrained import quiet_transformers
 
 
 class ImageClassifier(Artifact):
@@ -38,7 +39,8 @@ class ImageClassifier(Artifact):
 
     def write(self, folder: Path) -> None:
         """Writes `config.json` with the class names, the weights, and the image processor."""
-        build_classifier(self.trained.model, self.head).save_pretrained(folder, safe_serialization=True)
+        with quiet_transformers():
+            build_classifier(self.trained.model, self.head).save_pretrained(folder, safe_serialization=True)
         self.trained.processor.image_processor.save_pretrained(folder)
 
     def witness(self) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from finetune.export.artifact import Artifact
 from finetune.export.cards import OPEN_IMAGE, Card
 from finetune.export.trained import TrainedModel
 from finetune.export.witness import INPUTS
+from finetune.model.pretrained import quiet_transformers
 from finetune.run.results import list_unchanged_towers
 
 
@@ -116,7 +117,8 @@ def write_checkpoint(model: AlignModel, processor: AlignProcessor, folder: Path)
         processor: Its processor.
         folder: An existing, empty folder.
     """
-    model.save_pretrained(folder, safe_serialization=True)
+    with quiet_transformers():
+        model.save_pretrained(folder, safe_serialization=True)
     write_processor(processor, folder)
 
 

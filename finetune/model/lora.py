@@ -12,6 +12,7 @@ from transformers import AlignModel
 
 from finetune.model.batchnorm import FollowingBatchNorm2d
 from finetune.model.layers import IMAGE, TEXT, Tower, enclosing_modules, low_rank_layers, whole_layers
+from finetune.model.pretrained import quiet_transformers
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,8 @@ def attach_lora(model: AlignModel, image_lora: TowerLora | None, text_lora: Towe
         use_dora=first.use_dora,
         modules_to_save=enclosing_modules(model, copied) or None,
     )
-    adapted = get_peft_model(model, config)
+    with quiet_transformers():
+        adapted = get_peft_model(model, config)
     for layers in low_rank[1:]:
         _set_dropout(model, layers)
     _adjust_copies(model, trained)

@@ -1,5 +1,6 @@
 """Opens what transformers saved: quietly, with every tensor accounted for, and errors that say what to do."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,6 +61,18 @@ def opening(folder: Path, kind: str) -> Iterator[None]:
     Raises:
         CheckpointError: If that fails.
     """
+    try:
+        with quiet_transformers():
+            yield
+    except (KeyError, OSError, RuntimeError, SafetensorError, StrictDataclassError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"Expected {folder} to open as an {kind}, but got: {error}. Write or download it again."
+        ) from error
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silences what transformers says of itself as it reads or writes a model: bars, reports, deprecations."""
     from transformers.utils import logging as untyped_logging
 
     logging: Any = untyped_logging
@@ -67,11 +80,9 @@ def opening(folder: Path, kind: str) -> Iterator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
-    except (KeyError, OSError, RuntimeError, SafetensorError, StrictDataclassError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"Expected {folder} to open as an {kind}, but got: {error}. Write or download it again."
-        ) from error
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            yield
     finally:
         logging.set_verbosity(verbosity)
         if bars:

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from transformers.utils.logging import disable_progress_bar
-
 from finetune.core.errors import CheckpointError, RecipeError
 from finetune.core.files import read_json
 from finetune.export.artifact import require_exportable
@@ -70,7 +68,6 @@ def export_run(
         if interpolation not in (None, exported.interpolation):
             check_interpolation(interpolation, "--interpolation")
             choice = Choice(interpolation)
-    disable_progress_bar()  # that of writing the weights
     is_measured = choice is exported
     artifact = kind.of(TrainedModel(folder, base, choice))
     assert artifact is not None

@@ -5,8 +5,6 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers.utils.logging import disable_progress_bar
-
 from finetune.core.errors import RecipeError
 from finetune.core.files import write_text
 from finetune.core.places import require_place, require_utf8
@@ -19,14 +17,12 @@ from finetune.pipeline.work import Work
 from finetune.run.folder import RunFolder, open_run
 
 _EXPECTED_WARNINGS = (
-    r".*module\(s\) in eval mode at the start of training",  # BatchNorm and the base's dropout, on purpose
     r"Label .* is present in all training examples",  # scikit-learn, of a class that all training rows have, or none
     r".*does not have many workers",  # the recipe says how many
     r".*Experiment logs directory .* exists",  # the run's folder was made for this log
     r".*Checkpoint directory .* exists",
     r".*smaller than the logging interval",
     r".*treespec",  # lightning on torch 2.13
-    r".*is_gradient_checkpointing",  # transformers about itself
     r"(?s).*does not round-trip",  # tuples of albumentations in YAML, read back as lists all the same
 )
 
@@ -107,8 +103,7 @@ def _refuse_changes(work: Work) -> None:
 
 
 def quieten() -> None:
-    """Silences progress bars and warnings that mean nothing to a user."""
+    """Silences Lightning's notes, and warnings of it and of scikit-learn that mean nothing to a user."""
     for message in _EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    disable_progress_bar()

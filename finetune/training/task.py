@@ -1,6 +1,7 @@
 """Adapting both towers to image-text pairs: batch -> embeddings -> objective -> logged metrics."""
 
 import copy
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Self, cast
@@ -189,6 +190,19 @@ class AlignTask(LightningModule):
 
     def _end_evaluation(self, stage: str) -> None:
         self.log_dict({f"{stage}/{name}": value for name, value in self.metric.compute().items()})
+
+    def on_fit_start(self) -> None:
+        """Silences Lightning's warning of modules in evaluation mode, which it gives before training starts.
+
+        BatchNorm and the base's dropout are in it on purpose.
+        """
+        warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode at the start of training")
+        self._silenced = warnings.filters[0]
+
+    def on_train_start(self) -> None:
+        """Leaves the warning to other modules."""
+        if self._silenced in warnings.filters:
+            warnings.filters.remove(self._silenced)  # type: ignore[attr-defined]  # a list
 
     def on_validation_epoch_start(self) -> None:
         """Embeds the class prompts with the towers as they are now."""

@@ -1,10 +1,11 @@
 """The tasks in Lightning's own hands: a Trainer, checkpoints, subclasses, loaders without a data module."""
 
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
-from lightning import seed_everything
+from lightning import LightningModule, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
@@ -111,6 +112,35 @@ def test_weights_without_a_place_are_refused(tmp_path, build_trainer, tiny, labe
         AlignTask.load_from_checkpoint(sigmoid, checkpoint=tiny, image_lora=SMALL, text_lora=SMALL)
     with pytest.raises(CheckpointError, match=r"the first of \d+: towers\..*lora_A.*\. Build the task"):
         AlignTask.load_from_checkpoint(sigmoid, checkpoint=tiny, image_lora=SMALL, text_lora=None, objective=Sigmoid())
+
+
+# ---- warnings
+
+
+class Frozen(LightningModule):
+    """Somebody else's module, with a layer in evaluation mode by mistake."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1).eval()
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        return self.layer(batch).sum()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+@pytest.mark.parametrize("build", [classify, contrast])
+def test_layers_that_are_meant_to_be_in_evaluation_mode_are_not_warned_of(tiny, labels, build_trainer, build):
+    task, options = build(tiny), {"max_steps": 1, "limit_val_batches": 0}
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        build_trainer(**options).fit(task, labels)
+        assert not [warning for warning in found if "eval mode" in str(warning.message)]
+        assert sum(not module.training for module in task.modules()) > 50
+        build_trainer(**options).fit(Frozen(), DataLoader(torch.ones(2, 1)))
+        assert [warning for warning in found if "Found 1 module(s) in eval mode" in str(warning.message)]
 
 
 # ---- subclasses
