@@ -75,17 +75,19 @@ def _check_recipe(path: Path, options: argparse.Namespace, report: "Report") -> 
     quieten()
     recipe = read_recipe(path, options.words, options.trust)
     data = recipe.build_data()
-    retention = [rows for rows in report.retention if rows is not None]
-    if report.rows is not None and len(retention) == len(report.retention):
-        data.rows = report.rows
-        for other, rows in zip(data.retention.values(), retention, strict=True):
+    for other, rows in zip(data.retention.values(), report.retention, strict=False):
+        if rows is not None:
             other.rows = rows
+    if report.rows is not None:
+        data.rows = report.rows
         report.concerns += [*data.find_limits(report.sizes), *recipe.task_class.find_concerns(data)]
         if data.augmentation is not None and report.sizes is not None:
             refused = find_refused(report.rows, data.table.image, report.sizes, data.augmentation, data.seed)
             report.faults = (*report.faults, *refused)
         if options.preview and len(report.rows.indices("train")):
             print(write_preview(options.preview, data.dataset("train", training=True)))
+    if None not in report.retention:
+        report.concerns += data.find_retention_limits()
     if report.faults:  # then what depends on the rows would be said of others than a run's
         check_trainer(recipe.build_trainer())
     else:

@@ -240,10 +240,10 @@ class ImageTextDataModule(LightningDataModule):
         found = [*find_concerns(self.rows, mirrors), *find_copies(self.rows)]
         for name, other in self.retention.items():
             found += [concern.of_table(name) for concern in find_contradictions(other.rows)]
-        return [*found, *self.find_limits()]
+        return [*found, *self.find_limits(), *self.find_retention_limits()]
 
     def find_limits(self, sizes: npt.NDArray[np.int64] | None = None) -> list[Concern]:
-        """What the checkpoint makes of the tables: texts cut off or equal; where sizes are known, images enlarged.
+        """What the checkpoint makes of the table: texts cut off or equal; where sizes are known, images enlarged.
 
         Args:
             sizes: Int64 array of shape (N, 2): width and height of each row's image, 0 where it cannot be read.
@@ -251,7 +251,11 @@ class ImageTextDataModule(LightningDataModule):
         found = find_long_texts(self.rows, () if self.table.caption else self.templates, self.texts)
         found += find_equal_captions(self.rows, self.texts) if self.table.caption else []
         found += find_equal_classes(self.rows.classes, self.templates, self.texts)
-        found += [] if sizes is None else find_small_images(self.rows, sizes, self.images)
+        return found if sizes is None else [*found, *find_small_images(self.rows, sizes, self.images)]
+
+    def find_retention_limits(self) -> list[Concern]:
+        """What the checkpoint makes of the retention tables: classes whose prompts are equal."""
+        found = []
         for name, other in self.retention.items():
             equal = find_equal_classes(other.rows.classes, other.templates, self.texts)
             found += [concern.of_table(name) for concern in equal]

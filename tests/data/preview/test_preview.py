@@ -209,7 +209,7 @@ def test_command(captions: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     monkeypatch.chdir(captions.parent)
     Path("recipe.yaml").write_text(
         "model: {checkpoint: align-mini}\ndata:\n  image_size: 32\n"
-        "  table: {path: captions.csv, caption: caption, split: split}\n"
+        "  table: {path: captions.csv, caption: caption, split: split}\ntrainer: {max_epochs: 1}\n"
     )
     words = ["check", "--config", "recipe.yaml", "--preview"]
     assert main([*words, "look.jpg"]) == 2

@@ -60,6 +60,7 @@ def recipe(folder: Path, retention: object) -> Path:
     write(folder, image=["a.png", "b.png"], caption=["x", "y"])
     table = {"path": str(folder / "t.csv"), "caption": "caption"}
     settings = {"model": {"checkpoint": "align-mini"}, "data": {"table": table, "retention": retention}}
+    settings["trainer"] = {"max_epochs": 1}
     (folder / "recipe.yaml").write_text(json.dumps(settings))
     return folder / "recipe.yaml"
 
