@@ -1,4 +1,4 @@
-"""A whole run: started from a recipe, or gone on with from its folder."""
+"""A whole run: started from a recipe, or finished from its folder, stage by stage."""
 
 import logging
 import warnings

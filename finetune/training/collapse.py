@@ -32,6 +32,9 @@ LEAST_RANK = 0.1
 AT_CHANCE = 0.99
 """Share of the loss at equal similarities above which an epoch has learned nothing."""
 
+FEW_STEPS = 30
+"""Steps of a training that may be too short to leave the loss at chance."""
+
 
 class CollapseWatch(Callback):
     """Logs what shows a collapse, and reports each concern once on the standard error stream.
@@ -49,6 +52,7 @@ class CollapseWatch(Callback):
         self.notices: list[Concern] = []
         self._trained: dict[str, list[Parameter]] = {}
         self._epoch: defaultdict[str, list[Tensor]] = defaultdict(list)
+        self._rows = 0
         self._clouds: dict[str, Cloud] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
@@ -80,6 +84,7 @@ class CollapseWatch(Callback):
     ) -> None:
         """Logs duplicate positives; keeps the loss, and what the loss would be at equal similarities."""
         assert isinstance(pl_module, AlignTask)
+        self._rows = max(self._rows, len(batch.rows))
         duplicates = (positive_mask(batch).sum(dim=1) > 1).float().mean()
         pl_module.log("train/duplicate_positives", duplicates, batch_size=len(batch.rows))
         if outputs:  # a step that returns nothing is skipped
@@ -92,7 +97,7 @@ class CollapseWatch(Callback):
         if not self._epoch["loss"] or 2 * trainer.global_step < total_steps(trainer):
             return
         means = {name: torch.stack(values).mean().item() for name, values in self._epoch.items() if values}
-        about_loss = find_loss_concern(means["loss"], means["chance"])
+        about_loss = find_loss_concern(means["loss"], means["chance"], self._rows, total_steps(trainer))
         self._report(trainer, about_loss, find_temperature_concern(pl_module.towers))
         if about_loss is None:
             self._report(
@@ -174,23 +179,32 @@ def find_collapse(tower: str, cloud: Cloud, possible: int) -> Concern | None:
     )
 
 
-def find_loss_concern(loss: float, chance: float) -> Concern | None:
+def find_loss_concern(loss: float, chance: float, rows: int, steps: int) -> Concern | None:
     """Returns a concern where an epoch's loss shows that nothing is learned.
 
     Args:
         loss: Mean over the epoch.
         chance: What the loss would be at equal similarities.
+        rows: Those of the largest batch.
+        steps: Those of the whole training.
 
     Example:
-        >>> find_loss_concern(3.1, 4.159) is None
+        >>> find_loss_concern(3.1, 4.159, rows=64, steps=100) is None
         True
-        >>> [find_loss_concern(loss, 4.159).about for loss in (4.158, math.nan)], find_loss_concern(0.0, 0.0).about
-        (['loss_at_chance', 'loss_not_finite'], 'no_negatives')
+        >>> [find_loss_concern(loss, 4.159, rows=64, steps=100).about for loss in (4.158, math.nan)]
+        ['loss_at_chance', 'loss_not_finite']
+        >>> find_loss_concern(0.0, 0.0, rows=64, steps=100).about
+        'no_negatives'
     """
     if not math.isfinite(loss):
         return Concern(
             "loss_not_finite",
             f"The loss is {loss}: training has diverged. {CALM_DOWN}",
+        )
+    if chance == 0 and rows == 1:
+        return Concern(
+            "no_negatives",
+            "Each batch is a single row, with nothing to tell it apart from: the loss is 0. Raise data.batch_size.",
         )
     if chance == 0:
         return Concern(
@@ -200,11 +214,17 @@ def find_loss_concern(loss: float, chance: float) -> Concern | None:
         )
     if loss < AT_CHANCE * chance:
         return None
+    change = "Change the learning rate of model.optimizer tenfold"
+    if steps < FEW_STEPS:
+        change = (
+            f"The training has but {steps:,} steps, of up to {rows:,} rows: raise trainer.max_epochs, or lower "
+            f"data.batch_size. If that does not help, {change[0].lower()}{change[1:]}"
+        )
     return Concern(
         "loss_at_chance",
         f"The loss stays at chance: {loss:.3f} on the mean of an epoch, and {chance:.3f} where all similarities are "
-        "equal. Change the learning rate of model.optimizer tenfold, down where it was raised and up where it was "
-        "lowered, and check whether captions and images belong together.",
+        f"equal. {change}, down where it was raised and up where it was lowered, and check whether captions and images "
+        "belong together.",
     )
 
 

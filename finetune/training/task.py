@@ -14,7 +14,7 @@ from torch.nn import Parameter
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from finetune.core.errors import CheckpointError, Concern
+from finetune.core.errors import CheckpointError, Concern, RecipeError
 from finetune.core.types import Answers, Batch, ClassPrompts, Embeddings
 from finetune.data.checks.learnable import (
     find_untrained,
@@ -101,8 +101,14 @@ class AlignTask(LightningModule):
 
         Raises:
             TableError: If each text of the training rows is true of each image.
+            RecipeError: If a batch is a single row.
         """
         rows = data.rows
+        if data.batch_size == 1:
+            raise RecipeError(
+                "Expected data.batch_size to be at least 2, but got 1: a row is told apart from others of its batch. "
+                "Raise it."
+            )
         if rows.classes:
             require_several_classes(rows)
         if data.table.caption:

@@ -1,6 +1,7 @@
 """What goes wrong in training is reported with its repair, and a healthy run is left in peace."""
 
 import math
+import re
 from functools import partial
 from pathlib import Path
 
@@ -11,13 +12,14 @@ from lightning import seed_everything
 from PIL import Image
 from torch.optim import AdamW
 
+from finetune.core.errors import RecipeError
 from finetune.core.types import Batch, Embeddings
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.data.table.table import Table
 from finetune.model.lora import TowerLora
 from finetune.objectives import Contrastive, Sigmoid
 from finetune.training.classification_task import ClassificationTask
-from finetune.training.collapse import CollapseWatch, chance_loss
+from finetune.training.collapse import CollapseWatch, chance_loss, find_loss_concern
 from finetune.training.task import AlignTask
 
 SMALL = TowerLora(rank=2)
@@ -93,7 +95,30 @@ def test_a_learning_rate_far_too_high_is_reported(watched, tmp_path, tiny):
 def test_one_label_leaves_nothing_to_tell_apart(watched, tmp_path, tiny):
     notices, logged, _ = watched(captions_of(tmp_path, tiny, noise(24), labels=True))
     assert set(notices) == {"no_negatives"}
+    assert "The table needs more than one label or caption." in notices["no_negatives"]
     assert float(logged["train/duplicate_positives"]) == 1
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_batches_of_a_single_row_do_not_blame_the_table(watched, tmp_path, tiny, labels):
+    data = captions_of(tmp_path, tiny, noise(6), labels)
+    data.batch_size = 1
+    notices, _, _ = watched(data, epochs=1)
+    assert notices["no_negatives"].endswith("Raise data.batch_size.")
+    assert "table" not in notices["no_negatives"]
+    with pytest.raises(RecipeError, match=r"data\.batch_size to be at least 2, but got 1"):
+        AlignTask.require_learnable(data)
+
+
+@pytest.mark.parametrize(
+    ("steps", "first"), [(2, "trainer.max_epochs"), (12, "trainer.max_epochs"), (100, "optimizer")]
+)
+def test_a_training_of_few_steps_is_not_blamed_on_the_learning_rate_first(steps, first):
+    concern = find_loss_concern(0.9, 0.7, rows=12, steps=steps)
+    assert concern is not None
+    advice = concern.message.partition("equal. ")[2]
+    assert re.search(r"trainer\.max_epochs|optimizer", advice)[0] == first
+    assert ("lower data.batch_size" in advice) == (steps < 100)
 
 
 def test_temperature_at_its_bound_is_reported(watched, labels):

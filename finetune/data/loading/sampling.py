@@ -15,7 +15,7 @@ Weights = npt.NDArray[np.float32] | Floats
 class Sampling(ABC):
     """Draws as many rows for an epoch as the table has.
 
-    Only seed and epoch decide the rows and their order, so an interrupted run continues with the same ones.
+    Only seed and epoch decide the rows and their order, so a training that starts again draws the same ones.
 
     Attributes:
         needs: The column of `data.table` that the draw needs, `label` or `weight`; None for neither.
