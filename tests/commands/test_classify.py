@@ -120,3 +120,8 @@ def test_a_head_is_applied_to_a_table(with_head, colour_table, capsys, tmp_path)
     rows = pd.read_csv(colour_table).iloc[predictions["row"] - 2]
     shown = [best[str(colour_table.parent / image)] for image in rows["image"]]
     assert shown == predictions["prediction"].tolist()
+
+
+def test_a_misspelt_checkpoint_is_named(refused, images):
+    labels = ("--label", "a cat", "--label", "a dog")
+    assert "Did you mean 'align-mini'" in refused("classify", "algin-mini", images[0], *labels)
