@@ -119,7 +119,8 @@ def _keys(texts: list[str], encoder: TextEncoder) -> list[str]:
     if has_bert_rules(tokenizer) and _spells_english(tokenizer):
         most = encoder.max_length - tokenizer.num_special_tokens_to_add()
         plain = bound_tokens(texts, tokenizer) <= most
-        plain &= [_is_plain(text, tokenizer.all_special_tokens) for text in texts]
+        special = tokenizer.all_special_tokens
+        plain &= [_is_plain(text, special) for text in texts]
     keys = ["".join(text.lower().split()) for text in texts]
     other = np.flatnonzero(~plain).tolist()
     frame = (tokenizer.cls_token, tokenizer.sep_token)
