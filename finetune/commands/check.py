@@ -88,6 +88,8 @@ def _check_recipe(path: Path, options: argparse.Namespace, report: "Report") -> 
             print(write_preview(options.preview, data.dataset("train", training=True)))
     if None not in report.retention:
         report.concerns += data.find_retention_limits()
+    if not recipe.trains:  # it is measured, by `finetune test`
+        return
     if report.faults:  # then what depends on the rows would be said of others than a run's
         check_trainer(recipe.build_trainer())
     else:

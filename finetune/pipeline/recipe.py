@@ -59,6 +59,12 @@ class Recipe:
         """The class of what is trained."""
         return cast(type[AlignTask], find_class(self._config.model.class_path))
 
+    @property
+    def trains(self) -> bool:
+        """Whether anything is trained, as far as the recipe says; else it is one for `finetune test`."""
+        values = self._config.model.init_args
+        return self.task_class is not AlignTask or values.image_lora is not None or values.text_lora is not None
+
     @cached_property
     def base(self) -> Base:
         """The base, opened once for all that the recipe builds.

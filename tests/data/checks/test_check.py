@@ -169,6 +169,12 @@ def test_command_warns_of_the_checkpoints_limits(folder: Path, capsys: pytest.Ca
     assert [warning["about"] for warning in check(folder)[1]["warnings"]] == ["long_texts"]
 
 
+def test_a_recipe_for_measuring_alone_need_not_say_how_it_trains(folder: Path) -> None:
+    path = write(folder, image=["a.png", "b.png"], caption=["x", "x"], split=["train", "test"])
+    words = ["--data.table.path", path, "--model.checkpoint", "align-mini", "--data.image_size", "64"]
+    assert main(["check", "--config", "zero_shot", "--output", str(folder / "check.json"), *words]) == 0
+
+
 def test_command_reports_faults_of_table_and_recipe(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(folder, image=["a.png", "g.png"], caption=["", "x"])
     recipe(folder, "  batchsize: 3")
