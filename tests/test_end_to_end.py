@@ -64,7 +64,15 @@ def test_run_folder_is_whole(workplace):
     run = workplace / "runs" / "colours"
     assert {path.name for path in run.iterdir()} == {
         *("recipe.yaml", "environment.json", "checkpoints", "adapter", "processor", "witness.safetensors", "merged"),
-        *("metrics.csv", "training.json", "choice.json", "measurements", "metrics.json", "predictions.csv"),
+        *(
+            "table.parquet",
+            "metrics.csv",
+            "training.json",
+            "choice.json",
+            "measurements",
+            "metrics.json",
+            "predictions.csv",
+        ),
         *("report.html", "finished.json", "stages", ".lock"),
     }
     environment = json.loads((run / "environment.json").read_text())
@@ -145,13 +153,16 @@ def test_zero_shot_classification_and_the_classify_command_agree(workplace, merg
         probabilities = model(**inputs).logits_per_image.softmax(dim=1)[0].tolist()
     assert probabilities[0] > 0.5
     words = [word for label in LABELS for word in ("--label", label)]
-    expected = "\n".join(f"  {value:.6f}  {label}" for value, label in zip(probabilities, LABELS, strict=True))
-    expected = f"answered by the text prompts of {merged} (zero-shot)\n{photo}\n{expected}\n"
-    assert finetune("classify", merged, photo, *words, cwd=workplace) == expected
+    screen = finetune("classify", merged, photo, *words, cwd=workplace)
+    first, name, *lines = screen.splitlines()
+    assert (first, name) == (f"answered by the text prompts of {merged} (zero-shot)", str(photo))
+    values, labels = zip(*(line.split(maxsplit=1) for line in lines), strict=True)
+    assert list(labels) == list(LABELS)
+    assert [float(value) for value in values] == pytest.approx(probabilities, abs=1e-6)
     words += ["--output", "found.csv"]
-    assert finetune_here("classify", "runs/colours", photo, *words, cwd=workplace) == expected
+    assert finetune_here("classify", "runs/colours", photo, *words, cwd=workplace) == screen
     with (workplace / "found.csv").open() as file:
-        assert [float(line["probability"]) for line in csv.DictReader(file)] == pytest.approx(probabilities, abs=1e-7)
+        assert [float(line["probability"]) for line in csv.DictReader(file)] == pytest.approx(probabilities, abs=1e-6)
 
 
 def test_classify_on_the_embedded_checkpoint_equals_the_model_card(workplace, colour_table, finetune_here):
