@@ -1,6 +1,7 @@
 """`finetune`: one file a command, and all of them free of torch until one runs."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -19,6 +20,7 @@ from finetune.commands import (
     verify,
 )
 from finetune.core.door import run_command
+from finetune.core.places import expand_home
 
 COMMANDS = (fit, resume, test, compare, classify, export, verify, report, check, suspects, prepare, recipes)
 """In the order in which the help lists them."""
@@ -43,7 +45,8 @@ def _run(arguments: Sequence[str] | None) -> int | None:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="chosen")
     for command in COMMANDS:
         command.add(commands)
-    options, words = parser.parse_known_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    options, words = parser.parse_known_args([*map(expand_home, given)])
     if words and not getattr(options, "takes_words", False):
         commands.choices[options.chosen].error(f"unrecognized arguments: {' '.join(words)}")
     options.words = words

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -111,6 +112,16 @@ def require_own(folder: Path, is_own: Callable[[set[str]], bool]) -> None:
             f"Expected {folder} to be absent, empty or written by this command, but it holds something else. "
             "Name another folder with --output."
         )
+
+
+def is_staged(name: str) -> bool:
+    """Whether a file or folder is named as what is written here before it takes its place.
+
+    Example:
+        >>> is_staged(".recipe.yaml.a1b2c3d4"), is_staged("recipe.yaml")
+        (True, False)
+    """
+    return re.fullmatch(r"\..+\.[a-z0-9_]{8}", name) is not None
 
 
 def write_text(target: Path, text: str) -> None:

@@ -67,6 +67,20 @@ def require_utf8(target: Path) -> None:
         raise FileError(f"Expected the path of models to be UTF-8, but got {str(target)!r}. Choose another name.")
 
 
+def expand_home(word: str) -> str:
+    """Writes out `~/` as a shell does, which leaves it alone in quotes and after `--key=`.
+
+    Args:
+        word: A path, or an option with its value; any other text is returned as it is.
+
+    Example:
+        >>> expand_home("~name"), expand_home("--run.folder=~/runs") == f"--run.folder={Path.home()}/runs"
+        ('~name', True)
+    """
+    option = re.match(r"(--[\w.-]+=)?(?=~/|~$)", word)
+    return option[0] + os.path.expanduser(word[option.end() :]) if option else word  # noqa: PTH111 (keeps "//", "/.")
+
+
 def show(path: str | Path) -> str:
     r"""Returns a path as a text that can be written; a byte that is not UTF-8 becomes `\udce9`.
 

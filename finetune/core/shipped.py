@@ -37,7 +37,7 @@ def find_recipe(recipe: str) -> Path:
     known = shipped_recipes()
     if recipe in known:
         return known[recipe]
-    path = Path(recipe)
+    path = Path(recipe).expanduser()
     if path.is_file():
         return path
     raise RecipeError(

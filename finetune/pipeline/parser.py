@@ -64,6 +64,7 @@ def describe_keys() -> str:
     parser.add_class_arguments(ImageTextDataModule, "data", skip={"checkpoint", "seed"})
     parser.add_class_arguments(RunSettings, "run")
     parser.add_lightning_class_args(Trainer, "trainer")
+    parser._option_string_actions["--model.checkpoint.help"].help = argparse.SUPPRESS  # recipes name it by a text
     return parser.format_help()
 
 

@@ -1,7 +1,6 @@
 """A recipe: YAML and command-line values turned into objects by LightningCLI's parser."""
 
 import re
-import sys
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -9,18 +8,21 @@ from traceback import walk_tb
 from typing import Any, cast, get_args, get_type_hints
 
 import torch
-from jsonargparse import ArgumentError, Namespace, set_parsing_settings
+from jsonargparse import ArgumentError, Namespace
 from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
 from finetune.core.errors import CheckpointError, RecipeError, TableError
 from finetune.core.overrides import write_out_nulls
+from finetune.core.places import show
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.inference.embed import find_device
 from finetune.model.base import Base
-from finetune.pipeline.parser import TRUSTED, build_parser, default_classes, explain, find_class, refuse_nulls
+from finetune.pipeline.parser import build_parser, default_classes, explain, find_class, refuse_nulls
+from finetune.pipeline.places import fix_places
 from finetune.pipeline.renamed import refuse_renamed
+from finetune.pipeline.trust import allow_modules, find_modules
 from finetune.run.settings import RunSettings
 from finetune.training.task import AlignTask
 
@@ -40,7 +42,7 @@ class Recipe:
     ) -> None:
         self._config = config
         self._parser = parser
-        self._trust = [module.split(".")[0] for module in trust]
+        self._trust = trust
         self.run = RunSettings(**config.run.as_dict())
         self.folder = Path(self.run.folder) / (self.run.name or name)
 
@@ -76,11 +78,12 @@ class Recipe:
 
     @property
     def resolved(self) -> str:
-        """YAML with every value, which repeats the run; the run's own name is not in it."""
+        """YAML with every value, which repeats the run from any folder; the run's own name is not in it."""
         config = self._config.clone()
         config.pop("config", None)
         config.run.pop("name", None)
-        return cast(str, self._parser.dump(config, skip_validation=True, skip_unset=False))
+        values = cast(str, self._parser.dump(config, skip_validation=True, skip_unset=False))
+        return f"# Paths were given relative to {show(Path.cwd())}\n{values}"
 
     def build_data(self) -> ImageTextDataModule:
         """The data module."""
@@ -149,6 +152,7 @@ class Recipe:
         values = self._config[key].clone()
         if "checkpoint" in values.get("init_args", {}) and _takes_base(values.class_path):
             values.init_args.checkpoint = self.base
+        allow_modules(self._trust)
         try:
             return self._parser.instantiate(Namespace({key: values}))[key]
         except ValueError as error:
@@ -161,27 +165,30 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = (), trust: Sequence
     Args:
         path: The recipe's file.
         overrides: Values that replace the file's, as `["--data.batch_size", "32"]`.
-        trust: Modules beside the toolkit's own that the recipe may name; they are looked for in the working
-            directory too.
+        trust: Modules beside the toolkit's own that the recipe may name. Those that are not installed are looked for
+            in the recipe's folder, in the working directory, and in the recipe's `run.module_folders`.
 
     Raises:
         RecipeError: At the first key or value that is not valid, with the nearest valid name.
     """
-    if trust and "" not in sys.path:
-        sys.path.insert(0, "")
-    refuse_renamed(Path(path), overrides)
-    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*TRUSTED, *trust])
+    path = Path(path).expanduser()
+    refuse_renamed(path, overrides)
+    allow_modules(trust)
+    found = find_modules(path, trust)
     parser = build_parser()
     try:
         settings = ["--config", str(path), *write_out_nulls(overrides)]
-        config = parser.parse_args([*default_classes(Path(path), overrides), *settings])
+        config = parser.parse_args([*default_classes(path, overrides), *settings])
         parser.validate(config, skip_unset=False)
     except (ArgumentError, TypeError) as error:  # a TypeError of a null, which `parse_args` takes for "not given"
         raise RecipeError(f"{path}: {explain(str(error), parser)}") from error
+    fix_places(config)
+    if trust:
+        config.run.module_folders = tuple(dict.fromkeys([*config.run.module_folders, *found]))
     for key in ("model", "data"):
         refuse_nulls(config[key].init_args, find_class(config[key].class_path), key)
     _check_trainer(config.trainer)
-    return Recipe(config, parser, Path(path).stem, trust)
+    return Recipe(config, parser, path.stem, trust)
 
 
 def _check_trainer(trainer: Namespace) -> None:
@@ -220,7 +227,7 @@ def _find_cause(error: BaseException, key: str, own: Sequence[str]) -> BaseExcep
     while error.__cause__ and not isinstance(error, known):
         error = error.__cause__
     modules = [frame.f_globals.get("__name__", "").split(".")[0] for frame, _ in walk_tb(error.__traceback__)]
-    is_fault = modules[-1:] == ["finetune"] or not {*own}.isdisjoint(modules)
+    is_fault = modules[-1:] == ["finetune"] or not {one.split(".")[0] for one in own}.isdisjoint(modules)
     if isinstance(error, known) or (is_fault and not isinstance(error, ValueError | ImportError | RuntimeError)):
         return error
     if refused:  # albumentations validates with pydantic

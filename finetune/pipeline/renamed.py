@@ -34,6 +34,18 @@ RENAMED: Mapping[str, tuple[str, str]] = {
 }
 """By the old name, a recipe key with or without a class: the new name, and what to do."""
 
+_OF_HEADS = {
+    "model.lr_scale": ("model.head_lr_scale", _KEY),
+    "model.class_weights": ("model.objective.class_weights", "Its class is finetune.CrossEntropy."),
+    "model.label_smoothing": ("model.objective.label_smoothing", "Its class is finetune.CrossEntropy."),
+    "model.text_lora": ("no key of finetune.ClassificationTask", "Leave it out: texts are not trained."),
+    "model.train_temperature": ("no key of finetune.ClassificationTask", "Leave it out."),
+    "model.min_temperature": ("no key of finetune.ClassificationTask", "Leave it out."),
+}
+"""What recipes of heads once said elsewhere, likewise."""
+
+_HEADS = (("model", "finetune.ClassificationTask"), ("model", "ClassificationTask"))
+
 OPTIONS = {"--alpha": "--interpolation"}
 """By the old name of a command's option: the new name."""
 
@@ -56,11 +68,12 @@ def refuse_renamed(recipe: Path, words: Sequence[str] = ()) -> None:
             sources.append((f"{value}: ", "", list(_flatten(_read(Path(value))))))
         else:
             sources.append(("--config: ", "", list(_flatten(_parse(value)))))
-    own = any(_names_own_objective(*entry) for _, _, entries in sources for entry in entries)
+    every = [entry for _, _, entries in sources for entry in entries]
+    own = any(_names_own_objective(*entry) for entry in every)
     found = [
         where + " ".join(f"{dashes}{old} is now {dashes}{new}. {repair}" for old, new, repair in faults)
         for where, dashes, entries in sources
-        if (faults := list(_find(entries, ["model.objective"] if own else [])))
+        if (faults := list(_find(entries, _know(every if dashes else entries), ["model.objective"] if own else [])))
     ]
     if found:
         raise RecipeError(" ".join(found))
@@ -81,15 +94,22 @@ def refuse_renamed_options(words: Sequence[str]) -> None:
             raise RecipeError(f"{option} is now {OPTIONS[option]}. Rename the option.")
 
 
-def _find(entries: Iterable[tuple[str, Any]], skipped: list[str]) -> Iterator[tuple[str, str, str]]:
+def _know(entries: Sequence[tuple[str, Any]]) -> Mapping[str, tuple[str, str]]:
+    """The old names where these entries stand; a file's keys are dropped where an option names another class."""
+    return {**RENAMED, **_OF_HEADS} if any(head in entries for head in _HEADS) else RENAMED
+
+
+def _find(
+    entries: Iterable[tuple[str, Any]], known: Mapping[str, tuple[str, str]], skipped: list[str]
+) -> Iterator[tuple[str, str, str]]:
     """Yields old name, new name and repair; what lies inside of something renamed, or skipped, is not looked at."""
     for key, value in entries:
         if any(f"{key}.".startswith(f"{outer}.") for outer in skipped):
             continue
-        old = key if key in RENAMED else f"{key} {value}" if isinstance(value, str) else ""
-        if old in RENAMED:
+        old = key if key in known else f"{key} {value}" if isinstance(value, str) else ""
+        if old in known:
             skipped.append(key)
-            yield old, *RENAMED[old]
+            yield old, *known[old]
 
 
 def _names_own_objective(key: str, value: Any) -> bool:

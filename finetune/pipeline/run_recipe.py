@@ -15,6 +15,7 @@ from finetune.pipeline.stages import STAGES, TRAIN
 from finetune.pipeline.unseen import tell_changes
 from finetune.pipeline.work import Work
 from finetune.run.folder import RunFolder, open_run
+from finetune.run.lock import hold
 
 _EXPECTED_WARNINGS = (
     r"Label .* is present in all training examples",  # scikit-learn, of a class that all training rows have, or none
@@ -49,11 +50,16 @@ def run_recipe(recipe: Recipe, overwrite: bool = False) -> RunFolder:
     work = Work(recipe, run)
     require_utf8(run.path)
     require_place(run.path)
+    run.require_free(overwrite)
+    if run.recipe.is_file():  # nobody waits for a refusal
+        with hold(run.path):
+            pass
     work.check()
     print_warnings(work.data.rows, [*work.data.find_concerns(), *recipe.task_class.find_concerns(work.data)])
-    run.create(overwrite, needed=[work.base.folder, *work.tables])
-    write_text(run.recipe, recipe.resolved)
-    run_stages(work, STAGES)
+    with hold(run.path):
+        run.create(overwrite, needed=[work.base.folder, *work.tables])
+        write_text(run.recipe, recipe.resolved)
+        run_stages(work, STAGES)
     return run
 
 
@@ -88,7 +94,8 @@ def resume_run(run: str | Path, trust: Sequence[str] = (), anyway: bool = False)
         tell_changes(folder, work.data)
         if not anyway:
             _refuse_changes(work)
-    run_stages(work, STAGES)
+    with hold(folder.path):
+        run_stages(work, STAGES)
     return folder
 
 

@@ -3,7 +3,6 @@
 It is skipped as long as that is unchanged and the output is there.
 """
 
-import re
 import shutil
 import sys
 from abc import ABC, abstractmethod
@@ -12,18 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
-from filelock import FileLock, Timeout
-
-from finetune.core.errors import CheckpointError, RecipeError
-from finetune.core.files import read_json, write_json
+from finetune.core.errors import CheckpointError
+from finetune.core.files import is_staged, read_json, write_json
 from finetune.core.places import name_place
 from finetune.pipeline.work import Work
-
-LOCK = ".lock"
-"""File that the process at work on a run holds; the system lets go of it when the process ends."""
-
-_STAGED = re.compile(r"\..+\.[a-z0-9_]{8}")
-"""Names of files and folders that `finetune.core.files` writes before they take their place."""
 
 
 class Stage(ABC):
@@ -72,25 +63,16 @@ class Stage(ABC):
 
 
 def run_stages(work: Work, stages: Sequence[Stage]) -> None:
-    """Runs the stages that are left.
+    """Runs the stages that are left. Whoever calls it holds the run's lock.
 
     Args:
         work: The run.
         stages: All stages of a run, in their order.
-
-    Raises:
-        RecipeError: If another process is at work on the run.
     """
-    try:
-        with FileLock(work.run.path / LOCK, timeout=0), _saying_how_to_go_on(work.run.path):
-            _remove_staged(work.run.path)
-            for stage in stages:
-                stage.run(work)
-    except Timeout:
-        raise RecipeError(
-            f"Expected no other process to be at work on {work.run.path}, but there is one. Wait until it ends, or "
-            "stop it."
-        ) from None
+    with _saying_how_to_go_on(work.run.path):
+        _remove_staged(work.run.path)
+        for stage in stages:
+            stage.run(work)
 
 
 def _compare(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
@@ -112,7 +94,7 @@ def _saying_how_to_go_on(run: Path) -> Iterator[None]:
 
 def _remove_staged(folder: Path) -> None:
     """Removes what a process that was killed had begun to write."""
-    for path in [path for path in folder.rglob(".*") if _STAGED.fullmatch(path.name)]:
+    for path in [path for path in folder.rglob(".*") if is_staged(path.name)]:
         if path.is_dir():
             shutil.rmtree(path)
         else:

@@ -5,7 +5,8 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from finetune.core.files import write_text
+from finetune.core.errors import RecipeError
+from finetune.core.files import read_text, write_text
 from finetune.report.facts import Facts
 from finetune.report.sections import build_sections
 from finetune.report.thumbnails import Thumbnails
@@ -13,6 +14,7 @@ from finetune.report.words import describe_verdict, summarise
 from finetune.run.folder import open_run
 
 _FOLDER = Path(__file__).parent
+_PICTURE = "data:image/"
 _TEMPLATE, _STYLE = "report.html.j2", "style.css"
 
 
@@ -26,11 +28,18 @@ def write_report(run: str | Path) -> Path:
         The page.
 
     Raises:
-        RecipeError: If there is no such run, or it stopped before it was measured.
+        RecipeError: If there is no such run, it stopped before it was measured, or a page with pictures would be
+            replaced by one without.
     """
     folder = open_run(run)
     facts = Facts.read(folder)
     thumbnails = Thumbnails.find(folder.recipe, facts.environment["table"])
+    is_gone = any(not Path(table["path"]).is_file() for table in facts.environment["table"])
+    if is_gone and folder.report.is_file() and _PICTURE in read_text(folder.report):
+        raise RecipeError(
+            f"Expected {folder.path} to find its table, for the pictures of its page, but got none. "
+            f"{thumbnails.absence} Put it back, or remove {folder.report} for a page without pictures."
+        )
     write_text(folder.report, render(facts, thumbnails))
     return folder.report
 

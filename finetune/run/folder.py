@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.core.errors import CheckpointError, RecipeError, did_you_mean
-from finetune.core.files import write_json
+from finetune.core.files import is_staged, write_json
+from finetune.run.lock import LOCK
 
 BASE, AFTER, ZERO_SHOT_AFTER = "base", "after", "zero-shot-after"
 MEASURED = (BASE, AFTER, ZERO_SHOT_AFTER)
@@ -148,35 +149,53 @@ class RunFolder:
         return self.finished.is_file()
 
     def create(self, overwrite: bool, needed: Sequence[Path] = ()) -> None:
-        """Makes the folder for a new run.
+        """Makes the folder for a new run. Whoever calls it holds the lock.
 
         Args:
             overwrite: Whether a run that is already there is removed.
             needed: What the new run reads, which may not be removed with it.
 
         Raises:
-            RecipeError: If a run of that name exists and `overwrite` is false, or holds what is needed, or a folder
-                that is no run.
+            RecipeError: As `require_free`, or if the run that is there holds what is needed.
         """
-        if self.path.exists():
-            if any(self.path.iterdir()) and not self.recipe.is_file():
+        self.require_free(overwrite)
+        self.path.mkdir(parents=True, exist_ok=True)
+        inside = [path for path in needed if self.path.resolve() in path.resolve().parents]
+        if inside and self.recipe.is_file():
+            raise RecipeError(
+                f"Expected what the run reads to lie outside {self.path}, which it replaces, but got {inside[0]}. "
+                "Choose another name with --run NAME."
+            )
+        for path in [path for path in self.path.iterdir() if path.name != LOCK]:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+    def require_free(self, overwrite: bool) -> None:
+        """Refuses a place where a new run has none, before any work is done.
+
+        What a process left that was killed before it had written the recipe is no run: the place is free.
+
+        Args:
+            overwrite: Whether a run that is already there is to be removed.
+
+        Raises:
+            RecipeError: If a run of that name exists and `overwrite` is false, or a folder that is no run.
+        """
+        names = [path.name for path in self.path.iterdir()] if self.path.is_dir() else []
+        if not self.recipe.is_file():
+            if any(name != LOCK and not is_staged(name) for name in names):
                 raise RecipeError(
                     f"Expected {self.path} to be a run or absent, but it holds other files and no recipe.yaml. "
                     "Choose another name with --run NAME."
                 )
-            if not overwrite:
-                resume = "" if self.is_finished else f"Go on with it by `finetune resume {self.path}`. Or: "
-                raise RecipeError(
-                    f"Expected no run at {self.path}, but there is one. {resume}Replace it with --overwrite, or choose "
-                    "another name with --run NAME."
-                )
-            if inside := [path for path in needed if self.path.resolve() in path.resolve().parents]:
-                raise RecipeError(
-                    f"Expected what the run reads to lie outside {self.path}, which it replaces, but got {inside[0]}. "
-                    "Choose another name with --run NAME."
-                )
-            shutil.rmtree(self.path)
-        self.path.mkdir(parents=True)
+        elif not overwrite:
+            resume = "" if self.is_finished else f"Go on with it by `finetune resume {self.path}`. Or: "
+            raise RecipeError(
+                f"Expected no run at {self.path}, but there is one. {resume}Replace it with --overwrite, or choose "
+                "another name with --run NAME."
+            )
 
     def finish(self, facts: dict[str, object]) -> None:
         """Marks the run complete."""
@@ -192,7 +211,7 @@ def open_run(path: str | Path) -> RunFolder:
     Raises:
         RecipeError: If it is not there, naming the nearest run beside it.
     """
-    run = RunFolder(Path(path))
+    run = RunFolder(Path(path).expanduser())
     if not run.recipe.is_file():
         parent = run.path.parent
         beside = [str(file.parent) for file in parent.glob("*/recipe.yaml")] if parent.is_dir() else []

@@ -30,6 +30,8 @@ class RunSettings:
             there.
         calibrate: Whether the temperature is fitted on the validation rows (tables with a label a row), so that the
             probabilities of the classes are as high as they are right.
+        module_folders: Where modules that are named by `--trust` are looked for, beside the recipe's own folder and the
+            working directory. A run notes here where it found them; to be there is not to be trusted.
 
     Raises:
         RecipeError: If a number is out of its range.
@@ -44,6 +46,7 @@ class RunSettings:
     interpolation: float | Literal["auto"] = 1.0
     max_retention_loss: float = 0.05
     calibrate: bool = True
+    module_folders: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed <= LARGEST_SEED:

@@ -54,11 +54,11 @@ def damaged(tmp_path, monkeypatch, colour_table):
 def test_unreadable_images_stop_a_test_or_are_skipped_and_listed(damaged, tiny, tmp_path, capsys):
     words = ["test", "--config", "quickstart", "--data.table.path", damaged, "--model.checkpoint", tiny]
     assert main(words) == 2
-    assert f"error: {damaged}:11:image: Expected a whole image" in capsys.readouterr().err
+    assert f"error: {tmp_path}/{damaged}:11:image: Expected a whole image" in capsys.readouterr().err
     assert main([*words, "--data.on_bad_image", "skip"]) == 0
     last = capsys.readouterr().out.splitlines()[-2:]
     assert last[0] == "skipped     1 row, neither trained on nor measured, as the images cannot be read"
-    assert last[1].startswith(f"  {damaged}:11: {tmp_path}/colours/9.png: image file is truncated")
+    assert last[1].startswith(f"  {tmp_path}/{damaged}:11: {tmp_path}/colours/9.png: image file is truncated")
 
 
 @pytest.mark.slow
@@ -66,13 +66,13 @@ def test_unreadable_images_stop_a_run_or_are_skipped_and_listed(damaged, tiny, t
     options = ["--model.checkpoint", tiny, "--data.num_workers", "2", "--trainer.max_epochs", "1"]
     words = ["fit", "--config", "quickstart", "--data.table.path", damaged, *options]
     assert main([*words, "--run", "stops"]) == 2
-    assert f"error: {damaged}:11:image: Expected a whole image" in capsys.readouterr().err
+    assert f"error: {tmp_path}/{damaged}:11:image: Expected a whole image" in capsys.readouterr().err
     assert not Path("runs/stops/finished.json").exists()
 
     assert main([*words, "--run", "skips", "--data.on_bad_image", "skip"]) == 0
     screen = capsys.readouterr().out
     assert "skipped     3 rows, neither trained on nor measured, as the images cannot be read; all in runs/" in screen
-    assert f"  {damaged}:2: {tmp_path}/colours/0.png: image file is truncated" in screen
+    assert f"  {tmp_path}/{damaged}:2: {tmp_path}/colours/0.png: image file is truncated" in screen
     with Path("runs/skips/skipped.csv").open(newline="") as file:
         skipped = list(csv.DictReader(file))
     assert [row["row"] for row in skipped] == ["2", "8", "11"]
@@ -80,4 +80,4 @@ def test_unreadable_images_stop_a_run_or_are_skipped_and_listed(damaged, tiny, t
     with Path("runs/skips/predictions.csv").open() as file:
         assert [line["row"] for line in csv.DictReader(file)] == ["12", "13", "23", "24", "25", "35", "36", "37"]
     assert main(["test", "runs/skips"]) == 0
-    assert f"  {damaged}:11: " in capsys.readouterr().out
+    assert f"  {tmp_path}/{damaged}:11: " in capsys.readouterr().out

@@ -195,6 +195,21 @@ def test_foreign_module_is_neither_taken_nor_imported_without_trust(recipe_file,
     assert type(read_recipe(nested, trust=["foreign_task"]).build_task()).__name__ == "Mine"
 
 
+def test_what_is_trusted_for_one_recipe_is_not_for_another(recipe_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "once_trusted.py").write_text("from finetune import AlignTask\n\n\nclass Mine(AlignTask):\n    pass\n")
+    trusted = read_recipe(recipe_file, ["--model.class_path", "once_trusted.Mine"], trust=["once_trusted"])
+    with pytest.raises(RecipeError, match="pass --trust once_trusted"):
+        read_recipe(recipe_file, ["--model.class_path", "once_trusted.Mine"])
+    assert type(trusted.build_task()).__name__ == "Mine"
+
+
+@pytest.mark.parametrize("module", ["", "my-module", "folder/my_module", "my_module..task"])
+def test_a_module_is_trusted_by_its_name(recipe_file, module):
+    with pytest.raises(RecipeError, match="--trust to name a module, such as my_module, but got"):
+        read_recipe(recipe_file, trust=[module])
+
+
 @pytest.mark.parametrize("owner", CLASSES, ids=lambda owner: owner.__name__)
 def test_every_key_of_every_public_class_has_help(owner):
     owner = next(kind for kind in owner.__mro__ if "__init__" in vars(kind))  # whose help its subclasses show

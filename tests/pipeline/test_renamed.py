@@ -95,6 +95,23 @@ def test_an_old_name_on_the_command_line_is_refused_with_the_new_one(recipe, wor
     assert refusal(recipe("{}"), *words).startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("lr_scale: 3", "model.lr_scale is now model.head_lr_scale. Rename the key."),
+        ("label_smoothing: 0.1", "model.label_smoothing is now model.objective.label_smoothing."),
+        ("text_lora: {rank: 4}", "model.text_lora is now no key of finetune.ClassificationTask. Leave it out: texts"),
+        ("min_temperature: 0.1", "model.min_temperature is now no key of finetune.ClassificationTask. Leave it out."),
+    ],
+)
+def test_old_keys_of_a_head_are_refused_with_the_new_ones_where_the_task_is_the_new_one(recipe, key, message):
+    path = recipe(f"model:\n  class_path: finetune.ClassificationTask\n  init_args:\n    {key}\n")
+    assert refusal(path).startswith(f"{path}: {message}")
+    name, value = key.split(": ", 1)
+    found = refusal(recipe("{}"), "--model", "finetune.ClassificationTask", f"--model.{name}", value)
+    assert found.startswith(f"--{message.split(' is now ')[0]} is now ")
+
+
 def test_all_old_names_are_reported_at_once_each_where_it_stands(recipe, tmp_path):
     more = tmp_path / "more.yaml"
     more.write_text("run: {floor: false}\n")

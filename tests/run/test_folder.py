@@ -1,11 +1,15 @@
 """A run's folder: refused when it is there, whole when it is finished."""
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from finetune.core.errors import RecipeError
 from finetune.run.folder import MEASURED, RunFolder, open_run
+from finetune.run.lock import hold
 
 
 def test_existing_run_is_refused_naming_the_ways_out(tmp_path):
@@ -41,6 +45,46 @@ def test_a_folder_that_is_no_run_is_not_replaced(tmp_path):
     with pytest.raises(RecipeError, match="to be a run or absent, but it holds other files"):
         RunFolder(tmp_path).create(overwrite=True)
     assert (tmp_path / "thesis.tex").read_text() == "all of it"
+
+
+@pytest.mark.parametrize("left", [[], [".lock"], [".lock", ".recipe.yaml.a1b2c3d4"]])
+def test_what_a_process_left_that_was_killed_before_it_wrote_the_recipe_is_no_run(tmp_path, left):
+    run = RunFolder(tmp_path / "runs" / "first")
+    run.path.mkdir(parents=True)
+    for name in left:
+        (run.path / name).touch()
+    run.create(overwrite=False)
+    assert {path.name for path in run.path.iterdir()} <= {".lock"}
+    with pytest.raises(RecipeError, match=r"holds no recipe\.yaml\. Start one with `finetune fit`"):
+        open_run(run.path)
+
+
+def test_a_link_in_a_run_is_replaced_and_what_it_names_stays(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("all of it")
+    run = RunFolder(tmp_path / "run")
+    run.create(overwrite=False)
+    run.recipe.touch()
+    (run.path / "link").symlink_to(tmp_path / "mine")
+    run.create(overwrite=True)
+    assert not list(run.path.iterdir())
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "all of it"
+
+
+def test_one_process_at_a_time_works_on_a_run(tmp_path):
+    run = tmp_path / "run"
+    hold_it = f"from pathlib import Path; from finetune.run.lock import hold\nwith hold(Path({str(run)!r})): input()"
+    with subprocess.Popen([sys.executable, "-c", hold_it], stdin=subprocess.PIPE) as other:
+        deadline = time.monotonic() + 30
+        while not (run / ".lock").is_file() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.2)
+        with pytest.raises(RecipeError, match=f"no other process to be at work on {run}, but there is one"), hold(run):
+            pass
+        other.kill()
+        other.wait()
+        with hold(run):
+            assert (run / ".lock").is_file()
 
 
 def test_a_run_is_finished_once_it_says_so(tmp_path):
