@@ -1,8 +1,8 @@
-"""Peak memory and seconds of a LoRA training step at align-base's size, with and without recomputed image blocks.
+"""Peak memory and seconds of a LoRA training step at align-base's size: plain PEFT, fused layers, recomputed blocks.
 
     python benchmarks/align_base.py --random --batch-sizes 1 2 4
 
-Prints a Markdown table. Each cell is a fresh process, the two columns of a row take turns, and times are medians over
+Prints a Markdown table. Each cell is a fresh process, the columns of a row take turns, and times are medians over
 all rounds and steps. A step is forward, contrastive loss, backward and AdamW with the toolkit's default adapters on
 both towers, on random images and captions. With `--random` the weights are random too, and no model hub is needed.
 
@@ -35,10 +35,14 @@ from finetune.core.types import Batch
 from finetune.export.merged import write_checkpoint
 from finetune.model.base import Base
 from finetune.model.lora import TowerLora
-from finetune.model.recompute import recompute_blocks
 from finetune.training.task import AlignTask
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SIDES: dict[str, dict[str, bool]] = {
+    "plain": {"image_fused": False},
+    "fused": {},
+    "recomputed": {"image_recompute": True},
+}
 IMAGE_PROCESSOR = {  # align-base's own settings
     "image_processor_type": "EfficientNetImageProcessor",
     "size": {"height": 346, "width": 346},
@@ -122,13 +126,11 @@ def watch_memory() -> Iterator[list[int]]:
     peak.append(samples[0])
 
 
-def measure_steps(options: argparse.Namespace, rows: int, recompute: bool) -> dict[str, Any]:
+def measure_steps(options: argparse.Namespace, rows: int, side: str) -> dict[str, Any]:
     """Measures peak memory in bytes, None where there is too little of it, and the seconds of each step."""
     torch.manual_seed(0)
     before = 0 if DEVICE == "cuda" else psutil.Process().memory_info().rss
-    task = AlignTask(options.checkpoint, image_lora=TowerLora(whole=options.whole)).to(DEVICE)
-    if recompute:
-        recompute_blocks(task.towers.align.vision_model)
+    task = AlignTask(options.checkpoint, image_lora=TowerLora(whole=options.whole), **SIDES[side]).to(DEVICE)
     optimizer = torch.optim.AdamW([p for p in task.parameters() if p.requires_grad], lr=1e-4)
     batch = Batch(*(tensor.to(DEVICE) for tensor in random_batch(rows, options.image_size, options.tokens)))
     seconds = []
@@ -149,11 +151,11 @@ def measure_steps(options: argparse.Namespace, rows: int, recompute: bool) -> di
     return {"memory": peak[0] - before, "seconds": seconds[1:]}
 
 
-def measure_in_fresh_process(options: argparse.Namespace, rows: int, recompute: bool) -> dict[str, Any]:
+def measure_in_fresh_process(options: argparse.Namespace, rows: int, side: str) -> dict[str, Any]:
     """Calls `measure_steps` in a process that does nothing else."""
     words = [
         *("--checkpoint", options.checkpoint, "--steps", options.steps, "--image-size", options.image_size),
-        *("--tokens", options.tokens, "--cell", rows, int(recompute)),
+        *("--tokens", options.tokens, "--cell", rows, side),
         *(["--bf16"] if options.bf16 else []),
         *(["--whole", *options.whole] if options.whole else []),
     ]
@@ -165,18 +167,15 @@ def measure_in_fresh_process(options: argparse.Namespace, rows: int, recompute: 
 
 def measure_table(options: argparse.Namespace) -> str:
     """Measures all cells, taking turns, and returns a Markdown table."""
-    cells: dict[tuple[int, bool], list[dict[str, Any]]] = {}
+    cells: dict[tuple[int, str], list[dict[str, Any]]] = {}
     for _ in range(options.rounds):
         for rows in options.batch_sizes:
-            for recompute in (False, True):
-                cell = measure_in_fresh_process(options, rows, recompute)
-                cells.setdefault((rows, recompute), []).append(cell)
-    lines = [
-        "| batch size | GiB, plain | GiB, recomputed | s/step, plain | s/step, recomputed |",
-        "| ---: | ---: | ---: | ---: | ---: |",
-    ]
+            for side in SIDES:
+                cells.setdefault((rows, side), []).append(measure_in_fresh_process(options, rows, side))
+    heads = [f"{unit}, {side}" for unit in ("GiB", "s/step") for side in SIDES]
+    lines = [f"| batch size | {' | '.join(heads)} |", f"| ---: {len(heads) * '| ---: '}|"]
     for rows in options.batch_sizes:
-        columns = [describe(cells[rows, recompute]) for recompute in (False, True)]
+        columns = [describe(cells[rows, side]) for side in SIDES]
         memory, seconds = zip(*columns, strict=True)
         lines.append(f"| {' | '.join([str(rows), *memory, *seconds])} |")
     return "\n".join(lines)
@@ -207,7 +206,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--tokens", type=int, default=16, help="length of the captions (%(default)s)")
     parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
     parser.add_argument("--whole", nargs="+", help="kinds of layer of the image tower that are trained whole (none)")
-    parser.add_argument("--cell", type=int, nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--cell", nargs=2, help=argparse.SUPPRESS)
     return parser
 
 
@@ -215,7 +214,7 @@ def main() -> None:
     options = build_parser().parse_args()
     disable_progress_bar()
     if options.cell:
-        print(json.dumps(measure_steps(options, options.cell[0], bool(options.cell[1]))))
+        print(json.dumps(measure_steps(options, int(options.cell[0]), options.cell[1])))
         return
     with tempfile.TemporaryDirectory() as folder:
         if options.random:
