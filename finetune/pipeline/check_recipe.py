@@ -94,6 +94,11 @@ def _find_faults(trainer: Any) -> Iterator[str]:
             "Expected trainer.check_val_every_n_epoch to be at least 1 or null, but got "
             f"{trainer.check_val_every_n_epoch}. To validate never, set trainer.limit_val_batches to 0."
         )
+    if trainer.accumulate_grad_batches < 1:
+        yield (
+            "Expected trainer.accumulate_grad_batches to be at least 1, but got "
+            f"{trainer.accumulate_grad_batches}. 1 takes a step after each batch."
+        )
     if not isinstance(trainer.strategy, SingleDeviceStrategy):
         yield (
             f"Expected trainer.strategy to be one of a single device, but got {type(trainer.strategy).__name__}. "

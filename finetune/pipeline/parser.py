@@ -162,7 +162,10 @@ def _argument_names(class_path: str, outer: Sequence[str]) -> list[str]:
     """Names of the arguments of a class, or of the class that its argument `outer[0]` takes, and so on."""
     found = find_class(class_path)
     for argument in outer:
-        found = _class_within(get_type_hints(found.__init__)[argument])
+        inner = _class_within(get_type_hints(found.__init__).get(argument))
+        if inner is None:  # what is inside of a number or of an unknown argument has no names
+            break
+        found = inner
     return [argument for argument in inspect.signature(found).parameters if argument != "self"]
 
 

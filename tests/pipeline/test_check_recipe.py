@@ -110,6 +110,8 @@ REFUSED = [
         "val_check_interval to be at most the 3 batches of an epoch, but got 100",
     ),
     (["--trainer.check_val_every_n_epoch", "0"], "check_val_every_n_epoch to be at least 1 or null, but got 0"),
+    (["--trainer.accumulate_grad_batches", "0"], "accumulate_grad_batches to be at least 1, but got 0"),
+    (["--model.objective.class_weights", "{a: 1}"], "every key to be known, but got 'model.objective.class_weights.a'"),
     (["--trainer.overfit_batches", "1"], "overfit_batches to be 0, but got 1"),
     (["--trainer.fast_dev_run", "true"], r"fast_dev_run to be false, .*such as --trainer\.max_steps 3"),
     (["--trainer.enable_checkpointing", "false"], "`enable_checkpointing=False` but found `ModelCheckpoint`"),
@@ -124,6 +126,7 @@ REFUSED = [
     (["--run.seed", "-1"], r"run\.seed to be from 0 to 4294967295, but got -1"),
     (["--run.seed", "4294967296"], r"run\.seed to be from 0"),
     (["--data.table.split", "null"], r"data\.table\.split to have a value, but got null\. Leave it out"),
+    (["--data.num_workers", "1000000"], "num_workers to be at most 1,024, but got 1000000"),
     (["--data.image_size", "1000000"], "image_size to be from 32 to 4096 pixels"),
 ]
 

@@ -1,6 +1,7 @@
 """A table as Lightning's loaders: training rows in a resumable order, evaluation rows as they stand."""
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -80,9 +81,13 @@ class ImageTextDataModule(LightningDataModule):
         merge_equal_captions: bool = True,
     ) -> None:
         super().__init__()
-        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
-            if value < least:
-                raise ValueError(f"Expected {name} to be at least {least}, but got {value}.")
+        for name, value, least, most in (
+            ("batch_size", batch_size, 1, math.inf),
+            ("num_workers", num_workers, 0, 1024),
+        ):
+            if not least <= value <= most:
+                bound = f"at least {least}" if value < least else f"at most {most:,}"
+                raise ValueError(f"Expected {name} to be {bound}, but got {value}.")
         if not templates:
             raise ValueError("Expected templates to hold at least one sentence, but got none.")
         self.table = table
