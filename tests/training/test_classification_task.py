@@ -1,6 +1,7 @@
 """A task with a head: how the head starts, what is trained, what answers, and which tables suit it."""
 
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -33,23 +34,26 @@ def build_task(tiny, image_lora: TowerLora | None = SMALL, **settings: object) -
 
 
 @pytest.fixture
-def several_labels(colour_table, tiny) -> ImageTextDataModule:
+def several_labels(colour_table, tiny, tmp_path) -> ImageTextDataModule:
     """The colours, each beside whether its number is even; some images have no label."""
     table = pd.read_csv(colour_table)
     even = np.where(table.index % 2, "", "|even")
     table["labels"] = np.where(table.index % 5, table["label"] + even, "")
-    path = colour_table.with_name("several.csv")
+    path = tmp_path / "several.csv"
     table.to_csv(path, index=False)
-    source = Table(str(path), label="labels", label_separator="|", split="split")
+    images = str(colour_table.parent)
+    source = Table(str(path), label="labels", label_separator="|", split="split", images=images)
     return ImageTextDataModule(source, tiny, batch_size=8)
 
 
-def other_classes(colour_table, tiny, names: dict[str, str]) -> ImageTextDataModule:
+def other_classes(folder: Path, colour_table, tiny, names: dict[str, str]) -> ImageTextDataModule:
     """The colours under other names."""
     table = pd.read_csv(colour_table).replace({"label": names})
-    path = colour_table.with_name("other.csv")
+    path = folder / "other.csv"
     table.to_csv(path, index=False)
-    return ImageTextDataModule(Table(str(path), label="label", split="split"), tiny, batch_size=8)
+    return ImageTextDataModule(
+        Table(str(path), label="label", split="split", images=str(colour_table.parent)), tiny, batch_size=8
+    )
 
 
 # ---- the start
@@ -250,11 +254,11 @@ def test_class_weights_must_be_those_of_the_table(build_trainer, tiny, labels):
 
 
 @pytest.mark.parametrize("stage", ["fit", "validate", "test"])
-def test_a_head_answers_for_its_own_classes_alone(build_trainer, tiny, labels, colour_table, stage):
+def test_a_head_answers_for_its_own_classes_alone(build_trainer, tiny, labels, colour_table, tmp_path, stage):
     """Also where there are as many of them."""
     task = build_task(tiny)
     build_trainer(max_steps=1).fit(task, labels)
-    others = other_classes(colour_table, tiny, {"red": "pink"})
+    others = other_classes(tmp_path, colour_table, tiny, {"red": "pink"})
     message = r"the classifier's 3 classes, blue, green, red, but got 3: blue, green, pink\. Take a table with"
     with pytest.raises(TableError, match=message):
         getattr(build_trainer(max_steps=1), stage)(task, datamodule=others)
@@ -267,7 +271,7 @@ def test_a_head_of_a_checkpoint_answers_for_its_own_classes_alone(
     trainer = build_trainer(max_steps=1)
     trainer.fit(build_task(tiny), labels)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
-    others = other_classes(colour_table, tiny, {"red": "pink"})
+    others = other_classes(tmp_path, colour_table, tiny, {"red": "pink"})
     with pytest.raises(TableError, match=r"the classifier's 3 classes, blue, green, red, but got 3: blue, green, pink"):
         getattr(build_trainer(max_steps=2), stage)(
             build_task(tiny), datamodule=others, ckpt_path=tmp_path / "last.ckpt"

@@ -1,6 +1,7 @@
 """Retention tables: their names, how they are measured, and what `finetune check` says of them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -80,7 +81,8 @@ def test_settings_of_a_recipe_are_those_of_the_run(folder: Path, words: list[str
     found = read_settings(path, words)
     assert found is not None
     assert found.table == data.table
-    assert found.retention == tuple(other.table for other in data.retention.values())
+    absolute = tuple(replace(table, path=str(Path(table.path).absolute())) for table in found.retention)
+    assert absolute == tuple(other.table for other in data.retention.values())
     assert [table.path for table in found.retention] == paths
 
 
