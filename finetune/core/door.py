@@ -1,4 +1,4 @@
-"""The one door by which what stops a command leaves it: as a line and an exit code, or as a fault of the program."""
+"""How every command ends when something stops it: one line and an exit code, or the traceback of a bug."""
 
 import errno
 import os
@@ -79,7 +79,7 @@ def _describe_place(path: Path, code: int, said: str) -> str:
     if code in NO_ROOM:
         return f"Expected room to write {path}, but got: {said}. Free some space there, or write to another disk."
     if code in _NO_ACCESS:
-        return f"Expected {path} to be open to you, but got: {said}. Change its permissions, or name another place."
+        return f"Expected {path} to be accessible, but got: {said}. Change its permissions, or name another place."
     if code == errno.EISDIR:
         return f"Expected {path} to be a file, but it is a folder. Name a file in it."
     file = next((place for place in (path, *path.parents) if is_there(place) and not place.is_dir()), None)

@@ -77,7 +77,7 @@ def expand_home(word: str) -> str:
         >>> expand_home("~name"), expand_home("--run.folder=~/runs") == f"--run.folder={Path.home()}/runs"
         ('~name', True)
     """
-    option = re.match(r"(--[\w.-]+=)?(?=~/|~$)", word)
+    option = re.match(r"(--[\w.-]+=)?(?=~/)", word)
     return option[0] + os.path.expanduser(word[option.end() :]) if option else word  # noqa: PTH111 (keeps "//", "/.")
 
 

@@ -9,6 +9,7 @@ from finetune.core.errors import TableError, did_you_mean
 from finetune.data.checks.concerns import count
 from finetune.data.prepare.images import EXTENSIONS
 from finetune.data.prepare.members import Member
+from finetune.data.table.paths import plain_paths
 from finetune.data.table.sources import JSON_LINES, PARQUET, TABS, TAR
 from finetune.data.table.splits import RandomSplit
 from finetune.data.table.table import Table
@@ -55,8 +56,8 @@ def list_images(named: Iterable[str | Path], column: str = "image") -> Listing:
             images.append(str(path))
     require_files(images)
     distinct: dict[str, str] = {}
-    for image in images:
-        distinct.setdefault(os.path.abspath(image), image)  # noqa: PTH100 (fast)
+    for image, place in zip(images, plain_paths(images, str(Path.cwd())), strict=True):
+        distinct.setdefault(place, image)
     return Listing(tuple(distinct.values()), tuple(hidden))
 
 

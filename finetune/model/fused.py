@@ -23,9 +23,10 @@ def fuse_layers(vision_model: AlignVisionModel) -> None:
     """Makes each convolution of the image tower compute its adapter and its BatchNorm along with itself.
 
     That holds where a graph is built, so in training alone: without gradients the layers compute as before, to the bit.
-    Loss and gradients are those of the layers one by one, to rounding. A layer goes on as before by itself if it has
-    DoRA, dropout in its adapter, several adapters, weights that are trained whole, or statistics that follow. Modules
-    and parameters keep their names, so adapters are saved and merged as ever.
+    Loss and gradients are those of the layers one by one, to rounding. A layer is left as it is if its adapter has
+    DoRA or dropout, if it has several adapters, if PEFT wraps the convolution or the BatchNorm itself to train it
+    whole, or if its statistics follow. In a tower that is trained whole, layers are fused. Modules and parameters keep
+    their names, so adapters are saved and merged as ever.
 
     BatchNorm is taken to be held in evaluation mode, as `finetune.model.towers.AlignTowers` does.
 

@@ -13,11 +13,12 @@ from finetune.core.errors import RecipeError, did_you_mean
 from finetune.core.types import Answers
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.data.loading.kinds import TableKind
-from finetune.model.layers import TOWERS
+from finetune.model.layers import IMAGE, TOWERS
 from finetune.pipeline.choose import check_settings
 from finetune.pipeline.recipe import Recipe
 from finetune.pipeline.train import build_training
 from finetune.run.folder import RunFolder
+from finetune.training.classification_task import ClassificationTask
 from finetune.training.schedules import limit_batches, total_steps
 from finetune.training.task import AlignTask
 
@@ -172,7 +173,7 @@ def _check_monitors(trainer: Trainer, task: AlignTask, validated: TableKind | No
     callbacks: list[Callback] = list(trainer.callbacks)  # type: ignore[attr-defined]
     if any(type(one).__module__.split(".")[0] not in _OWN for one in (task, *callbacks)):
         return
-    known = {*_logged_in_training(task), *(_logged_in_validation(validated) if validated else ())}
+    known = {*_logged_in_training(task), *(_logged_in_validation(task, validated) if validated else ())}
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
         if monitor is None or monitor in known or str(monitor).startswith("lr-"):  # those of LearningRateMonitor
@@ -190,10 +191,11 @@ def _logged_in_training(task: AlignTask) -> Iterator[str]:
     yield from (f"train/{tower.name}_gradient_norm" for tower in TOWERS if any(map(tower.owns, trained)))
 
 
-def _logged_in_validation(kind: TableKind) -> Iterator[str]:
+def _logged_in_validation(task: AlignTask, kind: TableKind) -> Iterator[str]:
     """The names that task and run log after each validation, from the figures of two rows that are made up."""
     yield "val/loss"
-    yield from (f"val/{tower.name}_{name}" for tower in TOWERS for name in ("spread", "effective_rank"))
+    towers = (IMAGE,) if isinstance(task, ClassificationTask) else TOWERS  # a head reads no texts
+    yield from (f"val/{tower.name}_{name}" for tower in towers for name in ("spread", "effective_rank"))
     rows, features, classes = torch.arange(2), torch.eye(2), len(kind.classes)
     truth = torch.ones(2, classes, dtype=torch.bool) if kind.is_multilabel else torch.zeros(2, dtype=torch.long)
     metric = kind.metric()

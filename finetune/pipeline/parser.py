@@ -20,6 +20,7 @@ from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.run.settings import RunSettings
 from finetune.training.task import AlignTask
 
+_DEFAULTS = {"trainer.devices": 1, "trainer.log_every_n_steps": 5, "trainer.enable_model_summary": False}
 TRUSTED = ("finetune", "torch", "lightning", "torchmetrics", "albumentations", "transformers", "peft")
 
 
@@ -31,7 +32,7 @@ def build_parser() -> LightningArgumentParser:
     parser.add_lightning_class_args(ImageTextDataModule, "data", subclass_mode=True)
     parser.add_lightning_class_args(Trainer, "trainer")
     parser.add_class_arguments(RunSettings, "run")
-    parser.set_defaults({"trainer.devices": 1, "trainer.log_every_n_steps": 5, "trainer.enable_model_summary": False})
+    parser.set_defaults(_DEFAULTS)
     parser.link_arguments("model.init_args.checkpoint", "data.init_args.checkpoint")
     parser.link_arguments("run.seed", "data.init_args.seed")
     return parser
@@ -64,6 +65,7 @@ def describe_keys() -> str:
     parser.add_class_arguments(ImageTextDataModule, "data", skip={"checkpoint", "seed"})
     parser.add_class_arguments(RunSettings, "run")
     parser.add_lightning_class_args(Trainer, "trainer")
+    parser.set_defaults(_DEFAULTS)
     parser._option_string_actions["--model.checkpoint.help"].help = argparse.SUPPRESS  # recipes name it by a text
     return parser.format_help()
 

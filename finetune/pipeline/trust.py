@@ -50,8 +50,9 @@ def find_modules(recipe: Path, trust: Sequence[str]) -> tuple[str, ...]:
     folders = [str(folder) for folder in (recipe.parent.resolve(), Path.cwd(), *_read_noted(recipe))]
     sys.path += [folder for folder in dict.fromkeys(folders) if folder not in sys.path]
     specs = [find_spec(module.split(".")[0]) for module in trust]
-    places = [Path(spec.origin) for spec in specs if spec and spec.origin]
-    homes = [place.parent.parent if place.name == "__init__.py" else place.parent for place in places]
+    known = [spec for spec in specs if spec]
+    homes = [Path(folder).parent for spec in known for folder in spec.submodule_search_locations or ()]
+    homes += [Path(spec.origin).parent for spec in known if spec.submodule_search_locations is None and spec.origin]
     return tuple(home for home in dict.fromkeys(map(str, homes)) if home in folders)
 
 

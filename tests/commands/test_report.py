@@ -22,5 +22,5 @@ def test_a_table_that_is_the_same_is_not_spoken_of(two_towers, tmp_path, capsys)
     (run / "table.parquet").unlink()
     assert main(["report", str(run)]) == 0
     assert (
-        "This run does not know the table it was trained on, as an earlier release made it." in capsys.readouterr().err
+        "This run has no record of the table it was trained on: an earlier release made it." in capsys.readouterr().err
     )

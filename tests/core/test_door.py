@@ -86,7 +86,7 @@ def test_an_error_of_ours_is_its_own_line(told, kind):
             "{0}/file to be a folder, but it is a file. Name another",
         ),
         (lambda folder: require_place(folder / "file" / "x" / "y"), "{0}/file to be a folder, but it is a file. Name"),
-        (lambda _: require_place(Path("/proc/x/y")), "/proc to be open to you, but got: "),
+        (lambda _: require_place(Path("/proc/x/y")), "/proc to be accessible, but got: "),
         (
             lambda _: write_text(Path("/dev/full"), "x"),
             "room to write /dev/full, but got: No space left on device. Free",
@@ -111,7 +111,7 @@ def test_an_error_of_the_system_names_path_and_repair(told, tmp_path, act, line)
 def test_a_folder_without_permission_is_refused(told, tmp_path):
     tmp_path.chmod(0o500)
     found = told(lambda: require_place(tmp_path / "x"))
-    assert f"{tmp_path} to be open to you, but got: Permission denied. Change its permissions, or name" in found
+    assert f"{tmp_path} to be accessible, but got: Permission denied. Change its permissions, or name" in found
 
 
 @pytest.mark.parametrize(

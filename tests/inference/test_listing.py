@@ -38,6 +38,13 @@ def test_what_is_named_twice_is_listed_once_where_it_came_first(tmp_path, monkey
     assert list_images(named).images == ("f/b.png", "c.png", "f/a.png")
 
 
+def test_a_path_through_a_link_is_what_the_system_opens(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    touch(tmp_path, "1.png", "other/1.png", "other/sub/2.png")
+    (tmp_path / "link").symlink_to(tmp_path / "other" / "sub")
+    assert list_images(["1.png", "link/../1.png", "other/1.png"]).images == ("1.png", "link/../1.png")
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [

@@ -187,8 +187,9 @@ def test_values_that_are_seldom_used_train(recipe_file, base, tmp_path, words):
         (["--data.table.label", "null", "--data.table.caption", "caption"], True),
         (["--model.text_lora", "null", "--model.train_temperature", "false"], True),
         (["--data.table.label_separator", "e"], False),  # not every class is among the validation rows
+        (["--model", "finetune.ClassificationTask"], False),  # a head has no temperature that is trained
     ],
-    ids=("captions", "one tower", "several labels"),
+    ids=("captions", "one tower", "several labels", "head"),
 )
 def test_the_metrics_that_callbacks_may_monitor_are_those_that_a_training_logs(
     recipe_file, base, tmp_path, words, is_exact
@@ -197,11 +198,12 @@ def test_the_metrics_that_callbacks_may_monitor_are_those_that_a_training_logs(
     vars(recipe)["base"] = base
     data, run = recipe.build_data(), RunFolder(tmp_path / "run")
     task = check_recipe(recipe, data)
-    known = {*_logged_in_training(task), *_logged_in_validation(data.kind)}
+    known = {*_logged_in_training(task), *_logged_in_validation(task, data.kind)}
     fit(recipe, task, data, run)
     with run.logged.open(newline="") as file:
         logged = {*next(csv.reader(file))} - {"epoch", "step"}
     assert logged == known if is_exact else logged <= known
+    assert ("val/text_spread" in known) == ("val/text_spread" in logged)
 
 
 FAULTY = """

@@ -136,7 +136,7 @@ def test_a_run_of_an_earlier_release_says_that_it_does_not_know_its_table(run, g
     old.table.unlink()
     assert len(measured(old, tmp_path, grown)) == 12
     assert capsys.readouterr().err == (
-        "warning: This run does not know the table it was trained on, as an earlier release made it. "
+        "warning: This run has no record of the table it was trained on: an earlier release made it. "
         "Rows it was trained on cannot be told from others.\n"
     )
 

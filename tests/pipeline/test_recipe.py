@@ -304,3 +304,10 @@ def test_described_keys_include_both_towers_and_the_trainer():
 
 def test_shipped_recipe_is_parsed_by_name():
     assert read_recipe(find_recipe("quickstart")).checkpoint == "align-mini"
+
+
+def test_keys_are_described_with_the_defaults_that_a_recipe_has():
+    text = describe_keys()
+    for key, default in (("devices", "1"), ("log_every_n_steps", "5"), ("enable_model_summary", "False")):
+        described = text.split(f"--trainer.{key} ")[-1].split("\n  --")[0]
+        assert f"default: {default})" in " ".join(described.split())

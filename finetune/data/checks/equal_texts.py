@@ -56,7 +56,7 @@ def find_equal_captions(rows: Rows, encoder: TextEncoder) -> list[Concern]:
     number = sum(map(len, texts.values()))
     message = (
         f"{number:,} different captions are {count(len(texts), 'text', 'texts')} to the model: "
-        f"{_show_groups(texts.values(), encoder)}. Where they are equal, each is a match of the other's image."
+        f"{_show_groups(texts.values(), encoder)}. In training, captions equal to it match each other's images."
     )
     return [Concern("equal_captions", message, places_where(rows, shared))]
 

@@ -20,7 +20,7 @@ from finetune.data.table.row_images import Hashes, hash_keys
 from finetune.data.table.rows import Rows
 from finetune.data.table.splits import SPLITS, UNKNOWN, Codes
 
-FORGOTTEN = "This run does not know the table it was trained on, as an earlier release made it."
+FORGOTTEN = "This run has no record of the table it was trained on: an earlier release made it."
 
 
 class Comparison(NamedTuple):

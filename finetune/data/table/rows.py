@@ -134,7 +134,7 @@ class Rows:
         counts = ", ".join(f"{len(self.indices(split)):,} {split}" for split in SPLITS)
         repair = (
             f"The rows are: {counts}. Mark more rows in a split column; or give a fraction above 0 and add images, "
-            "as each class keeps one for training."
+            "as each class keeps one for training. A data.table.limit_rows of 1 leaves no test row."
         )
         faults = [
             Fault(str(self.source), f"rows in the split {split!r}", repair)
