@@ -60,7 +60,7 @@ def test_what_asks_or_exports_a_trained_model_imports_nothing_that_trains(reques
     shown = run(
         ["verify", run_folder / ("classifier" if name == "with_head" else "merged")],
         ["export", run_folder, "--output", tmp_path / "merged", "--interpolation", "0.5"],
-        ["classify", tmp_path / "merged", image, "--label", "a cat"],
+        ["classify", tmp_path / "merged", image, "--label", "a cat", "--label", "a dog"],
         *([["classify", run_folder, image]] if name == "with_head" else []),
         without=TRAINING,
     )
