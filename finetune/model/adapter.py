@@ -9,6 +9,7 @@ from safetensors import safe_open
 from finetune.core.errors import CheckpointError
 from finetune.core.files import read_json, write_json
 from finetune.model.base import HUB_ID, Base
+from finetune.model.lora import ADAPTER
 from finetune.model.pretrained import quiet_transformers
 
 TEMPERATURE_FILE = "temperature.json"
@@ -67,7 +68,7 @@ def load_adapter(base: Base, folder: Path) -> PeftModel:
     with quiet_transformers():
         adapted = PeftModel(model, LoraConfig.from_pretrained(str(folder), inference_mode=True))
     _check_tensors(adapted, folder / "adapter_model.safetensors")
-    adapted.load_adapter(str(folder), "default", is_trainable=False)
+    adapted.load_adapter(str(folder), ADAPTER, is_trainable=False)
     model.temperature.data.fill_(sidecar["temperature"])
     return adapted
 

@@ -15,8 +15,7 @@ from transformers.models.align.modeling_align import (
     AlignVisionSqueezeExciteLayer,
 )
 
-ADAPTER = "default"
-"""What PEFT calls an adapter that nobody named."""
+from finetune.model.lora import ADAPTER
 
 
 def fuse_layers(vision_model: AlignVisionModel) -> None:

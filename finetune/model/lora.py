@@ -14,6 +14,9 @@ from finetune.model.batchnorm import FollowingBatchNorm2d
 from finetune.model.layers import IMAGE, TEXT, Tower, enclosing_modules, low_rank_layers, whole_layers
 from finetune.model.pretrained import quiet_transformers
 
+ADAPTER = "default"
+"""What PEFT calls an adapter that nobody named."""
+
 
 @dataclass(frozen=True)
 class TowerLora:
@@ -159,7 +162,7 @@ def _set_dropout(model: AlignModel, layers: _TrainedLayers) -> None:
     for name in layers.low_rank:
         layer = model.get_submodule(name)
         assert isinstance(layer, LoraLayer)
-        layer.lora_dropout["default"] = nn.Dropout(dropout) if dropout else nn.Identity()
+        layer.lora_dropout[ADAPTER] = nn.Dropout(dropout) if dropout else nn.Identity()
 
 
 def _adjust_copies(model: AlignModel, trained: Iterable[_TrainedLayers]) -> None:
@@ -171,7 +174,7 @@ def _adjust_copies(model: AlignModel, trained: Iterable[_TrainedLayers]) -> None
     following = {name for layers in trained for name in layers.following}
     wrappers = [(name, module) for name, module in model.named_modules() if isinstance(module, ModulesToSaveWrapper)]
     for outer, wrapper in wrappers:
-        for inner, layer in list(wrapper.modules_to_save["default"].named_modules()):
+        for inner, layer in list(wrapper.modules_to_save[ADAPTER].named_modules()):
             name = f"{outer}.{inner}".rstrip(".")
             if name in following:
                 layer = FollowingBatchNorm2d(layer)

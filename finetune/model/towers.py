@@ -10,6 +10,7 @@ from transformers import AlignModel
 
 from finetune.core.types import Batch, Embeddings, Texts
 from finetune.model.batchnorm import FollowingBatchNorm2d
+from finetune.model.lora import ADAPTER
 
 
 class AlignTowers(nn.Module):
@@ -56,7 +57,7 @@ class AlignTowers(nn.Module):
     @property
     def has_magnitudes(self) -> bool:
         """Whether adapters have magnitudes beside their factors (DoRA)."""
-        config = self.model.peft_config["default"] if isinstance(self.model, PeftModel) else None
+        config = self.model.peft_config[ADAPTER] if isinstance(self.model, PeftModel) else None
         return isinstance(config, LoraConfig) and config.use_dora
 
     @property

@@ -15,6 +15,7 @@ from torch import Tensor
 from finetune.core.errors import Concern, RecipeError
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.model.base import Base
+from finetune.model.lora import ADAPTER
 from finetune.model.soup import average_adapters, average_weights
 from finetune.model.towers import AlignTowers
 from finetune.pipeline.recipe import Recipe
@@ -120,7 +121,7 @@ def _fit_once(
 def _take_average(task: AlignTask, base: Base, members: Sequence[Mapping[str, Tensor]]) -> None:
     """Puts the average of the members into one of them, whose adapter becomes as wide as all of theirs."""
     if isinstance(task.towers.model, PeftModel):
-        config = cast(LoraConfig, task.towers.model.peft_config["default"])
+        config = cast(LoraConfig, task.towers.model.peft_config[ADAPTER])
         towers, members = zip(*map(_divide, members), strict=True)
         adapted = average_adapters(base.load(), config, towers)
         task.towers = AlignTowers(adapted, train_temperature=False, min_temperature=task.towers.min_temperature)

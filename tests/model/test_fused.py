@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from torch.autograd.graph import saved_tensors_hooks
 from transformers.models.align.modeling_align import AlignVisionSqueezeExciteLayer
 
 from finetune.model import fused
@@ -13,6 +12,8 @@ from finetune.model.fused import fuse_layers
 from finetune.model.lora import TowerLora, attach_lora
 from finetune.model.recompute import recompute_blocks
 from finetune.model.towers import AlignTowers
+
+from .kept import saved_bytes
 
 EVERY_LAYER = ["pointwise", "squeeze_excite", "stem"]
 KINDS = {
@@ -104,25 +105,9 @@ def test_without_a_graph_the_layers_compute_as_before(tiny, pixel_values):
     assert not torch.equal(plain.image_features(pixel_values), other.image_features(pixel_values))
 
 
-def count_kept(towers: AlignTowers, pixel_values: torch.Tensor) -> int:
-    """Bytes that a forward pass keeps for backward, weights aside."""
-    weights = {tensor.untyped_storage().data_ptr() for tensor in towers.state_dict().values()}
-    kept: dict[int, torch.Tensor] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.untyped_storage().data_ptr() not in weights:
-            kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = towers.image_features(pixel_values).sum()
-    assert loss.requires_grad
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-
-
 def test_half_as_much_is_kept_of_an_image_for_backward():
     one, more = torch.randn(1, 3, 96, 96), torch.randn(5, 3, 96, 96)
-    plain, other = (count_kept(it, more) - count_kept(it, one) for it in build_pair("align-mini", TowerLora()))
+    plain, other = (saved_bytes(it, more) - saved_bytes(it, one) for it in build_pair("align-mini", TowerLora()))
     assert other < 0.5 * plain
 
 
@@ -132,7 +117,7 @@ def test_recomputed_blocks_are_fused_too(tiny, pixel_values):
     recompute_blocks(recomputed.align.vision_model)
     expected = measure(other, pixel_values)
     assert all(tensor.equal(expected[name]) for name, tensor in measure(recomputed, pixel_values).items())
-    assert count_kept(recomputed, pixel_values) < count_kept(other, pixel_values) / 2
+    assert saved_bytes(recomputed, pixel_values) < saved_bytes(other, pixel_values) / 2
 
 
 def test_autocast_rounds_the_fused_layers_no_more_than_the_layers_one_by_one(tiny, pixel_values):

@@ -8,13 +8,14 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.autograd.graph import saved_tensors_hooks
 
 from finetune.model.adapter import save_adapter
 from finetune.model.base import Base
 from finetune.model.lora import TowerLora, attach_lora
 from finetune.model.recompute import recompute_blocks
 from finetune.model.towers import AlignTowers
+
+from .kept import saved_bytes
 
 
 @pytest.fixture(scope="module")
@@ -52,23 +53,6 @@ def assert_equal(found, expected) -> None:
     assert found[1].keys() == expected[1].keys()
     for name, gradient in expected[1].items():
         torch.testing.assert_close(found[1][name], gradient, rtol=0, atol=0, msg=name)
-
-
-def saved_bytes(towers: AlignTowers, pixel_values) -> int:
-    """Bytes of what one forward pass keeps for backward, weights aside."""
-    weights = {tensor.untyped_storage().data_ptr() for tensor in towers.state_dict().values()}
-    kept = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
-        return tensor
-
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = towers.image_features(pixel_values).sum()
-    assert loss.requires_grad
-    return sum(size for size, _ in kept.values())
 
 
 @pytest.mark.parametrize(

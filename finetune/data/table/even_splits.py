@@ -1,11 +1,11 @@
 """Divides a data set that will not grow, so that each label has an even share in every split."""
 
 from collections.abc import Sequence
-from hashlib import blake2b
 
 import numpy as np
 
 from finetune.data.table.cells import Integers
+from finetune.data.table.row_images import hash_keys
 from finetune.data.table.splits import SPLITS, Codes
 
 
@@ -25,8 +25,7 @@ def draw_evenly(keys: Sequence[str], label_ids: Integers, val: float, test: floa
     Returns:
         Int8 array of shape (images,), positions in `SPLITS`.
     """
-    digests = (blake2b(f"0\0{key}".encode(), digest_size=8).digest() for key in keys)
-    order = np.lexsort((np.frombuffer(b"".join(digests), dtype=">u8"), label_ids))
+    order = np.lexsort((hash_keys(keys, len(keys), seed=0), label_ids))
     ordered_labels = label_ids[order]
     is_first = np.append(True, ordered_labels[1:] != ordered_labels[:-1])
     candidates = order[~is_first]

@@ -73,7 +73,10 @@ def test_texts_or_images_that_are_all_equal_are_refused(
 
 
 def test_a_head_tells_classes_of_equal_prompts_apart(tmp_path: Path, base: Base) -> None:
-    ClassificationTask.require_learnable(module(tmp_path, base, SPLITS, label=["cote", "c\u00f4te", "cote", "cote"]))
+    equal = module(tmp_path, base, SPLITS, label=["cote", "c\u00f4te", "cote", "cote"])
+    ClassificationTask.require_learnable(equal)
+    with pytest.raises(TableError, match="class names of training rows that differ to the model"):
+        AlignTask.require_learnable(equal)
 
 
 def test_classes_that_only_test_rows_have(tmp_path: Path, base: Base) -> None:
