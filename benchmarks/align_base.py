@@ -39,7 +39,7 @@ from finetune.training.task import AlignTask
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SIDES: dict[str, dict[str, bool]] = {
-    "plain": {"image_fused": False},
+    "plain": {"fused": False},
     "fused": {},
     "recomputed": {"image_recompute": True},
 }

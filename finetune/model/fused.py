@@ -15,10 +15,10 @@ from transformers.models.align.modeling_align import (
     AlignVisionSqueezeExciteLayer,
 )
 
-from finetune.model.lora import ADAPTER
+from finetune.model.lora import ADAPTER, is_plain_lora
 
 
-def fuse_layers(vision_model: AlignVisionModel) -> None:
+def fuse_image_layers(vision_model: AlignVisionModel) -> None:
     """Makes each convolution of the image tower compute its adapter and its BatchNorm along with itself.
 
     That holds where a graph is built, so in training alone: without gradients the layers compute as before, to the bit.
@@ -109,7 +109,7 @@ _FUSED: dict[type[nn.Module], type[nn.Module]] = {
 
 def _convolve(images: Tensor, convolution: nn.Module, norm: nn.Module) -> Tensor:
     """Returns norm(convolution(images)), with fewer passes where that is possible and a graph is built."""
-    adapter = _find_plain_lora(convolution)
+    adapter: Any = convolution if isinstance(convolution, LoraConv2d) and is_plain_lora(convolution) else None
     layer = adapter.get_base_layer() if adapter else convolution
     if not (torch.is_grad_enabled() and isinstance(layer, nn.Conv2d) and type(norm) is nn.BatchNorm2d):
         return cast(Tensor, norm(convolution(images)))
@@ -130,14 +130,6 @@ def _convolve(images: Tensor, convolution: nn.Module, norm: nn.Module) -> Tensor
         up = adapter.lora_B[ADAPTER].weight * (adapter.scaling[ADAPTER] * scale)[:, None, None, None]
         output = output + conv2d(adapter.lora_A[ADAPTER](images), up)
     return output
-
-
-def _find_plain_lora(module: nn.Module) -> Any:  # PEFT has no types
-    """Returns a layer that computes W x + s B A x and nothing else; None for another one."""
-    if not isinstance(module, LoraConv2d) or module.active_adapters != [ADAPTER]:
-        return None
-    has_more = module.merged or module.disable_adapters or module.lora_bias[ADAPTER] or module.use_dora[ADAPTER]
-    return module if not has_more and isinstance(module.lora_dropout[ADAPTER], nn.Identity) else None
 
 
 def _is_cheaper_apart(adapter: Any, layer: nn.Conv2d) -> bool:

@@ -18,6 +18,18 @@ ADAPTER = "default"
 """What PEFT calls an adapter that nobody named."""
 
 
+def is_plain_lora(layer: LoraLayer) -> bool:
+    """Whether a layer computes W x + s B A x and nothing else: one adapter, no dropout, no DoRA, no bias of its own.
+
+    Args:
+        layer: A linear layer or a convolution of PEFT.
+    """
+    if layer.active_adapters != [ADAPTER] or layer.merged or layer.disable_adapters:
+        return False
+    has_more = layer.lora_bias[ADAPTER] or layer.use_dora[ADAPTER]
+    return not has_more and isinstance(layer.lora_dropout[ADAPTER], nn.Identity)
+
+
 @dataclass(frozen=True)
 class TowerLora:
     """What is trained in one tower: low-rank adapters (LoRA, Hu et al. 2021, arXiv 2106.09685), and whole layers.

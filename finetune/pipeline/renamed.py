@@ -22,6 +22,7 @@ RENAMED: Mapping[str, tuple[str, str]] = {
     "run.alpha": ("run.interpolation", _KEY),
     "run.floor": ("run.linear_probe", _KEY),
     "model.image_checkpointing": ("model.image_recompute", _KEY),
+    "model.image_fused": ("model.fused", _KEY),
     "model.objective Classification": _TASK,
     "model.objective finetune.Classification": _TASK,
     "model.objective finetune.objectives.Classification": _TASK,

@@ -44,8 +44,8 @@ class ClassificationTask(AlignTask):
         head_lr_scale: Learning rate of the head as a multiple of the optimizer's.
         image_recompute: Whether the image tower's blocks are computed again in the backward pass instead of
             kept: about half the memory for 1.4 times the time of a step.
-        image_fused: Whether the image tower's layers compute adapter and BatchNorm along with each convolution while
-            training: the same loss and gradients, to rounding, in less time and memory.
+        fused: Whether a training step computes adapter and BatchNorm along with each convolution: the same loss and
+            gradients, to rounding, in less time and memory.
         optimizer: Called with the parameter groups; weight decay spares biases and norms.
         lr_scheduler: Called with the optimizer and the total number of steps; stepped after each step.
 
@@ -66,7 +66,7 @@ class ClassificationTask(AlignTask):
         head_start: HeadStart | None = None,
         head_lr_scale: float = 5.0,
         image_recompute: bool = False,
-        image_fused: bool = True,
+        fused: bool = True,
         optimizer: OptimizerFactory = lambda params: AdamW(params, lr=1e-3),
         lr_scheduler: ScheduleFactory = WarmupCosine,
     ) -> None:
@@ -78,7 +78,7 @@ class ClassificationTask(AlignTask):
             text_lora=None,
             train_temperature=False,
             image_recompute=image_recompute,
-            image_fused=image_fused,
+            fused=fused,
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
         )

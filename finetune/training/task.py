@@ -28,7 +28,8 @@ from finetune.inference.models import RowModel, ask_towers, require_finite
 from finetune.metrics.retrieval import Retrieval
 from finetune.metrics.row_metric import RowMetric
 from finetune.model.base import Base, Checkpoint
-from finetune.model.fused import fuse_layers
+from finetune.model.fused import fuse_image_layers
+from finetune.model.fused_text import fuse_text_layers
 from finetune.model.lora import TowerLora, attach_lora
 from finetune.model.recompute import recompute_blocks
 from finetune.model.towers import AlignTowers
@@ -54,8 +55,9 @@ class AlignTask(LightningModule):
         min_temperature: Lower bound of the temperature, which divides the logits.
         image_recompute: Whether the image tower's blocks are computed again in the backward pass instead of
             kept: about half the memory for 1.4 times the time of a step.
-        image_fused: Whether the image tower's layers compute adapter and BatchNorm along with each convolution while
-            training: the same loss and gradients, to rounding, in less time and memory.
+        fused: Whether a training step computes adapter and BatchNorm along with each convolution, and no padding, last
+            layer or repeated text that nothing depends on: the same loss and gradients, to rounding, in less time and
+            memory.
         optimizer: Called with the parameter groups; weight decay spares biases, norms and the temperature.
         lr_scheduler: Called with the optimizer and the total number of steps; stepped after each step.
 
@@ -75,7 +77,7 @@ class AlignTask(LightningModule):
         train_temperature: bool = True,
         min_temperature: float = 0.01,
         image_recompute: bool = False,
-        image_fused: bool = True,
+        fused: bool = True,
         optimizer: OptimizerFactory = lambda params: AdamW(params, lr=1e-3),
         lr_scheduler: ScheduleFactory = WarmupCosine,
     ) -> None:
@@ -84,8 +86,9 @@ class AlignTask(LightningModule):
         self.towers = AlignTowers(adapted, train_temperature, min_temperature)
         if image_recompute:
             recompute_blocks(self.towers.align.vision_model)
-        if image_fused:
-            fuse_layers(self.towers.align.vision_model)
+        if fused:
+            fuse_image_layers(self.towers.align.vision_model)
+            fuse_text_layers(self.towers.align.text_model, self.towers.align.text_projection)
         self._trained = {f"towers.{name}" for name in self.towers.trained_names()}
         self.objective: nn.Module = copy.deepcopy(objective)
         self.optimizer = optimizer

@@ -8,7 +8,7 @@ from transformers.models.align.modeling_align import AlignVisionSqueezeExciteLay
 
 from finetune.model import fused
 from finetune.model.base import Base
-from finetune.model.fused import fuse_layers
+from finetune.model.fused import fuse_image_layers
 from finetune.model.lora import TowerLora, attach_lora
 from finetune.model.recompute import recompute_blocks
 from finetune.model.towers import AlignTowers
@@ -40,7 +40,7 @@ def build_pair(checkpoint: str, lora: TowerLora | None) -> tuple[AlignTowers, Al
             if parameter.requires_grad and parameter.ndim:
                 parameter += 0.01 * torch.randn_like(parameter)
     both = plain, copy.deepcopy(plain)
-    fuse_layers(both[1].align.vision_model)
+    fuse_image_layers(both[1].align.vision_model)
     return both
 
 
