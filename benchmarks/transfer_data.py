@@ -1,6 +1,6 @@
 """Pictures, texts and classes of a task, decoded once and kept as bytes, the same for each method."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from finetune.data.prepare.texts import TextEncoder
 from finetune.data.table.rows import Rows
 from finetune.data.table.table import Table
 from finetune.model.base import Base
+from finetune.model.pixels import PixelScale
 
 BASE = "align-mini"
 
@@ -44,8 +45,7 @@ def _preparation(image_size: int) -> ImagePreparation:
 @cache
 def _decoded(path: str, image_size: int) -> Pixels:
     """Decodes an image file at the size that the towers see, uint8 of shape (3, S, S)."""
-    levels = np.tile(np.arange(256, dtype=np.float32), (3, 1))
-    return replace(_preparation(image_size), levels=levels)(open_image(path)).astype(np.uint8)
+    return _preparation(image_size)(open_image(path))
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +75,7 @@ class Pictures:
 
     def pixel_values(self, pixels: Pixels) -> Tensor:
         """Turns bytes of shape (B, 3, S, S) into what the towers receive."""
-        levels = _preparation(self.image_size).levels
-        return torch.from_numpy(levels[np.arange(3)[:, None, None], pixels])
+        return PixelScale(base().levels)(torch.from_numpy(pixels))
 
 
 def pictures(rows: Rows, split: str, gallery: Gallery) -> Pictures:

@@ -30,7 +30,8 @@ def evaluate_rows(table: str, workers: int) -> float:
     data = ImageTextDataModule(
         Table(table, label="label", split="split"), "align-mini", image_size=SIDE, num_workers=workers
     )
-    model = ask_towers(AlignTowers(Base.open("align-mini").load()), data.class_prompts)
+    base = Base.open("align-mini")
+    model = ask_towers(AlignTowers(base.load(), levels=base.levels), data.class_prompts)
     started = time.perf_counter()
     evaluate(model, data.loader("test"), data.kind.metric(), torch.device("cpu"))
     return time.perf_counter() - started

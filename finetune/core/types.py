@@ -11,7 +11,7 @@ class Sample(NamedTuple):
     """One row of a table as the model reads it.
 
     Attributes:
-        pixel_values: Float32 tensor of shape (3, H, W).
+        pixel_values: Uint8 tensor of shape (3, H, W): the image as it was resized and cropped, not yet scaled.
         input_ids: Token ids, truncated, not padded.
         row: Position of the row in the table, from 0.
         image_id: Equal for rows that show the same image.
@@ -35,7 +35,8 @@ class Batch(NamedTuple):
     A NamedTuple, because Lightning moves and torch pins it as it stands.
 
     Attributes:
-        pixel_values: Float32 tensor of shape (B, 3, H, W).
+        pixel_values: Uint8 tensor of shape (B, 3, H, W), which the towers scale as the checkpoint's processor does
+            (`AlignTowers.scale_pixels`); or floats of a loader of your own, as the processor makes them.
         input_ids: Int64 tensor of shape (B, T), padded to the longest text of the batch.
         attention_mask: Int64 tensor of shape (B, T), 0 on padding.
         rows: Int64 tensor of shape (B,), positions in the table.

@@ -32,8 +32,10 @@ def write_witness(towers: AlignTowers, batch: Batch, path: Path, head: LinearHea
         path: The file to write.
         head: The trained head, whose logits are recorded beside the embeddings.
     """
+    towers = towers.cpu().float().eval()
     inputs = {name: getattr(batch, name).cpu() for name in INPUTS}
-    answers = ask_model(towers.cpu().float().eval().align, inputs, head.cpu() if head else None)
+    inputs["pixel_values"] = towers.scale_pixels(inputs["pixel_values"])
+    answers = ask_model(towers.align, inputs, head.cpu() if head else None)
     write_bytes(path, save({name: tensor.contiguous() for name, tensor in {**inputs, **answers}.items()}))
 
 

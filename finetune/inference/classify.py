@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from transformers import AlignProcessor, AutoImageProcessor
+from transformers import AlignProcessor
 
 from finetune.core.errors import RecipeError, TableError
 from finetune.core.files import read_json
@@ -21,10 +21,9 @@ from finetune.data.prepare.texts import TextEncoder
 from finetune.inference.embed import embed, embed_texts, find_device
 from finetune.inference.listing import require_files
 from finetune.inference.models import PlainClassifier
-from finetune.model.base import Base, open_processor
+from finetune.model.base import Base, open_image_processor, open_processor
 from finetune.model.checkpoint_folder import read_object
 from finetune.model.mini import MINI
-from finetune.model.pretrained import opening
 from finetune.model.towers import AlignTowers
 from finetune.objectives import cosine_logits
 from finetune.run.folder import RunFolder, open_run, require_finished
@@ -161,7 +160,7 @@ def _ask_prompts(
 ) -> Classified:
     texts = _encode_labels(TextEncoder.from_processor(processor), labels)
     pictures = _Pictures(images, processor.image_processor)
-    towers = AlignTowers(base.load()).to(device)
+    towers = AlignTowers(base.load(), levels=base.levels).to(device)
     text_embeds = embed_texts(towers, texts, device).to(device)
 
     def encode(batch: _Images) -> _Scores:
@@ -173,13 +172,11 @@ def _ask_prompts(
 
 
 def _ask_head(folder: Path, images: Sequence[str], device: torch.device) -> Classified:
-    with opening(folder, "AutoImageProcessor"):
-        processor = AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
-    pictures = _Pictures(images, processor)
+    pictures = _Pictures(images, open_image_processor(folder))
     classifier = PlainClassifier(folder).to(device)
 
     def encode(batch: _Images) -> _Scores:
-        return _Scores(classifier.model(batch.pixel_values).logits)
+        return _Scores(classifier.logits(batch.pixel_values))
 
     scores = embed(encode, pictures, device).class_scores
     probabilities = scores.sigmoid() if classifier.is_multilabel else scores.softmax(dim=-1)

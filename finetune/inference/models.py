@@ -11,7 +11,9 @@ from transformers import EfficientNetForImageClassification
 from finetune.core.errors import RecipeError
 from finetune.core.types import Answers, Batch, ClassPrompts
 from finetune.inference.embed import embed_classes
+from finetune.model.base import open_image_processor
 from finetune.model.head import LinearHead
+from finetune.model.pixels import PixelScale, read_levels
 from finetune.model.pretrained import open_model
 from finetune.model.towers import AlignTowers
 from finetune.objectives import cosine_logits
@@ -135,11 +137,13 @@ class PlainClassifier(RowModel):
         folder: A folder written by `finetune.export.classifier`.
 
     Raises:
-        CheckpointError: If the folder does not open, or its tensors are not exactly those of its configuration.
+        CheckpointError: If the folder or its processor does not open, or its tensors are not exactly those of its
+            configuration.
     """
 
     def __init__(self, folder: Path) -> None:
         self.model: Any = open_model(EfficientNetForImageClassification, folder)
+        self.scale_pixels = PixelScale(read_levels(open_image_processor(folder)))
         config: Any = self.model.config
         self.classes = tuple(config.id2label[index] for index in range(config.num_labels))
         self.is_multilabel = config.problem_type == "multi_label_classification"
@@ -147,11 +151,21 @@ class PlainClassifier(RowModel):
     def to(self, device: torch.device) -> Self:
         """Moves the model."""
         self.model.to(device)
+        self.scale_pixels.to(device)
         return self
+
+    def logits(self, pixel_values: Tensor) -> Tensor:
+        """Returns the logits of every class, shape (B, C).
+
+        Args:
+            pixel_values: Uint8 tensor of shape (B, 3, H, W), or floats as the folder's processor makes them.
+        """
+        logits: Tensor = self.model(self.scale_pixels(pixel_values)).logits
+        return logits
 
     def __call__(self, batch: Batch) -> Answers:
         """Scores the classes for each image."""
-        return Answers.of(batch, class_scores=self.model(batch.pixel_values).logits)
+        return Answers.of(batch, class_scores=self.logits(batch.pixel_values))
 
 
 def require_finite(answers: Answers) -> None:

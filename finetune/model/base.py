@@ -8,11 +8,12 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from transformers import AlignConfig, AlignModel, AlignProcessor
+from transformers import AlignConfig, AlignModel, AlignProcessor, AutoImageProcessor
 
 from finetune.core.errors import CheckpointError, RecipeError, did_you_mean
 from finetune.model.checkpoint_folder import check_folder, read_object
 from finetune.model.mini import MINI, open_mini
+from finetune.model.pixels import read_levels
 from finetune.model.pretrained import open_model, opening
 from finetune.model.weights import Weights
 
@@ -151,6 +152,15 @@ class Base:
         tensors = {name: tensor.clone() for name, tensor in self.tensors.items()}
         return open_model(AlignModel, self.folder, config=self._config, state_dict=tensors, attn_implementation="eager")
 
+    @cached_property
+    def levels(self) -> Tensor:
+        """What the checkpoint's processor makes of each level of each channel, float32 of shape (3, 256).
+
+        Raises:
+            CheckpointError: If the processor cannot be opened.
+        """
+        return read_levels(open_image_processor(self.folder))
+
     def processor(self, image_size: int | None = None) -> AlignProcessor:
         """Opens the checkpoint's own processor, pinned to Pillow, at its own or another image size.
 
@@ -192,6 +202,19 @@ def open_processor(folder: Path) -> AlignProcessor:
     for key in ("backend", "is_local", "local_files_only"):  # how it was opened here, else saved with it
         processor.tokenizer.init_kwargs.pop(key, None)
     return processor
+
+
+def open_image_processor(folder: Path) -> Any:
+    """Opens the image processor of a folder, pinned to Pillow.
+
+    Args:
+        folder: A folder that a processor was saved into.
+
+    Raises:
+        CheckpointError: If there is none or it cannot be opened.
+    """
+    with opening(folder, "AutoImageProcessor"):
+        return AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True, trust_remote_code=False)
 
 
 def _rescale(image_processor: Any, image_size: int) -> None:

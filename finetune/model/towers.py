@@ -11,6 +11,7 @@ from transformers import AlignModel
 from finetune.core.types import Batch, Embeddings, Texts
 from finetune.model.batchnorm import FollowingBatchNorm2d
 from finetune.model.lora import ADAPTER
+from finetune.model.pixels import PixelScale
 
 
 class AlignTowers(nn.Module):
@@ -25,12 +26,22 @@ class AlignTowers(nn.Module):
         model: The model, adapters already attached (`finetune.model.lora.attach_lora`) where there are any.
         train_temperature: Whether the temperature is trained.
         min_temperature: The bound above which `bound_temperature` keeps a trained temperature; it divides the logits.
+        levels: How pixels are scaled that come as bytes, see `Base.levels`; None takes floats alone.
+
+    Attributes:
+        scale_pixels: Turns uint8 `pixel_values` into the floats that the checkpoint's processor makes of them.
 
     Raises:
         ValueError: If `min_temperature` is not positive.
     """
 
-    def __init__(self, model: nn.Module, train_temperature: bool = False, min_temperature: float = 1e-6) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        train_temperature: bool = False,
+        min_temperature: float = 1e-6,
+        levels: Tensor | None = None,
+    ) -> None:
         super().__init__()
         if not min_temperature > 0:
             raise ValueError(
@@ -38,6 +49,7 @@ class AlignTowers(nn.Module):
             )
         self.model = model
         self.min_temperature = min_temperature
+        self.scale_pixels = PixelScale(levels)
         self.align.temperature.requires_grad_(train_temperature)
         for module in self.align.modules():
             if isinstance(module, _BatchNorm) and not isinstance(module, FollowingBatchNorm2d):
@@ -86,7 +98,7 @@ class AlignTowers(nn.Module):
         computed once.
 
         Args:
-            pixel_values: Float tensor of shape (B, 3, H, W).
+            pixel_values: Uint8 tensor of shape (B, 3, H, W), or floats as the checkpoint's processor makes them.
 
         Returns:
             Tensor of shape (B, D).
@@ -98,7 +110,8 @@ class AlignTowers(nn.Module):
         return self._image_features(pixel_values[is_new])[is_new.cumsum(0) - 1]
 
     def _image_features(self, pixel_values: Tensor) -> Tensor:
-        return cast(Tensor, self.align.get_image_features(pixel_values=pixel_values).pooler_output)
+        output = self.align.get_image_features(pixel_values=self.scale_pixels(pixel_values))
+        return cast(Tensor, output.pooler_output)
 
     def text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Unnormalised text features: the projection of the first token's last hidden state.

@@ -103,7 +103,8 @@ def _ask_towers(base: Base, neighbours: int | None) -> _Measure:
                 f"Expected training rows in {data.rows.source} for run.neighbours {neighbours}, but got none. Measure "
                 "without them by --run.neighbours null."
             )
-        return measure_towers(AlignTowers(base.load()), data, device, neighbours, with_probe=False)[0]
+        towers = AlignTowers(base.load(), levels=base.levels)
+        return measure_towers(towers, data, device, neighbours, with_probe=False)[0]
 
     return measure
 

@@ -52,9 +52,8 @@ class MeasureBase(Stage):
     def make(self, work: Work) -> Sequence[Path]:
         """Measures and writes."""
         settings, output = work.recipe.run, work.run.measurement(BASE)
-        measured, _ = measure_towers(
-            AlignTowers(work.base.load()), work.data, work.device, settings.neighbours, settings.linear_probe
-        )
+        towers = AlignTowers(work.base.load(), levels=work.base.levels)
+        measured, _ = measure_towers(towers, work.data, work.device, settings.neighbours, settings.linear_probe)
         write_measurement(measured, output)
         return [output]
 
@@ -147,7 +146,8 @@ class Measure(Stage):
         for model in (AFTER, ZERO_SHOT_AFTER):
             shutil.rmtree(run.measurement(model), ignore_errors=True)
         if run.merged.is_dir():
-            towers = AlignTowers(Base.open(run.merged).load())
+            merged = Base.open(run.merged)
+            towers = AlignTowers(merged.load(), levels=merged.levels)
             neighbours = work.recipe.run.neighbours
             found[_model_of(MergedCheckpoint, run)] = measure_towers(towers, work.data, work.device, neighbours)
         if run.classifier.is_dir():

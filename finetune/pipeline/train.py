@@ -124,7 +124,7 @@ def _take_average(task: AlignTask, base: Base, members: Sequence[Mapping[str, Te
         config = cast(LoraConfig, task.towers.model.peft_config[ADAPTER])
         towers, members = zip(*map(_divide, members), strict=True)
         adapted = average_adapters(base.load(), config, towers)
-        task.towers = AlignTowers(adapted, train_temperature=False, min_temperature=task.towers.min_temperature)
+        task.towers = AlignTowers(adapted, min_temperature=task.towers.min_temperature, levels=base.levels)
     _load(task, average_weights(members))
 
 

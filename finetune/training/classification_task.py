@@ -142,6 +142,7 @@ class ClassificationTask(AlignTask):
             RecipeError: If the table has no labels, or the objective's class weights are for other classes.
             TableError: If the table has other classes than a head that is there already.
         """
+        super().setup(stage)
         if stage == "predict":
             return
         data = getattr(self.trainer, "datamodule", None)

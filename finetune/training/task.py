@@ -31,6 +31,7 @@ from finetune.model.base import Base, Checkpoint
 from finetune.model.fused import fuse_image_layers
 from finetune.model.fused_text import fuse_text_layers
 from finetune.model.lora import TowerLora, attach_lora
+from finetune.model.pixels import read_levels
 from finetune.model.recompute import recompute_blocks
 from finetune.model.towers import AlignTowers
 from finetune.objectives import Contrastive, Objective
@@ -82,8 +83,9 @@ class AlignTask(LightningModule):
         lr_scheduler: ScheduleFactory = WarmupCosine,
     ) -> None:
         super().__init__()
-        adapted = attach_lora(Base.open(checkpoint).load(), image_lora, text_lora)
-        self.towers = AlignTowers(adapted, train_temperature, min_temperature)
+        base = Base.open(checkpoint)
+        adapted = attach_lora(base.load(), image_lora, text_lora)
+        self.towers = AlignTowers(adapted, train_temperature, min_temperature, base.levels)
         if image_recompute:
             recompute_blocks(self.towers.align.vision_model)
         if fused:
@@ -199,6 +201,21 @@ class AlignTask(LightningModule):
 
     def _end_evaluation(self, stage: str) -> None:
         self.log_dict({f"{stage}/{name}": value for name, value in self.metric.compute().items()})
+
+    def setup(self, stage: str) -> None:  # noqa: ARG002
+        """Checks that the data module prepares images for this task's checkpoint.
+
+        Raises:
+            RecipeError: If its processor scales pixels otherwise than the checkpoint's.
+        """
+        data, levels = getattr(self.trainer, "datamodule", None), self.towers.scale_pixels.levels
+        if not isinstance(data, ImageTextDataModule) or levels is None:
+            return
+        if not levels.cpu().equal(read_levels(data.processor.image_processor)):
+            raise RecipeError(
+                "Expected the data module to prepare images as the task's checkpoint does, but got a processor that "
+                "scales pixels otherwise. Give both the same checkpoint."
+            )
 
     def on_fit_start(self) -> None:
         """Silences Lightning's warning of modules in evaluation mode, which it gives before training starts.

@@ -13,7 +13,8 @@ from finetune.model.towers import AlignTowers
 @pytest.fixture
 def towers(tiny) -> AlignTowers:
     """The untouched base's."""
-    return AlignTowers(Base.open(tiny).load(), train_temperature=False, min_temperature=1e-6)
+    base = Base.open(tiny)
+    return AlignTowers(base.load(), levels=base.levels)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,8 @@ from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.data.table.table import Table
 from finetune.evaluation.measure import measure_towers
 
+from ..pixels import scaled
+
 
 @pytest.mark.filterwarnings("ignore:Label .* is present in all training examples")
 @pytest.mark.parametrize("classes", [["red"], ["all", "late", "red"]])
@@ -30,7 +32,7 @@ def test_each_label_has_a_classifier_of_its_own(tiny, towers, cpu, colour_table,
     model = AlignModel.from_pretrained(tiny)
     embeds = {}
     for split in ("train", "test"):
-        pixels = torch.cat([batch.pixel_values for batch in data.loader(split)])
+        pixels = scaled(torch.cat([batch.pixel_values for batch in data.loader(split)]), data.processor.image_processor)
         with torch.no_grad():
             features = model.get_image_features(pixel_values=pixels).pooler_output
         embeds[split] = torch.nn.functional.normalize(features, dim=-1).numpy()
@@ -58,7 +60,7 @@ def test_a_class_that_no_training_row_has_is_never_predicted(tiny, towers, cpu, 
 
     model, embeds, truth = AlignModel.from_pretrained(tiny), {}, {}
     for split in ("train", "test"):
-        pixels = torch.cat([batch.pixel_values for batch in data.loader(split)])
+        pixels = scaled(torch.cat([batch.pixel_values for batch in data.loader(split)]), data.processor.image_processor)
         with torch.no_grad():
             features = model.get_image_features(pixel_values=pixels).pooler_output
         embeds[split] = torch.nn.functional.normalize(features, dim=-1).numpy()

@@ -9,6 +9,8 @@ from finetune.core.shipped import shipped_folder
 from finetune.evaluation.drift import Probe, drift
 from finetune.evaluation.probe import probe
 
+from ..pixels import scaled
+
 
 def seen(seed: int, images: int = 7, words: int = 30) -> Probe:
     generator = torch.Generator().manual_seed(seed)
@@ -68,7 +70,8 @@ def test_probe_is_plain_embeddings(towers, labels, cpu):
     with torch.no_grad():
         batch = next(iter(labels.test_dataloader()))
         text = towers.align.get_text_features(**texts).pooler_output
-        image = towers.align.get_image_features(pixel_values=batch.pixel_values).pooler_output
+        pixels = scaled(batch.pixel_values, labels.processor.image_processor)
+        image = towers.align.get_image_features(pixel_values=pixels).pooler_output
     torch.testing.assert_close(found.text_embeds[7:8], normalize(text, dim=-1), atol=1e-5, rtol=0)
     torch.testing.assert_close(found.image_embeds[: len(image)], normalize(image, dim=-1), atol=1e-5, rtol=0)
 

@@ -26,6 +26,8 @@ from finetune.model.efficientnet import build_classifier
 from finetune.model.head import LinearHead, require_classes
 from finetune.run.measurement import TEST, read_measurement, write_measurement
 
+from ..pixels import scaled
+
 
 def embed(checkpoint, paths) -> np.ndarray:
     """Unit image embeddings by transformers alone."""
@@ -170,6 +172,7 @@ def write_classifier(tiny, folder, classes) -> EfficientNetForImageClassificatio
     head = LinearHead(torch.randn(len(classes), 64), torch.zeros(len(classes)), classes)
     model = build_classifier(Base.open(tiny).load(), head)
     model.save_pretrained(folder)
+    Base.open(tiny).processor().image_processor.save_pretrained(folder)
     return model
 
 
@@ -177,7 +180,7 @@ def test_metrics_and_predictions_of_a_classifier_are_those_of_its_folder(tmp_pat
     model, metric, predicted = write_classifier(tiny, tmp_path, labels.rows.classes), ClassAccuracy(), []
     with torch.no_grad():
         for batch in labels.test_dataloader():
-            logits = model(batch.pixel_values).logits
+            logits = model(scaled(batch.pixel_values, labels.processor.image_processor)).logits
             metric.update(logits, batch.label_ids)
             predicted += [labels.rows.classes[index] for index in logits.argmax(dim=1)]
     found, answers = measure_classifier(PlainClassifier(tmp_path), labels, cpu)

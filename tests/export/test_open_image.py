@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from finetune.data.prepare.images import ImagePreparation, open_image
@@ -16,6 +17,7 @@ from finetune.export.cards import OPEN_IMAGE, write_card
 from finetune.export.classifier import ImageClassifier
 from finetune.export.merged import MergedCheckpoint
 from finetune.model.base import Base
+from finetune.model.pixels import PixelScale
 
 from ..data.images import noise
 from .runs import open_trained
@@ -109,12 +111,17 @@ def run_guide(_: Path, request: pytest.FixtureRequest) -> dict[str, Any]:
     return run_code(read_python(ROOT / "docs" / "adapter-alone.md"))
 
 
+def prepare(base: Base, path: Path) -> torch.Tensor:
+    """What the towers see of an image in training."""
+    pixels = ImagePreparation.from_processor(base.processor(64).image_processor)(open_image(path))
+    return PixelScale(base.levels)(torch.from_numpy(pixels[None]))
+
+
 def check_pixels(folder: Path, base: Base, open_shown: Callable[[Path], Image.Image], process: Callable) -> None:
-    prepare = ImagePreparation.from_processor(base.processor(64).image_processor)
     differing = [
         path.name
         for path in write_pictures(folder)
-        if not np.array_equal(process(open_shown(path))["pixel_values"][0], prepare(open_image(path)))
+        if not np.array_equal(process(open_shown(path))["pixel_values"][0], prepare(base, path)[0])
     ]
     assert differing == []
 
@@ -127,8 +134,7 @@ def test_shown_code_gives_the_pixels_and_tokens_of_training(base, merged, tmp_pa
     assert processor.image_processor.backend == "pil"
     check_pixels(tmp_path, base, names["open_image"], lambda image: processor(images=image, return_tensors="np"))
     inputs = names["inputs"]
-    pixels = ImagePreparation.from_processor(base.processor(64).image_processor)(open_image(tmp_path / "photo.png"))
-    assert np.array_equal(inputs["pixel_values"][0], pixels)
+    assert inputs["pixel_values"].equal(prepare(base, tmp_path / "photo.png"))
     for ids, mask, label in zip(inputs["input_ids"], inputs["attention_mask"], LABELS, strict=True):
         assert ids[mask.bool()].tolist() == encoder.encode(label)
     assert inputs["attention_mask"].sum(dim=1).tolist() == [64, 4]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import normalize
-from transformers import AlignModel, AutoModelForImageClassification
+from transformers import AlignModel, AutoImageProcessor, AutoModelForImageClassification
 
 from finetune.core.errors import CheckpointError, RecipeError
 from finetune.core.types import Answers, ClassPrompts
@@ -22,6 +22,8 @@ from finetune.model.base import Base
 from finetune.model.efficientnet import build_classifier
 from finetune.model.head import LinearHead
 from finetune.model.towers import AlignTowers
+
+from ..pixels import scaled
 
 CLASSES = ("cat", "dog", "Käse")
 
@@ -52,6 +54,7 @@ def head() -> LinearHead:
 def folder(tiny, head, tmp_path):
     """A classifier as it is exported."""
     build_classifier(Base.open(tiny).load(), head).save_pretrained(tmp_path / "classifier")
+    Base.open(tiny).processor().image_processor.save_pretrained(tmp_path / "classifier")
     return tmp_path / "classifier"
 
 
@@ -121,6 +124,10 @@ def test_a_plain_classifier_gives_its_own_logits(folder, batch):
     )
     assert (answers.image_features, answers.text_features) == (None, None)
     assert model.scores(torch.ones(2, 64)) is None
+    seen = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    found = model(batch._replace(pixel_values=seen)).class_scores
+    assert found.equal(model.logits(scaled(seen, processor)))
 
 
 @torch.no_grad()

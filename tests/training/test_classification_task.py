@@ -25,6 +25,8 @@ from finetune.training.classification_task import ClassificationTask
 from finetune.training.head_start import FromProbe, FromPrompts
 from finetune.training.task import AlignTask
 
+from ..pixels import scaled
+
 SMALL = TowerLora(rank=2)
 
 
@@ -210,7 +212,8 @@ def test_metrics_are_those_of_the_heads_logits(build_trainer, tiny, data, reques
     assert isinstance(metric, AveragePrecision if data.kind.is_multilabel else ClassAccuracy)
     for batch in data.val_dataloader():
         with torch.no_grad():
-            features = plain.get_image_features(batch.pixel_values).pooler_output
+            pixels = scaled(batch.pixel_values, data.processor.image_processor)
+            features = plain.get_image_features(pixels).pooler_output
             logits = features @ task.head.weight.T + task.head.bias
         metric.update(logits, batch.truth)
         if data.kind.is_multilabel:

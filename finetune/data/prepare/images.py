@@ -1,4 +1,4 @@
-"""Opens image files, and turns images into a checkpoint's pixels."""
+"""Opens image files, and resizes images as a checkpoint's processor does."""
 
 import os
 from dataclasses import dataclass
@@ -22,7 +22,6 @@ PngImagePlugin.MAX_TEXT_CHUNK = max(PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugi
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # tags of TIFF
 
 Pixels = npt.NDArray[np.uint8]
-PixelValues = npt.NDArray[np.float32]
 
 
 def open_image(path: str | Path) -> Image.Image:
@@ -110,25 +109,21 @@ def _scale_grey(image: Image.Image) -> Pixels:
 
 @dataclass(frozen=True, eq=False)
 class ImagePreparation:
-    """Resizes, crops and scales an image as a checkpoint's processor does, bit for bit.
+    """Resizes and crops an image as a checkpoint's processor does, bit for bit; the model scales its pixels.
 
     Args:
         size: Height and width in pixels to resize to, whatever the aspect ratio; None keeps the size.
         resample: Pillow's resize filter.
         crop: Height and width in pixels of the centre crop, black beyond the borders; None crops nothing.
-        levels: Float32 array of shape (3, 256): the value of each level of each channel.
     """
 
     size: tuple[int, int] | None
     resample: Image.Resampling
     crop: tuple[int, int] | None
-    levels: PixelValues
 
     @classmethod
     def from_processor(cls, image_processor: Any) -> Self:
         """Reads the settings of an image processor of transformers.
-
-        The processor itself computes the levels, from an image that holds all 256 of them.
 
         Args:
             image_processor: An `EfficientNetImageProcessor` with the Pillow backend.
@@ -141,20 +136,17 @@ class ImagePreparation:
                 f"Expected the image processor to run on Pillow, but got the backend {image_processor.backend!r}, "
                 "which computes different pixels. Load it with backend='pil'."
             )
-        ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None, :, None].repeat(3, axis=2))
-        made = image_processor(ramp, do_resize=False, do_center_crop=False, return_tensors="np")
         return cls(
             size=_read_sides(image_processor.size) if image_processor.do_resize else None,
             resample=Image.Resampling(image_processor.resample),
             crop=_read_sides(image_processor.crop_size) if image_processor.do_center_crop else None,
-            levels=made["pixel_values"][0, :, 0, :].astype(np.float32),
         )
 
-    def __call__(self, image: Image.Image) -> PixelValues:
+    def __call__(self, image: Image.Image) -> Pixels:
         """Prepares an RGB image.
 
         Returns:
-            Float32 array of shape (3, H, W).
+            Uint8 array of shape (3, H, W).
         """
         if self.size is not None:
             height, width = self.size
@@ -163,20 +155,7 @@ class ImagePreparation:
             height, width = self.crop
             top, left = (image.height - height) // 2, (image.width - width) // 2
             image = image.crop((left, top, left + width, top + height))
-        pixels = np.asarray(image)
-        return np.stack([self.levels[channel][pixels[..., channel]] for channel in range(3)])
-
-    def invert(self, values: PixelValues) -> Pixels:
-        """Recovers the levels behind prepared pixels: what the towers see, as a picture.
-
-        Args:
-            values: Float32 array of shape (3, H, W), as `__call__` returns it.
-
-        Returns:
-            Uint8 array of shape (H, W, 3), RGB.
-        """
-        found = [np.searchsorted(self.levels[channel], values[channel]) for channel in range(3)]
-        return np.stack(found, axis=-1).astype(np.uint8)
+        return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
 def _read_sides(size: Any) -> tuple[int, int]:

@@ -96,7 +96,7 @@ def _example(dataset: ImageTextDataset, position: int) -> Example:
 def _views(dataset: ImageTextDataset, seen: Iterable[tuple[int, Sample | Unreadable]]) -> Iterable[View]:
     for epoch, sample in seen:
         if isinstance(sample, Sample):
-            picture = Image.fromarray(dataset.images.invert(sample.pixel_values.numpy()))
+            picture = Image.fromarray(sample.pixel_values.permute(1, 2, 0).numpy())
             text = dataset.caption(sample.row, epoch)
             read, cut_off = dataset.texts.decode(sample.input_ids), dataset.texts.cut_off(text)
             yield View(dataset.rows.place(sample.row), picture, read, cut_off)

@@ -9,6 +9,10 @@ from PIL import Image
 from finetune.core.errors import RecipeError
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.data.table.table import Table
+from finetune.model.base import Base
+from finetune.model.pixels import PixelScale
+
+from ...pixels import scaled
 
 
 def module(path, *, label="label", caption=None, **options) -> ImageTextDataModule:
@@ -28,7 +32,9 @@ def test_evaluation_batch_equals_the_processor_on_its_rows(colour_table):
     images = [Image.open(data.rows.images[row]).convert("RGB") for row in rows]
     texts = [f"a photo of a {data.rows.classes[data.rows.label_ids[row]]}." for row in rows]
     expected = data.processor(images=images, text=texts, padding="longest", truncation=True, return_tensors="pt")
-    assert torch.equal(batch.pixel_values, expected["pixel_values"])
+    assert batch.pixel_values.dtype == torch.uint8
+    assert torch.equal(scaled(batch.pixel_values, data.processor.image_processor), expected["pixel_values"])
+    assert torch.equal(PixelScale(Base.open("align-mini").levels)(batch.pixel_values), expected["pixel_values"])
     assert torch.equal(batch.input_ids, expected["input_ids"])
     assert torch.equal(batch.attention_mask, expected["attention_mask"])
     assert batch.label_ids.tolist() == data.rows.label_ids[rows].tolist()

@@ -79,7 +79,8 @@ def test_augmented_images_are_prepared_like_any_other(name: str) -> None:
     preparation = ImagePreparation.from_processor(processor)
     for transforms in (MANY, FLIPS):
         pixels = Augmentation(transforms)(IMAGE, 0, 0, 0)
-        expected = processor(Image.fromarray(pixels), return_tensors="np")["pixel_values"][0]
+        unscaled = {"do_rescale": False, "do_normalize": False}
+        expected = processor(Image.fromarray(pixels), **unscaled, return_tensors="np")["pixel_values"][0]
         assert np.array_equal(preparation(Image.fromarray(pixels)), expected)
 
 
