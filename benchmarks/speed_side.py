@@ -1,0 +1,82 @@
+"""What every side of the training-speed benchmark is, and how batches are held and moved."""
+
+import itertools
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from speed_data import TEMPLATE, Job
+from speed_meter import DEVICE, StepClock
+from torch import Tensor
+
+from finetune.data.loading.datamodule import ImageTextDataModule
+from finetune.data.table.table import Table
+from finetune.model.base import Base
+
+LR = 1e-3
+KEPT = {"cpu": 16, "cuda": 4}[DEVICE]
+"""Batches that a bare loop decodes beforehand and goes around."""
+
+
+@dataclass
+class Side:
+    """What trains.
+
+    Args:
+        job: What to train.
+    """
+
+    job: Job
+
+    @cached_property
+    def base(self) -> Base:
+        """The base, opened once."""
+        return Base.open(self.job.checkpoint)
+
+    @cached_property
+    def data(self) -> ImageTextDataModule:
+        """The toolkit's view of the table, without workers."""
+        job = self.job
+        column = {"caption": "caption"} if job.task == "captions" else {"label": "label"}
+        table = Table(job.table, split="split", **column)
+        return ImageTextDataModule(
+            table, self.base, templates=(TEMPLATE,), image_size=job.image_size, batch_size=job.batch_size
+        )
+
+    def train(self, clock: StepClock) -> float:
+        """Trains, and returns the loss of the first batch with untouched weights, without dropout.
+
+        Args:
+            clock: Is told of each step.
+        """
+        raise NotImplementedError
+
+
+def autocast(is_bf16: bool) -> AbstractContextManager[Any]:
+    """Autocast to bfloat16, or nothing."""
+    return torch.autocast(DEVICE, torch.bfloat16, enabled=is_bf16)
+
+
+def around(batches: list[Any], number: int) -> Iterator[Any]:
+    """Yields a number of batches, the first ones again where there are too few."""
+    return itertools.islice(itertools.cycle(batches), number)
+
+
+def pin(batch: Any) -> Any:
+    """Puts the tensors of a batch where a card can fetch them by itself."""
+    return _map(batch, torch.Tensor.pin_memory) if DEVICE == "cuda" else batch
+
+
+def move(batch: Any) -> Any:
+    """Moves the tensors of a batch to the device."""
+    return _map(batch, lambda tensor: tensor.to(DEVICE, non_blocking=True))
+
+
+def _map(batch: Any, change: Any) -> Any:
+    """Changes the tensors of a dict or of a named tuple."""
+    if isinstance(batch, dict):
+        return {name: change(part) if isinstance(part, Tensor) else part for name, part in batch.items()}
+    return type(batch)(*map(change, batch))

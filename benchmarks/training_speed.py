@@ -1,0 +1,215 @@
+"""Images a second of a training step, and its memory: the toolkit beside Trainer with PEFT and beside bare loops.
+
+    finetune prepare emoji && python benchmarks/training_speed.py
+    python benchmarks/training_speed.py --random    # align-base's shape with random weights: a GPU, under 8 minutes
+
+All sides train the same rows in the same batches, with adapters of the same rank, AdamW and no augmentation;
+`speed_sides.py` says what they are. Each is a process of its own, and they take turns over the rounds. The time of a
+step is that between the starts of two steps, so loading counts; the first steps are left out. Images/s are the median
+of the steps of a round, then of the rounds; ratios are medians over the rounds.
+
+Memory is the largest sum over the process and its workers, pages that they share counted once (PSS on Linux), sampled
+while the first steps warm up; on CUDA it is the peak of the allocator. The limit is the rate of a product of two square
+matrices, measured in each round: 1,024 rows on a CPU in float32, 8,192 on CUDA, in the type that the sides compute in.
+A step's arithmetic is counted on plain PEFT adapters and texts without padding, so that a side which saves some may
+seem closer to the limit than it is.
+
+Each process is a line of `benchmarks/results/training_speed/DEVICE.jsonl`.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from align_base import write_random_base
+from speed_data import Job, draw_tables, write_emoji_tables
+from speed_meter import DEVICE, MemoryWatch, StepClock, count_flops, measure_limit, synchronise
+from speed_table import Record, check_losses, describe_limits, format_table
+from transfer_results import describe_machine
+from transformers.utils.logging import disable_progress_bar
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "training_speed"
+TASKS = ("captions", "prompts", "head")
+LOOK_EVERY = {"cpu": 1, "cuda": 5}
+"""Steps between two looks at the clock."""
+
+
+def measure_side(job: Job) -> Record:
+    """Trains one side in this process."""
+    from speed_sides import SIDES
+
+    watch = MemoryWatch()
+    clock = StepClock(job.warmup, job.steps, LOOK_EVERY[DEVICE], watch.stop)
+    try:
+        loss = SIDES[job.side](job).train(clock)
+        synchronise()
+    except torch.OutOfMemoryError:
+        return dict.fromkeys(("loss", "rates", "rate", "cpu_seconds", "memory"))
+    return {
+        "loss": loss,
+        "rates": clock.rates,
+        "rate": statistics.median(clock.rates),
+        "cpu_seconds": clock.cpu_seconds,
+        "memory": torch.cuda.max_memory_allocated() if DEVICE == "cuda" else watch.peak,
+    }
+
+
+def count_step(job: Job) -> int:
+    """Counts the floating-point operations for each image of a step."""
+    from speed_side import Side
+
+    side = Side(job)
+    lengths = [] if job.task == "head" else [len(ids) for ids in _first_texts(side)]
+    return count_flops(side.base.load(), job.rank, job.image_size, lengths)
+
+
+def _first_texts(side: Any) -> list[list[int]]:
+    dataset = side.data.dataset("train")
+    count = min(len(dataset), 4 * side.job.batch_size)
+    return [side.data.texts.encode(dataset.caption(int(row), 0)) for row in side.data.rows.indices("train")[:count]]
+
+
+def in_fresh_process(what: str, job: Job) -> Any:
+    """Runs `--cell` in a process that does nothing else.
+
+    Args:
+        what: `side`, `flops` or `limit`.
+        job: What to train.
+    """
+    words = ["--cell", what, json.dumps(dataclasses.asdict(job))]
+    command = [sys.executable, "-W", "ignore", str(HERE / "training_speed.py"), *words]
+    environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        raise SystemExit(f"{job.side} on {job.task} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def run_cell(what: str, job: Job) -> Any:
+    """Measures one thing in this process."""
+    disable_progress_bar()
+    if what == "limit":
+        return measure_limit()
+    return count_step(job) if what == "flops" else measure_side(job)
+
+
+def measure_all(options: argparse.Namespace, checkpoint: str, tables: dict[str, Path]) -> list[Record]:
+    """Measures all rounds.
+
+    Args:
+        options: The command's.
+        checkpoint: The base.
+        tables: A table for each task.
+    """
+    records: list[Record] = []
+    flops: dict[Job, int] = {}
+    for number, task, size in itertools.product(range(options.rounds), options.tasks, options.image_sizes):
+        blank = Job(
+            *(task, "", checkpoint, str(tables[task]), size, options.batch_size),
+            *(options.warmup, options.steps, options.workers, options.bf16),
+        )
+        if blank not in flops:
+            flops[blank] = in_fresh_process("flops", blank)
+        limits = in_fresh_process("limit", blank)
+        for side in options.sides:
+            job = dataclasses.replace(blank, side=side)
+            found = in_fresh_process("side", job)
+            limit = limits.get("bfloat16" if job.computes_in_bf16 else "float32", limits["float32"])
+            about = {"task": task, "image_size": size, "batch_size": job.batch_size, "side": side, "round": number}
+            bound = {"is_bf16": job.computes_in_bf16, "flops_per_image": flops[blank], "limit": 1e9 * limit}
+            records.append({**about, **found, **bound})
+            rate = "out of memory" if found["rate"] is None else f"{found['rate']:.1f} images/s"
+            print(f"round {number + 1}, {task}, {size} px, {side}: {rate}", file=sys.stderr, flush=True)
+    return records
+
+
+def write_records(records: list[Record], path: Path) -> None:
+    """Writes the records of a command in place of those that it has measured anew."""
+    keys = ("task", "image_size", "batch_size")
+    mine = {tuple(record[key] for key in keys) for record in records}
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    others = [record for record in map(json.loads, lines) if tuple(record[key] for key in keys) not in mine]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole = [*others, *({**record, "machine": describe_device()} for record in records)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in whole), encoding="utf-8")
+
+
+def describe_device() -> Record:
+    """The machine, and the card where there is one."""
+    return {**describe_machine(), **({"gpu": torch.cuda.get_device_name()} if DEVICE == "cuda" else {})}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, help="what is learned (all; captions with --random)")
+    parser.add_argument("--sides", nargs="+", help="who trains (all; bf16 where the machine has units for it)")
+    parser.add_argument("--image-sizes", type=int, nargs="+", help="pixels a side (96; 289 with --random)")
+    parser.add_argument("--batch-size", type=int, help="rows a step (64; 256 with --random on CUDA, else 4)")
+    parser.add_argument("--steps", type=int, default=12, help="timed steps a process (%(default)s)")
+    parser.add_argument("--warmup", type=int, default=3, help="steps before them (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="processes a side (%(default)s)")
+    parser.add_argument(
+        "--workers", type=int, default=min(os.cpu_count() or 1, 12), help="that read images (the cores)"
+    )
+    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=DEVICE == "cuda", help="autocast")
+    parser.add_argument("--random", action="store_true", help="align-base's shape, random weights, drawn pictures")
+    parser.add_argument("--checkpoint", default="align-mini", help="hub id or folder (%(default)s)")
+    parser.add_argument("--drawn", action="store_true", help="drawn JPEG pictures instead of the emoji")
+    parser.add_argument("--emoji", type=Path, default=Path("data/emoji"), help="the prepared emoji (%(default)s)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder (%(default)s)")
+    parser.add_argument("--cell", nargs=2, help=argparse.SUPPRESS)
+    return parser
+
+
+def fill_in(options: argparse.Namespace) -> None:
+    """Sets what depends on other options and on the machine."""
+    has_units = DEVICE == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    everyone = ["trainer", "trainer-tuned", *(["trainer-bf16"] if has_units else []), "bare", "bare-fused", "ours"]
+    options.sides = options.sides or everyone
+    options.tasks = options.tasks or (["captions"] if options.random else list(TASKS))
+    options.image_sizes = options.image_sizes or [289 if options.random else 96]
+    small = 4 if options.random and DEVICE == "cpu" else 64
+    options.batch_size = options.batch_size or (256 if options.random and DEVICE == "cuda" else small)
+    options.drawn = options.drawn or options.random
+
+
+def main() -> None:
+    options = build_parser().parse_args()
+    if options.cell:
+        print(json.dumps(run_cell(options.cell[0], Job(**json.loads(options.cell[1])))))
+        return
+    fill_in(options)
+    disable_progress_bar()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        checkpoint = options.checkpoint
+        if options.random:
+            (folder / "base").mkdir()
+            write_random_base(folder / "base")
+            checkpoint = str(folder / "base")
+        if options.drawn:
+            tables = draw_tables(folder, options.batch_size, options.warmup + options.steps)
+        else:
+            tables = write_emoji_tables(folder, options.emoji, options.batch_size)
+        records = measure_all(options, checkpoint, tables)
+    device = torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu"
+    path = options.results / f"{device.lower().replace(' ', '-')}.jsonl"
+    write_records(records, path)
+    print(json.dumps(describe_device()))
+    print("\n".join([*check_losses(record for record in records if record["round"] == 0), *describe_limits(records)]))
+    print(f"\nBatch {options.batch_size}, {options.steps} steps in each of {options.rounds} rounds.\n")
+    print(format_table(records, options.sides))
+
+
+if __name__ == "__main__":
+    main()
