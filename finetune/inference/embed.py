@@ -52,7 +52,9 @@ def embed(
         parts.append(_rebuild(found, map(_keep, found)))
     if not parts:
         raise ValueError("Expected at least one batch to embed, but got none.")
-    return _rebuild(parts[0], map(_join, zip(*parts, strict=True)))
+    like, columns = parts[0], [*zip(*parts, strict=True)][::-1]
+    del found, parts  # so that what is joined below is held once
+    return _rebuild(like, (_join(columns.pop()) for _ in like))
 
 
 def embed_texts(towers: AlignTowers, texts: Texts, device: torch.device) -> Tensor:

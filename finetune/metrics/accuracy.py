@@ -10,6 +10,9 @@ from finetune.metrics.ranking import TIE, place
 from finetune.metrics.row_metric import RowMetric, require
 from finetune.metrics.statistics import Figure, MeanOfMeans, mean
 
+ROWS = 4096
+"""Rows whose scores are compared at a time, as that takes several copies of them."""
+
 
 class ClassAccuracy(RowMetric):
     """Accuracy of class scores, and how well their softmax knows it; class prompts or a head may have made them.
@@ -63,8 +66,10 @@ class ClassAccuracy(RowMetric):
         self.label_ids.append(label_ids)
 
     def observe(self, answers: Answers) -> None:
-        """Takes in the class scores of a batch of rows, see `update`."""
-        self.update(require(answers.class_scores, "class_scores"), answers.truth)
+        """Takes in the class scores of rows, some at a time, see `update`."""
+        scores = require(answers.class_scores, "class_scores")
+        for part, label_ids in zip(scores.split(ROWS), answers.truth.split(ROWS), strict=True):
+            self.update(part, label_ids)
 
     def compute(self) -> dict[str, Tensor]:
         """Returns ``accuracy``, ``accuracy_top5``, ``mean_per_class_recall`` and ``expected_calibration_error``.

@@ -13,7 +13,7 @@ def neighbour_votes(
     classes: int,
     neighbours: int = 20,
     temperature: float = 0.07,
-    chunk_size: int = 256,
+    most_similarities: int = 1 << 22,
 ) -> Tensor:
     """Scores the classes of each query by a weighted vote of its nearest neighbours.
 
@@ -23,7 +23,7 @@ def neighbour_votes(
     COYO-ALIGN's table calls ImageNet KNN.
 
     Embeddings that tie for the last of the k places share what is left of them, so the order of the rows decides
-    nothing, and a collapsed model votes for the most frequent class. Memory is of the order of chunk_size x N.
+    nothing, and a collapsed model votes for the most frequent class.
     Similarities are taken in float32, also under autocast.
 
     Args:
@@ -33,7 +33,7 @@ def neighbour_votes(
         classes: Number of classes.
         neighbours: How many training embeddings vote, at least 1; all of them where there are fewer.
         temperature: Divides the cosine similarities, above 0.
-        chunk_size: Queries compared at a time, at least 1.
+        most_similarities: How many similarities memory holds at a time, at least 1; those of one query in any case.
 
     Returns:
         Float tensor of shape (Q, classes), higher is better, 0 for a class without a vote.
@@ -48,14 +48,15 @@ def neighbour_votes(
     """
     if not len(train_embeds):
         raise ValueError("Expected train_embeds to hold at least one embedding, but got none.")
-    for name, number in (("neighbours", neighbours), ("chunk_size", chunk_size)):
+    for name, number in (("neighbours", neighbours), ("most_similarities", most_similarities)):
         if number < 1:
             raise ValueError(f"Expected {name} to be at least 1, but got {number}.")
     if not temperature > 0:
         raise ValueError(f"Expected temperature to be above 0, but got {temperature}.")
     votes = torch.zeros(len(query_embeds), classes, device=query_embeds.device)
-    for start in range(0, len(query_embeds), chunk_size):
-        own = slice(start, start + chunk_size)
+    queries = max(1, most_similarities // len(train_embeds))
+    for start in range(0, len(query_embeds), queries):
+        own = slice(start, start + queries)
         with torch.autocast(query_embeds.device.type, enabled=False):
             similarities = query_embeds[own].float() @ train_embeds.float().T
         last = similarities.topk(min(neighbours, len(train_embeds))).values[:, -1:]

@@ -1,69 +1,36 @@
-"""Images retrieve texts and texts images: ranks and hit rates, a chunk of queries at a time."""
+"""Images retrieve texts and texts images: ranks and hit rates."""
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
-from torch.nn.functional import normalize
 from torchmetrics.utilities import dim_zero_cat
 
 from finetune.core.types import Answers
-from finetune.metrics.ranking import TIE, Placement, place
 from finetune.metrics.row_metric import RowMetric, require
+from finetune.metrics.search import TILE, Found, Items, search_both_ways
 from finetune.metrics.statistics import Figure, MeanOfMeans, Median, mean
 
-_WAYS = ("image_to_text", "text_to_image")
 
+class Search(NamedTuple):
+    """What the rows' images and captions find of each other.
 
-def retrieval_placements(
-    query_embeds: Tensor, gallery_embeds: Tensor, pairs: Tensor, chunk_size: int = 256
-) -> Placement:
-    """Finds where the best correct item of each query stands.
-
-    Memory is of the order of chunk_size x G. Similarities are taken in float32, also under autocast.
-
-    Args:
-        query_embeds: Unit vectors of shape (Q, D).
-        gallery_embeds: Unit vectors of shape (G, D).
-        pairs: Int64 tensor of shape (P, 2): query index and gallery index of each correct pair, in any order,
-            repetitions allowed. Each query has one or more.
-        chunk_size: Queries compared at a time, at least 1.
-
-    Raises:
-        ValueError: If a query has no correct item, or an embedding is not finite.
+    Attributes:
+        image_to_text: What each distinct image finds among the distinct captions.
+        text_to_image: What each distinct caption finds among the distinct images.
+        rows: Number of its image and of its caption in each row, int64 of shape (N, 2).
+        images: The first row of each distinct image, in the order of the ids.
+        captions: The first row of each distinct caption, likewise.
     """
-    _require_finite("query_embeds", query_embeds)
-    _require_finite("gallery_embeds", gallery_embeds)
-    pairs = torch.unique(pairs, dim=0)
-    counts = torch.bincount(pairs[:, 0], minlength=len(query_embeds))
-    if not counts.all():
-        lonely = int((counts == 0).nonzero()[0])
-        raise ValueError(f"Expected each query to have a correct item, but got none for query {lonely}.")
-    # One block for the results: small tensors kept between large ones fragment the heap (by 1.3 GB for
-    # 25,000 captions).
-    found = torch.empty(3, len(query_embeds), dtype=torch.int64, device=query_embeds.device)
-    ends = counts.cumsum(0)
-    for start in range(0, len(query_embeds), chunk_size):
-        own = slice(start, start + chunk_size)
-        correct = pairs[int(ends[start] - counts[start]) : int(ends[own][-1])]
-        with torch.autocast(query_embeds.device.type, enabled=False):
-            similarities = query_embeds[own].float() @ gallery_embeds.float().T
-        found[:, own] = torch.stack(place(similarities, correct[:, 0] - start, correct[:, 1], TIE))
-    return Placement(*found)
 
-
-def retrieval_ranks(query_embeds: Tensor, gallery_embeds: Tensor, pairs: Tensor, chunk_size: int = 256) -> Tensor:
-    """Returns the rank, from 1, of the best-placed correct item of each query, float shape (Q,).
-
-    Arguments and errors are those of ``retrieval_placements``; ties count as in ``Placement.ranks``.
-
-    Example:
-        >>> circle = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
-        >>> retrieval_ranks(circle[:2], circle, torch.tensor([[0, 0], [1, 2]]))
-        tensor([1., 3.])
-    """
-    return retrieval_placements(query_embeds, gallery_embeds, pairs, chunk_size).ranks()
+    image_to_text: Found
+    text_to_image: Found
+    rows: Tensor
+    images: Tensor
+    captions: Tensor
 
 
 class Retrieval(RowMetric):
@@ -78,10 +45,7 @@ class Retrieval(RowMetric):
     distributed sampler repeats to fill a batch change nothing.
 
     Args:
-        chunk_size: Queries compared with the whole gallery at a time.
-
-    Raises:
-        ValueError: If the chunk size is below 1.
+        tile: Images, and captions, compared at a time, see `search_both_ways`.
 
     Example:
         >>> metric = Retrieval()
@@ -97,16 +61,15 @@ class Retrieval(RowMetric):
     image_ids: list[Tensor]
     caption_ids: list[Tensor]
 
-    def __init__(self, chunk_size: int = 256) -> None:
+    def __init__(self, tile: int = TILE) -> None:
         super().__init__()
-        if chunk_size < 1:
-            raise ValueError(f"Expected chunk_size to be at least 1, but got {chunk_size}.")
-        self.chunk_size = chunk_size
+        self.tile = tile
+        self._searched: tuple[list[Tensor], Search] | None = None
         for name in ("image_embeds", "text_embeds", "image_ids", "caption_ids"):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def update(self, image_embeds: Tensor, text_embeds: Tensor, image_ids: Tensor, caption_ids: Tensor) -> None:
-        """Takes in a batch of rows. Of equal ids the first embedding counts.
+        """Takes in a batch of rows, whose features are kept as they are. Of equal ids the first counts.
 
         Args:
             image_embeds: Float tensor of shape (B, D), normalised here.
@@ -114,8 +77,8 @@ class Retrieval(RowMetric):
             image_ids: Int64 tensor of shape (B,), equal for equal images.
             caption_ids: Int64 tensor of shape (B,), equal for equal captions.
         """
-        self.image_embeds.append(normalize(image_embeds.detach().float(), dim=-1))
-        self.text_embeds.append(normalize(text_embeds.detach().float(), dim=-1))
+        self.image_embeds.append(image_embeds.detach())
+        self.text_embeds.append(text_embeds.detach())
         self.image_ids.append(image_ids)
         self.caption_ids.append(caption_ids)
 
@@ -139,43 +102,48 @@ class Retrieval(RowMetric):
         Units are the queries, in the order of their ids. A unit of ``mean_R@K`` is a group of images and captions that
         belong together: what shares a row with one of them is drawn with it.
         """
-        images, captions, pairs = self._numbered()
-        placements = self._placements(images, captions, pairs)
-        groups = dict(zip(_WAYS, _belonging_together(pairs), strict=True))
-        hits = {f"{way}/R@{k}": placements[way].hits(k) for way in _WAYS for k in (1, 5, 10)}
+        found = self.search()
+        placements = {"image_to_text": found.image_to_text.placement, "text_to_image": found.text_to_image.placement}
+        groups = dict(zip(placements, _belonging_together(found.rows), strict=True))
+        hits = {f"{way}/R@{k}": placement.hits(k) for way, placement in placements.items() for k in (1, 5, 10)}
         units = [groups[name.split("/")[0]] for name in hits]
-        rates = torch.arange(len(hits), device=pairs.device)
+        rates = torch.arange(len(hits), device=found.rows.device)
         all_hits = MeanOfMeans(
             torch.cat([*hits.values()]),
             torch.cat(units),
-            rates.repeat_interleave(torch.tensor([*map(len, units)], device=pairs.device)),
+            rates.repeat_interleave(torch.tensor([*map(len, units)], device=found.rows.device)),
         )
         return {
             **{name: mean(values) for name, values in hits.items()},
-            **{f"{way}/median_rank": Median(placements[way].ranks()) for way in _WAYS},
+            **{f"{way}/median_rank": Median(placement.ranks()) for way, placement in placements.items()},
             self.headline: all_hits,
         }
 
-    def ranks(self) -> dict[str, Tensor]:
-        """Returns where the best correct item of each query stands, by direction, in the same order.
+    def search(self) -> Search:
+        """Compares all images with all captions, once for the rows so far.
 
-        See ``Placement.ranks``.
+        Raises:
+            ValueError: If a feature is not finite.
         """
-        return {name: placement.ranks() for name, placement in self._placements(*self._numbered()).items()}
+        ids = [*self.image_ids] if isinstance(self.image_ids, list) else [self.image_ids]  # a tensor between processes
+        if self._searched is None or [*map(id, self._searched[0])] != [*map(id, ids)]:
+            images, image_index = _first_of_each(dim_zero_cat(self.image_ids))
+            captions, caption_index = _first_of_each(dim_zero_cat(self.caption_ids))
+            rows = torch.stack([image_index, caption_index], dim=1)
+            found = search_both_ways(
+                Items(_whole(self.image_embeds), images), Items(_whole(self.text_embeds), captions), rows, self.tile
+            )
+            self._searched = ids, Search(*found, rows, images, captions)
+        return self._searched[1]
 
-    def _numbered(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the first row of each image, that of each caption, and their numbers in each row, shape (N, 2)."""
-        images, image_index = _first_of_each(dim_zero_cat(self.image_ids))
-        captions, caption_index = _first_of_each(dim_zero_cat(self.caption_ids))
-        return images, captions, torch.stack([image_index, caption_index], dim=1)
 
-    def _placements(self, images: Tensor, captions: Tensor, pairs: Tensor) -> dict[str, Placement]:
-        image_embeds = dim_zero_cat(self.image_embeds)[images]
-        text_embeds = dim_zero_cat(self.text_embeds)[captions]
-        return {
-            "image_to_text": retrieval_placements(image_embeds, text_embeds, pairs, self.chunk_size),
-            "text_to_image": retrieval_placements(text_embeds, image_embeds, pairs.flip(1), self.chunk_size),
-        }
+def _whole(parts: list[Tensor] | Tensor) -> Tensor:
+    """The parts as one tensor, which takes their place, as memory would not hold both; a whole one as it is."""
+    if isinstance(parts, Tensor):
+        return parts
+    if len(parts) > 1:
+        parts[:] = [torch.cat(parts)]
+    return parts[0]
 
 
 def _belonging_together(pairs: Tensor) -> tuple[Tensor, Tensor]:
@@ -198,10 +166,3 @@ def _first_of_each(ids: Tensor) -> tuple[Tensor, Tensor]:
     positions = torch.arange(len(ids), device=ids.device)
     first = torch.full_like(distinct, len(ids)).scatter_reduce(0, index, positions, "amin")
     return first, index
-
-
-def _require_finite(name: str, embeds: Tensor) -> None:
-    """Refuses NaN, which would pass as a perfect score: nothing compares above it."""
-    broken = int((~embeds.isfinite()).any(1).sum())
-    if broken:
-        raise ValueError(f"Expected {name} to be finite, but {broken} of {len(embeds)} rows are not.")

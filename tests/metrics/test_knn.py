@@ -26,7 +26,7 @@ def reference(queries, train, labels, classes, neighbours, temperature=0.07):
 def test_votes_are_those_of_the_paper(neighbours, seed):
     queries, train = unit(31, 6, seed=seed), unit(60, 6, seed=seed + 100)
     labels = torch.randint(0, 5, (60,), generator=torch.Generator().manual_seed(seed))
-    votes = neighbour_votes(queries, train, labels, 7, neighbours, chunk_size=8).numpy()
+    votes = neighbour_votes(queries, train, labels, 7, neighbours, most_similarities=8 * len(train)).numpy()
     expected = reference(queries.double().numpy(), train.double().numpy(), labels.numpy(), 7, neighbours)
     # 1e-3, as similarities that differ by less than 1e-5 share the last place here.
     assert votes / votes.sum(1, keepdims=True) == pytest.approx(expected / expected.sum(1, keepdims=True), abs=1e-3)
@@ -68,7 +68,7 @@ def test_half_precision_and_autocast_are_compared_in_float32():
     ("arguments", "message"),
     [
         ({"neighbours": 0}, r"Expected neighbours to be at least 1, but got 0\."),
-        ({"chunk_size": 0}, r"Expected chunk_size to be at least 1, but got 0\."),
+        ({"most_similarities": 0}, r"Expected most_similarities to be at least 1, but got 0\."),
         ({"temperature": 0.0}, r"Expected temperature to be above 0, but got 0\.0\."),
         ({"train_embeds": torch.empty(0, 4)}, r"Expected train_embeds to hold at least one embedding, but got none\."),
     ],

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from finetune.metrics.retrieval import Retrieval, retrieval_placements, retrieval_ranks
+from finetune.metrics.retrieval import Retrieval
 
 KEYS = {
     *(f"{direction}/R@{k}" for direction in ("image_to_text", "text_to_image") for k in (1, 5, 10)),
@@ -73,7 +73,7 @@ def test_figures_equal_the_reference(seed):
     else:
         pool = unit(120, 8, seed=seed).double()
     images, texts = pool[torch.tensor(image_ids)], pool[torch.tensor(caption_ids)]
-    metric = Retrieval(chunk_size=int(random.integers(1, 9)))
+    metric = Retrieval(tile=int(random.integers(1, 9)))
     for part in torch.arange(size).split(7):
         metric.update(images[part], texts[part], torch.tensor(image_ids)[part], torch.tensor(caption_ids)[part])
     unit_images = [tuple(row) for row in normalize(images, dim=-1).numpy()]
@@ -86,29 +86,9 @@ def test_figures_equal_the_reference(seed):
         assert float(value) == pytest.approx(rounded[key], abs=1e-5), key
 
 
-@pytest.mark.parametrize("chunk_size", range(1, 14))
-def test_chunks_change_nothing(chunk_size):
-    queries, gallery = coarse(12, 3, seed=1), coarse(20, 3, seed=2)
-    pairs = torch.tensor([[query, (query * 7 + turn) % 20] for query in range(12) for turn in range(1 + query % 3)])
-    ranks = retrieval_ranks(queries, gallery, pairs, chunk_size)
-    expected = []
-    for query in range(12):
-        correct = torch.zeros(20, dtype=torch.bool)
-        correct[pairs[pairs[:, 0] == query, 1]] = True
-        expected.append(reference((gallery @ queries[query]).numpy(), correct.numpy())[0])
-    assert ranks.tolist() == pytest.approx(expected)
-
-
-def test_order_and_repetition_of_pairs_change_nothing():
-    queries, gallery = unit(4, 5, seed=1), unit(9, 5, seed=2)
-    pairs = torch.tensor([[0, 3], [1, 8], [2, 0], [3, 4], [3, 5]])
-    shuffled = pairs[torch.tensor([4, 1, 0, 3, 2, 1, 1])]
-    assert retrieval_ranks(queries, gallery, pairs).equal(retrieval_ranks(queries, gallery, shuffled))
-
-
 @pytest.mark.parametrize("gallery_size", [15, 64, 257])
 def test_a_collapsed_model_scores_chance(gallery_size):
-    metric = Retrieval(chunk_size=10)
+    metric = Retrieval(tile=10)
     same, ids = torch.full((gallery_size, 640), 0.3), torch.arange(gallery_size)
     metric.update(same, same, ids, ids)
     figures = metric.compute()
@@ -116,20 +96,6 @@ def test_a_collapsed_model_scores_chance(gallery_size):
         for k in (1, 5, 10):
             assert float(figures[f"{direction}/R@{k}"]) == pytest.approx(k / gallery_size, abs=1e-5)
         assert float(figures[f"{direction}/median_rank"]) == pytest.approx((gallery_size + 1) / 2)
-
-
-@pytest.mark.parametrize("dimensions", [3, 37, 640])
-@pytest.mark.parametrize("gallery_size", [5, 33, 1001])
-def test_equal_items_far_apart_tie(gallery_size, dimensions):
-    """A matrix product may round equal columns differently, depending on where they stand."""
-    gallery, queries = unit(gallery_size, dimensions, seed=1), unit(16, dimensions, seed=2)
-    gallery[-1] = gallery[0]
-    places = retrieval_placements(queries, gallery, torch.tensor([[query, 0] for query in range(16)]), 7)
-    mirrored = retrieval_placements(
-        queries, gallery, torch.tensor([[query, gallery_size - 1] for query in range(16)]), 5
-    )
-    assert (places.tied_wrong >= 1).all()
-    assert places.ranks().equal(mirrored.ranks())
 
 
 def test_a_perfect_model_scores_one():
@@ -192,15 +158,28 @@ def test_refuses_embeddings_that_are_not_finite():
     broken = torch.eye(3)
     broken[1, 0] = float("nan")
     metric.update(torch.eye(3), broken, ids, ids)
-    with pytest.raises(ValueError, match=r"Expected gallery_embeds to be finite, but 1 of 3 rows are not\."):
+    with pytest.raises(ValueError, match=r"Expected text features to be finite, but 1 of 3 rows are not\."):
         metric.compute()
 
 
-def test_refuses_a_query_without_a_correct_item():
-    with pytest.raises(ValueError, match=r"Expected each query to have a correct item, but got none for query 1\."):
-        retrieval_ranks(torch.eye(3), torch.eye(3), torch.tensor([[0, 0], [2, 2]]))
+def test_rows_are_searched_once_until_there_are_more():
+    metric, ids = Retrieval(), torch.arange(4)
+    metric.update(torch.eye(4), torch.eye(4), ids, ids)
+    first = metric.search()
+    metric.compute()
+    assert metric.search() is first
+    metric.update(torch.eye(4), torch.eye(4).flip(0), ids + 4, ids + 4)
+    assert len(metric.search().rows) == 8
+    metric.reset()
+    metric.update(torch.eye(4), torch.eye(4).flip(0), ids, ids)
+    assert float(metric.compute()["image_to_text/R@1"]) == 0
 
 
-def test_refuses_chunks_of_nothing():
-    with pytest.raises(ValueError, match=r"Expected chunk_size to be at least 1, but got 0\."):
-        Retrieval(chunk_size=0)
+def test_a_batch_on_the_way_leaves_the_figures_of_all():
+    """Calling the metric computes the batch's own figures in between."""
+    images, texts, ids = unit(20, 6, seed=1), unit(20, 6, seed=2), torch.arange(20)
+    whole, parts = Retrieval(), Retrieval()
+    whole.update(images, texts, ids, ids)
+    for part in ids.split(5):
+        parts(images[part], texts[part], part, part)
+    assert parts.compute() == whole.compute()

@@ -72,7 +72,8 @@ def test_mean_hit_rate_draws_what_belongs_together():
     embeds = [torch.randn(5, 4, generator=generator) for _ in range(2)]
     metric.update(embeds[0][image_ids], embeds[1][caption_ids], image_ids, caption_ids)
     figures = metric.figures()
-    figure, ranks = figures["mean_R@K"], metric.ranks()
+    figure, found = figures["mean_R@K"], metric.search()
+    ranks = {way: getattr(found, way).placement.ranks() for way in ("image_to_text", "text_to_image")}
     assert figure.units == 3
     counts = torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 2.0]])
     repeats = {

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import cosine_similarity
 
 from finetune.core.types import Answers, ClassPrompts
 from finetune.data.prepare.texts import TextEncoder, write_prompts
@@ -21,8 +21,8 @@ from finetune.metrics.row_metric import RowMetric
 MOST_LABELS = 5
 """Labels that are listed of a prediction where an image may have several."""
 
-QUERIES = 1024
-"""Queries compared with all items at a time."""
+ROWS = 4096
+"""Rows that are looked at at a time."""
 
 
 class TableKind(ABC):
@@ -119,17 +119,20 @@ class Captions(TableKind):
         assert isinstance(metric, Retrieval)
         assert answers.image_features is not None
         assert answers.text_features is not None
-        table, ranks = self.rows, metric.ranks()
-        images, texts = (normalize(features, dim=-1) for features in (answers.image_features, answers.text_features))
-        scores, captions = _find_nearest(images, texts)
+        table, found = self.rows, metric.search()
+        images, captions = found.rows.T
         return {
             "caption": [table.captions[row] for row in rows],
-            "prediction": [table.captions[rows[index]] for index in captions],
-            "score": scores,
-            "similarity": (images * texts).sum(dim=-1).tolist(),
-            "image_to_text_rank": _rank_of_each(ranks["image_to_text"], answers.image_ids),
-            "text_to_image_rank": _rank_of_each(ranks["text_to_image"], answers.caption_ids),
-            "retrieved": [table.place(rows[index]) for index in _find_nearest(texts, images)[1]],
+            "prediction": [
+                table.captions[rows[row]] for row in found.captions[found.image_to_text.nearest[images]].tolist()
+            ],
+            "score": found.image_to_text.similarity[images].tolist(),
+            "similarity": _similarities(answers.image_features, answers.text_features).tolist(),
+            "image_to_text_rank": found.image_to_text.placement.ranks()[images].tolist(),
+            "text_to_image_rank": found.text_to_image.placement.ranks()[captions].tolist(),
+            "retrieved": [
+                table.place(rows[row]) for row in found.images[found.text_to_image.nearest[captions]].tolist()
+            ],
         }
 
 
@@ -149,11 +152,11 @@ class OneLabel(TableKind):
     def predict(self, rows: Integers, answers: Answers, metric: RowMetric) -> dict[str, Any]:  # noqa: ARG002
         """Returns the most probable class of each image."""
         assert answers.class_scores is not None
-        best = answers.class_scores.softmax(dim=-1).max(dim=-1)
+        best = [part.softmax(dim=-1).max(dim=-1) for part in answers.class_scores.split(ROWS)]
         return {
             "label": [self.classes[self.rows.label_ids[row]] for row in rows],
-            "prediction": [self.classes[index] for index in best.indices.tolist()],
-            "score": best.values.tolist(),
+            "prediction": [self.classes[index] for part in best for index in part.indices.tolist()],
+            "score": [score for part in best for score in part.values.tolist()],
         }
 
 
@@ -194,13 +197,7 @@ def find_kind(rows: Rows) -> TableKind:
     return OneLabel(rows) if rows.label_sets is None else SeveralLabels(rows)
 
 
-def _find_nearest(queries: Tensor, items: Tensor) -> tuple[list[float], list[int]]:
-    """The similarity and the position of the nearest item of each query."""
-    best = [(part @ items.T).max(dim=-1) for part in queries.split(QUERIES)]
-    return torch.cat([part.values for part in best]).tolist(), torch.cat([part.indices for part in best]).tolist()
-
-
-def _rank_of_each(ranks: Tensor, ids: Tensor) -> list[float]:
-    """The rank of each row's id; ranks are in the order of the distinct ids."""
-    found: list[float] = ranks[ids.unique(return_inverse=True)[1]].tolist()
-    return found
+def _similarities(images: Tensor, texts: Tensor) -> Tensor:
+    """The cosine similarity of each image with the text of the same row."""
+    parts = zip(images.split(ROWS), texts.split(ROWS), strict=True)
+    return torch.cat([cosine_similarity(image, text, dim=-1) for image, text in parts])
