@@ -1,5 +1,6 @@
 """Images classified by any model: by class prompts, or by a trained head."""
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,9 +16,10 @@ from finetune.core.errors import RecipeError, TableError
 from finetune.core.files import read_json
 from finetune.core.places import show
 from finetune.core.types import Texts
-from finetune.data.prepare.images import FORMATS, ImagePreparation, try_image
+from finetune.data.prepare.images import FORMATS, ImagePreparation, PixelValues, try_image
 from finetune.data.prepare.members import place_of
 from finetune.data.prepare.texts import TextEncoder
+from finetune.inference.ahead import work_ahead
 from finetune.inference.embed import embed, embed_texts, find_device
 from finetune.inference.listing import require_files
 from finetune.inference.models import PlainClassifier
@@ -192,7 +194,9 @@ class _Scores(NamedTuple):
 
 
 class _Pictures:
-    """Prepared images in batches, to be gone through once. Those that cannot be read are left out and noted.
+    """Prepared images in batches, to be gone through once; threads open the next while a model is asked about these.
+
+    Images that cannot be read are left out and noted.
 
     Args:
         images: Paths and addresses.
@@ -221,15 +225,19 @@ class _Pictures:
         yield from self._batches
 
     def _prepare(self, images: Sequence[str], prepare: ImagePreparation) -> Iterator[_Images]:
+        def open_one(path: str) -> PixelValues | str:
+            image = try_image(path)
+            return image if isinstance(image, str) else prepare(image)
+
+        opened = work_ahead(open_one, images, threads=os.cpu_count() or 1, most_ahead=2 * IMAGES)
         for start in range(0, len(images), IMAGES):
             pixels = []
-            for path in images[start : start + IMAGES]:
-                image = try_image(path)
-                if isinstance(image, str):
-                    self.skipped.append(SkippedImage(place_of(path), image))
+            for path, found in zip(images[start : start + IMAGES], opened, strict=False):
+                if isinstance(found, str):
+                    self.skipped.append(SkippedImage(place_of(path), found))
                 else:
                     self.read.append(place_of(path))
-                    pixels.append(prepare(image))
+                    pixels.append(found)
             if pixels:
                 yield _Images(torch.from_numpy(np.stack(pixels)))
 
