@@ -10,8 +10,10 @@ from transformers import AlignModel
 
 from finetune.core.types import Batch, Embeddings, Texts
 from finetune.model.batchnorm import FollowingBatchNorm2d
+from finetune.model.layers import IMAGE, TEXT, TOWERS
 from finetune.model.lora import ADAPTER
 from finetune.model.pixels import PixelScale
+from finetune.model.recall import Recall, hash_rows, hash_texts
 
 
 class AlignTowers(nn.Module):
@@ -54,6 +56,17 @@ class AlignTowers(nn.Module):
         for module in self.align.modules():
             if isinstance(module, _BatchNorm) and not isinstance(module, FollowingBatchNorm2d):
                 module.register_forward_pre_hook(_hold_in_eval)
+
+        self._recall: dict[str, Recall] | None = None
+
+    def keep_features(self, keep: bool) -> None:
+        """Starts to keep the features that a frozen tower makes, see `Recall`; or forgets them and keeps none.
+
+        Args:
+            keep: Whether to keep them.
+        """
+        parts = {tower.name: [self.align.get_submodule(part) for part in tower.parts] for tower in TOWERS}
+        self._recall = {name: Recall(modules) for name, modules in parts.items()} if keep else None
 
     @property
     def align(self) -> AlignModel:
@@ -103,6 +116,11 @@ class AlignTowers(nn.Module):
         Returns:
             Tensor of shape (B, D).
         """
+        if self._recall is not None:
+            return self._recall[IMAGE.name](self._distinct_image_features, hash_rows, pixel_values)
+        return self._distinct_image_features(pixel_values)
+
+    def _distinct_image_features(self, pixel_values: Tensor) -> Tensor:
         if torch.is_grad_enabled():
             return self._image_features(pixel_values)
         is_new = torch.ones(len(pixel_values), dtype=torch.bool, device=pixel_values.device)
@@ -123,6 +141,11 @@ class AlignTowers(nn.Module):
         Returns:
             Tensor of shape (B, D).
         """
+        if self._recall is not None:
+            return self._recall[TEXT.name](self._text_features, hash_texts, input_ids, attention_mask)
+        return self._text_features(input_ids, attention_mask)
+
+    def _text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         output = self.align.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
         return cast(Tensor, output.pooler_output)
 

@@ -158,6 +158,16 @@ class AlignTask(LightningModule):
         """
         return ask_towers(self.towers, prompts)
 
+    def setup(self, stage: str) -> None:
+        """Lets the towers keep the features that they make while they are frozen."""
+        if stage == "fit":
+            self.towers.keep_features(True)
+
+    def teardown(self, stage: str) -> None:
+        """Forgets these features."""
+        if stage == "fit":
+            self.towers.keep_features(False)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """The loss, logged as `train/loss` beside the temperature."""
         loss = self.loss(self(batch), batch)
