@@ -16,7 +16,7 @@ from finetune.core.errors import RecipeError, TableError
 from finetune.core.files import read_json
 from finetune.core.places import show
 from finetune.core.types import Texts
-from finetune.data.prepare.images import FORMATS, ImagePreparation, PixelValues, try_image
+from finetune.data.prepare.images import FORMATS, ImagePreparation, Pixels, try_image
 from finetune.data.prepare.members import place_of
 from finetune.data.prepare.texts import TextEncoder
 from finetune.inference.ahead import work_ahead
@@ -225,7 +225,7 @@ class _Pictures:
         yield from self._batches
 
     def _prepare(self, images: Sequence[str], prepare: ImagePreparation) -> Iterator[_Images]:
-        def open_one(path: str) -> PixelValues | str:
+        def open_one(path: str) -> Pixels | str:
             image = try_image(path)
             return image if isinstance(image, str) else prepare(image)
 

@@ -158,16 +158,6 @@ class AlignTask(LightningModule):
         """
         return ask_towers(self.towers, prompts)
 
-    def setup(self, stage: str) -> None:
-        """Lets the towers keep the features that they make while they are frozen."""
-        if stage == "fit":
-            self.towers.keep_features(True)
-
-    def teardown(self, stage: str) -> None:
-        """Forgets these features."""
-        if stage == "fit":
-            self.towers.keep_features(False)
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """The loss, logged as `train/loss` beside the temperature."""
         loss = self.loss(self(batch), batch)
@@ -212,12 +202,13 @@ class AlignTask(LightningModule):
     def _end_evaluation(self, stage: str) -> None:
         self.log_dict({f"{stage}/{name}": value for name, value in self.metric.compute().items()})
 
-    def setup(self, stage: str) -> None:  # noqa: ARG002
-        """Checks that the data module prepares images for this task's checkpoint.
+    def setup(self, stage: str) -> None:
+        """Checks that the data module prepares images for this task's checkpoint. A fit keeps what is frozen.
 
         Raises:
             RecipeError: If its processor scales pixels otherwise than the checkpoint's.
         """
+        self.towers.keep_features(stage == "fit")
         data, levels = getattr(self.trainer, "datamodule", None), self.towers.scale_pixels.levels
         if not isinstance(data, ImageTextDataModule) or levels is None:
             return
@@ -226,6 +217,10 @@ class AlignTask(LightningModule):
                 "Expected the data module to prepare images as the task's checkpoint does, but got a processor that "
                 "scales pixels otherwise. Give both the same checkpoint."
             )
+
+    def teardown(self, stage: str) -> None:  # noqa: ARG002
+        """Forgets the features that were kept."""
+        self.towers.keep_features(False)
 
     def on_fit_start(self) -> None:
         """Silences Lightning's warning of modules in evaluation mode, which it gives before training starts.
