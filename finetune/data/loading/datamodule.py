@@ -52,7 +52,7 @@ class ImageTextDataModule(LightningDataModule):
             this order before the image is resized as the checkpoint's processor does; null for none.
         image_size: Side of the image the towers see, in pixels; null for the checkpoint's own.
         batch_size: Largest number of rows in a batch.
-        num_workers: Processes that read images; 0 reads in the main process.
+        num_workers: Processes that read images; 0 reads in the main process, and so does `auto` until `set_workers`.
         seed: Seed of the training order, of augmentations and of the template choice.
         on_bad_image: What an image that cannot be read does: `error` stops, `skip` leaves its row out and lists it.
         sampling: Draws the training rows of an epoch, as `ClassBalanced`; null takes each row once.
@@ -74,7 +74,7 @@ class ImageTextDataModule(LightningDataModule):
         augmentations: list[BasicTransform | BaseCompose] | BasicTransform | BaseCompose | None = None,
         image_size: int | None = None,
         batch_size: int = 64,
-        num_workers: int = 0,
+        num_workers: int | Literal["auto"] = 0,
         seed: int = 0,
         on_bad_image: Literal["error", "skip"] = "error",
         sampling: Sampling | None = None,
@@ -83,7 +83,7 @@ class ImageTextDataModule(LightningDataModule):
         super().__init__()
         for name, value, least, most in (
             ("batch_size", batch_size, 1, math.inf),
-            ("num_workers", num_workers, 0, 1024),
+            ("num_workers", 0 if num_workers == "auto" else num_workers, 0, 1024),
         ):
             if not least <= value <= most:
                 bound = f"at least {least}" if value < least else f"at most {most:,}"
@@ -96,6 +96,7 @@ class ImageTextDataModule(LightningDataModule):
         self.augmentation = Augmentation(augmentations) if augmentations else None
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self._workers = 0 if num_workers == "auto" else num_workers
         self.seed = seed
         self.bad_images = BadImages(on_bad_image)
         self.sampling = sampling
@@ -117,6 +118,15 @@ class ImageTextDataModule(LightningDataModule):
         self.images = ImagePreparation.from_processor(self.processor.image_processor)
         self.texts = TextEncoder.from_processor(self.processor)
         self._rows: Rows | None = None
+
+    def set_workers(self, count: int) -> None:
+        """Sets how many processes read images in the loaders that are built from now on, of retention tables too.
+
+        Args:
+            count: What `num_workers: auto` comes to, see `finetune.data.loading.workers`.
+        """
+        for data in (self, *self.retention.values()):
+            data._workers = count
 
     @property
     def rows(self) -> Rows:
@@ -171,11 +181,12 @@ class ImageTextDataModule(LightningDataModule):
             seed=self.seed,
         )
 
-    def loader(self, split: str | Integers) -> BatchLoader:
+    def loader(self, split: str | Integers, keep_workers: bool = False) -> BatchLoader:
         """Rows in the table's order, without augmentation.
 
         Args:
             split: As for `dataset`.
+            keep_workers: Whether workers wait for the next time that the loader is gone through.
         """
         dataset = self.dataset(split)
         return BatchLoader(
@@ -183,8 +194,9 @@ class ImageTextDataModule(LightningDataModule):
             self._report,
             batch_size=self.batch_size,
             sampler=InOrder(len(dataset)),
-            num_workers=self.num_workers,
+            num_workers=self._workers,
             collate_fn=dataset.collate_readable,
+            persistent_workers=keep_workers and self._workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
 
@@ -195,9 +207,9 @@ class ImageTextDataModule(LightningDataModule):
             cast(Dataset[Batch], dataset),
             self._report,
             batch_sampler=TrainBatches(len(dataset), self.batch_size, self.seed, self._draw(dataset.choices)),
-            num_workers=self.num_workers,
+            num_workers=self._workers,
             collate_fn=dataset.collate_readable,
-            persistent_workers=self.num_workers > 0,
+            persistent_workers=self._workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
 
@@ -208,7 +220,7 @@ class ImageTextDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """Validation rows; none where the table has no such split."""
-        return self.loader("val") if len(self.rows.indices("val")) else []
+        return self.loader("val", keep_workers=True) if len(self.rows.indices("val")) else []
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """Test rows."""
