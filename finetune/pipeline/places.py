@@ -26,6 +26,8 @@ def fix_places(config: Namespace) -> None:
             values.checkpoint = _fix(values.checkpoint)
     config.run.module_folders = tuple(map(_fix, config.run.module_folders))
     data = config.data.init_args
+    if data.get("cache") != "auto":
+        _fix_names(data, ("cache",))
     for table in (data.get("table"), *(data.get("retention") or ())):
         if isinstance(table, Namespace):
             _fix_names(table, _TABLE)

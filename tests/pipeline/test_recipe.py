@@ -179,6 +179,15 @@ def test_constructor_errors_name_the_part(recipe_file):
         read_recipe(recipe_file, ["--data.batch_size", "0"]).build_data()
 
 
+@pytest.mark.parametrize(
+    ("given", "found"), [("kept", "{}/kept"), ("~/kept", str(Path.home() / "kept")), ("auto", "auto"), ("null", None)]
+)
+def test_the_folder_of_decoded_images_lies_in_the_working_directory(recipe_file, tmp_path, monkeypatch, given, found):
+    monkeypatch.chdir(tmp_path)
+    data = read_recipe(recipe_file, ["--data.cache", given]).build_data()
+    assert data.cache == (found and found.format(tmp_path))
+
+
 def test_foreign_module_is_neither_taken_nor_imported_without_trust(recipe_file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "foreign_task.py").write_text(

@@ -13,7 +13,8 @@ from finetune.data.checks.unreadable import Unreadable
 from finetune.data.loading.choices import RowChoices
 from finetune.data.loading.loader import Collated
 from finetune.data.prepare.augmentation import Augmentation, Refused
-from finetune.data.prepare.images import ImagePreparation, try_image
+from finetune.data.prepare.images import ImagePreparation, Pixels, try_image
+from finetune.data.prepare.pixel_cache import PixelCache
 from finetune.data.prepare.texts import TextEncoder
 from finetune.data.table.rows import Rows
 
@@ -34,6 +35,7 @@ class ImageTextDataset(Dataset[Sample | Unreadable]):
         augmentation: Applied to the image before it is prepared; None for evaluation.
         training: Whether templates are drawn; else it is the first.
         seed: Seed of augmentation and template choice.
+        cache: Keeps prepared images; None where they are augmented, or nothing is kept.
     """
 
     rows: Rows
@@ -44,6 +46,7 @@ class ImageTextDataset(Dataset[Sample | Unreadable]):
     augmentation: Augmentation | None
     training: bool
     seed: int
+    cache: PixelCache | None = None
 
     def __len__(self) -> int:
         return len(self.choices)
@@ -51,16 +54,11 @@ class ImageTextDataset(Dataset[Sample | Unreadable]):
     def __getitem__(self, key: tuple[int, int]) -> Sample | Unreadable:
         position, epoch = key
         row = self.choices.draw(position, epoch, self.seed)
-        image = try_image(self.rows.images[row])
-        if isinstance(image, str):
-            return Unreadable(row, image)
-        if self.augmentation is not None:
-            augmented = self.augmentation.attempt(image, self.seed, epoch, row)
-            if isinstance(augmented, Refused):
-                return Unreadable(row, *augmented)
-            image = Image.fromarray(augmented)
+        pixels = self._read_pixels(row, epoch)
+        if isinstance(pixels, Unreadable):
+            return pixels
         return Sample(
-            pixel_values=torch.from_numpy(self.images(image)),
+            pixel_values=torch.from_numpy(pixels),
             input_ids=self.texts.encode(self.caption(row, epoch)),
             row=row,
             image_id=int(self.rows.image_ids[row]),
@@ -68,6 +66,21 @@ class ImageTextDataset(Dataset[Sample | Unreadable]):
             label_id=self.label_id(row, epoch),
             weight=float(self.rows.weights[row]),
         )
+
+    def _read_pixels(self, row: int, epoch: int) -> Pixels | Unreadable:
+        path = self.rows.images[row]
+        if self.cache is not None:
+            kept = self.cache.read(path)
+            return Unreadable(row, kept) if isinstance(kept, str) else kept
+        image = try_image(path)
+        if isinstance(image, str):
+            return Unreadable(row, image)
+        if self.augmentation is not None:
+            augmented = self.augmentation.attempt(image, self.seed, epoch, row)
+            if isinstance(augmented, Refused):
+                return Unreadable(row, *augmented)
+            image = Image.fromarray(augmented)
+        return self.images(image)
 
     def label_id(self, row: int, epoch: int) -> int:
         """The class that a row's text names: its label; one drawn of several; without any, one drawn of all classes.
@@ -94,7 +107,8 @@ class ImageTextDataset(Dataset[Sample | Unreadable]):
         """Stacks the rows whose images can be read, and puts the others beside them."""
         samples = [item for item in items if isinstance(item, Sample)]
         unreadable = [item for item in items if isinstance(item, Unreadable)]
-        return Collated(self.collate(samples) if samples else None, unreadable)
+        fault = "" if self.cache is None else self.cache.fault
+        return Collated(self.collate(samples) if samples else None, unreadable, fault)
 
     def collate(self, samples: list[Sample]) -> Batch:
         """Stacks samples; texts are padded to the longest of them."""

@@ -1,5 +1,6 @@
 """Loaders of the rows whose images can be read; the main process gets a report of the others."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -17,10 +18,12 @@ class Collated(NamedTuple):
     Attributes:
         batch: The rows whose images can be read, or None if there are none.
         unreadable: The other rows.
+        fault: What else the main process should say, once.
     """
 
     batch: Batch | None
     unreadable: list[Unreadable]
+    fault: str = ""
 
 
 class BatchLoader(DataLoader[Batch]):
@@ -45,7 +48,9 @@ class BatchLoader(DataLoader[Batch]):
             TableError: If no image of all batches can be read, or of one batch if every batch is needed.
         """
         is_empty, unreadable = True, []
-        for batch, unreadable in super().__iter__():
+        for batch, unreadable, fault in super().__iter__():
+            if fault:
+                warnings.warn(fault, stacklevel=1)  # Python shows a warning once
             if unreadable:
                 self.report(unreadable)
             if batch is not None:

@@ -1,14 +1,18 @@
 """Opens image files, and resizes images as a checkpoint's processor does."""
 
 import os
+import platform
 from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+import PIL
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError, features
 
 from finetune.core.errors import CheckpointError, TableError
 from finetune.data.prepare.members import Member, place_of, size_of
@@ -24,7 +28,7 @@ BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # tags of TIFF
 Pixels = npt.NDArray[np.uint8]
 
 
-def open_image(path: str | Path) -> Image.Image:
+def open_image(path: str | Path, content: bytes = b"") -> Image.Image:
     """Opens an image file as RGB, upright, as its author saw it.
 
     Applies the EXIF orientation, puts transparent pixels on white, scales 12- and 16-bit grey to 8 bits, and takes the
@@ -32,6 +36,7 @@ def open_image(path: str | Path) -> Image.Image:
 
     Args:
         path: A file in one of `FORMATS`, whatever its extension, or the address of one in a tar (see `Member`).
+        content: What the file holds, where it was read before.
 
     Raises:
         TableError: If the file is missing, damaged, in another format, or has more than `MOST_PIXELS` pixels.
@@ -42,7 +47,9 @@ def open_image(path: str | Path) -> Image.Image:
     try:
         if not size_of(str(path)):
             raise ValueError("an empty file")
-        with Image.open(path if member is None else BytesIO(member.read()), formats=FORMATS) as image:
+        if member is not None:
+            content = content or member.read()
+        with Image.open(BytesIO(content) if content else path, formats=FORMATS) as image:
             check_pixels(image)
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
@@ -54,10 +61,10 @@ def open_image(path: str | Path) -> Image.Image:
         ) from error
 
 
-def try_image(path: str | Path) -> Image.Image | str:
+def try_image(path: str | Path, content: bytes = b"") -> Image.Image | str:
     """Opens an image as `open_image` does, or returns in a few words why it cannot be read."""
     try:
-        return open_image(path)
+        return open_image(path, content)
     except TableError as error:
         return "no file" if error.__cause__ is None else _explain(error.__cause__)
 
@@ -91,7 +98,7 @@ def convert_to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _scale_grey(image: Image.Image) -> Pixels:
@@ -141,6 +148,19 @@ class ImagePreparation:
             resample=Image.Resampling(image_processor.resample),
             crop=_read_sides(image_processor.crop_size) if image_processor.do_center_crop else None,
         )
+
+    @property
+    def shape(self) -> tuple[int, int, int] | None:
+        """The shape of every prepared image, (3, H, W); None where it is that of the image."""
+        sides = self.crop or self.size
+        return None if sides is None else (3, *sides)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What decides, beside an image's file, on the pixels that are made of it: settings, Pillow, and this code."""
+        codecs = {name: features.version(name) for name in ("jpg", "libjpeg_turbo", "libtiff", "webp", "zlib")}
+        settings = (self.size, int(self.resample), self.crop, PIL.__version__, codecs, platform.machine())
+        return blake2b(repr(settings).encode() + Path(__file__).read_bytes(), digest_size=8).hexdigest()
 
     def __call__(self, image: Image.Image) -> Pixels:
         """Prepares an RGB image.
