@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
