@@ -6,6 +6,7 @@ import torch
 from peft.tuners.lora import Conv2d as LoraConv2d
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, relu6
+from torch.nn.grad import conv2d_input
 from transformers.models.align.modeling_align import (
     AlignVisionDepthwiseLayer,
     AlignVisionEmbeddings,
@@ -125,11 +126,42 @@ def _convolve(images: Tensor, convolution: nn.Module, norm: nn.Module) -> Tensor
         if adapter and not apart:
             weight = weight + adapter.get_delta_weight(ADAPTER)
         weight = weight * scale[:, None, None, None]
-    output = conv2d(images, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+    if not (weight.requires_grad or bias.requires_grad) and all(side % 2 for side in layer.kernel_size):
+        output = _convolve_frozen(images, weight, bias, layer)
+    else:
+        output = conv2d(images, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
     if adapter and apart:
         up = adapter.lora_B[ADAPTER].weight * (adapter.scaling[ADAPTER] * scale)[:, None, None, None]
         output = output + conv2d(adapter.lora_A[ADAPTER](images), up)
     return output
+
+
+def _convolve_frozen(images: Tensor, weight: Tensor, bias: Tensor, layer: nn.Conv2d) -> Tensor:
+    padding = layer.padding
+    if padding == "same":  # an odd kernel has as much on either side
+        padding = tuple(step * (side // 2) for step, side in zip(layer.dilation, layer.kernel_size, strict=True))
+    elif padding == "valid":
+        padding = (0, 0)
+    where = (layer.stride, padding, layer.dilation, layer.groups)
+    return cast(Tensor, _FrozenConvolution.apply(images, weight, bias, where))  # type: ignore[no-untyped-call]
+
+
+class _FrozenConvolution(torch.autograd.Function):
+    """A convolution whose input alone has a gradient, so that nothing but its weight is kept for backward."""
+
+    @staticmethod
+    def forward(context: Any, images: Tensor, weight: Tensor, bias: Tensor, where: tuple[Any, ...]) -> Tensor:
+        context.save_for_backward(weight)
+        context.shape, context.where = images.shape, where
+        return conv2d(images, weight, bias, *where)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        (weight,) = context.saved_tensors
+        # In half precision some CPUs take a hundred times as long for the gradient of depthwise convolutions.
+        dtype = torch.promote_types(gradient.dtype, torch.float32) if gradient.device.type == "cpu" else gradient.dtype
+        found = conv2d_input(context.shape, weight.to(dtype), gradient.to(dtype), *context.where)
+        return found.to(gradient.dtype), None, None, None
 
 
 def _is_cheaper_apart(adapter: Any, layer: nn.Conv2d) -> bool:
