@@ -43,10 +43,7 @@ def fuse_image_layers(vision_model: AlignVisionModel) -> None:
 
 class _FusedStem(AlignVisionEmbeddings):
     def forward(self, pixel_values: Tensor) -> Tensor:
-        images = self.padding(pixel_values)
-        if torch.is_grad_enabled() and images.device.type == "cpu":
-            images = images.contiguous(memory_format=torch.channels_last)  # the layers that follow keep to it
-        return cast(Tensor, self.activation(_convolve(images, self.convolution, self.batchnorm)))
+        return cast(Tensor, self.activation(_convolve(self.padding(pixel_values), self.convolution, self.batchnorm)))
 
 
 class _FusedExpansion(AlignVisionExpansionLayer):

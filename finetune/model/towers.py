@@ -29,6 +29,8 @@ class AlignTowers(nn.Module):
         train_temperature: Whether the temperature is trained.
         min_temperature: The bound above which `bound_temperature` keeps a trained temperature; it divides the logits.
         levels: How pixels are scaled that come as bytes, see `Base.levels`; None takes floats alone.
+        channels_last: Whether images lie in memory channels last where a graph is built; None does so on a CPU. The
+            layout changes the time of a step, and rounding.
 
     Attributes:
         scale_pixels: Turns uint8 `pixel_values` into the floats that the checkpoint's processor makes of them.
@@ -43,6 +45,7 @@ class AlignTowers(nn.Module):
         train_temperature: bool = False,
         min_temperature: float = 1e-6,
         levels: Tensor | None = None,
+        channels_last: bool | None = False,
     ) -> None:
         super().__init__()
         if not min_temperature > 0:
@@ -52,6 +55,7 @@ class AlignTowers(nn.Module):
         self.model = model
         self.min_temperature = min_temperature
         self.scale_pixels = PixelScale(levels)
+        self.channels_last = channels_last
         self.align.temperature.requires_grad_(train_temperature)
         for module in self.align.modules():
             if isinstance(module, _BatchNorm) and not isinstance(module, FollowingBatchNorm2d):
@@ -128,7 +132,11 @@ class AlignTowers(nn.Module):
         return self._image_features(pixel_values[is_new])[is_new.cumsum(0) - 1]
 
     def _image_features(self, pixel_values: Tensor) -> Tensor:
-        output = self.align.get_image_features(pixel_values=self.scale_pixels(pixel_values))
+        images = self.scale_pixels(pixel_values)
+        channels_last = images.is_cpu if self.channels_last is None else self.channels_last
+        if channels_last and torch.is_grad_enabled():
+            images = images.contiguous(memory_format=torch.channels_last)
+        output = self.align.get_image_features(pixel_values=images)
         return cast(Tensor, output.pooler_output)
 
     def text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
 from jsonargparse import ActionConfigFile, Namespace
@@ -30,12 +30,24 @@ def build_parser() -> LightningArgumentParser:
     parser.add_argument("--config", action=ActionConfigFile, help="Recipe: a path or a shipped recipe's name.")
     parser.add_lightning_class_args(AlignTask, "model", subclass_mode=True)
     parser.add_lightning_class_args(ImageTextDataModule, "data", subclass_mode=True)
-    parser.add_lightning_class_args(Trainer, "trainer")
+    _add_trainer(parser)
     parser.add_class_arguments(RunSettings, "run")
     parser.set_defaults(_DEFAULTS)
     parser.link_arguments("model.init_args.checkpoint", "data.init_args.checkpoint")
     parser.link_arguments("run.seed", "data.init_args.seed")
     return parser
+
+
+def _add_trainer(parser: LightningArgumentParser) -> None:
+    """Adds Lightning's trainer, whose precision may be left to the machine."""
+    parser.add_class_arguments(Trainer, "trainer", fail_untyped=False, instantiate=False, skip={"precision"})
+    parser.add_argument(
+        "--trainer.precision",
+        type=get_type_hints(Trainer.__init__)["precision"] | Literal["auto"],
+        default=None,
+        help="As Lightning's, such as bf16-mixed; null is float32, and auto times float32 and bf16-mixed at the start "
+        "of a run and takes the faster.",
+    )
 
 
 def default_classes(path: Path, overrides: Sequence[str]) -> list[str]:
@@ -64,7 +76,7 @@ def describe_keys() -> str:
     parser.add_class_arguments(AlignTask, "model")
     parser.add_class_arguments(ImageTextDataModule, "data", skip={"checkpoint", "seed"})
     parser.add_class_arguments(RunSettings, "run")
-    parser.add_lightning_class_args(Trainer, "trainer")
+    _add_trainer(parser)
     parser.set_defaults(_DEFAULTS)
     parser._option_string_actions["--model.checkpoint.help"].help = argparse.SUPPRESS  # recipes name it by a text
     return parser.format_help()

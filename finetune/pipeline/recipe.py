@@ -1,7 +1,7 @@
 """A recipe: YAML and command-line values turned into objects by LightningCLI's parser."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from traceback import walk_tb
@@ -43,6 +43,7 @@ class Recipe:
         self._config = config
         self._parser = parser
         self._trust = trust
+        self._settled: dict[str, Any] = {}
         self.run = RunSettings(**config.run.as_dict())
         self.folder = Path(self.run.folder) / (self.run.name or name)
 
@@ -66,6 +67,26 @@ class Recipe:
         """Whether anything is trained, as far as the recipe says; else it is one for `finetune test`."""
         values = self._config.model.init_args
         return self.task_class is not AlignTask or values.image_lora is not None or values.text_lora is not None
+
+    def value(self, key: str) -> Any:
+        """What the recipe says.
+
+        Args:
+            key: A key of `trainer`, `model` or `data`, as in `trainer.precision`.
+
+        Returns:
+            None where the class that it names has no such argument.
+        """
+        part, name = key.split(".")
+        return self._config[part].get("init_args", self._config[part]).get(name)
+
+    def settle(self, values: Mapping[str, Any]) -> None:
+        """Puts values in the place of `auto` in all that is built from now on; `resolved` goes on to say `auto`.
+
+        Args:
+            values: By key, as in `trainer.precision`.
+        """
+        self._settled |= values
 
     @cached_property
     def base(self) -> Base:
@@ -124,6 +145,8 @@ class Recipe:
         """
         values = dict(self._build("trainer"))
         named, loggers = values["callbacks"] or [], values["logger"]
+        if values["precision"] == "auto":
+            values["precision"] = None
         values["callbacks"] = [*([named] if isinstance(named, Callback) else named), *callbacks]
         if isinstance(loggers, bool | None):
             loggers = []
@@ -150,6 +173,10 @@ class Recipe:
 
     def _build(self, key: str) -> Any:
         values = self._config[key].clone()
+        arguments = values.get("init_args", values)
+        for name, value in self._settled.items():
+            if name.startswith(f"{key}."):
+                arguments[name.removeprefix(f"{key}.")] = value
         if "checkpoint" in values.get("init_args", {}) and _takes_base(values.class_path):
             values.init_args.checkpoint = self.base
         allow_modules(self._trust)

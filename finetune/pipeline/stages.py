@@ -26,6 +26,7 @@ from finetune.model.adapter import save_adapter
 from finetune.model.base import Base
 from finetune.model.towers import AlignTowers
 from finetune.pipeline.choose import choose, open_line
+from finetune.pipeline.machine import suit_machine
 from finetune.pipeline.stage import Stage
 from finetune.pipeline.summary import summarise
 from finetune.pipeline.train import fit
@@ -74,7 +75,8 @@ class Train(Stage):
             shutil.rmtree(path, ignore_errors=True)
         for path in (run.logged, run.head):
             path.unlink(missing_ok=True)
-        write_json(run.environment, _describe_environment(work))
+        chosen = suit_machine(work.recipe, task, data)
+        write_json(run.environment, {**_describe_environment(work), "auto": chosen})
         SeenTable.of(data.rows).write(run.table)
         concerns = fit(work.recipe, task, data, run)
         head = task.head if isinstance(task, ClassificationTask) else None

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from jsonargparse import lazy_instance
 from torch import Tensor
@@ -46,6 +46,8 @@ class ClassificationTask(AlignTask):
             kept: about half the memory for 1.4 times the time of a step.
         fused: Whether a training step computes adapter and BatchNorm along with each convolution: the same loss and
             gradients, to rounding, in less time and memory.
+        channels_last: Whether the image tower's training step keeps images in memory channels last, which changes time
+            and rounding; `auto` times both in a run, and null does so on a CPU where layers are fused.
         optimizer: Called with the parameter groups; weight decay spares biases and norms.
         lr_scheduler: Called with the optimizer and the total number of steps; stepped after each step.
 
@@ -67,6 +69,7 @@ class ClassificationTask(AlignTask):
         head_lr_scale: float = 5.0,
         image_recompute: bool = False,
         fused: bool = True,
+        channels_last: bool | Literal["auto"] | None = None,
         optimizer: OptimizerFactory = lambda params: AdamW(params, lr=1e-3),
         lr_scheduler: ScheduleFactory = WarmupCosine,
     ) -> None:
@@ -79,6 +82,7 @@ class ClassificationTask(AlignTask):
             train_temperature=False,
             image_recompute=image_recompute,
             fused=fused,
+            channels_last=channels_last,
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
         )

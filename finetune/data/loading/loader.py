@@ -88,6 +88,19 @@ class TrainBatchLoader(BatchLoader):
         self.batch_sampler.delivered = state["delivered"]
 
 
+def peek(loader: TrainBatchLoader) -> Iterator[Collated]:
+    """Yields the batches of the loader's epoch as its workers would make them, but in this process.
+
+    Nothing of the loader changes, and unreadable images are left to it to report.
+
+    Args:
+        loader: The training rows.
+    """
+    assert loader.collate_fn is not None
+    for keys in loader.batch_sampler:
+        yield loader.collate_fn([loader.dataset[key] for key in keys])
+
+
 def _nothing_left(what: str, unreadable: Sequence[Unreadable], repair: str) -> TableError:
     last = unreadable[-1]
     advice = f"{last.repair}." if last.repair else "Check that the images' disk is connected."

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 
 from finetune.data.loading.datamodule import ImageTextDataModule
+from finetune.data.loading.loader import peek
 
 SMALL_SHARE = 0.03
 """Share of a step that reading in the main process may take: a process more would gain no more than that."""
@@ -62,13 +63,12 @@ def count_workers(loading: float, step: float, cores: int) -> int:
 
 def _read_batches(data: ImageTextDataModule, at_most: float) -> Iterator[float]:
     """Yields the seconds of each batch of the first epoch, until there is no time left."""
-    loader = data.train_dataloader()  # iterates nothing: its state is its own, and no worker starts
-    dataset, end = loader.dataset, time.perf_counter() + at_most
-    assert loader.collate_fn is not None
-    for keys in loader.batch_sampler:
-        started = time.perf_counter()
-        loader.collate_fn([dataset[key] for key in keys])
+    batches = peek(data.train_dataloader())
+    started = time.perf_counter()
+    end = started + at_most
+    for _ in batches:
         now = time.perf_counter()
         yield now - started
         if now > end:
             return
+        started = time.perf_counter()

@@ -1,0 +1,72 @@
+"""`auto`: what a run leaves to the machine is timed, set, said, and written down so that it can be repeated."""
+
+import pytest
+
+from finetune.core.files import read_json
+from finetune.pipeline import machine
+from finetune.pipeline.machine import LAYOUT, PRECISION, WORKERS, suit_machine
+from finetune.pipeline.recipe import Recipe, read_recipe
+from finetune.pipeline.run_recipe import run_recipe
+
+OPEN = [word for key in (PRECISION, LAYOUT, WORKERS) for word in (f"--{key}", "auto")]
+
+
+@pytest.fixture
+def read(tmp_path, tiny, colour_table):
+    """Reads a recipe with what is set in it."""
+    path = tmp_path / "colours.yaml"
+    path.write_text(
+        f"model:\n  checkpoint: {tiny}\n  image_lora: {{rank: 2}}\n  text_lora: {{rank: 2}}\n"
+        f"data:\n  batch_size: 8\n  table: {{path: {colour_table}, label: label, split: split}}\n"
+        "trainer: {max_epochs: 1, accelerator: cpu, enable_progress_bar: false, logger: false}\n"
+        f"run: {{folder: {tmp_path / 'runs'}}}\n"
+    )
+
+    def read(*words: str) -> Recipe:
+        return read_recipe(path, words)
+
+    return read
+
+
+def test_what_is_found_holds_for_all_that_is_built_from_then_on(read, monkeypatch, capsys):
+    monkeypatch.setattr(machine, "SHARE", 1e9)
+    recipe = read(*OPEN)
+    task, data = recipe.build_trainable(), recipe.build_data()
+    found = suit_machine(recipe, task, data)
+    assert found.keys() == {PRECISION, LAYOUT, WORKERS, "seconds"}
+    assert {"32-true, channels last", "32-true, channels first"} & found["seconds"].keys()
+    assert recipe.build_trainer().precision == found[PRECISION]
+    assert task.towers.channels_last == recipe.build_task().towers.channels_last == found[LAYOUT]
+    assert data.train_dataloader().num_workers == found[WORKERS]
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("chosen for this machine")]
+    assert f"{PRECISION} {found[PRECISION]}" in line
+
+    named = [f"--{key}={str(found[key]).lower()}" for key in (PRECISION, LAYOUT, WORKERS)]
+    again = read(*named)
+    assert suit_machine(again, again.build_trainable(), again.build_data()) == {}
+    assert again.build_trainer().precision == found[PRECISION]
+    assert again.build_task().towers.channels_last == found[LAYOUT]
+
+
+def test_the_fastest_way_is_taken_only_if_it_is_clearly_faster(read, monkeypatch):
+    monkeypatch.setattr(machine, "SHARE", 1e9)
+    recipe = read("--model.channels_last", "auto")
+    found = suit_machine(recipe, recipe.build_trainable(), recipe.build_data())
+    usual, other = (found["seconds"][name] for name in ("32-true, channels last", "32-true, channels first"))
+    assert found[LAYOUT] == (other >= 0.95 * usual)
+
+
+def test_a_short_training_is_not_timed_and_says_what_it_takes(read, capsys):
+    run = run_recipe(read(*OPEN))
+    chosen = {PRECISION: "32-true", LAYOUT: None, WORKERS: 0}
+    assert read_json(run.environment)["auto"] == {**chosen, "seconds": {}}
+    assert f"{PRECISION} 32-true, {LAYOUT} null, {WORKERS} 0" in capsys.readouterr().err
+    assert "precision: auto" in run.recipe.read_text()
+
+
+def test_what_is_named_is_left_alone(read):
+    recipe = read("--trainer.precision", "bf16-mixed", "--data.num_workers", "1")
+    task, data = recipe.build_trainable(), recipe.build_data()
+    assert suit_machine(recipe, task, data) == {}
+    assert data.train_dataloader().num_workers == 1
+    assert recipe.build_trainer().precision == "bf16-mixed"
