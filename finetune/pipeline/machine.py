@@ -31,7 +31,7 @@ PRECISION, LAYOUT, WORKERS = "trainer.precision", "model.channels_last", "data.n
 def suit_machine(recipe: Recipe, task: AlignTask, data: ImageTextDataModule) -> dict[str, Any]:
     """Finds the values that the recipe leaves to the machine, sets them, and says them in a line.
 
-    A training that is too short for timing takes float32, the usual layout, and no workers.
+    A training that is too short for timing takes float32, the usual layout, and a few workers.
 
     Args:
         recipe: Says `auto`; tasks and trainers that it builds from now on have the values that were found.
@@ -57,7 +57,7 @@ def suit_machine(recipe: Recipe, task: AlignTask, data: ImageTextDataModule) -> 
 
     timing = time_ways(task.to(recipe.device), few, _list_ways(recipe, open_keys), allow)
     way = timing.way if timing else Way()
-    found: dict[str, Any] = {PRECISION: way.precision, LAYOUT: way.channels_last, WORKERS: 0}
+    found: dict[str, Any] = {PRECISION: way.precision, LAYOUT: way.channels_last, WORKERS: data.workers}
     if timing and WORKERS in open_keys:
         step = scale * timing.seconds[way]
         found[WORKERS] = suggest_workers(data, step, at_most=LOADING * allow(timing.seconds[way]))

@@ -3,6 +3,7 @@
 import pytest
 
 from finetune.core.files import read_json
+from finetune.data.loading.loader import count_cores, usual_workers
 from finetune.pipeline import machine
 from finetune.pipeline.machine import LAYOUT, PRECISION, WORKERS, suit_machine
 from finetune.pipeline.recipe import Recipe, read_recipe
@@ -58,9 +59,10 @@ def test_the_fastest_way_is_taken_only_if_it_is_clearly_faster(read, monkeypatch
 
 def test_a_short_training_is_not_timed_and_says_what_it_takes(read, capsys):
     run = run_recipe(read(*OPEN))
-    chosen = {PRECISION: "32-true", LAYOUT: None, WORKERS: 0}
+    workers = usual_workers(count_cores())
+    chosen = {PRECISION: "32-true", LAYOUT: None, WORKERS: workers}
     assert read_json(run.environment)["auto"] == {**chosen, "seconds": {}}
-    assert f"{PRECISION} 32-true, {LAYOUT} null, {WORKERS} 0" in capsys.readouterr().err
+    assert f"{PRECISION} 32-true, {LAYOUT} null, {WORKERS} {workers}" in capsys.readouterr().err
     assert "precision: auto" in run.recipe.read_text()
 
 

@@ -26,7 +26,7 @@ from finetune.data.checks.unreadable import BadImages, SkippedRow, Unreadable, l
 from finetune.data.loading.choices import RowChoices
 from finetune.data.loading.dataset import ImageTextDataset
 from finetune.data.loading.kinds import TableKind, find_kind
-from finetune.data.loading.loader import BatchLoader, TrainBatchLoader
+from finetune.data.loading.loader import BatchLoader, TrainBatchLoader, count_cores, usual_workers
 from finetune.data.loading.sampler import InOrder, TrainBatches
 from finetune.data.loading.sampling import Sampling
 from finetune.data.prepare.augmentation import Augmentation
@@ -55,7 +55,8 @@ class ImageTextDataModule(LightningDataModule):
             this order before the image is resized as the checkpoint's processor does; null for none.
         image_size: Side of the image the towers see, in pixels; null for the checkpoint's own.
         batch_size: Largest number of rows in a batch.
-        num_workers: Processes that read images; 0 reads in the main process, and so does `auto` until `set_workers`.
+        num_workers: Processes that read images; 0 reads in the main process, and `auto` takes as many as a run finds to
+            be needed, or a few where nobody timed it.
         seed: Seed of the training order, of augmentations and of the template choice.
         on_bad_image: What an image that cannot be read does: `error` stops, `skip` leaves its row out and lists it.
         sampling: Draws the training rows of an epoch, as `ClassBalanced`; null takes each row once.
@@ -103,7 +104,7 @@ class ImageTextDataModule(LightningDataModule):
         self.augmentation = Augmentation(augmentations) if augmentations else None
         self.batch_size = batch_size
         self.num_workers = num_workers
-        self._workers = 0 if num_workers == "auto" else num_workers
+        self.workers = usual_workers(count_cores()) if num_workers == "auto" else num_workers
         self.seed = seed
         self.bad_images = BadImages(on_bad_image)
         self.sampling = sampling
@@ -135,7 +136,7 @@ class ImageTextDataModule(LightningDataModule):
             count: What `num_workers: auto` comes to, see `finetune.data.loading.workers`.
         """
         for data in (self, *self.retention.values()):
-            data._workers = count
+            data.workers = count
 
     @property
     def rows(self) -> Rows:
@@ -210,9 +211,9 @@ class ImageTextDataModule(LightningDataModule):
             self._report,
             batch_size=self.batch_size,
             sampler=InOrder(len(dataset)),
-            num_workers=self._workers,
+            num_workers=self.workers,
             collate_fn=dataset.collate_readable,
-            persistent_workers=keep_workers and self._workers > 0,
+            persistent_workers=keep_workers and self.workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
 
@@ -223,9 +224,9 @@ class ImageTextDataModule(LightningDataModule):
             cast(Dataset[Batch], dataset),
             self._report,
             batch_sampler=TrainBatches(len(dataset), self.batch_size, self.seed, self._draw(dataset.choices)),
-            num_workers=self._workers,
+            num_workers=self.workers,
             collate_fn=dataset.collate_readable,
-            persistent_workers=self._workers > 0,
+            persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
 

@@ -1,5 +1,6 @@
 """Loaders of the rows whose images can be read; the main process gets a report of the others."""
 
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -86,6 +87,20 @@ class TrainBatchLoader(BatchLoader):
         """Continues after the batches that were delivered when the state was saved."""
         self.batch_sampler.epoch = state["epoch"]
         self.batch_sampler.delivered = state["delivered"]
+
+
+def count_cores() -> int:
+    """Returns how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def usual_workers(cores: int) -> int:
+    """Returns how many processes read images where nothing was timed: a core is left for the model.
+
+    Args:
+        cores: Those that this process may use.
+    """
+    return min(4, cores - 1)
 
 
 def peek(loader: TrainBatchLoader) -> Iterator[Collated]:

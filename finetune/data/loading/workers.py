@@ -1,13 +1,12 @@
 """How many processes must read images, so that training never waits for them."""
 
 import math
-import os
 import statistics
 import time
 from collections.abc import Iterator
 
 from finetune.data.loading.datamodule import ImageTextDataModule
-from finetune.data.loading.loader import peek
+from finetune.data.loading.loader import count_cores, peek
 
 SMALL_SHARE = 0.03
 """Share of a step that reading in the main process may take: a process more would gain no more than that."""
@@ -27,7 +26,7 @@ def suggest_workers(data: ImageTextDataModule, step: float, at_most: float = 2.0
         at_most: Seconds after which no further batch is read; one is read in any case.
         cores: Cores that this process may use; None asks the system.
     """
-    return count_workers(time_loading(data, at_most), step, cores or len(os.sched_getaffinity(0)))
+    return count_workers(time_loading(data, at_most), step, cores or count_cores())
 
 
 def time_loading(data: ImageTextDataModule, at_most: float = 2.0) -> float:
