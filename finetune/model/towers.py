@@ -1,5 +1,6 @@
 """The pretrained two-tower model as the task sees it: pixels and tokens in, features and temperature out."""
 
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -10,8 +11,9 @@ from transformers import AlignModel
 
 from finetune.core.types import Batch, Embeddings, Texts
 from finetune.model.batchnorm import FollowingBatchNorm2d
-from finetune.model.layers import IMAGE, TEXT, TOWERS
+from finetune.model.layers import IMAGE, TEXT, TOWERS, Tower
 from finetune.model.lora import ADAPTER
+from finetune.model.parts import embed_in_parts
 from finetune.model.pixels import PixelScale
 from finetune.model.recall import Recall, hash_rows, hash_texts
 
@@ -33,6 +35,7 @@ class AlignTowers(nn.Module):
             layout changes the time of a step, and rounding.
 
     Attributes:
+        micro_batch: Most rows that a tower embeds at a time, see `embed_in_parts`; None, as at first, for all.
         scale_pixels: Turns uint8 `pixel_values` into the floats that the checkpoint's processor makes of them.
 
     Raises:
@@ -54,6 +57,7 @@ class AlignTowers(nn.Module):
             )
         self.model = model
         self.min_temperature = min_temperature
+        self.micro_batch: int | None = None
         self.scale_pixels = PixelScale(levels)
         self.channels_last = channels_last
         self.align.temperature.requires_grad_(train_temperature)
@@ -132,6 +136,9 @@ class AlignTowers(nn.Module):
         return self._image_features(pixel_values[is_new])[is_new.cumsum(0) - 1]
 
     def _image_features(self, pixel_values: Tensor) -> Tensor:
+        return embed_in_parts(self._embed_images, self.micro_batch, [pixel_values], self._parameters_of(IMAGE))
+
+    def _embed_images(self, pixel_values: Tensor) -> Tensor:
         images = self.scale_pixels(pixel_values)
         channels_last = images.is_cpu if self.channels_last is None else self.channels_last
         if channels_last and torch.is_grad_enabled():
@@ -154,8 +161,15 @@ class AlignTowers(nn.Module):
         return self._text_features(input_ids, attention_mask)
 
     def _text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        texts = [input_ids, attention_mask]
+        return embed_in_parts(self._embed_texts, self.micro_batch, texts, self._parameters_of(TEXT))
+
+    def _embed_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         output = self.align.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
         return cast(Tensor, output.pooler_output)
+
+    def _parameters_of(self, tower: Tower) -> Iterator[Tensor]:
+        return (tensor for part in tower.parts for tensor in self.align.get_submodule(part).parameters())
 
     def forward(self, batch: Batch) -> Embeddings:
         """Both towers on one batch."""
