@@ -92,6 +92,18 @@ def write_emoji_tables(folder: Path, emoji: Path, batch_size: int) -> dict[str, 
     }
 
 
+def hold_all_out(table: Path) -> Path:
+    """Writes a table beside another in which all rows that are not trained on are validation rows.
+
+    Args:
+        table: One of `write_emoji_tables`.
+    """
+    rows = pd.read_csv(table, dtype=str, keep_default_na=False)
+    path = table.with_name(f"{table.stem}-held-out.csv")
+    rows.assign(split=rows["split"].where(rows["split"] == "train", "val")).to_csv(path, index=False)
+    return path
+
+
 def draw_tables(folder: Path, batch_size: int, steps: int) -> dict[str, Path]:
     """Draws JPEG pictures of noise with captions and labels, enough for an epoch to last all steps.
 

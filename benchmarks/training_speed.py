@@ -1,7 +1,8 @@
 """Images a second of a training step, and its memory: the toolkit beside Trainer with PEFT and beside bare loops.
 
     finetune prepare emoji && python benchmarks/training_speed.py
-    python benchmarks/training_speed.py --random    # align-base's shape with random weights: a GPU, under 8 minutes
+    python benchmarks/training_speed.py --random       # align-base's shape with random weights: a GPU, under 8 minutes
+    python benchmarks/training_speed.py --to-score 3   # seconds to the tuned peer's score after 3 epochs of captions
 
 All sides train the same rows in the same batches, with adapters of the same rank, AdamW and no augmentation;
 `speed_sides.py` says what they are. Each is a process of its own, and they take turns over the rounds. The time of a
@@ -31,7 +32,7 @@ from typing import Any
 
 import torch
 from align_base import write_random_base
-from speed_data import Job, draw_tables, write_emoji_tables
+from speed_data import Job, draw_tables, hold_all_out, write_emoji_tables
 from speed_meter import DEVICE, MemoryWatch, StepClock, count_flops, measure_limit, synchronise
 from speed_table import Record, check_losses, describe_limits, format_table
 from transfer_results import describe_machine
@@ -83,7 +84,7 @@ def in_fresh_process(what: str, job: Job) -> Any:
     """Runs `--cell` in a process that does nothing else.
 
     Args:
-        what: `side`, `flops` or `limit`.
+        what: `side`, `flops`, `limit`, or `score-SEED`.
         job: What to train.
     """
     words = ["--cell", what, json.dumps(dataclasses.asdict(job))]
@@ -100,6 +101,10 @@ def run_cell(what: str, job: Job) -> Any:
     disable_progress_bar()
     if what == "limit":
         return measure_limit()
+    if what.startswith("score"):
+        from speed_score import train_to_score
+
+        return train_to_score(job, int(what.split("-")[1]))
     return count_step(job) if what == "flops" else measure_side(job)
 
 
@@ -131,6 +136,18 @@ def measure_all(options: argparse.Namespace, checkpoint: str, tables: dict[str, 
             rate = "out of memory" if found["rate"] is None else f"{found['rate']:.1f} images/s"
             print(f"round {number + 1}, {task}, {size} px, {side}: {rate}", file=sys.stderr, flush=True)
     return records
+
+
+def time_to_score(options: argparse.Namespace, checkpoint: str, table: Path) -> str:
+    """Trains the tuned peer and the toolkit for some epochs, and says how long each took to the peer's final score."""
+    from speed_score import compare_times
+
+    job = Job(
+        *("captions", "", checkpoint, str(hold_all_out(table)), options.image_sizes[0], options.batch_size),
+        *(0, 0, options.workers, options.bf16),
+        epochs=options.to_score,
+    )
+    return compare_times(job, options.rounds, in_fresh_process)
 
 
 def write_records(records: list[Record], path: Path) -> None:
@@ -167,6 +184,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--drawn", action="store_true", help="drawn JPEG pictures instead of the emoji")
     parser.add_argument("--emoji", type=Path, default=Path("data/emoji"), help="the prepared emoji (%(default)s)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder (%(default)s)")
+    parser.add_argument("--to-score", type=int, metavar="EPOCHS", help="time to the tuned peer's score, nothing else")
     parser.add_argument("--cell", nargs=2, help=argparse.SUPPRESS)
     return parser
 
@@ -201,6 +219,9 @@ def main() -> None:
             tables = draw_tables(folder, options.batch_size, options.warmup + options.steps)
         else:
             tables = write_emoji_tables(folder, options.emoji, options.batch_size)
+        if options.to_score:
+            print(time_to_score(options, checkpoint, tables["captions"]))
+            return
         records = measure_all(options, checkpoint, tables)
     device = torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu"
     path = options.results / f"{device.lower().replace(' ', '-')}.jsonl"

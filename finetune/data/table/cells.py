@@ -52,6 +52,9 @@ class Cells:
     def gather(cls, file: str, names: Sequence[str], records: Iterable[tuple[int, Sequence[str]]]) -> Self:
         """Gathers rows into columns, holding few rows as Python objects at a time.
 
+        They are held as tuples of texts, which Python's garbage collector soon leaves alone; lists it would visit again
+        and again.
+
         Args:
             file: The file of the rows.
             names: The columns.
@@ -60,7 +63,7 @@ class Cells:
         pieces: list[list[Strings]] = [[as_strings([])] for _ in names]
         numbers: list[Integers] = [np.empty(0, np.int64)]
         remaining = iter(records)
-        while chunk := list(islice(remaining, CHUNK)):
+        while chunk := [(number, tuple(record)) for number, record in islice(remaining, CHUNK)]:
             numbers.append(np.array([number for number, _ in chunk], dtype=np.int64))
             for position, piece in enumerate(pieces):
                 piece.append(as_strings([record[position] for _, record in chunk]))
