@@ -22,6 +22,7 @@ from finetune.pipeline.recipe import Recipe
 from finetune.run.folder import RunFolder
 from finetune.training.best_weights import LatestBest
 from finetune.training.collapse import CollapseWatch
+from finetune.training.heap import freed_memory_kept
 from finetune.training.task import AlignTask
 
 _MODEL = "towers.model."
@@ -108,7 +109,8 @@ def _fit_once(
     seed_everything(data.seed, verbose=False)  # whatever this process has drawn before
     trainer, keep, watch = build_training(recipe, data, run)
     try:
-        trainer.fit(task, data)
+        with freed_memory_kept():
+            trainer.fit(task, data)
     except MisconfigurationException as error:
         raise RecipeError(f"Expected the trainer's values to suit the training, but got: {error}") from error
     # A fit that stops inside its first epoch (trainer.max_steps) is never validated: its last weights count.
