@@ -132,7 +132,7 @@ def _check_validation(trainer: Trainer, data: ImageTextDataModule) -> bool:
     rows, limit = len(data.rows.indices("val")), trainer.limit_val_batches
     if not rows or not limit:
         return False
-    if not limit_batches(len(data.loader("val")), limit):
+    if not limit_batches(len(data.val_dataloader()), limit):
         raise RecipeError(
             f"Expected trainer.limit_val_batches to leave a batch of the {rows:,} validation rows, but got {limit}, "
             "which leaves none. Raise it, or set it to 0 for no validation."

@@ -1,4 +1,4 @@
-"""What a recipe leaves to the machine (`auto`): found by timing a few steps before the training, and said."""
+"""What a recipe leaves to the machine (`auto`): found by a few steps before the training, and said."""
 
 import json
 import sys
@@ -26,10 +26,11 @@ ROWS = 16
 """Rows that are timed: a quarter of a usual batch."""
 
 PRECISION, LAYOUT, WORKERS = "trainer.precision", "model.channels_last", "data.num_workers"
+MICRO_BATCH = "model.micro_batch"
 
 
 def suit_machine(recipe: Recipe, task: AlignTask, data: ImageTextDataModule) -> dict[str, Any]:
-    """Finds the values that the recipe leaves to the machine, sets them, and says them in a line.
+    """Finds the values that the recipe leaves to the machine, sets them, and says them.
 
     A training that is too short for timing takes float32, the usual layout, and a few workers.
 
@@ -42,6 +43,23 @@ def suit_machine(recipe: Recipe, task: AlignTask, data: ImageTextDataModule) -> 
         By recipe key the values, which repeat the training elsewhere, and under `seconds` those of a step of few rows;
         empty where nothing was left to the machine.
     """
+    return _suit_time(recipe, task, data) | _suit_memory(recipe, task, data)
+
+
+def _suit_memory(recipe: Recipe, task: AlignTask, data: ImageTextDataModule) -> dict[str, Any]:
+    """Settles how many rows are embedded at a time, under the precision of the training."""
+    batch = next(peek(data.train_dataloader())).batch if recipe.value(MICRO_BATCH) == "auto" else None
+    if batch is None:
+        return {}
+    with recipe.build_trainer().precision_plugin.forward_context():
+        task.to(recipe.device).settle_micro_batch(batch)
+    values = {MICRO_BATCH: task.micro_batch}
+    recipe.settle(values)
+    return values
+
+
+def _suit_time(recipe: Recipe, task: AlignTask, data: ImageTextDataModule) -> dict[str, Any]:
+    """Settles what is timed."""
     open_keys = [key for key in (PRECISION, LAYOUT, WORKERS) if recipe.value(key) == "auto"]
     batch = next(peek(data.train_dataloader())).batch if open_keys else None
     if batch is None:

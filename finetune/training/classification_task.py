@@ -48,6 +48,7 @@ class ClassificationTask(AlignTask):
             gradients, to rounding, in less time and memory.
         channels_last: Whether the image tower's training step keeps images in memory channels last, which changes time
             and rounding; `auto` times both in a run, and null does so on a CPU where layers are fused.
+        micro_batch: Most rows that the image tower embeds at a time, see `AlignTask`.
         optimizer: Called with the parameter groups; weight decay spares biases and norms.
         lr_scheduler: Called with the optimizer and the total number of steps; stepped after each step.
 
@@ -70,6 +71,7 @@ class ClassificationTask(AlignTask):
         image_recompute: bool = False,
         fused: bool = True,
         channels_last: bool | Literal["auto"] | None = None,
+        micro_batch: int | Literal["auto"] | None = None,
         optimizer: OptimizerFactory = lambda params: AdamW(params, lr=1e-3),
         lr_scheduler: ScheduleFactory = WarmupCosine,
     ) -> None:
@@ -83,6 +85,7 @@ class ClassificationTask(AlignTask):
             image_recompute=image_recompute,
             fused=fused,
             channels_last=channels_last,
+            micro_batch=micro_batch,
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
         )

@@ -1,6 +1,7 @@
 """Adapting both towers to image-text pairs: batch -> embeddings -> objective -> logged metrics."""
 
 import copy
+import sys
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -35,6 +36,7 @@ from finetune.model.pixels import read_levels
 from finetune.model.recompute import recompute_blocks
 from finetune.model.towers import AlignTowers
 from finetune.objectives import Contrastive, Objective
+from finetune.training.micro_batch import ROWS_AT_FIRST, choose_portion, require_micro_batch
 from finetune.training.schedules import WarmupCosine, parameter_groups, total_steps
 
 OptimizerFactory = Callable[[Iterable[Parameter]], Optimizer]
@@ -61,10 +63,14 @@ class AlignTask(LightningModule):
             memory.
         channels_last: Whether the image tower's training step keeps images in memory channels last, which changes time
             and rounding; `auto` times both in a run, and null does so on a CPU where layers are fused.
+        micro_batch: Most rows that the towers embed at a time, so that the memory of a large batch is that of so many
+            rows: the whole batch's loss and gradients, to rounding, for a third more time. `auto` takes what fits, and
+            null the whole batch.
         optimizer: Called with the parameter groups; weight decay spares biases, norms and the temperature.
         lr_scheduler: Called with the optimizer and the total number of steps; stepped after each step.
 
     Attributes:
+        micro_batch: As given; once training starts, what `auto` has come to.
         metric: What measures the rows of the current or the last evaluation.
     """
 
@@ -82,14 +88,18 @@ class AlignTask(LightningModule):
         image_recompute: bool = False,
         fused: bool = True,
         channels_last: bool | Literal["auto"] | None = None,
+        micro_batch: int | Literal["auto"] | None = None,
         optimizer: OptimizerFactory = lambda params: AdamW(params, lr=1e-3),
         lr_scheduler: ScheduleFactory = WarmupCosine,
     ) -> None:
         super().__init__()
+        require_micro_batch(micro_batch, image_lora)
         base = Base.open(checkpoint)
         adapted = attach_lora(base.load(), image_lora, text_lora)
         layout = channels_last if isinstance(channels_last, bool) else (None if fused else False)
         self.towers = AlignTowers(adapted, train_temperature, min_temperature, base.levels, layout)
+        self.micro_batch = micro_batch
+        self.towers.micro_batch = ROWS_AT_FIRST if micro_batch == "auto" else micro_batch
         if image_recompute:
             recompute_blocks(self.towers.align.vision_model)
         if fused:
@@ -169,6 +179,24 @@ class AlignTask(LightningModule):
         self.log("train/loss", loss, prog_bar=True, batch_size=size)
         self.log("train/temperature", self.towers.temperature.detach(), batch_size=size)
         return loss
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+        """Settles what is left of `auto` on the first batch."""
+        if self.micro_batch == "auto":
+            with self.trainer.precision_plugin.forward_context():
+                self.settle_micro_batch(batch)
+
+    def settle_micro_batch(self, batch: Batch) -> None:
+        """Sets how many rows are embedded at a time to what fits into the free memory, and says so on stderr.
+
+        Args:
+            batch: One as in training, on any device; the task is on its own.
+        """
+        trained = [parameter for name, parameter in self.named_parameters() if name in self._trained]
+        self.towers.micro_batch = None
+        found = choose_portion(self, trained, batch, self.device)
+        self.micro_batch = self.towers.micro_batch = found.rows
+        print(found, file=sys.stderr)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor | None]:  # noqa: ARG002
         """The loss as `val/loss`, and the metrics of the table's kind.

@@ -2,10 +2,11 @@
 
 import pytest
 
+from finetune.core.errors import RecipeError
 from finetune.core.files import read_json
 from finetune.data.loading.loader import count_cores, usual_workers
 from finetune.pipeline import machine
-from finetune.pipeline.machine import LAYOUT, PRECISION, WORKERS, suit_machine
+from finetune.pipeline.machine import LAYOUT, MICRO_BATCH, PRECISION, WORKERS, suit_machine
 from finetune.pipeline.recipe import Recipe, read_recipe
 from finetune.pipeline.run_recipe import run_recipe
 
@@ -64,6 +65,18 @@ def test_a_short_training_is_not_timed_and_says_what_it_takes(read, capsys):
     assert read_json(run.environment)["auto"] == {**chosen, "seconds": {}}
     assert f"{PRECISION} 32-true, {LAYOUT} null, {WORKERS} {workers}" in capsys.readouterr().err
     assert "precision: auto" in run.recipe.read_text()
+
+
+def test_the_rows_that_fit_into_memory_are_settled_too(read, capsys):
+    recipe = read(f"--{MICRO_BATCH}", "auto")
+    assert recipe.build_task().micro_batch == "auto"
+    task, data = recipe.build_trainable(), recipe.build_data()
+    assert suit_machine(recipe, task, data) == {MICRO_BATCH: None}
+    assert recipe.build_task().micro_batch is task.micro_batch is None
+    assert "embeds all 6 rows at a time" in capsys.readouterr().err
+    assert read(f"--{MICRO_BATCH}", "3").build_task().towers.micro_batch == 3
+    with pytest.raises(RecipeError, match=r"model.*micro_batch to be at least 1, auto or null, but got 0"):
+        read(f"--{MICRO_BATCH}", "0").build_task()
 
 
 def test_what_is_named_is_left_alone(read):

@@ -40,6 +40,9 @@ from finetune.data.table.table import Table
 from finetune.model.base import Base, Checkpoint
 from finetune.model.mini import cache_folder
 
+ROWS_TO_MEASURE = 64
+"""Rows that are measured at a time, so that measuring in a process of its own takes no more memory than training."""
+
 
 class ImageTextDataModule(LightningDataModule):
     """Images with captions, or images with labels, from one table.
@@ -54,7 +57,8 @@ class ImageTextDataModule(LightningDataModule):
         augmentations: Albumentations transforms and compositions, such as `OneOf`, of the training images, applied in
             this order before the image is resized as the checkpoint's processor does; null for none.
         image_size: Side of the image the towers see, in pixels; null for the checkpoint's own.
-        batch_size: Largest number of rows in a batch.
+        batch_size: Largest number of rows in a batch: those among which an image is told from the texts of others.
+            How many of them are in memory at a time, the task's `micro_batch` says.
         num_workers: Processes that read images; 0 reads in the main process, and `auto` takes as many as a run finds to
             be needed, or a few where nobody timed it.
         seed: Seed of the training order, of augmentations and of the template choice.
@@ -198,18 +202,21 @@ class ImageTextDataModule(LightningDataModule):
         folder = cache_folder() / "images" if self.cache == "auto" else Path(self.cache).expanduser().absolute()
         return PixelCache(folder, self.images, len(np.unique(self.rows.image_ids[rows])))
 
-    def loader(self, split: str | Integers, keep_workers: bool = False) -> BatchLoader:
+    def loader(
+        self, split: str | Integers, batch_size: int = ROWS_TO_MEASURE, keep_workers: bool = False
+    ) -> BatchLoader:
         """Rows in the table's order, without augmentation.
 
         Args:
             split: As for `dataset`.
+            batch_size: Most rows in a batch, where `self.batch_size` is not smaller.
             keep_workers: Whether workers wait for the next time that the loader is gone through.
         """
         dataset = self.dataset(split)
         return BatchLoader(
             cast(Dataset[Batch], dataset),  # what it yields, once collated
             self._report,
-            batch_size=self.batch_size,
+            batch_size=min(batch_size, self.batch_size),
             sampler=InOrder(len(dataset)),
             num_workers=self.workers,
             collate_fn=dataset.collate_readable,
@@ -236,8 +243,8 @@ class ImageTextDataModule(LightningDataModule):
         return partial(self.sampling.order, choices.labels(self.rows.label_ids), choices.weights(self.rows.weights))
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
-        """Validation rows; none where the table has no such split."""
-        return self.loader("val", keep_workers=True) if len(self.rows.indices("val")) else []
+        """Validation rows, as many in a batch as in training; none where the table has no such split."""
+        return self.loader("val", self.batch_size, keep_workers=True) if len(self.rows.indices("val")) else []
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """Test rows."""

@@ -127,3 +127,13 @@ def test_equal_captions_are_one_in_evaluation_unless_each_row_counts_for_itself(
         assert batch.caption_ids.tolist() == batch.rows.tolist()
     for batch in apart.train_dataloader():  # equal captions stay positives of each other
         assert batch.caption_ids.tolist() == apart.rows.caption_ids[batch.rows].tolist()
+
+
+def test_measuring_takes_no_more_rows_at_a_time_than_usual_however_large_a_training_batch_is(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "black.png")
+    lines = ["image,caption,split", "black.png,a square,train", *(f"black.png,square {row},val" for row in range(70))]
+    (tmp_path / "table.csv").write_text("\n".join(lines))
+    table = Table(str(tmp_path / "table.csv"), caption="caption", split="split")
+    data = ImageTextDataModule(table, "align-mini", image_size=32, batch_size=100)
+    assert [len(batch.rows) for batch in data.loader("val")] == [64, 6]
+    assert [len(batch.rows) for batch in data.val_dataloader()] == [70]  # the loss is that of training
