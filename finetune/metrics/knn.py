@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from finetune.metrics.precision import full_float32
 from finetune.metrics.ranking import TIE
 
 
@@ -24,7 +25,7 @@ def neighbour_votes(
 
     Embeddings that tie for the last of the k places share what is left of them, so the order of the rows decides
     nothing, and a collapsed model votes for the most frequent class.
-    Similarities are taken in float32, also under autocast.
+    Similarities are taken in float32 (see `finetune.metrics.precision.full_float32`).
 
     Args:
         query_embeds: Unit vectors of shape (Q, D).
@@ -57,7 +58,7 @@ def neighbour_votes(
     queries = max(1, most_similarities // len(train_embeds))
     for start in range(0, len(query_embeds), queries):
         own = slice(start, start + queries)
-        with torch.autocast(query_embeds.device.type, enabled=False):
+        with full_float32(query_embeds.device):
             similarities = query_embeds[own].float() @ train_embeds.float().T
         last = similarities.topk(min(neighbours, len(train_embeds))).values[:, -1:]
         query, neighbour = (similarities >= last - TIE).nonzero(as_tuple=True)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from finetune.metrics.precision import full_float32
 from finetune.metrics.ranking import TIE, Placement
 
 TILE = 2048
@@ -56,7 +57,7 @@ class Found(NamedTuple):
 def search_both_ways(images: Items, texts: Items, pairs: Tensor, tile: int = TILE) -> tuple[Found, Found]:
     """Finds what images find among texts, and texts among images.
 
-    Both are read off the same similarities, in float32, also under autocast. Memory beside the items is that of a tile.
+    Both are read off the same similarities, in float32 (see `full_float32`). Memory beside the items is that of a tile.
 
     Args:
         images: The images.
@@ -75,7 +76,7 @@ def search_both_ways(images: Items, texts: Items, pairs: Tensor, tile: int = TIL
         if broken := items.count_broken():
             raise ValueError(f"Expected {name} features to be finite, but {broken} of {len(items)} rows are not.")
     pairs = _sort(pairs, len(texts))
-    with torch.autocast(pairs.device.type, enabled=False):
+    with full_float32(pairs.device):
         by_image, by_text = _start(images, texts, pairs)
         for rows, columns, similarities, correct, space in _tiles(images, texts, pairs, tile):
             by_image.take_in(rows, similarities, correct[:, 0], correct[:, 1], columns.start, space)
