@@ -22,9 +22,9 @@ class Recall:
 
     Features are kept as long as the tower is frozen: no parameter is trained, nothing in it is random or follows the
     batch, and its weights and the precision stay as they are. Otherwise each call computes, and nothing is kept. An
-    input is known by its content, so it does not matter which row, split or table it comes from; an image that is
-    augmented is another one. Features are those of the first batch that an input came in: in another batch they may
-    differ in their last bits.
+    input that has a gradient itself is computed each time. An input is known by its content, so it does not matter
+    which row, split or table it comes from; an image that is augmented is another one. Features are those of the first
+    batch that an input came in: in another batch they may differ in their last bits.
 
     On a GPU each call waits for the device once.
 
@@ -49,6 +49,8 @@ class Recall:
             keys: Makes a key for each row of the inputs, equal for equal rows alone.
             inputs: Tensors of shape (B, ...).
         """
+        if any(part.requires_grad for part in inputs):
+            return compute(*inputs)
         state = self._find_state(inputs[0].device)
         if state is None or not self._most_bytes:
             self._forget(state)

@@ -68,6 +68,14 @@ def test_a_trained_tower_keeps_nothing():
     assert asked.computed == [[1]] * 3
 
 
+def test_an_input_that_is_trained_has_its_gradient():
+    """As a prompt of pixels in front of a frozen tower."""
+    asked, prompt = Asked(), torch.zeros(3, requires_grad=True)
+    for _ in range(2):
+        asked.recall(asked.compute, hash_rows, torch.ones(1, 3) + prompt).sum().backward()
+    torch.testing.assert_close(prompt.grad, 2 * asked.tower.weight.sum(0))
+
+
 @pytest.mark.parametrize("layer", [nn.Dropout(0.0), nn.BatchNorm1d(2)])
 def test_a_layer_that_is_random_or_follows_the_batch_keeps_nothing(layer):
     asked = Asked(nn.Sequential(nn.Linear(3, 2), layer))

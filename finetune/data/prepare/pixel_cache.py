@@ -3,7 +3,6 @@
 # Descriptors and os.path, as several processes write at places of their own, and for each image anew.
 # ruff: noqa: PTH113
 
-import fcntl
 import os
 import shutil
 import time
@@ -19,6 +18,11 @@ import numpy as np
 
 from finetune.data.prepare.images import ImagePreparation, Pixels, try_image
 from finetune.data.prepare.members import Member, read_bytes
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 SHARE = 0.1
 """Share of the free disk that the images of a split may take."""
@@ -42,7 +46,8 @@ class PixelCache:
     has lost. As the content decides, a changed file is another image; see `ImagePreparation.fingerprint` for the rest.
 
     The files are read by position, not mapped: memory is shared between processes either way, but mapped pages count as
-    memory of each, and a disk that fails kills a process that maps.
+    memory of each, and a disk that fails kills a process that maps. On Windows, which has neither such locks nor such
+    reads, nothing is kept.
 
     Args:
         folder: Where the folders of all settings lie.
@@ -91,7 +96,7 @@ class PixelCache:
     @cached_property
     def _files(self) -> "_Files | None":
         """The files, opened in each process that asks; None where nothing is kept."""
-        shape = self.prepare.shape
+        shape = self.prepare.shape if fcntl else None
         path = self.folder / f"{PREFIX}{self.prepare.fingerprint}"
         files = self._attempt(_Files, path, shape) if shape else None
         if files:
@@ -191,7 +196,7 @@ def _remove_unused(folder: Path) -> None:
     for index in folder.glob(f"{PREFIX}*/index"):
         try:
             is_old = time.time() - index.stat().st_mtime > UNUSED
-        except FileNotFoundError:  # another process was faster
+        except OSError:  # another process was faster, or it is another user's
             continue
         if is_old:
             shutil.rmtree(index.parent, ignore_errors=True)

@@ -256,3 +256,15 @@ def test_what_cannot_be_read_has_the_same_reason_and_is_not_kept(folder, images,
         assert cache.read(path) == try_image(path)
         assert isinstance(cache.read(path), str)
     assert count(folder) == 1
+
+
+def test_a_system_without_posix_locks_keeps_nothing(folder, images):
+    """Windows has no fcntl."""
+    code = (
+        "import sys; sys.modules['fcntl'] = None\n"
+        + CHILD.replace("fcntl, ", "")
+        + ("print(cache.read(sys.argv[2]).tobytes() == prepare(Image.open(sys.argv[2]).convert('RGB')).tobytes())")
+    )
+    command = [sys.executable, "-c", code, str(folder), images[0]]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "True\n"
+    assert not folder.exists()
