@@ -4,6 +4,7 @@ import inspect
 import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from finetune.core.files import refuse_existing, require_own, write_bytes, write_folder, write_json
 from finetune.core.places import require_place, require_utf8
 from finetune.export.cards import Card, write_card
-from finetune.export.proof import WITNESS_FILE, fingerprint_artifact, prove
+from finetune.export.proof import WITNESS_FILE, FreshProcess, fingerprint_artifact, prove
 from finetune.export.trained import TrainedModel
 from finetune.run.folder import RunFolder
 from finetune.run.measurement import MEASUREMENT, Measurement, write_measurement
@@ -89,13 +90,14 @@ class Artifact(ABC):
         """
 
     @classmethod
-    def prove(cls, folder: Path) -> dict[str, Any]:
+    def prove(cls, folder: Path, fresh: FreshProcess) -> dict[str, Any]:
         """Checks a folder of this kind against its witness, see `finetune.export.proof.prove`.
 
         Args:
             folder: The folder, witness included.
+            fresh: The process that opens it.
         """
-        return prove(folder, cls.name, textwrap.dedent(inspect.getsource(cls.answer)), cls.relative, cls.exact)
+        return prove(folder, cls.name, textwrap.dedent(inspect.getsource(cls.answer)), cls.relative, cls.exact, fresh)
 
     def export(
         self,
@@ -104,6 +106,7 @@ class Artifact(ABC):
         metrics: Mapping[str, Any],
         measurement: Measurement | None = None,
         overwrite: bool = False,
+        fresh: FreshProcess | None = None,
     ) -> dict[str, Any]:
         """Writes the folder, with witness, proof and card, once a fresh process has reproduced the witness.
 
@@ -113,6 +116,7 @@ class Artifact(ABC):
             metrics: What the card says of the folder, see `write_card`.
             measurement: What `finetune compare` reads of the folder, where it was measured.
             overwrite: Whether an existing `output` is replaced.
+            fresh: The process that opens the folder for its proof; None starts one.
 
         Returns:
             The content of `merge_proof.json`.
@@ -122,7 +126,8 @@ class Artifact(ABC):
             CheckpointError: If the proof does not hold. No folder is left then.
         """
         require_exportable(output, overwrite)
-        with write_folder(output, overwrite) as staging:
+        own = FreshProcess() if fresh is None else nullcontext(fresh)
+        with own as opener, write_folder(output, overwrite) as staging:
             self.write(staging)
             write_bytes(
                 staging / WITNESS_FILE,
@@ -130,7 +135,7 @@ class Artifact(ABC):
             )
             origin = self.origin()
             hashes = {**fingerprint_artifact(staging), **origin["sha256"]}
-            proof = {**self.prove(staging), **origin, "sha256": hashes}
+            proof = {**self.prove(staging, opener), **origin, "sha256": hashes}
             write_json(staging / PROOF_FILE, proof)
             write_card(staging, self.card(output.name, proof), title, metrics)
             if measurement is not None:

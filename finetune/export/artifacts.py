@@ -11,7 +11,7 @@ from finetune.core.files import read_json
 from finetune.export.artifact import Artifact
 from finetune.export.classifier import ImageClassifier
 from finetune.export.merged import MergedCheckpoint
-from finetune.export.proof import READ_UNASKED, WITNESS_FILE, fingerprint_artifact
+from finetune.export.proof import READ_UNASKED, WITNESS_FILE, FreshProcess, fingerprint_artifact
 from finetune.run.results import PROOF_FILE
 
 ARTIFACTS: tuple[type[Artifact], ...] = (MergedCheckpoint, ImageClassifier)
@@ -52,7 +52,9 @@ def verify(folder: str | Path, kinds: Sequence[type[Artifact]] = ARTIFACTS) -> d
                 f"Expected the {name} of {folder} to have SHA-256 {expected}, but got {digest}. "
                 "It was changed after it was proven: export the run again."
             )
-    return {**kind.prove(folder), "sha256": {name: found[name] for name in recorded}}
+    with FreshProcess() as fresh:
+        proof = kind.prove(folder, fresh)
+    return {**proof, "sha256": {name: found[name] for name in recorded}}
 
 
 def _read_proof(path: Path, kinds: Sequence[type[Artifact]]) -> tuple[type[Artifact], dict[str, str]]:

@@ -5,8 +5,10 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import Any, Self
 
 from finetune.core.errors import CheckpointError
 from finetune.core.files import fingerprint_file
@@ -31,10 +33,15 @@ READ_UNASKED = (
 come into a folder after its proof."""
 
 _WEIGHTS = re.compile(r"model[^/]*\.safetensors(\.index\.json)?")
+REPORT = "report: "
+"""Begins the line of a report on the process's standard output, as libraries may print there too."""
+
 _FRESH_PROCESS = Path(__file__).with_name("fresh_process.py")
 
 
-def prove(folder: Path, kind: str, code: str, relative: bool, exact: tuple[str, ...]) -> dict[str, Any]:
+def prove(
+    folder: Path, kind: str, code: str, relative: bool, exact: tuple[str, ...], fresh: "FreshProcess"
+) -> dict[str, Any]:
     """Opens `folder` in a fresh process that knows only torch and transformers, and compares with its witness.
 
     Args:
@@ -43,6 +50,7 @@ def prove(folder: Path, kind: str, code: str, relative: bool, exact: tuple[str, 
         code: Source text of `Artifact.answer`.
         relative: See `Artifact`.
         exact: Likewise.
+        fresh: The process.
 
     Returns:
         What `merge_proof.json` records of it: the kind, `max_abs_difference` or `max_relative_difference` by answer,
@@ -52,7 +60,7 @@ def prove(folder: Path, kind: str, code: str, relative: bool, exact: tuple[str, 
         CheckpointError: If the folder does not open, a tensor is missing or left over, or an answer deviates by
             more than `TOLERANCE` or is not a number.
     """
-    found = _run_fresh_process(folder, code)
+    found = fresh.ask(folder, code)
     if found["loading"]:
         fault, names = next(iter(found["loading"].items()))
         raise CheckpointError(
@@ -95,21 +103,55 @@ def fingerprint_artifact(folder: Path) -> dict[str, str]:
     return found
 
 
-def _run_fresh_process(folder: Path, code: str) -> dict[str, Any]:
-    """The report of `fresh_process.py`, run without the working directory on the import path and without a hub."""
-    done = subprocess.run(
-        [sys.executable, "-P", str(_FRESH_PROCESS), str(folder), str(folder / WITNESS_FILE)],
-        input=code,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        check=False,
-    )
-    if done.returncode:
-        *_, last = ["no message", *done.stderr.strip().splitlines()]
+class FreshProcess:
+    """A process that knows only torch and transformers, and opens folders as a user would: `fresh_process.py`.
+
+    Starts at once, without the working directory on the import path and without a hub, and imports while its owner does
+    other work. Used in a `with` statement.
+    """
+
+    def __init__(self) -> None:
+        self._errors = TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (closed by `__exit__`)
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", str(_FRESH_PROCESS)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()  # it has nothing left to do, and writes nothing
+        self._process.communicate()
+        self._errors.close()
+
+    def ask(self, folder: Path, code: str) -> dict[str, Any]:
+        """Returns the report on a folder.
+
+        Args:
+            folder: A folder with its witness.
+            code: Source text of `Artifact.answer`.
+
+        Raises:
+            CheckpointError: If the process ends without a report.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with suppress(BrokenPipeError):  # it has ended, and the errors say why
+            self._process.stdin.write(json.dumps([str(folder), str(folder / WITNESS_FILE), code]) + "\n")
+            self._process.stdin.flush()
+        for line in self._process.stdout:
+            if line.startswith(REPORT):
+                report: dict[str, Any] = json.loads(line.removeprefix(REPORT))
+                return report
+        self._process.wait()
+        self._errors.seek(0)
+        *_, last = ["no message", *self._errors.read().strip().splitlines()]
         raise CheckpointError(
             f"Expected {folder} to open in a fresh process, without this package, but got: {last.rstrip('.')}. "
             "Please report it."
         )
-    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return report

@@ -19,6 +19,7 @@ from finetune.export.artifacts import ARTIFACTS
 from finetune.export.cards import select_metrics, write_card
 from finetune.export.choose_interpolation import Choice
 from finetune.export.merged import MergedCheckpoint, write_processor
+from finetune.export.proof import FreshProcess
 from finetune.export.trained import TrainedModel
 from finetune.export.witness import write_witness
 from finetune.inference.models import PlainClassifier
@@ -123,11 +124,12 @@ class Export(Stage):
     def make(self, work: Work) -> Sequence[Path]:
         """Exports each artifact."""
         trained = TrainedModel(work.run, work.base, Choice.read(work.run.choice))
-        for kind in ARTIFACTS:
-            folder = work.run.path / kind.name
-            shutil.rmtree(folder, ignore_errors=True)
-            if artifact := kind.of(trained):
-                artifact.export(folder, work.title, trained.choice.as_metrics())
+        with FreshProcess() as fresh:
+            for kind in ARTIFACTS:
+                folder = work.run.path / kind.name
+                shutil.rmtree(folder, ignore_errors=True)
+                if artifact := kind.of(trained):
+                    artifact.export(folder, work.title, trained.choice.as_metrics(), fresh=fresh)
         return _exported(work.run)
 
 
