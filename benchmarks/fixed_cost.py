@@ -132,10 +132,6 @@ def main() -> None:
         for stage in [stage for one, tree, stage in timed if (one, tree) == (kind, trees[0])]:
             columns = (column for tree in trees for column in zip(*timed[kind, tree, stage], strict=True))
             cells = [f"{statistics.median(column):.1f}" for column in columns]
-                f"{statistics.median(column):.1f}"
-                for tree in trees
-                for column in zip(*timed[kind, tree, stage], strict=True)
-            ]
             print(f"| {kind} | {stage} | {' | '.join(cells)} |")
     for tree in trees:
         imports = time_imports(tree, "finetune.pipeline.run_recipe")
