@@ -81,7 +81,7 @@ def _suit_time(recipe: Recipe, task: AlignTask, data: ImageTextDataModule) -> di
         found[WORKERS] = suggest_workers(data, step, at_most=LOADING * allow(timing.seconds[way]))
     values = {key: found[key] for key in open_keys}
     recipe.settle(values)
-    if LAYOUT in values:
+    if way.channels_last is not None:
         task.towers.channels_last = way.channels_last
     if WORKERS in values:
         data.set_workers(values[WORKERS])

@@ -47,7 +47,7 @@ class ClassificationTask(AlignTask):
         fused: Whether a training step computes adapter and BatchNorm along with each convolution: the same loss and
             gradients, to rounding, in less time and memory.
         channels_last: Whether the image tower's training step keeps images in memory channels last, which changes time
-            and rounding; `auto` times both in a run, and null does so on a CPU where layers are fused.
+            and rounding; null is true on a CPU where layers are fused, else false, and `auto` times both in a run.
         micro_batch: Most rows that the image tower embeds at a time, see `AlignTask`.
         optimizer: Called with the parameter groups; weight decay spares biases and norms.
         lr_scheduler: Called with the optimizer and the total number of steps; stepped after each step.

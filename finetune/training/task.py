@@ -62,7 +62,7 @@ class AlignTask(LightningModule):
             layer or repeated text that nothing depends on: the same loss and gradients, to rounding, in less time and
             memory.
         channels_last: Whether the image tower's training step keeps images in memory channels last, which changes time
-            and rounding; `auto` times both in a run, and null does so on a CPU where layers are fused.
+            and rounding; null is true on a CPU where layers are fused, else false, and `auto` times both in a run.
         micro_batch: Most rows that the towers embed at a time, so that the memory of a large batch is that of so many
             rows: the whole batch's loss and gradients, to rounding, for a third more time. `auto` takes what fits, and
             null the whole batch.

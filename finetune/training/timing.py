@@ -115,8 +115,8 @@ def _time_step(task: AlignTask, batch: Batch, way: Way) -> float:
 
 
 def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def _copy_statistics(task: AlignTask) -> list[tuple[Tensor, Tensor]]:

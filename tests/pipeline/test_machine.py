@@ -79,6 +79,13 @@ def test_the_rows_that_fit_into_memory_are_settled_too(read, capsys):
         read(f"--{MICRO_BATCH}", "0").build_task()
 
 
+def test_without_timing_the_layout_is_that_of_the_members_of_a_soup(read):
+    recipe = read("--model.fused", "false", "--model.channels_last", "auto")
+    task = recipe.build_trainable()
+    assert suit_machine(recipe, task, recipe.build_data()) == {LAYOUT: None, "seconds": {}}
+    assert task.towers.channels_last is recipe.build_task(1).towers.channels_last is False
+
+
 def test_what_is_named_is_left_alone(read):
     recipe = read("--trainer.precision", "bf16-mixed", "--data.num_workers", "1")
     task, data = recipe.build_trainable(), recipe.build_data()
