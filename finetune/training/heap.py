@@ -14,8 +14,9 @@ _AFTERWARDS = ((_MMAP_MAX, 65_536), (_MMAP_THRESHOLD, 32 * 1024**2), (_TRIM_THRE
 def freed_memory_kept() -> Iterator[None]:
     """Lets glibc keep the large blocks that are freed in this context, and gives them back at its end.
 
-    By itself glibc maps each block above 32 MiB anew, and the system clears its pages, which costs a step on a CPU a good
-    part of its time. Nothing changes where another allocator is in use, or where the environment says how glibc allocates.
+    By itself glibc maps each block above 32 MiB anew, and the system clears its pages, which costs a step on a CPU a
+    good part of its time. Nothing changes where another allocator is in use, or where the environment says how glibc
+    allocates.
     """
     tune = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if tune is None or any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
