@@ -76,7 +76,7 @@ def embed_texts(towers: AlignTowers, texts: Texts, device: torch.device) -> Tens
     )
     features = embed(towers.text_embeddings, chunks, device).text_features
     assert features is not None
-    return normalize(features, dim=-1)[order.argsort()]
+    return normalize(features, dim=-1)[order.argsort().cpu()]
 
 
 def embed_classes(towers: AlignTowers, prompts: ClassPrompts, device: torch.device) -> Tensor:
