@@ -167,8 +167,8 @@ def step_of_head(classes: int, _: Path) -> Work:
 
 
 def start_from_probe(classes: int, _: Path) -> Work:
-    """Starts a head from a probe of 2 rows a class, 4,096 at least."""
+    """Starts a head from a probe of as many rows as a run shows it."""
     torch.manual_seed(0)
-    rows = max(2 * classes, 4096)
+    rows = FromProbe().rows
     seen = Seen(torch.randn(rows, DIMENSION), torch.arange(rows) % classes, torch.ones(rows))
     return lambda: FromProbe()(torch.randn(classes, DIMENSION), torch.tensor(0.05), seen)

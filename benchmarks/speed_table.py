@@ -12,6 +12,11 @@ OWN_LOSS = ("trainer", "trainer-tuned", "trainer-bf16", "bare")
 TUNED = ("trainer-tuned", "trainer-bf16")
 """The tuned peers; the faster of them counts."""
 
+HEADS = (
+    *("task", "px", "side", "images/s", "times tuned", "times plain"),
+    *("share of limit", "with padding", "CPU ms/image", "GiB"),
+)
+
 TOLERANCE = 1e-4
 """Relative difference of first losses that are called equal."""
 
@@ -47,19 +52,21 @@ def check_losses(records: Iterable[Record]) -> list[str]:
 
 
 def describe_limits(records: Iterable[Record]) -> list[str]:
-    """Says how many operations a step asks for, and how many the machine makes a second.
+    """Says how many operations an image asks for, and how many the machine makes a second.
 
     Args:
         records: All rounds.
     """
     lines: dict[tuple[Any, ...], list[float]] = {}
     for record in records:
-        about = (record["task"], record["image_size"], record["flops_per_image"], record["is_bf16"])
-        lines.setdefault(about, []).append(record["limit"])
+        counted = (record["flops_per_image"], record["padded_flops_per_image"])
+        lines.setdefault((record["task"], record["image_size"], record["is_bf16"], *counted), []).append(
+            record["limit"]
+        )
     return [
-        f"{task}, {size} px: {flops / 1e9:.3f} GFLOP an image, limit {statistics.median(limits) / 1e9:,.0f} GFLOP/s"
-        f"{' (bfloat16)' if is_bf16 else ''}"
-        for (task, size, flops, is_bf16), limits in lines.items()
+        f"{task}, {size} px: {flops / 1e9:.3f} GFLOP an image, {padded / 1e9:.3f} with padding, limit "
+        f"{statistics.median(limits) / 1e9:,.0f} GFLOP/s{' (bfloat16)' if is_bf16 else ''}"
+        for (task, size, is_bf16, flops, padded), limits in lines.items()
     ]
 
 
@@ -67,14 +74,14 @@ def format_table(records: Sequence[Record], sides: Sequence[str]) -> str:
     """Writes a line for each side of each task and size.
 
     Ratios are medians over the rounds, each between processes of one round. "Times tuned" is the multiple of the faster
-    tuned peer. CPU seconds are those of the process and its workers, on a CPU alone.
+    tuned peer. The shares of the limit are of arithmetic without padding and with it. CPU time is that of the process
+    and its workers.
 
     Args:
         records: All rounds.
         sides: In order.
     """
-    heads = ["task", "px", "side", "images/s", "times tuned", "times plain", "share of limit", "CPU ms/image", "GiB"]
-    lines = [f"| {' | '.join(heads)} |", "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |"]
+    lines = [f"| {' | '.join(HEADS)} |", f"| --- | ---: | --- {(len(HEADS) - 3) * '| ---: '}|"]
     cells = dict.fromkeys((record["task"], record["image_size"]) for record in records)
     for task, size in cells:
         own = [record for record in records if (record["task"], record["image_size"]) == (task, size)]
@@ -87,13 +94,16 @@ def format_table(records: Sequence[Record], sides: Sequence[str]) -> str:
 
 def _describe(found: Sequence[Record], others: Sequence[Record]) -> list[str]:
     if any(record["rates"] is None for record in found):
-        return ["out of memory", *5 * ["-"]]
+        return ["out of memory", *(len(HEADS) - 4) * ["-"]]
     rate = statistics.median(record["rate"] for record in found)
-    share = statistics.median(record["rate"] * record["flops_per_image"] / record["limit"] for record in found)
+    shares = [
+        statistics.median(record["rate"] * record[counted] / record["limit"] for record in found)
+        for counted in ("flops_per_image", "padded_flops_per_image")
+    ]
     ratios = [_ratio(found, others, peers) for peers in (TUNED, ("trainer",))]
     memory = max(record["memory"] for record in found) / 2**30
     cpu = f"{1e3 * statistics.median(record['cpu_seconds'] for record in found):.1f}"
-    return [f"{rate:.1f}", *ratios, f"{share:.2f}", cpu, f"{memory:.2f}"]
+    return [f"{rate:.1f}", *ratios, *(f"{share:.2f}" for share in shares), cpu, f"{memory:.2f}"]
 
 
 def _ratio(found: Sequence[Record], others: Sequence[Record], peers: Sequence[str]) -> str:

@@ -12,8 +12,8 @@ of the steps of a round, then of the rounds; ratios are medians over the rounds.
 Memory is the largest sum over the process and its workers, pages that they share counted once (PSS on Linux), sampled
 while the first steps warm up; on CUDA it is the peak of the allocator. The limit is the rate of a product of two square
 matrices, measured in each round: 1,024 rows on a CPU in float32, 8,192 on CUDA, in the type that the sides compute in.
-A step's arithmetic is counted on plain PEFT adapters and texts without padding, so that a side which saves some may
-seem closer to the limit than it is.
+A step's arithmetic is counted on plain PEFT adapters, once without padding and once with texts as long as the longest
+of their batch, as the tuned peer computes them. A side that saves arithmetic seems closer to the limit than it is.
 
 Each process is a line of `benchmarks/results/training_speed/DEVICE.jsonl`.
 """
@@ -23,7 +23,6 @@ import dataclasses
 import itertools
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -33,7 +32,7 @@ from typing import Any
 import torch
 from align_base import write_random_base
 from speed_data import Job, draw_tables, hold_all_out, write_emoji_tables
-from speed_meter import DEVICE, MemoryWatch, StepClock, count_flops, measure_limit, synchronise
+from speed_meter import DEVICE
 from speed_table import Record, check_losses, describe_limits, format_table
 from transfer_results import describe_machine
 from transformers.utils.logging import disable_progress_bar
@@ -41,43 +40,6 @@ from transformers.utils.logging import disable_progress_bar
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "training_speed"
 TASKS = ("captions", "prompts", "head")
-LOOK_EVERY = {"cpu": 1, "cuda": 5}
-"""Steps between two looks at the clock."""
-
-
-def measure_side(job: Job) -> Record:
-    """Trains one side in this process."""
-    from speed_sides import SIDES
-
-    watch = MemoryWatch()
-    clock = StepClock(job.warmup, job.steps, LOOK_EVERY[DEVICE], watch.stop)
-    try:
-        loss = SIDES[job.side](job).train(clock)
-        synchronise()
-    except torch.OutOfMemoryError:
-        return dict.fromkeys(("loss", "rates", "rate", "cpu_seconds", "memory"))
-    return {
-        "loss": loss,
-        "rates": clock.rates,
-        "rate": statistics.median(clock.rates),
-        "cpu_seconds": clock.cpu_seconds,
-        "memory": torch.cuda.max_memory_allocated() if DEVICE == "cuda" else watch.peak,
-    }
-
-
-def count_step(job: Job) -> int:
-    """Counts the floating-point operations for each image of a step."""
-    from speed_side import Side
-
-    side = Side(job)
-    lengths = [] if job.task == "head" else [len(ids) for ids in _first_texts(side)]
-    return count_flops(side.base.load(), job.rank, job.image_size, lengths)
-
-
-def _first_texts(side: Any) -> list[list[int]]:
-    dataset = side.data.dataset("train")
-    count = min(len(dataset), 4 * side.job.batch_size)
-    return [side.data.texts.encode(dataset.caption(int(row), 0)) for row in side.data.rows.indices("train")[:count]]
 
 
 def in_fresh_process(what: str, job: Job) -> Any:
@@ -96,18 +58,6 @@ def in_fresh_process(what: str, job: Job) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def run_cell(what: str, job: Job) -> Any:
-    """Measures one thing in this process."""
-    disable_progress_bar()
-    if what == "limit":
-        return measure_limit()
-    if what.startswith("score"):
-        from speed_score import train_to_score
-
-        return train_to_score(job, int(what.split("-")[1]))
-    return count_step(job) if what == "flops" else measure_side(job)
-
-
 def measure_all(options: argparse.Namespace, checkpoint: str, tables: dict[str, Path]) -> list[Record]:
     """Measures all rounds.
 
@@ -117,7 +67,7 @@ def measure_all(options: argparse.Namespace, checkpoint: str, tables: dict[str, 
         tables: A table for each task.
     """
     records: list[Record] = []
-    flops: dict[Job, int] = {}
+    flops: dict[Job, dict[str, int]] = {}
     for number, task, size in itertools.product(range(options.rounds), options.tasks, options.image_sizes):
         blank = Job(
             *(task, "", checkpoint, str(tables[task]), size, options.batch_size),
@@ -131,7 +81,7 @@ def measure_all(options: argparse.Namespace, checkpoint: str, tables: dict[str, 
             found = in_fresh_process("side", job)
             limit = limits.get("bfloat16" if job.computes_in_bf16 else "float32", limits["float32"])
             about = {"task": task, "image_size": size, "batch_size": job.batch_size, "side": side, "round": number}
-            bound = {"is_bf16": job.computes_in_bf16, "flops_per_image": flops[blank], "limit": 1e9 * limit}
+            bound = {"is_bf16": job.computes_in_bf16, **flops[blank], "limit": 1e9 * limit}
             records.append({**about, **found, **bound})
             rate = "out of memory" if found["rate"] is None else f"{found['rate']:.1f} images/s"
             print(f"round {number + 1}, {task}, {size} px, {side}: {rate}", file=sys.stderr, flush=True)
@@ -204,6 +154,8 @@ def fill_in(options: argparse.Namespace) -> None:
 def main() -> None:
     options = build_parser().parse_args()
     if options.cell:
+        from speed_cells import run_cell
+
         print(json.dumps(run_cell(options.cell[0], Job(**json.loads(options.cell[1])))))
         return
     fill_in(options)

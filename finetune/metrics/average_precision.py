@@ -72,11 +72,13 @@ class AveragePrecision(RowMetric):
         ``average_precision/NAME``. ``label_ranking_average_precision`` is the mean over the images that have a label
         of the labels' precision in the image's own order of the classes.
         """
+        figures = self.figures()
         precision = self._precision()
         by_class = precision.by_class(torch.ones(precision.units, 1))[:, 0]
         occurring = [pair for pair in zip(self.names, by_class, strict=True) if not pair[1].isnan()]
         return {
-            **{name: figure.point_estimate() for name, figure in self.figures().items()},
+            self.headline: by_class.nanmean(),
+            **{name: figure.point_estimate() for name, figure in figures.items() if name != self.headline},
             **{f"average_precision/{name}": average for name, average in occurring},
         }
 

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from finetune.core.errors import did_you_mean
 
+CLASSES = 64
+"""Classes whose scores are laid out one after the other at a time; taken alone, each has them far apart in memory."""
+
 
 @dataclass(frozen=True)
 class Figure(ABC):
@@ -172,11 +175,14 @@ class MeanAveragePrecision(Figure):
             counts: As for a `Figure`.
         """
         counts = counts.to(self.scores)
-        found = [self._of_class(index, counts) for index in range(self.scores.shape[1])]
+        found = []
+        for block in zip(self.scores.split(CLASSES, dim=1), self.targets.split(CLASSES, dim=1), strict=True):
+            scores, targets = (part.T.contiguous() for part in block)
+            found += [self._of_class(*pair, counts) for pair in zip(scores, targets, strict=True)]
         return torch.stack(found)
 
-    def _of_class(self, index: int, counts: Tensor) -> Tensor:
-        scores, targets = self.scores[:, index].contiguous(), self.targets[:, index]
+    @staticmethod
+    def _of_class(scores: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
         thresholds = scores[targets].unique()
         missed = len(thresholds) - torch.searchsorted(thresholds, scores, right=True)  # how many each unit stays below
         empty = counts.new_zeros(len(thresholds) + 1, counts.shape[1])

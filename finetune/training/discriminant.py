@@ -7,6 +7,9 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
+ROWS = 256
+"""Rows whose losses are computed at a time, so that memory holds little beside the logits."""
+
 
 def discriminant(
     features: Tensor, label_ids: Tensor, weights: Tensor, classes: int, shrinkage: float
@@ -33,9 +36,9 @@ def discriminant(
     features, weights = features.double(), weights.double()
     centre, variance = _centre(features, weights)
     values = features - centre
-    truth = torch.nn.functional.one_hot(label_ids, classes).to(weights) * weights[:, None]
-    counts = truth.sum(0)
-    means = _mean(truth.T @ values, counts)
+    counts = weights.new_zeros(classes).index_add(0, label_ids, weights)
+    sums = values.new_zeros(classes, values.shape[1]).index_add(0, label_ids, weights[:, None] * values)
+    means = _mean(sums, counts)
     within = values - means[label_ids]
     degrees = (weights.sum() - (counts > 0).sum()).clamp_min(0)
     weight = means @ _precision(within, weights, degrees, variance, shrinkage)
@@ -81,14 +84,16 @@ def best_factor(logits: Tensor, truth: Tensor, weights: Tensor, smoothing: float
             right would be best if they were infinite.
     """
 
-    def loss(exponent: float) -> float:
-        scaled = math.exp(exponent) * logits
+    def row_losses(factor: float, logits: Tensor, truth: Tensor) -> Tensor:
         if truth.ndim == 2:
             smooth = truth * (1 - smoothing) + smoothing / 2
-            rows = binary_cross_entropy_with_logits(scaled, smooth, reduction="none").mean(1)
-        else:
-            rows = cross_entropy(scaled, truth, reduction="none", label_smoothing=smoothing)
-        return float((rows * weights).sum())
+            return binary_cross_entropy_with_logits(factor * logits, smooth, reduction="none").mean(1)
+        return cross_entropy(factor * logits, truth, reduction="none", label_smoothing=smoothing)
+
+    def loss(exponent: float) -> float:
+        parts = zip(logits.split(ROWS), truth.split(ROWS), strict=True)
+        losses = torch.cat([row_losses(math.exp(exponent), *part) for part in parts])
+        return float((losses * weights).sum())
 
     return math.exp(minimize_scalar(loss, bounds=(-12.0, 4.0), method="bounded").x)
 
