@@ -58,6 +58,11 @@ class Job:
     epochs: int = 0
 
     @property
+    def cache(self) -> Path:
+        """Where the toolkit keeps decoded images: beside the table, so that later rounds find them."""
+        return Path(self.table).parent / "cache"
+
+    @property
     def total(self) -> int:
         """Steps in all."""
         return self.warmup + self.steps

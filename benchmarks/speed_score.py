@@ -2,25 +2,20 @@
 
 import dataclasses
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Callback, Trainer, seed_everything
+from lightning import Callback, Trainer
 from speed_data import Job
 from speed_plain import TrainerSide
-from speed_toolkit import ToolkitSide
+from speed_toolkit import OurSide
 from transformers import TrainerCallback
 
 from finetune.evaluation.evaluate import evaluate
 from finetune.inference.models import ask_towers
 from finetune.model.towers import AlignTowers
-from finetune.pipeline.run_recipe import quieten
-from finetune.pipeline.train import build_training
-from finetune.run.folder import RunFolder
 from finetune.training.task import AlignTask
 
 
@@ -87,16 +82,9 @@ def train_ours(job: Job, seed: int) -> list[list[float]]:
         job: Says for how many epochs; its table's `val` rows are scored.
         seed: As for `train_peer`.
     """
-    quieten()
-    side, clock = ToolkitSide(job), ScoreClock()
-    with tempfile.TemporaryDirectory() as folder:
-        length = ("--trainer.max_epochs", job.epochs, "--trainer.val_check_interval", 0.25, "--run.seed", seed)
-        recipe = side.read(Path(folder), *length)
-        data, task = recipe.build_data(), recipe.build_trainable()
-        seed_everything(data.seed, verbose=False)
-        trainer = build_training(recipe, data, RunFolder(recipe.folder)).trainer
-        trainer.callbacks.append(clock)
-        trainer.fit(task, data)
+    clock = ScoreClock()
+    length = ("--trainer.max_epochs", job.epochs, "--trainer.val_check_interval", 0.25)
+    OurSide(job).fit(clock, *length, "--run.seed", seed)
     return clock.scores
 
 

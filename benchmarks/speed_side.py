@@ -43,7 +43,12 @@ class Side:
         column = {"caption": "caption"} if job.task == "captions" else {"label": "label"}
         table = Table(job.table, split="split", **column)
         return ImageTextDataModule(
-            table, self.base, templates=(TEMPLATE,), image_size=job.image_size, batch_size=job.batch_size
+            table,
+            self.base,
+            templates=(TEMPLATE,),
+            image_size=job.image_size,
+            batch_size=job.batch_size,
+            cache=None,
         )
 
     def train(self, clock: StepClock) -> float:

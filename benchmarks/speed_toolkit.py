@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from lightning import Callback, Trainer, seed_everything
+from lightning import Callback, Trainer
 from speed_data import TEMPLATE
 from speed_meter import DEVICE, StepClock
 from speed_side import KEPT, LR, Side, around, autocast, move, pin
@@ -16,9 +16,10 @@ from finetune.core.types import Batch
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.pipeline.recipe import Recipe, read_recipe
 from finetune.pipeline.run_recipe import quieten
-from finetune.pipeline.train import build_training
+from finetune.pipeline.train import fit
 from finetune.run.folder import RunFolder
 from finetune.training.classification_task import ClassificationTask
+from finetune.training.heap import freed_memory_kept
 from finetune.training.task import AlignTask
 
 RECIPES = {"captions": "retrieval_lora", "prompts": "classify_prompts", "head": "classify_head"}
@@ -45,7 +46,7 @@ class ToolkitSide(Side):
             *(("--data.table.caption", "caption") if is_captions else ("--data.table.label", "label")),
             *(() if is_captions else ("--data.templates", f'["{TEMPLATE}"]')),
             *("--data.augmentations", "null", "--data.image_size", job.image_size),
-            *("--data.batch_size", job.batch_size, "--data.num_workers", job.workers),
+            *("--data.batch_size", job.batch_size, "--data.num_workers", job.workers, "--data.cache", job.cache),
             *("--trainer.accelerator", "gpu" if DEVICE == "cuda" else "cpu"),
             *("--trainer.precision", "bf16-mixed" if job.computes_in_bf16 else "32-true"),
             *("--run.soup", 1, "--run.folder", folder),
@@ -56,8 +57,9 @@ class ToolkitSide(Side):
 
 
 class BareFusedSide(ToolkitSide):
-    """A loop over batches in memory, with the toolkit's model and objective."""
+    """A loop over batches in memory, with the toolkit's model and objective, and its care for freed memory."""
 
+    @freed_memory_kept()
     def train(self, clock: StepClock) -> float:
         job = self.job
         with tempfile.TemporaryDirectory() as folder:
@@ -111,14 +113,21 @@ class OurSide(ToolkitSide):
     """The training of `finetune fit`, with its loggers and callbacks."""
 
     def train(self, clock: StepClock) -> float:
-        quieten()
-        with tempfile.TemporaryDirectory() as folder:
-            recipe = self.read(Path(folder), "--trainer.max_steps", self.job.total)
-            data, task = recipe.build_data(), recipe.build_trainable()
-            seed_everything(data.seed, verbose=False)
-            trainer = build_training(recipe, data, RunFolder(recipe.folder)).trainer
-            follows = ClockOfLightning(clock)
-            trainer.callbacks.append(follows)
-            trainer.fit(task, data)
+        follows = ClockOfLightning(clock)
+        self.fit(follows, "--trainer.max_steps", self.job.total)
         assert follows.first is not None
         return float(follows.first)
+
+    def fit(self, follows: Callback, *more: object) -> None:
+        """Trains as a run does.
+
+        Args:
+            follows: Follows the training beside the run's own callbacks.
+            more: Words that set further keys of the recipe.
+        """
+        quieten()
+        with tempfile.TemporaryDirectory() as folder:
+            recipe = self.read(Path(folder), *more)
+            data, task = recipe.build_data(), recipe.build_trainable()
+            task.configure_callbacks = lambda: [follows]  # Lightning adds them to those of the trainer
+            fit(recipe, task, data, RunFolder(recipe.folder))

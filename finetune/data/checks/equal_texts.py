@@ -29,10 +29,9 @@ def number_texts(rows: Rows, encoder: TextEncoder) -> Integers:
     """
     ids, first, inverse = np.unique(rows.caption_ids, return_index=True, return_inverse=True)
     texts: list[str] = rows.captions[first].tolist()
-    least: dict[str, list[int]] = {}
-    for at, key in enumerate(_keys(texts, encoder)):
-        least.setdefault(key, []).append(at)
-    together = [at for same in least.values() if len(same) > 1 for at in same]
+    least: dict[str, int] = {}
+    leaders = np.array([least.setdefault(key, at) for at, key in enumerate(_keys(texts, encoder))], dtype=np.int64)
+    together = np.flatnonzero(np.bincount(leaders)[leaders] > 1).tolist()
     numbers, earliest = np.arange(len(texts)), dict[tuple[int, ...], int]()
     for at, tokens in zip(together, _encode([texts[at] for at in together], encoder), strict=True):
         numbers[at] = earliest.setdefault(tokens, at)
