@@ -103,14 +103,18 @@ def usual_workers(cores: int) -> int:
     return min(4, cores - 1)
 
 
-def peek(loader: TrainBatchLoader) -> Iterator[Collated]:
+def peek(loader: DataLoader[Batch]) -> Iterator[Collated]:
     """Yields the batches of the loader's epoch as its workers would make them, but in this process.
 
-    Nothing of the loader changes, and unreadable images are left to it to report.
+    Nothing of the loader changes, and unreadable images are left to it to report. A loader of another kind, which a
+    data module of a user's may have, is gone through as it is.
 
     Args:
         loader: The training rows.
     """
+    if not isinstance(loader, TrainBatchLoader):
+        yield from (Collated(batch, []) for batch in loader)
+        return
     assert loader.collate_fn is not None
     for keys in loader.batch_sampler:
         yield loader.collate_fn([loader.dataset[key] for key in keys])

@@ -4,8 +4,10 @@ import multiprocessing
 import os
 
 import pytest
+from torch.utils.data import DataLoader
 
 from finetune.data.loading.datamodule import ImageTextDataModule
+from finetune.data.loading.loader import peek
 from finetune.data.loading.workers import count_workers, suggest_workers, time_loading
 from finetune.data.table.table import Table
 
@@ -30,6 +32,19 @@ def module(colour_table, tiny, **options) -> ImageTextDataModule:
 )
 def test_there_are_as_many_workers_as_loading_needs(loading, step, cores, expected):
     assert count_workers(loading, step, cores) == expected
+
+
+class WithLoaderOfItsOwn(ImageTextDataModule):
+    def train_dataloader(self):
+        dataset = self.dataset("train", training=True)
+        rows = [[(0, 0), (1, 0)], [(2, 0), (3, 0)]]
+        return DataLoader(dataset, batch_sampler=rows, collate_fn=dataset.collate)
+
+
+def test_a_loader_of_another_kind_is_timed_too(colour_table, tiny):
+    data = WithLoaderOfItsOwn(Table(str(colour_table), label="label", split="split"), tiny)
+    assert [len(found.batch.rows) for found in peek(data.train_dataloader())] == [2, 2]
+    assert time_loading(data) > 0
 
 
 def test_measuring_leaves_the_data_module_as_it_was(colour_table, tiny):
