@@ -17,12 +17,16 @@ def full_float32(device: torch.device) -> Iterator[None]:
     Args:
         device: Where the matrices lie.
     """
-    precisions = [backend.fp32_precision for backend in _BACKENDS]
+    by_backend = [backend.fp32_precision for backend in _BACKENDS]
     try:
-        for backend in _BACKENDS:
-            backend.fp32_precision = "ieee"
+        for_all = torch.get_float32_matmul_precision()
+    except RuntimeError:  # torch refuses to say where a backend's own setting alone was changed
+        for_all = "highest"
+    try:
+        torch.set_float32_matmul_precision("highest")
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        for backend, precision in zip(_BACKENDS, precisions, strict=True):
+        torch.set_float32_matmul_precision(for_all)
+        for backend, precision in zip(_BACKENDS, by_backend, strict=True):
             backend.fp32_precision = precision

@@ -41,9 +41,26 @@ def test_a_lower_precision_changes_no_metric(measure):
         torch.testing.assert_close(measure(), EXPECTED[measure])
 
 
+def settings() -> tuple[str, ...]:
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    return torch.get_float32_matmul_precision(), *(backend.fp32_precision for backend in backends)
+
+
 @pytest.mark.usefixtures("lower_precision")
 def test_the_precision_around_is_left_as_it_was():
-    before = torch.get_float32_matmul_precision(), torch.backends.mkldnn.matmul.fp32_precision
+    before = settings()
     with pytest.raises(KeyError), full_float32(torch.device("cpu")):
+        assert settings() == ("highest", "ieee", "ieee")
         raise KeyError
-    assert before == (torch.get_float32_matmul_precision(), torch.backends.mkldnn.matmul.fp32_precision)
+    assert before == settings()
+
+
+def test_so_is_the_setting_of_a_backend_alone():
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
+    try:
+        with full_float32(torch.device("cpu")):
+            assert matmul.fp32_precision == "ieee"
+        assert matmul.fp32_precision == "tf32"
+    finally:
+        matmul.fp32_precision = before
