@@ -1,4 +1,4 @@
-"""Peak memory and seconds of a LoRA training step at align-base's size: plain PEFT, fused layers, recomputed blocks.
+"""Peak memory and seconds of a LoRA training step at align-base's size: plain, fused, recomputed, in parts.
 
     python benchmarks/align_base.py --random --batch-sizes 1 2 4
 
@@ -8,6 +8,9 @@ both towers, on random images and captions. With `--random` the weights are rand
 
 Memory is that of weights, gradients, optimizer and activations together: on CUDA the peak of the allocator, on the CPU
 the peak of the process minus what it had before the model was loaded, sampled every 2 ms.
+
+`--sides parts --micro-batch 8` embeds 8 rows at a time (`model.micro_batch`), with `--batch-sizes 8 32 512` of batches
+of any size; `--checkpoint align-mini --image-size 64` does so with small towers.
 
 `--whole depthwise` trains the image tower's depthwise kernels whole beside the adapters, as `few_shot` does.
 """
@@ -35,13 +38,15 @@ from finetune.core.types import Batch
 from finetune.export.merged import write_checkpoint
 from finetune.model.base import Base
 from finetune.model.lora import TowerLora
+from finetune.training.heap import freed_memory_kept
 from finetune.training.task import AlignTask
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SIDES: dict[str, dict[str, bool]] = {
+SIDES: dict[str, dict[str, bool]] = {  # plain PEFT, fused layers, recomputed blocks, a part of the batch at a time
     "plain": {"fused": False},
     "fused": {},
     "recomputed": {"image_recompute": True},
+    "parts": {},
 }
 IMAGE_PROCESSOR = {  # align-base's own settings
     "image_processor_type": "EfficientNetImageProcessor",
@@ -90,7 +95,7 @@ def random_batch(rows: int, side: int, tokens: int) -> Batch:
     """Draws noise and words without padding, all rows different."""
     ids = torch.arange(rows)
     return Batch(
-        pixel_values=torch.randn(rows, 3, side, side),
+        pixel_values=torch.randint(256, (rows, 3, side, side), dtype=torch.uint8),
         input_ids=torch.randint(1000, 30000, (rows, tokens)),
         attention_mask=torch.ones(rows, tokens, dtype=torch.long),
         rows=ids,
@@ -130,12 +135,14 @@ def measure_steps(options: argparse.Namespace, rows: int, side: str) -> dict[str
     """Measures peak memory in bytes, None where there is too little of it, and the seconds of each step."""
     torch.manual_seed(0)
     before = 0 if DEVICE == "cuda" else psutil.Process().memory_info().rss
-    task = AlignTask(options.checkpoint, image_lora=TowerLora(whole=options.whole), **SIDES[side]).to(DEVICE)
+    parts = options.micro_batch if side == "parts" else None
+    lora = TowerLora(whole=options.whole)
+    task = AlignTask(options.checkpoint, image_lora=lora, micro_batch=parts, **SIDES[side]).to(DEVICE)
     optimizer = torch.optim.AdamW([p for p in task.parameters() if p.requires_grad], lr=1e-4)
     batch = Batch(*(tensor.to(DEVICE) for tensor in random_batch(rows, options.image_size, options.tokens)))
     seconds = []
     try:
-        with watch_memory() as peak:
+        with watch_memory() as peak, freed_memory_kept():
             for _ in range(1 + options.steps):  # the first warms up
                 start = time.perf_counter()
                 with torch.autocast(DEVICE, torch.bfloat16, enabled=options.bf16):
@@ -155,7 +162,7 @@ def measure_in_fresh_process(options: argparse.Namespace, rows: int, side: str) 
     """Calls `measure_steps` in a process that does nothing else."""
     words = [
         *("--checkpoint", options.checkpoint, "--steps", options.steps, "--image-size", options.image_size),
-        *("--tokens", options.tokens, "--cell", rows, side),
+        *("--tokens", options.tokens, "--micro-batch", options.micro_batch, "--cell", rows, side),
         *(["--bf16"] if options.bf16 else []),
         *(["--whole", *options.whole] if options.whole else []),
     ]
@@ -170,12 +177,12 @@ def measure_table(options: argparse.Namespace) -> str:
     cells: dict[tuple[int, str], list[dict[str, Any]]] = {}
     for _ in range(options.rounds):
         for rows in options.batch_sizes:
-            for side in SIDES:
+            for side in options.sides:
                 cells.setdefault((rows, side), []).append(measure_in_fresh_process(options, rows, side))
-    heads = [f"{unit}, {side}" for unit in ("GiB", "s/step") for side in SIDES]
+    heads = [f"{unit}, {side}" for unit in ("GiB", "s/step") for side in options.sides]
     lines = [f"| batch size | {' | '.join(heads)} |", f"| ---: {len(heads) * '| ---: '}|"]
     for rows in options.batch_sizes:
-        columns = [describe(cells[rows, side]) for side in SIDES]
+        columns = [describe(cells[rows, side]) for side in options.sides]
         memory, seconds = zip(*columns, strict=True)
         lines.append(f"| {' | '.join([str(rows), *memory, *seconds])} |")
     return "\n".join(lines)
@@ -200,6 +207,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint", default="kakaobrain/align-base", help="hub id or folder (%(default)s)")
     parser.add_argument("--random", action="store_true", help="random weights of align-base's size instead")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 2, 4], help="rows a step (1 2 4)")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=[*SIDES][:-1], help="columns (all but parts)")
+    parser.add_argument("--micro-batch", type=int, default=8, help="rows at a time of parts (%(default)s)")
     parser.add_argument("--steps", type=int, default=3, help="timed steps a process (%(default)s)")
     parser.add_argument("--rounds", type=int, default=2, help="processes a cell (%(default)s)")
     parser.add_argument("--image-size", type=int, default=289, help="pixels a side (%(default)s)")

@@ -64,13 +64,12 @@ class AlignTask(LightningModule):
         channels_last: Whether the image tower's training step keeps images in memory channels last, which changes time
             and rounding; null is true on a CPU where layers are fused, else false, and `auto` times both in a run.
         micro_batch: Most rows that the towers embed at a time, so that the memory of a large batch is that of so many
-            rows: the whole batch's loss and gradients, to rounding, for a third more time. `auto` takes what fits, and
-            null the whole batch.
+            rows: the whole batch's loss and gradients, to rounding, for a third more time. `auto` becomes what fits
+            when training starts; null is the whole batch.
         optimizer: Called with the parameter groups; weight decay spares biases, norms and the temperature.
         lr_scheduler: Called with the optimizer and the total number of steps; stepped after each step.
 
     Attributes:
-        micro_batch: As given; once training starts, what `auto` has come to.
         metric: What measures the rows of the current or the last evaluation.
     """
 
