@@ -107,7 +107,11 @@ class PixelCache:
         try:
             return action(*given)
         except OSError as error:
-            self.fault = f"Decoded images are no longer kept in {self.folder}: {error.strerror or error}."
+            reason = error.strerror or error
+            self.fault = (
+                f"Decoded images are no longer kept in {self.folder}: {reason}. "
+                "Set data.cache to another folder, or to null."
+            )
             return None
 
     def __getstate__(self) -> dict[str, object]:

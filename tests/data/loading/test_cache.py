@@ -54,7 +54,8 @@ def test_a_place_that_takes_no_files_is_named_once(colour_table, tiny, tmp_path)
         warnings.simplefilter("default")
         assert batches(loader) == batches(loader) == batches(module(colour_table, tiny, None).train_dataloader())
     assert [str(one.message) for one in caught] == [
-        f"Decoded images are no longer kept in {tmp_path / 'file'}: Not a directory."
+        f"Decoded images are no longer kept in {tmp_path / 'file'}: Not a directory. "
+        "Set data.cache to another folder, or to null."
     ]
 
 

@@ -200,7 +200,8 @@ def test_on_a_full_disk_images_are_decoded_and_what_was_begun_is_taken_back(fold
     with room_for(2 * size + 100):
         for path in images:
             assert np.array_equal(cache.read(path), fresh(path))
-    assert cache.fault == f"Decoded images are no longer kept in {folder}: File too large."
+    fault = f"Decoded images are no longer kept in {folder}: File too large. "
+    assert cache.fault == fault + "Set data.cache to another folder, or to null."
     assert count(folder) == 2
     assert index(folder).with_name("pixels").stat().st_size == 2 * size
     again = cached(folder)
