@@ -6,6 +6,8 @@ from hashlib import blake2b
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
@@ -21,10 +23,10 @@ class Recall:
     """The features that a tower has made, by the content of what it made them of.
 
     Features are kept as long as the tower is frozen: no parameter is trained, nothing in it is random or follows the
-    batch, and its weights and the precision stay as they are. Otherwise each call computes, and nothing is kept. An
-    input that has a gradient itself is computed each time. An input is known by its content, so it does not matter
-    which row, split or table it comes from; an image that is augmented is another one. Features are those of the first
-    batch that an input came in: in another batch they may differ in their last bits.
+    batch, and its weights, the adapters in use and the precision stay as they are. Otherwise each call computes, and
+    nothing is kept. An input that has a gradient itself is computed each time. An input is known by its content, so it
+    does not matter which row, split or table it comes from; an image that is augmented is another one. Features are
+    those of the first batch that an input came in: in another batch they may differ in their last bits.
 
     On a GPU each call waits for the device once.
 
@@ -83,14 +85,17 @@ class Recall:
 
     def _find_state(self, device: torch.device) -> object:
         """All that features depend on beside the input, to be compared; None where the tower is not frozen."""
+        switches: list[object] = []
         for module in (inner for part in self._tower for inner in part.modules()):
             if module.training and isinstance(module, _BatchNorm | _DropoutNd):
                 return None
+            if isinstance(module, BaseTunerLayer | ModulesToSaveWrapper):
+                switches.append((module.disable_adapters, module.active_adapters))
         tensors: list[Any] = [tensor for part in self._tower for tensor in (*part.parameters(), *part.buffers())]
         if any(tensor.requires_grad for tensor in tensors):
             return None
         precision = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
-        return device, precision, [(id(tensor), tensor._version) for tensor in tensors]
+        return device, precision, switches, [(id(tensor), tensor._version) for tensor in tensors]
 
 
 def hash_rows(tensor: Tensor) -> list[bytes]:

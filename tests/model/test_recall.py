@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 
 from finetune.model.base import Base
@@ -66,6 +68,22 @@ def test_a_trained_tower_keeps_nothing():
     asked.tower.requires_grad_(False)
     assert not asked(1).requires_grad
     assert asked.computed == [[1]] * 3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "options", [{"target_modules": ["0"]}, {"target_modules": DUMMY_TARGET_MODULES, "modules_to_save": ["0"]}]
+)
+def test_an_adapter_that_is_switched_off_is_noticed(options):
+    adapted = get_peft_model(nn.Sequential(nn.Linear(3, 2)), LoraConfig(init_lora_weights=False, **options))
+    for parameter in adapted.parameters():
+        parameter.normal_()
+    asked = Asked(adapted)
+    asked(1)
+    with adapted.disable_adapter():
+        asked.tower.requires_grad_(False)
+        asked(1)
+    assert asked.computed == [[1], [1]]
 
 
 def test_an_input_that_is_trained_has_its_gradient():
