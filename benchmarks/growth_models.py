@@ -20,6 +20,7 @@ from finetune.model.head import LinearHead
 from finetune.model.towers import AlignTowers
 from finetune.objectives import CrossEntropy, Objective
 from finetune.training.head_start import FromProbe, Seen
+from finetune.training.heap import freed_memory_kept
 from finetune.training.task import AlignTask
 
 Metric = Callable[[int], RowMetric]
@@ -121,14 +122,14 @@ def random_rows(rows: int, side: int, tokens: int) -> Batch:
 def step(rows: int, _: Path) -> Work:
     """Trains a step of both towers, forward and backward."""
     task, batch = AlignTask("align-mini"), random_rows(rows, 64, 8)
-    return lambda: task.loss(task(batch), batch).backward()
+    return freed_memory_kept()(lambda: task.loss(task(batch), batch).backward())
 
 
 def step_of_texts(tokens: int, _: Path) -> Work:
     """Trains a step of the text tower."""
     task, batch = AlignTask("align-mini", image_lora=None), random_rows(64, 32, tokens)
     texts = Texts(batch.input_ids, batch.attention_mask)
-    return lambda: task.towers.text_embeddings(texts).text_embeds.sum().backward()
+    return freed_memory_kept()(lambda: task.towers.text_embeddings(texts).text_embeds.sum().backward())
 
 
 def lose(objective: Objective) -> Prepare:
@@ -138,7 +139,7 @@ def lose(objective: Objective) -> Prepare:
         batch = random_rows(rows, 1, 1)
         images, texts = torch.randn(2, rows, DIMENSION, requires_grad=True)
         embeddings = Embeddings(images, texts, torch.tensor(0.05))
-        return lambda: torch.autograd.grad(objective(embeddings, batch), [images, texts])
+        return freed_memory_kept()(lambda: torch.autograd.grad(objective(embeddings, batch), [images, texts]))
 
     return prepare
 

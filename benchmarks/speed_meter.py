@@ -56,9 +56,10 @@ class StepClock:
         counted = self._started - self.warmup
         if counted == 0:
             self.when_warm()
-        if counted >= 0 and counted % self.every == 0:
+        is_last = self._started == self.total
+        if counted >= 0 and (counted % self.every == 0 or is_last):
             synchronise()
-            if counted in (0, self.total - self.warmup):
+            if counted == 0 or is_last:
                 self._cpu.append(_cpu_seconds())
             self._looks.append((time.perf_counter(), self._images))
         self._started += 1

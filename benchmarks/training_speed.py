@@ -122,9 +122,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--sides", nargs="+", help="who trains (all; bf16 where the machine has units for it)")
     parser.add_argument("--image-sizes", type=int, nargs="+", help="pixels a side (96; 289 with --random)")
     parser.add_argument("--batch-size", type=int, help="rows a step (64; 256 with --random on CUDA, else 4)")
-    parser.add_argument("--steps", type=int, default=12, help="timed steps a process (%(default)s)")
+    parser.add_argument("--steps", type=int, help="timed steps a process (12; 10 with --random)")
     parser.add_argument("--warmup", type=int, default=3, help="steps before them (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="processes a side (%(default)s)")
+    parser.add_argument("--rounds", type=int, help="processes a side (3; 2 with --random)")
     parser.add_argument(
         "--workers", type=int, default=min(os.cpu_count() or 1, 12), help="that read images (the cores)"
     )
@@ -148,6 +148,8 @@ def fill_in(options: argparse.Namespace) -> None:
     options.image_sizes = options.image_sizes or [289 if options.random else 96]
     small = 4 if options.random and DEVICE == "cpu" else 64
     options.batch_size = options.batch_size or (256 if options.random and DEVICE == "cuda" else small)
+    options.steps = options.steps or (10 if options.random else 12)
+    options.rounds = options.rounds or (2 if options.random else 3)
     options.drawn = options.drawn or options.random
 
 
