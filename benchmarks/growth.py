@@ -90,12 +90,16 @@ def give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def measure_series(number: int) -> list[tuple[float, int]]:
-    """Measures all sizes of a series in this process."""
+def measure_series(number: int, folder: Path) -> list[tuple[float, int]]:
+    """Measures all sizes of a series in this process.
+
+    Args:
+        number: Its position in `SERIES`.
+        folder: Where tables are written, and found by the series that follow.
+    """
     series = SERIES[number]
-    with tempfile.TemporaryDirectory() as folder:
-        series.prepare(series.sizes[0], Path(folder))()  # what is imported or read at the first call
-        return [measure_work(series.prepare(size, Path(folder))) for size in series.sizes]
+    series.prepare(series.sizes[0], folder)()  # what is imported or read at the first call
+    return [measure_work(series.prepare(size, folder)) for size in series.sizes]
 
 
 def fit_exponent(sizes: Sequence[int], values: Sequence[float], least: float) -> float:
@@ -130,10 +134,10 @@ def describe(series: Series, found: Sequence[tuple[float, int]]) -> str:
     return f"| {' | '.join([*cells, f'{memory[-1] / 2**20:,.0f}', f'{series.memory:g}', shown[1]])} |"
 
 
-def in_fresh_process(number: int) -> list[tuple[float, int]]:
+def in_fresh_process(number: int, folder: Path) -> list[tuple[float, int]]:
     """Measures a series in a process that does nothing else; forked where that can be, as imports take long."""
     with multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn").Pool(1) as pool:
-        return pool.apply(measure_series, (number,))
+        return pool.apply(measure_series, (number, folder))
 
 
 def main() -> None:
@@ -145,11 +149,12 @@ def main() -> None:
     print("| what | sizes | CPU s | expected | exponent | MiB | expected | exponent |")
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
     started = time.perf_counter()
-    for number, series in enumerate(SERIES):
-        if series.unit in options.only and options.match in series.name:
-            found = in_fresh_process(number)
-            print(describe(series, found), flush=True)
-            pairs = zip(series.sizes, found, strict=True)
+    chosen = [n for n, series in enumerate(SERIES) if series.unit in options.only and options.match in series.name]
+    with tempfile.TemporaryDirectory() as folder:
+        for number in chosen:
+            found = in_fresh_process(number, Path(folder))
+            print(describe(SERIES[number], found), flush=True)
+            pairs = zip(SERIES[number].sizes, found, strict=True)
             words = [f"{size:,}: {seconds:.3g} s {memory / 2**20:,.0f} MiB" for size, (seconds, memory) in pairs]
             print("  " + ", ".join(words), file=sys.stderr, flush=True)
     print(f"\n{time.perf_counter() - started:.0f} s in all", file=sys.stderr)
