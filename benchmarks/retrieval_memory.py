@@ -31,14 +31,24 @@ MOST_WHOLE = 10_000
 """Pairs up to which all similarities are held: 30,000 took 14 GiB."""
 
 
-def draw(pairs: int) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    images, texts = (torch.randn(pairs, DIMENSIONS, generator=generator) for _ in range(2))
+def draw_batch(start: int, stop: int) -> tuple[Tensor, Tensor]:
+    """Features of the rows of one batch."""
+    generator = torch.Generator().manual_seed(start)
+    images, texts = (torch.randn(stop - start, DIMENSIONS, generator=generator) for _ in range(2))
     return images, texts.add_(images, alpha=0.15)
 
 
-def find_whole(images: Tensor, texts: Tensor) -> list[float]:
+def draw(pairs: int) -> tuple[Tensor, Tensor]:
+    images, texts = torch.empty(2, pairs, DIMENSIONS)
+    for start in range(0, pairs, BATCH):
+        stop = min(start + BATCH, pairs)
+        images[start:stop], texts[start:stop] = draw_batch(start, stop)
+    return images, texts
+
+
+def find_whole(pairs: int) -> list[float]:
     """Mean hit rates at 1, 5 and 10 of both directions, from the order of all similarities."""
+    images, texts = draw(pairs)
     similarities = normalize(images, dim=-1) @ normalize(texts, dim=-1).T
     own, found = torch.arange(len(images))[:, None], []
     for scores in (similarities, similarities.T):
@@ -48,9 +58,9 @@ def find_whole(images: Tensor, texts: Tensor) -> list[float]:
     return torch.stack(found).mean(0).tolist()
 
 
-def find_chunks(images: Tensor, texts: Tensor, chunk: int = 256) -> list[float]:
+def find_chunks(pairs: int, chunk: int = 256) -> list[float]:
     """The same, from counts of better items."""
-    images, texts = normalize(images, dim=-1), normalize(texts, dim=-1)
+    images, texts = (normalize(features, dim=-1) for features in draw(pairs))
     hits = []
     for queries, items in ((images, texts), (texts, images)):
         for start in range(0, len(queries), chunk):
@@ -61,7 +71,7 @@ def find_chunks(images: Tensor, texts: Tensor, chunk: int = 256) -> list[float]:
     return torch.cat(hits, dim=1).float().mean(1).tolist()
 
 
-def find_run(images: Tensor, texts: Tensor) -> list[float]:
+def find_run(pairs: int) -> list[float]:
     """The same, from the evaluation of a table with as many rows."""
     from finetune import Batch, Table, evaluate
     from finetune.core.types import Answers
@@ -70,21 +80,21 @@ def find_run(images: Tensor, texts: Tensor) -> list[float]:
     from finetune.inference.models import RowModel
 
     class Features(RowModel):
-        """Answers with features that are there already."""
+        """Answers with drawn features, as fast as they can be drawn."""
 
         def __call__(self, batch: Batch) -> Answers:
-            return Answers.of(batch, images[batch.rows], texts[batch.rows])
+            return Answers.of(batch, *draw_batch(int(batch.rows[0]), int(batch.rows[-1]) + 1))
 
         def to(self, device: torch.device) -> "Features":
             return self
 
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "table.csv"
-        table.write_text("image,caption\n" + "".join(f"all.png,caption {row}\n" for row in range(len(images))))
+        table.write_text("image,caption\n" + "".join(f"all.png,caption {row}\n" for row in range(pairs)))
         (Path(folder) / "all.png").touch()
         rows = Table(str(table), caption="caption", split=RandomSplit(val=0.0, test=0.0)).read(required=())
     kind, none = find_kind(rows), torch.empty(0)
-    numbers = torch.arange(len(images)).split(BATCH)
+    numbers = torch.arange(pairs).split(BATCH)
     batches = (Batch(none, none, none, part, part, part, torch.full_like(part, -1), none) for part in numbers)
     metric = kind.metric()
     found = evaluate(Features(), batches, metric, torch.device("cpu"))
@@ -93,7 +103,7 @@ def find_run(images: Tensor, texts: Tensor) -> list[float]:
     return [statistics.mean(found.metrics[f"test/{way}/R@{k}"] for way in ways) for k in (1, 5, 10)]
 
 
-WAYS: dict[str, Callable[[Tensor, Tensor], list[float]]] = {
+WAYS: dict[str, Callable[[int], list[float]]] = {
     "whole": find_whole,
     "chunks": find_chunks,
     "run": find_run,
@@ -101,9 +111,8 @@ WAYS: dict[str, Callable[[Tensor, Tensor], list[float]]] = {
 
 
 def measure(way: str, pairs: int) -> dict[str, object]:
-    images, texts = draw(pairs)
     wall, cpu = time.perf_counter(), time.process_time()
-    hits = WAYS[way](images, texts)
+    hits = WAYS[way](pairs)
     return {
         "hits": hits,
         "wall": time.perf_counter() - wall,
