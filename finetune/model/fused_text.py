@@ -75,8 +75,8 @@ class _PackedTextModel(AlignTextModel):
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **others: Any
     ) -> BaseModelOutputWithPooling:
         """Returns the first token's hidden state of each text alone, shape (B, 1, D), where a graph is built."""
-        is_plain = not torch.is_grad_enabled() or self.training or any(value is not None for value in others.values())
-        if is_plain or input_ids is None or attention_mask is None:
+        is_asked_more = self.config.chunk_size_feed_forward or any(value is not None for value in others.values())
+        if not torch.is_grad_enabled() or self.training or is_asked_more or input_ids is None or attention_mask is None:
             return cast(BaseModelOutputWithPooling, super().forward(input_ids, attention_mask, **others))
         mask, copies = attention_mask.bool(), None
         if input_ids.device.type == "cpu" and mask[:, 0].all():  # the first token is no padding, where that is left

@@ -11,11 +11,11 @@ from transformers import AlignModel
 
 from finetune.core.types import Batch, Embeddings, Texts
 from finetune.model.batchnorm import FollowingBatchNorm2d
+from finetune.model.kept_features import KeptFeatures, hash_rows, hash_texts
 from finetune.model.layers import IMAGE, TEXT, TOWERS, Tower
 from finetune.model.lora import ADAPTER
 from finetune.model.parts import embed_in_parts
 from finetune.model.pixels import PixelScale
-from finetune.model.recall import Recall, hash_rows, hash_texts
 
 
 class AlignTowers(nn.Module):
@@ -65,16 +65,16 @@ class AlignTowers(nn.Module):
             if isinstance(module, _BatchNorm) and not isinstance(module, FollowingBatchNorm2d):
                 module.register_forward_pre_hook(_hold_in_eval)
 
-        self._recall: dict[str, Recall] | None = None
+        self._kept_features: dict[str, KeptFeatures] | None = None
 
     def keep_features(self, keep: bool) -> None:
-        """Starts to keep the features that a frozen tower makes, see `Recall`; or forgets them and keeps none.
+        """Starts to keep the features that a frozen tower makes, see `KeptFeatures`; or forgets them and keeps none.
 
         Args:
             keep: Whether to keep them.
         """
         parts = {tower.name: [self.align.get_submodule(part) for part in tower.parts] for tower in TOWERS}
-        self._recall = {name: Recall(modules) for name, modules in parts.items()} if keep else None
+        self._kept_features = {name: KeptFeatures(modules) for name, modules in parts.items()} if keep else None
 
     @property
     def align(self) -> AlignModel:
@@ -124,8 +124,8 @@ class AlignTowers(nn.Module):
         Returns:
             Tensor of shape (B, D).
         """
-        if self._recall is not None:
-            return self._recall[IMAGE.name](self._distinct_image_features, hash_rows, pixel_values)
+        if self._kept_features is not None:
+            return self._kept_features[IMAGE.name](self._distinct_image_features, hash_rows, pixel_values)
         return self._distinct_image_features(pixel_values)
 
     def _distinct_image_features(self, pixel_values: Tensor) -> Tensor:
@@ -156,8 +156,8 @@ class AlignTowers(nn.Module):
         Returns:
             Tensor of shape (B, D).
         """
-        if self._recall is not None:
-            return self._recall[TEXT.name](self._text_features, hash_texts, input_ids, attention_mask)
+        if self._kept_features is not None:
+            return self._kept_features[TEXT.name](self._text_features, hash_texts, input_ids, attention_mask)
         return self._text_features(input_ids, attention_mask)
 
     def _text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

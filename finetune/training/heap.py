@@ -9,6 +9,9 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # malloc.h
 _AFTERWARDS = ((_MMAP_MAX, 65_536), (_MMAP_THRESHOLD, 32 * 1024**2), (_TRIM_THRESHOLD, 64 * 1024**2))
 """What glibc has by itself, once its thresholds have grown with the blocks that were freed."""
 
+_SAID = ("MALLOC_MMAP_", "MALLOC_TRIM_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
+"""How the environment variables begin by which a user says what glibc keeps."""
+
 
 @contextmanager
 def freed_memory_kept() -> Iterator[None]:
@@ -19,7 +22,7 @@ def freed_memory_kept() -> Iterator[None]:
     allocates.
     """
     tune = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if tune is None or any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
+    if tune is None or any(name.startswith(_SAID) for name in os.environ):
         yield
         return
     tune(_MMAP_MAX, 0)

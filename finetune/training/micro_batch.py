@@ -52,8 +52,9 @@ def require_micro_batch(micro_batch: int | str | None, image_lora: TowerLora | N
     Raises:
         ValueError: If the number is below 1, or statistics follow the batch.
     """
-    if isinstance(micro_batch, int) and micro_batch < 1:
-        raise ValueError(f"Expected micro_batch to be at least 1, auto or null, but got {micro_batch}.")
+    is_known = micro_batch in (None, "auto") or (isinstance(micro_batch, int) and not isinstance(micro_batch, bool))
+    if not is_known or (isinstance(micro_batch, int) and micro_batch < 1):
+        raise ValueError(f"Expected micro_batch to be at least 1, auto or null, but got {micro_batch!r}.")
     if micro_batch is not None and image_lora is not None and image_lora.train_statistics:
         raise ValueError(
             f"Expected micro_batch to be null with image_lora.train_statistics, but got {micro_batch}: the statistics "

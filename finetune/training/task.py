@@ -93,6 +93,8 @@ class AlignTask(LightningModule):
     ) -> None:
         super().__init__()
         require_micro_batch(micro_batch, image_lora)
+        if channels_last not in (True, False, None, "auto"):
+            raise ValueError(f"Expected channels_last to be true, false, auto or null, but got {channels_last!r}.")
         base = Base.open(checkpoint)
         adapted = attach_lora(base.load(), image_lora, text_lora)
         layout = channels_last if isinstance(channels_last, bool) else (None if fused else False)

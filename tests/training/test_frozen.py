@@ -52,7 +52,7 @@ def fit(kind, build_trainer, tiny, data, callbacks=(), **options) -> dict[str, t
     task = kind(tiny, optimizer=partial(SGD, lr=0.01), **options)
     trainer = build_trainer(max_epochs=EPOCHS, callbacks=[*callbacks])
     trainer.fit(task, data)
-    assert task.towers._recall is None
+    assert task.towers._kept_features is None
     trained = {name: parameter for name, parameter in task.named_parameters() if parameter.requires_grad}
     return {**trainer.callback_metrics, **trained}
 

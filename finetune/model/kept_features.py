@@ -19,7 +19,7 @@ _ROWS = 8
 """Rows whose bytes are hashed at a time on a GPU, where each byte becomes eight."""
 
 
-class Recall:
+class KeptFeatures:
     """The features that a tower has made, by the content of what it made them of.
 
     Features are kept as long as the tower is frozen: no parameter is trained, nothing in it is random or follows the
@@ -65,7 +65,8 @@ class Recall:
         if not fresh:
             return torch.stack([self._known[key] for key in rows])
         chosen = torch.tensor([*fresh.values()], device=inputs[0].device)
-        computed = compute(*(part[chosen] for part in inputs)).detach()
+        with torch.no_grad():
+            computed = compute(*(part[chosen] for part in inputs))
         found = dict(zip(fresh, computed, strict=True))
         features = torch.stack([found[key] if key in found else self._known[key] for key in rows])
         self._keep(found, computed.nbytes)

@@ -7,7 +7,7 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 
 from finetune.model.base import Base
-from finetune.model.recall import Recall, hash_rows, hash_texts
+from finetune.model.kept_features import KeptFeatures, hash_rows, hash_texts
 from finetune.model.towers import AlignTowers
 
 
@@ -17,7 +17,7 @@ class Asked:
     def __init__(self, tower: nn.Module | None = None, **options: int) -> None:
         self.tower = (tower or nn.Linear(3, 2)).eval().requires_grad_(False)
         self.computed: list[list[float]] = []
-        self.recall = Recall([self.tower], **options)
+        self.kept = KeptFeatures([self.tower], **options)
 
     def compute(self, rows: torch.Tensor) -> torch.Tensor:
         self.computed.append(rows[:, 0].tolist())
@@ -25,7 +25,7 @@ class Asked:
 
     def __call__(self, *numbers: float) -> torch.Tensor:
         rows = torch.tensor(numbers, dtype=torch.float32)[:, None].repeat(1, 3)
-        found = self.recall(self.compute, hash_rows, rows)
+        found = self.kept(self.compute, hash_rows, rows)
         torch.testing.assert_close(found, self.tower(rows), rtol=1e-6, atol=1e-6)
         return found
 
@@ -90,7 +90,7 @@ def test_an_input_that_is_trained_has_its_gradient():
     """As a prompt of pixels in front of a frozen tower."""
     asked, prompt = Asked(), torch.zeros(3, requires_grad=True)
     for _ in range(2):
-        asked.recall(asked.compute, hash_rows, torch.ones(1, 3) + prompt).sum().backward()
+        asked.kept(asked.compute, hash_rows, torch.ones(1, 3) + prompt).sum().backward()
     torch.testing.assert_close(prompt.grad, 2 * asked.tower.weight.sum(0))
 
 
