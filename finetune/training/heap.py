@@ -5,8 +5,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # malloc.h
-_AFTERWARDS = ((_MMAP_MAX, 65_536), (_MMAP_THRESHOLD, 32 * 1024**2), (_TRIM_THRESHOLD, 64 * 1024**2))
+_MXFAST, _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = 1, -1, -3, -4  # malloc.h
+_MEANWHILE = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_MXFAST, 0))
+"""Fast bins hold back the crumbs between aligned blocks, without which a block that was freed is too small for the next.
+"""
+
+_AFTERWARDS = ((_MMAP_MAX, 65_536), (_MMAP_THRESHOLD, 32 * 1024**2), (_TRIM_THRESHOLD, 64 * 1024**2), (_MXFAST, 128))
 """What glibc has by itself, once its thresholds have grown with the blocks that were freed."""
 
 _SAID = ("MALLOC_MMAP_", "MALLOC_TRIM_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
@@ -25,9 +29,9 @@ def freed_memory_kept() -> Iterator[None]:
     if tune is None or any(name.startswith(_SAID) for name in os.environ):
         yield
         return
-    tune(_MMAP_MAX, 0)
-    tune(_TRIM_THRESHOLD, 2**31 - 1)
     try:
+        for name, value in _MEANWHILE:
+            tune(name, value)
         yield
     finally:
         for name, value in _AFTERWARDS:
