@@ -7,8 +7,7 @@ from contextlib import contextmanager
 
 _MXFAST, _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = 1, -1, -3, -4  # malloc.h
 _MEANWHILE = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_MXFAST, 0))
-"""Fast bins hold back the crumbs between aligned blocks, without which a block that was freed is too small for the next.
-"""
+"""Fast bins hold back the crumbs between aligned blocks, without which a freed block is too small for the next one."""
 
 _AFTERWARDS = ((_MMAP_MAX, 65_536), (_MMAP_THRESHOLD, 32 * 1024**2), (_TRIM_THRESHOLD, 64 * 1024**2), (_MXFAST, 128))
 """What glibc has by itself, once its thresholds have grown with the blocks that were freed."""
