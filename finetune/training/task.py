@@ -57,15 +57,15 @@ class AlignTask(LightningModule):
         train_temperature: Whether the temperature is trained.
         min_temperature: Lower bound of the temperature, which divides the logits.
         image_recompute: Whether the image tower's blocks are computed again in the backward pass instead of
-            kept: about half the memory for 1.4 times the time of a step.
+            kept: about half the memory for 1.5 times the time of a step.
         fused: Whether a training step computes adapter and BatchNorm along with each convolution, and no padding, last
             layer or repeated text that nothing depends on: the same loss and gradients, to rounding, in less time and
             memory.
         channels_last: Whether the image tower's training step keeps images in memory channels last, which changes time
             and rounding; null is true on a CPU where layers are fused, else false, and `auto` times both in a run.
         micro_batch: Most rows that the towers embed at a time, so that the memory of a large batch is that of so many
-            rows: the whole batch's loss and gradients, to rounding, for a third more time. `auto` becomes what fits
-            when training starts; null is the whole batch.
+            rows: the whole batch's loss and gradients, to rounding, for 1.4 times the time of a step. `auto` becomes
+            what fits when training starts; null is the whole batch.
         optimizer: Called with the parameter groups; weight decay spares biases, norms and the temperature.
         lr_scheduler: Called with the optimizer and the total number of steps; stepped after each step.
 
