@@ -1,5 +1,6 @@
 """A recipe's training: the weights kept by the validation metric, or the average of several trainings (a soup)."""
 
+import gc
 import sys
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, cast
@@ -88,6 +89,8 @@ def fit(recipe: Recipe, task: AlignTask, data: ImageTextDataModule, run: RunFold
         kept, found = _fit_once(recipe, member, data.with_seed(seed), folder)
         members.append(kept)
         notices += found
+        del member
+        gc.collect()  # a trainer and its task hold each other, and a whole model with them
     _take_average(task, recipe.base, members)
     return list(dict.fromkeys(notices))
 
