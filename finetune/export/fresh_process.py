@@ -14,11 +14,12 @@ import platform
 import sys
 from typing import Any
 
-gc.disable()  # imports leave no garbage, and looking for it takes seconds
+if __name__ == "__main__":
+    gc.disable()  # imports leave no garbage, and looking for it takes seconds
 
-import torch  # noqa: E402
-import transformers  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
+import torch
+import transformers
+from safetensors.torch import load_file
 
 
 def report(folder: str, witness: str, code: str) -> dict[str, Any]:

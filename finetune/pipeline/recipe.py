@@ -10,6 +10,7 @@ from typing import Any, cast, get_args, get_type_hints
 import torch
 from jsonargparse import ArgumentError, Namespace
 from lightning import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
@@ -151,6 +152,9 @@ class Recipe:
         if isinstance(loggers, bool | None):
             loggers = []
         values["logger"] = [*([loggers] if isinstance(loggers, Logger) else loggers), *filter(None, [logger])]
+        has_bar = any(isinstance(one, ProgressBar) for one in values["callbacks"])
+        if values["enable_progress_bar"] is not False and not has_bar and self.device.type != "cpu":
+            values["callbacks"].append(TQDMProgressBar(refresh_rate=20))  # to show a loss is to wait for the device
         try:
             return Trainer(**values)
         except Exception as error:  # of many kinds, and all of them of these values

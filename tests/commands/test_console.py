@@ -1,5 +1,6 @@
 """What the commands print: their own lines alone, in any encoding, and names as they can be shown."""
 
+import gc
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import warnings
 import pandas as pd
 import pytest
 
+from finetune import __main__ as entrance
 from finetune.__main__ import let_threads_sleep
 from finetune.commands.cli import main
 
@@ -121,3 +123,11 @@ def test_threads_are_told_before_torch_is_there():
         "entrance.main()"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 5
+
+
+def test_a_command_leaves_the_garbage_collector_as_it_was(monkeypatch):
+    """Else a process that runs several commands would keep the models of all of them."""
+    monkeypatch.setattr("sys.argv", ["finetune", "recipes", "list"])
+    before = True, gc.get_threshold(), gc.get_freeze_count()
+    assert entrance.main() == 0
+    assert (gc.isenabled(), gc.get_threshold(), gc.get_freeze_count()) == before

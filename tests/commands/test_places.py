@@ -76,7 +76,7 @@ def home(tiny, colour_table, tmp_path_factory) -> Iterator[Home]:
 def test_paths_from_the_home_directory_lie_there(home):
     assert (home.run / "finished.json").is_file()
     assert {path.name for path in home.project.iterdir()} == {"base", "colours", "recipes"}
-    assert {path.name for path in home.path.iterdir()} == {"logs", "project", "runs"}
+    assert {path.name for path in home.path.iterdir()} == {".cache", "logs", "project", "runs"}
 
 
 def test_a_run_notes_absolute_places_and_what_they_were_relative_to(home):
