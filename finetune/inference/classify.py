@@ -1,6 +1,5 @@
 """Images classified by any model: by class prompts, or by a trained head."""
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AlignProcessor
 
+from finetune.core.cores import count_cores
 from finetune.core.errors import RecipeError, TableError
 from finetune.core.files import read_json
 from finetune.core.places import show
@@ -229,7 +229,7 @@ class _Pictures:
             image = try_image(path)
             return image if isinstance(image, str) else prepare(image)
 
-        opened = work_ahead(open_one, images, threads=os.cpu_count() or 1, most_ahead=2 * IMAGES)
+        opened = work_ahead(open_one, images, threads=count_cores(), most_ahead=2 * IMAGES)
         for start in range(0, len(images), IMAGES):
             pixels = []
             for path, found in zip(images[start : start + IMAGES], opened, strict=False):

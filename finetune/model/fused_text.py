@@ -106,37 +106,28 @@ class _PackedAttention(AlignTextAttention):
     ) -> Tensor:
         if packing is None:
             return super().forward(hidden_states, attention_mask, **others)
-        output: Tensor = self.output(self._attend(hidden_states, packing), hidden_states)
+        output: Tensor = self.output(*self._attend(hidden_states, packing))
         return output
 
-    def _attend(self, rows: Tensor, packing: _Packing) -> Tensor:
+    def _attend(self, rows: Tensor, packing: _Packing) -> tuple[Tensor, Tensor]:
+        """Returns what attention finds for the tokens that ask, and these tokens' own rows."""
         layers, heads = self.self, self.self.num_attention_heads
         query, key, value = (
             packing.unpack(part, heads) for part in _apply_each([layers.query, layers.key, layers.value], rows)
         )
         mask = packing.mask.expand(-1, -1, query.shape[2], -1)
-        return packing.pack(scaled_dot_product_attention(query, key, value, mask, scale=layers.scaling))
+        return packing.pack(scaled_dot_product_attention(query, key, value, mask, scale=layers.scaling)), rows
 
 
 class _LastAttention(_PackedAttention):
     """Attention of the last layer, in which the first token of each text alone asks."""
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        packing: _Packing | None = None,
-        **others: Any,
-    ) -> Tensor:
-        if packing is None:
-            return super().forward(hidden_states, attention_mask, **others)
+    def _attend(self, rows: Tensor, packing: _Packing) -> tuple[Tensor, Tensor]:
         layers, heads = self.self, self.self.num_attention_heads
-        asking = hidden_states.index_select(0, packing.first)
+        asking = rows.index_select(0, packing.first)
         query = layers.query(asking).view(len(asking), 1, heads, -1).transpose(1, 2)
-        key, value = (packing.unpack(part, heads) for part in _apply_each([layers.key, layers.value], hidden_states))
-        answers = scaled_dot_product_attention(query, key, value, packing.mask, scale=layers.scaling)
-        output: Tensor = self.output(answers.flatten(1), asking)
-        return output
+        key, value = (packing.unpack(part, heads) for part in _apply_each([layers.key, layers.value], rows))
+        return scaled_dot_product_attention(query, key, value, packing.mask, scale=layers.scaling).flatten(1), asking
 
 
 class _FusedLinear(LoraLinear):

@@ -43,27 +43,29 @@ def suit_machine(recipe: Recipe, task: AlignTask, data: ImageTextDataModule) -> 
         By recipe key the values, which repeat the training elsewhere, and under `seconds` those of a step of few rows;
         empty where nothing was left to the machine.
     """
-    return _suit_time(recipe, task, data) | _suit_memory(recipe, task, data)
-
-
-def _suit_memory(recipe: Recipe, task: AlignTask, data: ImageTextDataModule) -> dict[str, Any]:
-    """Settles how many rows are embedded at a time, under the precision of the training."""
-    batch = next(peek(data.train_dataloader())).batch if recipe.value(MICRO_BATCH) == "auto" else None
+    open_keys = [key for key in (PRECISION, LAYOUT, WORKERS, MICRO_BATCH) if recipe.value(key) == "auto"]
+    batch = next(peek(data.train_dataloader())).batch if open_keys else None
     if batch is None:
         return {}
+    task.to(recipe.device)
+    timed = [key for key in open_keys if key != MICRO_BATCH]
+    found = _suit_time(recipe, task, data, batch, timed) if timed else {}
+    return found | _suit_memory(recipe, task, batch) if MICRO_BATCH in open_keys else found
+
+
+def _suit_memory(recipe: Recipe, task: AlignTask, batch: Batch) -> dict[str, Any]:
+    """Settles how many rows are embedded at a time, under the precision of the training."""
     with recipe.build_trainer().precision_plugin.forward_context():
-        task.to(recipe.device).settle_micro_batch(batch)
+        task.settle_micro_batch(batch)
     values = {MICRO_BATCH: task.micro_batch}
     recipe.settle(values)
     return values
 
 
-def _suit_time(recipe: Recipe, task: AlignTask, data: ImageTextDataModule) -> dict[str, Any]:
+def _suit_time(
+    recipe: Recipe, task: AlignTask, data: ImageTextDataModule, batch: Batch, open_keys: Sequence[str]
+) -> dict[str, Any]:
     """Settles what is timed."""
-    open_keys = [key for key in (PRECISION, LAYOUT, WORKERS) if recipe.value(key) == "auto"]
-    batch = next(peek(data.train_dataloader())).batch if open_keys else None
-    if batch is None:
-        return {}
     trainer = recipe.build_trainer()
     trainer.datamodule = data  # type: ignore[attr-defined]  # as `Trainer.fit` does
     steps = total_steps(trainer) * trainer.accumulate_grad_batches * recipe.run.soup
@@ -73,7 +75,7 @@ def _suit_time(recipe: Recipe, task: AlignTask, data: ImageTextDataModule) -> di
     def allow(seconds: float) -> float:
         return min(MOST_SECONDS, SHARE * seconds * scale * steps)
 
-    timing = time_ways(task.to(recipe.device), few, _list_ways(recipe, open_keys), allow)
+    timing = time_ways(task, few, _list_ways(recipe, open_keys), allow)
     way = timing.way if timing else Way()
     found: dict[str, Any] = {PRECISION: way.precision, LAYOUT: way.channels_last, WORKERS: data.workers}
     if timing and WORKERS in open_keys:

@@ -2,9 +2,10 @@
 
 import pytest
 
+from finetune.core.cores import count_cores
 from finetune.core.errors import RecipeError
 from finetune.core.files import read_json
-from finetune.data.loading.loader import count_cores, usual_workers
+from finetune.data.loading.loader import usual_workers
 from finetune.pipeline import machine
 from finetune.pipeline.machine import LAYOUT, MICRO_BATCH, PRECISION, WORKERS, suit_machine
 from finetune.pipeline.recipe import Recipe, read_recipe

@@ -1,7 +1,6 @@
 """Opens and decodes every image of a table, many of them in several processes."""
 
 import multiprocessing
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from finetune.core.cores import count_cores
 from finetune.data.checks.unreadable import Unreadable, image_fault
 from finetune.data.prepare.images import try_image
 from finetune.data.table.faults import Fault
@@ -48,7 +48,7 @@ def decode_images(rows: Rows, column: str, processes: int | None = None, alone: 
     from tqdm import tqdm
 
     paths, ids = np.unique(rows.images, return_inverse=True)
-    decoded = _decode_all(paths.tolist(), processes or os.cpu_count() or 1, alone)
+    decoded = _decode_all(paths.tolist(), processes or count_cores(), alone)
     found = list(tqdm(decoded, total=len(paths), unit=" images"))
     sizes = np.array([size for size, _ in found], dtype=np.int64)
     unreadable = np.flatnonzero([bool(reason) for _, reason in found])

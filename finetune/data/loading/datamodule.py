@@ -16,6 +16,7 @@ from albumentations import BaseCompose, BasicTransform
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
+from finetune.core.cores import count_cores
 from finetune.core.errors import Concern
 from finetune.core.types import Batch, ClassPrompts, Sample
 from finetune.data.checks.concerns import MIRRORING, find_concerns, name_steps
@@ -26,7 +27,7 @@ from finetune.data.checks.unreadable import BadImages, SkippedRow, Unreadable, l
 from finetune.data.loading.choices import RowChoices
 from finetune.data.loading.dataset import ImageTextDataset
 from finetune.data.loading.kinds import TableKind, find_kind
-from finetune.data.loading.loader import BatchLoader, TrainBatchLoader, count_cores, usual_workers
+from finetune.data.loading.loader import BatchLoader, TrainBatchLoader, usual_workers
 from finetune.data.loading.sampler import InOrder, TrainBatches
 from finetune.data.loading.sampling import Sampling
 from finetune.data.prepare.augmentation import Augmentation
@@ -57,7 +58,7 @@ class ImageTextDataModule(LightningDataModule):
         augmentations: Albumentations transforms and compositions, such as `OneOf`, of the training images, applied in
             this order before the image is resized as the checkpoint's processor does; null for none.
         image_size: Side of the image the towers see, in pixels; null for the checkpoint's own.
-        batch_size: Largest number of rows in a batch: those among which an image is told from the texts of others.
+        batch_size: Largest number of rows in a batch: those whose images and texts are compared with each other.
             How many of them are in memory at a time, the task's `micro_batch` says.
         num_workers: Processes that read images; 0 reads in the main process, and `auto` takes as many as a run finds to
             be needed, or a few where nobody timed it.

@@ -1,10 +1,7 @@
 """Loaders of the rows whose images can be read; the main process gets a report of the others."""
 
-import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader, Dataset
@@ -13,8 +10,6 @@ from finetune.core.errors import TableError
 from finetune.core.types import Batch
 from finetune.data.checks.unreadable import Unreadable
 from finetune.data.loading.sampler import TrainBatches
-
-_SHARE = Path("/sys/fs/cgroup/cpu.max")
 
 
 class Collated(NamedTuple):
@@ -91,15 +86,6 @@ class TrainBatchLoader(BatchLoader):
         """Continues after the batches that were delivered when the state was saved."""
         self.batch_sampler.epoch = state["epoch"]
         self.batch_sampler.delivered = state["delivered"]
-
-
-def count_cores() -> int:
-    """Returns how many cores this process may use, of which a container may have a share."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with suppress(OSError, ValueError):
-        quota, period = map(int, _SHARE.read_text().split())  # "max" where there is no limit
-        return max(1, min(cores, quota // period))
-    return cores
 
 
 def usual_workers(cores: int) -> int:

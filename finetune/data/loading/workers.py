@@ -5,8 +5,9 @@ import statistics
 import time
 from collections.abc import Iterator
 
+from finetune.core.cores import count_cores
 from finetune.data.loading.datamodule import ImageTextDataModule
-from finetune.data.loading.loader import count_cores, peek
+from finetune.data.loading.loader import peek
 
 SMALL_SHARE = 0.03
 """Share of a step that reading in the main process may take: a process more would gain no more than that."""

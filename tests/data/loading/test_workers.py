@@ -5,8 +5,9 @@ import multiprocessing
 import pytest
 from torch.utils.data import DataLoader
 
+from finetune.core.cores import count_cores
 from finetune.data.loading.datamodule import ImageTextDataModule
-from finetune.data.loading.loader import count_cores, peek
+from finetune.data.loading.loader import peek
 from finetune.data.loading.workers import count_workers, suggest_workers, time_loading
 from finetune.data.table.table import Table
 
