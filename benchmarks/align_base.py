@@ -22,15 +22,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
+from memory_watch import MemoryWatch, resident_bytes
 from transformers import AlignConfig, AlignModel, AlignProcessor, AutoImageProcessor
 from transformers.utils.logging import disable_progress_bar
 
@@ -106,35 +103,10 @@ def random_batch(rows: int, side: int, tokens: int) -> Batch:
     )
 
 
-@contextmanager
-def watch_memory() -> Iterator[list[int]]:
-    """Yields a list that receives the peak in bytes when the block ends."""
-    peak: list[int] = []
-    if DEVICE == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        yield peak
-        peak.append(torch.cuda.max_memory_allocated())
-        return
-    process, done, samples = psutil.Process(), threading.Event(), [0]
-
-    def sample() -> None:
-        while not done.wait(0.002):
-            samples[0] = max(samples[0], process.memory_info().rss)
-
-    thread = threading.Thread(target=sample)
-    thread.start()
-    try:
-        yield peak
-    finally:
-        done.set()
-        thread.join()
-    peak.append(samples[0])
-
-
 def measure_steps(options: argparse.Namespace, rows: int, side: str) -> dict[str, Any]:
     """Measures peak memory in bytes, None where there is too little of it, and the seconds of each step."""
     torch.manual_seed(0)
-    before = 0 if DEVICE == "cuda" else psutil.Process().memory_info().rss
+    before = resident_bytes()
     parts = options.micro_batch if side == "parts" else None
     lora = TowerLora(whole=options.whole)
     task = AlignTask(options.checkpoint, image_lora=lora, micro_batch=parts, **SIDES[side]).to(DEVICE)
@@ -142,7 +114,9 @@ def measure_steps(options: argparse.Namespace, rows: int, side: str) -> dict[str
     batch = Batch(*(tensor.to(DEVICE) for tensor in random_batch(rows, options.image_size, options.tokens)))
     seconds = []
     try:
-        with watch_memory() as peak, freed_memory_kept():
+        if DEVICE == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        with MemoryWatch(0.002) as watch, freed_memory_kept():
             for _ in range(1 + options.steps):  # the first warms up
                 start = time.perf_counter()
                 with torch.autocast(DEVICE, torch.bfloat16, enabled=options.bf16):
@@ -155,7 +129,8 @@ def measure_steps(options: argparse.Namespace, rows: int, side: str) -> dict[str
                 seconds.append(time.perf_counter() - start)
     except torch.OutOfMemoryError:
         return {"memory": None, "seconds": []}
-    return {"memory": peak[0] - before, "seconds": seconds[1:]}
+    memory = torch.cuda.max_memory_allocated() if DEVICE == "cuda" else watch.peak - before
+    return {"memory": memory, "seconds": seconds[1:]}
 
 
 def measure_in_fresh_process(options: argparse.Namespace, rows: int, side: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@
     python benchmarks/fixed_cost.py --rounds 3 --trees /path/to/another/clone .
 
 Runs `finetune fit` on 24 small images with `align-mini`, one step of training, once with captions and once with a head.
-So nearly all of it is what every run pays. The stages are told apart by the lines that `fit` prints. CPU seconds are
+So nearly all of it is what every run pays. The lines that `fit` prints say where each stage begins. CPU seconds are
 those of the command and of the processes it has started and waited for. With several trees they take turns.
 """
 

@@ -17,16 +17,14 @@ import multiprocessing
 import statistics
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import psutil
 from growth_series import SERIES, Series
 from growth_tables import Work
+from memory_watch import MemoryWatch, resident_bytes
 
 REPEATS = 3
 LONG = 2.0
@@ -39,35 +37,15 @@ LEAST_SECONDS = 1e-3
 SLACK = 0.2
 
 
-@contextmanager
-def watch_memory() -> Iterator[list[int]]:
-    """Yields a list that receives the largest memory in bytes above that at the start when the block ends."""
-    process, done, samples = psutil.Process(), threading.Event(), [0]
-    before = process.memory_info().rss
-    peak: list[int] = []
-
-    def sample() -> None:
-        while not done.wait(0.005):
-            samples[0] = max(samples[0], process.memory_info().rss)
-
-    thread = threading.Thread(target=sample)
-    thread.start()
-    try:
-        yield peak
-    finally:
-        done.set()
-        thread.join()
-    peak.append(max(0, samples[0] - before))
-
-
 def measure_work(work: Work) -> tuple[float, int]:
     """Measures CPU seconds and bytes of some work."""
     give_back()
-    with watch_memory() as peak:
+    before = resident_bytes()
+    with MemoryWatch(0.005) as watch:
         seconds = [time_work(work)]
     while len(seconds) < REPEATS and seconds[0] < LONG:
         seconds.append(time_work(work))
-    return statistics.median(seconds), peak[0]
+    return statistics.median(seconds), max(0, watch.peak - before)
 
 
 def time_work(work: Work) -> float:

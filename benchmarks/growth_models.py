@@ -4,9 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from align_base import random_batch
 from growth_tables import CLASSES, Prepare, Work
 
-from finetune.core.types import Batch, ClassPrompts, Embeddings, Texts
+from finetune.core.types import ClassPrompts, Embeddings, Texts
 from finetune.data.prepare.texts import TextEncoder
 from finetune.inference.embed import embed_classes
 from finetune.metrics.accuracy import ClassAccuracy
@@ -103,31 +104,15 @@ def bootstrap(rows: int, _: Path) -> Work:
     return lambda: paired_difference(*figures)
 
 
-def random_rows(rows: int, side: int, tokens: int) -> Batch:
-    """Draws pixels and words, all rows different."""
-    torch.manual_seed(0)
-    ids = torch.arange(rows)
-    return Batch(
-        pixel_values=torch.randint(0, 256, (rows, 3, side, side), dtype=torch.uint8),
-        input_ids=torch.randint(1000, 30000, (rows, tokens)),
-        attention_mask=torch.ones(rows, tokens, dtype=torch.long),
-        rows=ids,
-        image_ids=ids,
-        caption_ids=ids,
-        label_ids=torch.full_like(ids, -1),
-        weights=torch.ones(rows),
-    )
-
-
 def step(rows: int, _: Path) -> Work:
     """Trains a step of both towers, forward and backward."""
-    task, batch = AlignTask("align-mini"), random_rows(rows, 64, 8)
+    task, batch = AlignTask("align-mini"), random_batch(rows, 64, 8)
     return freed_memory_kept()(lambda: task.loss(task(batch), batch).backward())
 
 
 def step_of_texts(tokens: int, _: Path) -> Work:
     """Trains a step of the text tower."""
-    task, batch = AlignTask("align-mini", image_lora=None), random_rows(64, 32, tokens)
+    task, batch = AlignTask("align-mini", image_lora=None), random_batch(64, 32, tokens)
     texts = Texts(batch.input_ids, batch.attention_mask)
     return freed_memory_kept()(lambda: task.towers.text_embeddings(texts).text_embeds.sum().backward())
 
@@ -136,7 +121,7 @@ def lose(objective: Objective) -> Prepare:
     """Computes an objective and its gradient."""
 
     def prepare(rows: int, _: Path) -> Work:
-        batch = random_rows(rows, 1, 1)
+        batch = random_batch(rows, 1, 1)
         images, texts = torch.randn(2, rows, DIMENSION, requires_grad=True)
         embeddings = Embeddings(images, texts, torch.tensor(0.05))
         return freed_memory_kept()(lambda: torch.autograd.grad(objective(embeddings, batch), [images, texts]))
@@ -162,7 +147,7 @@ def step_of_head(classes: int, _: Path) -> Work:
     """Computes the loss of a head on 64 rows, and its gradient."""
     names = [str(number) for number in range(classes)]
     head, objective = LinearHead(torch.randn(classes, DIMENSION), torch.zeros(classes), names), CrossEntropy()
-    batch = random_rows(64, 1, 1)._replace(label_ids=torch.arange(64) % classes)
+    batch = random_batch(64, 1, 1)._replace(label_ids=torch.arange(64) % classes)
     features = torch.randn(64, DIMENSION)
     return lambda: objective(head(features), batch).backward()
 

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from memory_watch import MemoryWatch
 from speed_data import Job
-from speed_meter import DEVICE, MemoryWatch, StepClock, count_flops, measure_limit, synchronise
+from speed_meter import DEVICE, StepClock, count_flops, held_bytes, measure_limit, synchronise
 from speed_score import train_to_score
 from speed_side import Side
 from speed_sides import SIDES
@@ -34,7 +35,7 @@ def run_cell(what: str, job: Job) -> Any:
 
 def measure_side(job: Job) -> Record:
     """Trains one side in this process."""
-    watch = MemoryWatch()
+    watch = MemoryWatch(0.02, held_bytes)  # until the steps are timed, as it slows them down
     clock = StepClock(job.warmup, job.steps, LOOK_EVERY[DEVICE], watch.stop)
     try:
         loss = SIDES[job.side](job).train(clock)

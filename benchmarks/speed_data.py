@@ -69,7 +69,7 @@ class Job:
 
     @property
     def computes_in_bf16(self) -> bool:
-        """Whether this side computes in bfloat16: the Trainer as its name says, the others as they are told."""
+        """Whether this side computes in bfloat16: the Trainer as its name says, the others as `bf16` says."""
         return self.side == "trainer-bf16" or (self.bf16 and not self.side.startswith("trainer"))
 
 

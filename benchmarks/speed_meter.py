@@ -2,7 +2,6 @@
 
 import itertools
 import statistics
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -77,38 +76,20 @@ class StepClock:
         return (self._cpu[-1] - self._cpu[0]) / (self._looks[-1][1] - self._looks[0][1])
 
 
-class MemoryWatch:
-    """Samples the memory of this process and its workers, pages that they share counted once, until it is stopped.
-
-    Each sample walks the page tables, which slows training down; so it is stopped before steps are timed.
-
-    Args:
-        seconds: Between two samples.
-    """
-
-    def __init__(self, seconds: float = 0.02) -> None:
-        self.peak = 0
-        self._seconds = seconds
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Ends the sampling."""
-        self._done.set()
-        self._thread.join()
-
-    def _sample(self) -> None:
-        process = psutil.Process()
-        while not self._done.wait(self._seconds):
-            self.peak = max(self.peak, sum(map(_own_memory, [process, *process.children(recursive=True)])))
-
-
 def _cpu_seconds() -> float:
     """CPU seconds of this process and its workers so far."""
     process = psutil.Process()
     times = [each.cpu_times() for each in (process, *process.children(recursive=True))]
     return sum(time.user + time.system for time in times)
+
+
+def held_bytes() -> int:
+    """Returns the memory of this process and its workers, pages that they share counted once.
+
+    Asking walks the page tables, which slows training down.
+    """
+    process = psutil.Process()
+    return sum(map(_own_memory, [process, *process.children(recursive=True)]))
 
 
 def _own_memory(process: psutil.Process) -> int:

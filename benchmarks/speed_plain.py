@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from speed_data import find_collate, read_plain_rows
 from speed_meter import DEVICE, IMAGE_TARGETS, TEXT_TARGETS, StepClock
-from speed_side import KEPT, LR, Side, around, autocast, move, pin
+from speed_side import KEPT, LR, Side, autocast, loop_over, move, pin
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
@@ -130,14 +130,4 @@ class BareSide(PlainSide):
         starts = range(0, min(len(rows), KEPT * job.batch_size), job.batch_size)
         batches = [pin(collate([rows[start + n] for n in range(job.batch_size)])) for start in starts]
         optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=LR)
-        first = None
-        for batch in around(batches, job.total):
-            clock.start_step(job.batch_size)
-            with autocast(job.computes_in_bf16):
-                loss = model(**move(batch))["loss"]
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            first = loss.detach() if first is None else first
-        clock.start_step(0)
-        return float(first)
+        return loop_over(batches, job, clock, optimizer, lambda batch: model(**batch)["loss"])

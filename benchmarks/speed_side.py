@@ -1,7 +1,7 @@
 """What every side of the training-speed benchmark is, and how batches are held and moved."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +11,7 @@ import torch
 from speed_data import TEMPLATE, Job
 from speed_meter import DEVICE, StepClock
 from torch import Tensor
+from torch.optim import Optimizer
 
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.data.table.table import Table
@@ -55,19 +56,41 @@ class Side:
         """Trains, and returns the loss of the first batch with untouched weights, without dropout.
 
         Args:
-            clock: Is told of each step.
+            clock: Is called at each step's start.
         """
         raise NotImplementedError
+
+
+def loop_over(
+    batches: list[Any], job: Job, clock: StepClock, optimizer: Optimizer, compute_loss: Callable[[Any], Tensor]
+) -> float:
+    """Trains in a bare loop over batches in memory, and returns the first loss.
+
+    Args:
+        batches: The batches, gone around.
+        job: Says how many steps there are, and in which precision.
+        clock: Is called at each step's start.
+        optimizer: Over what is trained.
+        compute_loss: From a batch on the device to its loss.
+    """
+    first = None
+    for batch in itertools.islice(itertools.cycle(batches), job.total):
+        clock.start_step(job.batch_size)
+        moved = move(batch)
+        with autocast(job.computes_in_bf16):
+            loss = compute_loss(moved)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        first = loss.detach() if first is None else first
+    clock.start_step(0)
+    assert first is not None
+    return float(first)
 
 
 def autocast(is_bf16: bool) -> AbstractContextManager[Any]:
     """Autocast to bfloat16, or nothing."""
     return torch.autocast(DEVICE, torch.bfloat16, enabled=is_bf16)
-
-
-def around(batches: list[Any], number: int) -> Iterator[Any]:
-    """Yields a number of batches, the first ones again where there are too few."""
-    return itertools.islice(itertools.cycle(batches), number)
 
 
 def pin(batch: Any) -> Any:

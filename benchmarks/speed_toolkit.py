@@ -8,7 +8,7 @@ from typing import Any
 from lightning import Callback, Trainer
 from speed_data import TEMPLATE
 from speed_meter import DEVICE, StepClock
-from speed_side import KEPT, LR, Side, around, autocast, move, pin
+from speed_side import KEPT, LR, Side, loop_over, pin
 from torch import Tensor
 
 from finetune.core.shipped import find_recipe
@@ -68,19 +68,7 @@ class BareFusedSide(ToolkitSide):
             if isinstance(task, ClassificationTask):
                 _start_head(task, recipe.build_trainer(), self.data)
         batches = [pin(batch) for batch in itertools.islice(self.data.train_dataloader(), KEPT)]
-        optimizer = task.build_optimizer()
-        first = None
-        for batch in around(batches, job.total):
-            clock.start_step(job.batch_size)
-            moved = move(batch)
-            with autocast(job.computes_in_bf16):
-                loss = task.loss(task(moved), moved)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            first = loss.detach() if first is None else first
-        clock.start_step(0)
-        return float(first)
+        return loop_over(batches, job, clock, task.build_optimizer(), lambda batch: task.loss(task(batch), batch))
 
 
 def _start_head(task: ClassificationTask, trainer: Trainer, data: ImageTextDataModule) -> None:

@@ -1,7 +1,6 @@
 """The training-speed benchmark: what its parts measure, and each side for a step on a small model."""
 
 import dataclasses
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -15,30 +14,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from finetune.model.base import Base
 from tests.conftest import calibrated_align
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture(scope="module")
-def modules():
-    """The benchmark's modules, found as its command finds them."""
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        import speed_cells
-        import speed_data
-        import speed_meter
-        import speed_score
-        import speed_table
-        import training_speed
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-    return {
-        "cells": speed_cells,
-        "data": speed_data,
-        "meter": speed_meter,
-        "score": speed_score,
-        "table": speed_table,
-        "command": training_speed,
-    }
+def modules(load_benchmarks):
+    """The benchmark's modules."""
+    return load_benchmarks(
+        cells="speed_cells",
+        data="speed_data",
+        meter="speed_meter",
+        memory="memory_watch",
+        score="speed_score",
+        table="speed_table",
+        command="training_speed",
+    )
 
 
 def test_the_clock_leaves_warm_up_out_and_counts_all_between_two_starts(modules):
@@ -53,7 +41,7 @@ def test_the_clock_leaves_warm_up_out_and_counts_all_between_two_starts(modules)
 
 
 def test_memory_is_that_of_process_and_children_until_it_is_stopped(modules):
-    watch = modules["meter"].MemoryWatch(0.001)
+    watch = modules["memory"].MemoryWatch(0.001, modules["meter"].held_bytes)
     block = torch.ones(2**24)  # 64 MiB
     while not watch.peak > 2**26:
         pass

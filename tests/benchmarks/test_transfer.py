@@ -1,7 +1,5 @@
 import json
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,36 +8,21 @@ import scipy.special
 import scipy.stats
 import torch
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture(scope="module")
-def modules():
-    """The benchmark's modules, found as its command finds them."""
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        import transfer
-        import transfer_comparison
-        import transfer_interpolation
-        import transfer_left_out
-        import transfer_line
-        import transfer_means
-        import transfer_results
-        import transfer_table
-        import transfer_tasks
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-    return {
-        "run": transfer,
-        "comparison": transfer_comparison,
-        "interpolation": transfer_interpolation,
-        "left_out": transfer_left_out,
-        "line": transfer_line,
-        "means": transfer_means,
-        "results": transfer_results,
-        "table": transfer_table,
-        "tasks": transfer_tasks,
-    }
+def modules(load_benchmarks):
+    """The benchmark's modules."""
+    return load_benchmarks(
+        run="transfer",
+        comparison="transfer_comparison",
+        interpolation="transfer_interpolation",
+        left_out="transfer_left_out",
+        line="transfer_line",
+        means="transfer_means",
+        results="transfer_results",
+        table="transfer_table",
+        tasks="transfer_tasks",
+    )
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ import torch
 from transformers.models.align.modeling_align import AlignVisionSqueezeExciteLayer
 
 from finetune.model import fused
-from finetune.model.base import Base
 from finetune.model.fused import fuse_image_layers
-from finetune.model.lora import TowerLora, attach_lora
+from finetune.model.lora import TowerLora
 from finetune.model.recompute import recompute_blocks
 from finetune.model.towers import AlignTowers
 
 from .kept import saved_bytes
+from .pairs import build_moved
 
 EVERY_LAYER = ["pointwise", "squeeze_excite", "stem"]
 KINDS = {
@@ -33,12 +33,7 @@ KINDS = {
 
 def build_pair(checkpoint: str, lora: TowerLora | None) -> tuple[AlignTowers, AlignTowers]:
     """The same towers twice, all that is trained moved away from its start: layers one by one, and fused."""
-    torch.manual_seed(0)
-    plain = AlignTowers(attach_lora(Base.open(checkpoint).load(), lora, None), True)
-    with torch.no_grad():
-        for parameter in plain.parameters():
-            if parameter.requires_grad and parameter.ndim:
-                parameter += 0.01 * torch.randn_like(parameter)
+    plain = build_moved(checkpoint, lora, None)
     both = plain, copy.deepcopy(plain)
     fuse_image_layers(both[1].align.vision_model)
     return both

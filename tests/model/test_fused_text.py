@@ -7,10 +7,11 @@ import torch
 from torch.nn.functional import normalize
 from transformers.models.align.modeling_align import AlignTextSelfAttention
 
-from finetune.model.base import Base
 from finetune.model.fused_text import fuse_text_layers
-from finetune.model.lora import TowerLora, attach_lora
+from finetune.model.lora import TowerLora
 from finetune.model.towers import AlignTowers
+
+from .pairs import build_moved
 
 EVERY_LAYER = ["attention", "feed_forward", "projection", "embedding"]
 KINDS = {
@@ -28,12 +29,7 @@ KINDS = {
 
 def build_pair(checkpoint: str, lora: TowerLora | None) -> tuple[AlignTowers, AlignTowers]:
     """The same towers twice, all that is trained moved away from its start: plain and fused."""
-    torch.manual_seed(0)
-    plain = AlignTowers(attach_lora(Base.open(checkpoint).load(), None, lora), True)
-    with torch.no_grad():
-        for parameter in plain.parameters():
-            if parameter.requires_grad and parameter.ndim:
-                parameter += 0.01 * torch.randn_like(parameter)
+    plain = build_moved(checkpoint, None, lora)
     both = plain, copy.deepcopy(plain)
     fuse_text_layers(both[1].align.text_model, both[1].align.text_projection)
     return both

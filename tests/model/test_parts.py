@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from finetune.core.types import Batch, Embeddings
-from finetune.model.base import Base
 from finetune.model.fused import fuse_image_layers
 from finetune.model.fused_text import fuse_text_layers
-from finetune.model.lora import TowerLora, attach_lora
+from finetune.model.lora import TowerLora
 from finetune.model.recompute import recompute_blocks
 from finetune.model.towers import AlignTowers
 from finetune.objectives import Contrastive, Objective, Sigmoid
+
+from .pairs import build_moved
 
 LORA = TowerLora(rank=2)
 KINDS = {
@@ -63,12 +64,7 @@ def rows(batch) -> Batch:
 
 def build_towers(checkpoint: str, kind: str, fused: bool = True) -> AlignTowers:
     """Towers in which all that is trained is away from its start."""
-    torch.manual_seed(0)
-    towers = AlignTowers(attach_lora(Base.open(checkpoint).load(), *KINDS[kind]), True)
-    with torch.no_grad():
-        for parameter in towers.parameters():
-            if parameter.requires_grad and parameter.ndim:
-                parameter += 0.01 * torch.randn_like(parameter)
+    towers = build_moved(checkpoint, *KINDS[kind])
     if fused:
         fuse_image_layers(towers.align.vision_model)
         fuse_text_layers(towers.align.text_model, towers.align.text_projection)
