@@ -66,6 +66,8 @@ def home(tiny, colour_table, tmp_path_factory) -> Iterator[Home]:
     words = ["--run.folder", "~/runs", "--trainer.logger", LOGGER, "--trust", "places_package"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(path))
+        patch.delenv("ALIGN_FINETUNE_CACHE", raising=False)
+        patch.delenv("XDG_CACHE_HOME", raising=False)
         patch.chdir(project)
         patch.setattr("sys.path", [*__import__("sys").path])
         assert main(["fit", "--config", "recipes/mine.yaml", *words]) == 0
