@@ -4,31 +4,17 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from finetune.core.errors import FileError
+from finetune.core.exchange import clear_staging, is_present, replace_folder, restore_folder
 from finetune.core.places import is_device, name_place, require_place
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _apply_umask(path: Path) -> None:
-    """Gives a file or folder the mode that open() or mkdir() would have given it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+from finetune.core.settle import apply_umask, settle, sync_folder
 
 
 def refuse_existing(target: Path, overwrite: bool) -> None:
@@ -41,6 +27,7 @@ def refuse_existing(target: Path, overwrite: bool) -> None:
     Raises:
         FileExistsError: If `target` exists and `overwrite` is false.
     """
+    restore_folder(target)
     if target.exists() and not overwrite and not is_device(target):
         raise FileExistsError(f"Expected {target.absolute()} not to exist, but it does. Remove it or pass --overwrite.")
 
@@ -49,7 +36,8 @@ def refuse_existing(target: Path, overwrite: bool) -> None:
 def write_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
     """Yields an empty folder that becomes `target` when the block ends without an error.
 
-    An error removes that folder and leaves `target` as it was, so a folder that exists is always complete.
+    An error removes that folder and leaves `target` as it was, so a folder that exists is always complete. See
+    `replace_folder` for how one takes the place of another.
 
     Args:
         target: The finished folder.
@@ -61,34 +49,21 @@ def write_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
     target = target.absolute()
     refuse_existing(target, overwrite)
     require_place(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        with name_place(target, staging):
-            yield staging
-            for path in (*sorted(staging.rglob("*")), staging):
-                _apply_umask(path)
-                _sync(path)
-        _replace_folder(staging, target, overwrite)
-        _sync(target.parent)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _replace_folder(staging: Path, target: Path, overwrite: bool) -> None:
-    """Renames a finished folder to its place; what stood there goes last, or comes back."""
-    if not (overwrite and target.exists()):
-        staging.rename(target)  # refused by the system where a filled folder appeared meanwhile
-        return
-    former = Path(tempfile.mkdtemp(prefix=f".{target.name}.former.", dir=target.parent))
-    target.rename(former / target.name)
-    try:
-        staging.rename(target)
-    except OSError:
-        (former / target.name).rename(target)
-        former.rmdir()
-        raise
-    shutil.rmtree(former)
+    with name_place(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        try:
+            folder = staging / target.name
+            folder.mkdir()
+            yield folder
+            settle(folder)
+            if overwrite and is_present(target):
+                replace_folder(folder, target)
+            else:
+                folder.rename(target)  # refused by the system where a filled folder appeared meanwhile
+            sync_folder(target.parent)
+        finally:
+            clear_staging(staging)
 
 
 def require_own(folder: Path, is_own: Callable[[set[str]], bool]) -> None:
@@ -104,6 +79,7 @@ def require_own(folder: Path, is_own: Callable[[set[str]], bool]) -> None:
     Example:
         >>> require_own(Path("data/absent"), lambda names: names == {"images", "table.csv"})
     """
+    restore_folder(folder)
     if not folder.exists():
         return
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else None
@@ -124,6 +100,16 @@ def is_staged(name: str) -> bool:
     return re.fullmatch(r"\..+\.[a-z0-9_]{8}", name) is not None
 
 
+def remove_staged(folder: Path) -> None:
+    """Removes what processes that were killed had begun to write in a folder, and puts back what they had moved away.
+
+    Args:
+        folder: The folder, with all that lies below. Nobody else may be writing in it.
+    """
+    for path in [path for path in folder.rglob(".*") if is_staged(path.name)]:
+        clear_staging(path)
+
+
 def write_text(target: Path, text: str) -> None:
     r"""Writes UTF-8 text; at any moment `target` holds either its former content or all of `text`.
 
@@ -137,25 +123,42 @@ def write_bytes(target: Path, content: bytes) -> None:
 
     A device or a pipe, such as `/dev/stdout`, is written to.
     """
+    with write_file(target) as file:
+        file.write(content)
+
+
+@contextmanager
+def write_file(target: Path) -> Iterator[BinaryIO]:
+    """Yields an empty file that becomes `target` when the block ends without an error.
+
+    An error leaves `target` as it was. A device or a pipe, such as `/dev/stdout`, is written to.
+
+    Args:
+        target: The finished file.
+
+    Raises:
+        OSError: If it cannot be written. The error names `target`, or the folder that it cannot be written to.
+    """
     if is_device(target):
         with name_place(target), target.open("wb") as file:
-            file.write(content)
+            yield file
         return
     require_place(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    staging = Path(name)
-    try:
-        with name_place(target, staging):
+    with name_place(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        staging = Path(name)
+        try:
             with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
-            _apply_umask(staging)
+            apply_umask(staging)
             staging.replace(target)
-        _sync(target.parent)
-    finally:
-        staging.unlink(missing_ok=True)
+        except BaseException:
+            clear_staging(staging)
+            raise
+        sync_folder(target.parent)
 
 
 def write_json(target: Path, value: Any) -> None:

@@ -13,6 +13,9 @@ from finetune.core.errors import FileError
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says where a file cannot grow: a full disk, a quota, a limit on sizes."""
 
+_OF_DISKS = (*NO_ROOM, errno.EIO, errno.ESTALE, errno.EROFS, errno.EACCES, errno.EPERM)
+"""What it says, without a path, of a file that it has opened before."""
+
 
 def is_there(path: Path) -> bool:
     """Whether something is at a path; false too where the system cannot look there, as its name is too long.
@@ -47,10 +50,10 @@ def require_place(target: Path) -> None:
     if not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
     try:
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=folder, prefix=f".{target.name}."):
             pass
     except OSError as error:  # names the temporary file, and of /proc says that it does not exist
-        code = error.errno if error.errno in NO_ROOM else errno.EACCES
+        code = errno.EACCES if error.errno == errno.ENOENT else error.errno
         raise OSError(code, error.strerror, str(folder)) from error
 
 
@@ -91,21 +94,21 @@ def show(path: str | Path) -> str:
 
 
 @contextmanager
-def name_place(target: Path, staging: Path | None = None) -> Iterator[None]:
-    """Lets the system's errors name what is written: of a full disk they name nothing, or what is staged.
+def name_place(target: Path) -> Iterator[None]:
+    """Lets the system's errors name what is written: of a full disk they name nothing, or what is staged beside it.
 
     Args:
         target: The file or folder that is written.
-        staging: Where it is written first.
 
     Raises:
         OSError: As inside; also where the libraries of safetensors and tokenizers could not write.
     """
+    staged = str(target.absolute().with_name(f".{target.name}."))
     try:
         yield
     except OSError as error:
-        inside = staging and isinstance(error.filename, str) and Path(error.filename).is_relative_to(staging)
-        if inside or (error.filename is None and error.errno in NO_ROOM):
+        inside = isinstance(error.filename, str) and str(Path(error.filename).absolute()).startswith(staged)
+        if inside or (error.filename is None and error.errno in _OF_DISKS):
             error.filename = str(target)
         raise
     except Exception as error:

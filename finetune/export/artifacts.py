@@ -7,6 +7,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from finetune.core.errors import CheckpointError
+from finetune.core.exchange import restore_folder
 from finetune.core.files import read_json
 from finetune.export.artifact import Artifact
 from finetune.export.classifier import ImageClassifier
@@ -32,6 +33,7 @@ def verify(folder: str | Path, kinds: Sequence[type[Artifact]] = ARTIFACTS) -> d
         CheckpointError: If a file is missing or is not the one that was proven, or the proof fails here.
     """
     folder = Path(folder)
+    restore_folder(folder)
     for name in (PROOF_FILE, WITNESS_FILE):
         if not (folder / name).is_file():
             raise CheckpointError(

@@ -13,6 +13,7 @@ from transformers import AlignProcessor
 
 from finetune.core.cores import count_cores
 from finetune.core.errors import RecipeError, TableError
+from finetune.core.exchange import restore_folder
 from finetune.core.files import read_json
 from finetune.core.places import show
 from finetune.core.types import Texts
@@ -138,6 +139,7 @@ def _encode_labels(encoder: TextEncoder, labels: Sequence[str]) -> Texts:
 
 def _find_head(path: Path) -> Path | None:
     """The classifier's folder that a path names or a finished run has; None where there is none."""
+    restore_folder(path)
     run = RunFolder(path)
     if run.recipe.is_file():
         require_finished(run)

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import AlignConfig, AlignModel, AlignProcessor, AutoImageProcessor
 
 from finetune.core.errors import CheckpointError, RecipeError, did_you_mean
+from finetune.core.exchange import restore_folder
 from finetune.model.checkpoint_folder import check_folder, read_object
 from finetune.model.mini import MINI, open_mini
 from finetune.model.pixels import read_levels
@@ -68,6 +69,7 @@ class Base:
         if name == MINI:
             return cls(MINI, *open_mini())
         folder = Path(name).expanduser()
+        restore_folder(folder)
         if folder.is_dir():
             name = str(folder.resolve())
         else:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from finetune.core.errors import CheckpointError, RecipeError
+from finetune.core.exchange import restore_folder
 from finetune.evaluation.forgetting import find_differences
 from finetune.run.folder import AFTER, ZERO_SHOT_AFTER, RunFolder, require_finished
 from finetune.run.measurement import FACTS, MEASUREMENT, TEST, Measurement, TableMeasurement, read_measurement
@@ -82,6 +83,7 @@ def find_measurement(model: Path) -> Measurement:
     Raises:
         CheckpointError: If it was not measured.
     """
+    restore_folder(model)
     run = RunFolder(model)
     if run.recipe.is_file():
         require_finished(run)

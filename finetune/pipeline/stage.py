@@ -3,7 +3,6 @@
 It is skipped as long as that is unchanged and the output is there.
 """
 
-import shutil
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from finetune.core.errors import CheckpointError
-from finetune.core.files import is_staged, read_json, write_json
+from finetune.core.files import read_json, remove_staged, write_json
 from finetune.core.places import name_place
 from finetune.pipeline.work import Work
 
@@ -70,7 +69,7 @@ def run_stages(work: Work, stages: Sequence[Stage]) -> None:
         stages: All stages of a run, in their order.
     """
     with _saying_how_to_go_on(work.run.path):
-        _remove_staged(work.run.path)
+        remove_staged(work.run.path)
         for stage in stages:
             stage.run(work)
 
@@ -90,12 +89,3 @@ def _saying_how_to_go_on(run: Path) -> Iterator[None]:
         if not isinstance(stop, CheckpointError):  # that would come again
             stop.add_note(f"Do what is left of it: finetune resume {run}")
         raise
-
-
-def _remove_staged(folder: Path) -> None:
-    """Removes what a process that was killed had begun to write."""
-    for path in [path for path in folder.rglob(".*") if is_staged(path.name)]:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
