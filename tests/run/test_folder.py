@@ -1,15 +1,11 @@
 """A run's folder: refused when it is there, whole when it is finished."""
 
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from finetune.core.errors import RecipeError
 from finetune.run.folder import MEASURED, RunFolder, open_run
-from finetune.run.lock import hold
 
 
 def test_existing_run_is_refused_naming_the_ways_out(tmp_path):
@@ -69,22 +65,6 @@ def test_a_link_in_a_run_is_replaced_and_what_it_names_stays(tmp_path):
     run.create(overwrite=True)
     assert not list(run.path.iterdir())
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "all of it"
-
-
-def test_one_process_at_a_time_works_on_a_run(tmp_path):
-    run = tmp_path / "run"
-    hold_it = f"from pathlib import Path; from finetune.run.lock import hold\nwith hold(Path({str(run)!r})): input()"
-    with subprocess.Popen([sys.executable, "-c", hold_it], stdin=subprocess.PIPE) as other:
-        deadline = time.monotonic() + 30
-        while not (run / ".lock").is_file() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        time.sleep(0.2)
-        with pytest.raises(RecipeError, match=f"no other process to be at work on {run}, but there is one"), hold(run):
-            pass
-        other.kill()
-        other.wait()
-        with hold(run):
-            assert (run / ".lock").is_file()
 
 
 def test_a_run_is_finished_once_it_says_so(tmp_path):
