@@ -101,7 +101,7 @@ def name_place(target: Path) -> Iterator[None]:
         target: The file or folder that is written.
 
     Raises:
-        OSError: As inside; also where the libraries of safetensors and tokenizers could not write.
+        OSError: As inside; also where a library that could not write says so in another way.
     """
     staged = str(target.absolute().with_name(f".{target.name}."))
     try:
@@ -112,6 +112,16 @@ def name_place(target: Path) -> Iterator[None]:
             error.filename = str(target)
         raise
     except Exception as error:
-        if code := re.search(r"\(os error (\d+)\)$", str(error)):  # as Rust words it
-            raise OSError(int(code[1]), os.strerror(int(code[1])), str(target)) from error
+        if code := _find_code(error):
+            raise OSError(code, os.strerror(code), str(target)) from error
         raise
+
+
+def _find_code(error: Exception) -> int | None:
+    """The number of the system's error that a library could not write for; None where it is another error."""
+    if worded := re.search(r"\(os error (\d+)\)$", str(error)):  # safetensors and tokenizers, as Rust words it
+        return int(worded[1])
+    first = error.__context__  # torch ends its archive where it could not write, which fails in turn
+    if isinstance(first, OSError) and first.filename is None and not error.__suppress_context__:
+        return first.errno if first.errno in _OF_DISKS else None
+    return None

@@ -20,7 +20,7 @@ from tokenizers.models import WordLevel
 
 from finetune.core.door import run_command
 from finetune.core.errors import CheckpointError, FileError, RecipeError, TableError
-from finetune.core.files import read_text, write_bytes, write_folder, write_json, write_text
+from finetune.core.files import read_text, write_bytes, write_file, write_folder, write_json, write_text
 from finetune.core.places import require_place, require_utf8
 
 NOT_UTF8 = os.fsdecode(b"caf\xe9")
@@ -144,7 +144,12 @@ def write_tokens(folder: Path) -> None:
     Tokenizer(WordLevel({f"word {number}": number for number in range(100)})).save(str(folder / "tokenizer.json"))
 
 
-@pytest.mark.parametrize("write", [write_table, write_weights, write_tokens])
+def write_training(folder: Path) -> None:
+    with write_file(folder / "last.ckpt") as file:
+        torch.save({"weight": torch.zeros(1000)}, file)
+
+
+@pytest.mark.parametrize("write", [write_table, write_weights, write_tokens, write_training])
 def test_a_full_disk_names_the_folder_that_was_written_whatever_library_wrote(told, tmp_path, write):
     target = tmp_path / "written"
     target.mkdir()

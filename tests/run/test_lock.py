@@ -86,11 +86,18 @@ def test_a_worker_that_outlives_its_process_does_not_keep_the_lock(tmp_path):
             pass
 
 
-def test_a_worker_that_ends_first_leaves_the_lock(tmp_path):
-    with hold(tmp_path):
+@pytest.mark.parametrize("has_locks", [True, False])
+def test_a_worker_that_ends_first_leaves_the_lock(tmp_path, monkeypatch, has_locks):
+    if not has_locks:
+        monkeypatch.setattr("fcntl.flock", lacking(errno.ENOLCK))
+    held = hold(tmp_path)
+    with held:
         child = os.fork()
         if child == 0:
-            os._exit(0)
+            try:
+                held.__exit__(None, None, None)
+            finally:
+                os._exit(0)
         os.waitpid(child, 0)
         with pytest.raises(RecipeError, match="no other process to be at work"), hold(tmp_path):
             pass
