@@ -151,6 +151,9 @@ class RunFolder:
     def create(self, overwrite: bool, needed: Sequence[Path] = ()) -> None:
         """Makes the folder for a new run. Whoever calls it holds the lock.
 
+        Of a run that is there, the mark of the end goes first and the recipe last: one that was half removed when the
+        process was killed is unfinished, and still a run.
+
         Args:
             overwrite: Whether a run that is already there is removed.
             needed: What the new run reads, which may not be removed with it.
@@ -166,7 +169,8 @@ class RunFolder:
                 f"Expected what the run reads to lie outside {self.path}, which it replaces, but got {inside[0]}. "
                 "Choose another name with --run NAME."
             )
-        for path in [path for path in self.path.iterdir() if path.name != LOCK]:
+        former = [path for path in self.path.iterdir() if path.name != LOCK]
+        for path in sorted(former, key=lambda path: (path != self.finished, path == self.recipe)):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:

@@ -1,5 +1,7 @@
 """A run's folder: refused when it is there, whole when it is finished."""
 
+import os
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,42 @@ def test_a_link_in_a_run_is_replaced_and_what_it_names_stays(tmp_path):
     run.create(overwrite=True)
     assert not list(run.path.iterdir())
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "all of it"
+
+
+def end_at(number: int) -> None:
+    """Lets this process end at the removal of a file or folder with that number."""
+    counts = count()
+
+    def ending(remove):
+        def removing(*words, **options):
+            if next(counts) == number:
+                os._exit(9)
+            remove(*words, **options)
+
+        return removing
+
+    os.unlink, os.rmdir = ending(os.unlink), ending(os.rmdir)
+
+
+def test_a_run_that_is_half_removed_is_unfinished_and_can_be_replaced(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    for number in count():
+        (run.merged / "deep").mkdir(parents=True)
+        files = (run.recipe, run.finished, run.merged / "a", run.merged / "deep" / "b", run.adapter)
+        for path in files:
+            path.touch()
+        child = os.fork()
+        if child == 0:
+            end_at(number)
+            run.create(overwrite=True)
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert run.is_finished == all(path.exists() for path in files)
+        run.create(overwrite=True)
+        assert list(run.path.iterdir()) == []
+        if code == 0:
+            break
+    assert number == len(files) + 2
 
 
 def test_a_run_is_finished_once_it_says_so(tmp_path):
