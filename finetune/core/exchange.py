@@ -8,7 +8,8 @@ import shutil
 from pathlib import Path
 
 _CURRENT_FOLDER, _RENAME_EXCHANGE = -100, 2  # of Linux' fcntl.h and stdio.h
-_NO_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.EXDEV}
+_FIXED = (errno.EBUSY, errno.EXDEV)  # a mount, or a folder of a lower layer of a container's image
+_NO_EXCHANGE = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, *_FIXED}
 
 _renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
 
@@ -26,11 +27,21 @@ def replace_folder(new: Path, target: Path) -> None:
         target: What is replaced: a folder, a file or a link, which itself is replaced, not what it names.
 
     Raises:
+        FileExistsError: If `target` cannot be moved at all.
         OSError: If neither way works. `target` is as it was, unless `new`'s folder holds it.
     """
-    if not _exchange(new, target):
+    if _exchange(new, target):
+        return
+    try:
         target.rename(_former(new.parent))
-        new.rename(target)
+    except OSError as error:
+        if error.errno not in _FIXED:
+            raise
+        raise FileExistsError(
+            f"Expected {target} to be a folder that another can replace, but it is a mount or part of a container's "
+            "image. Remove it first, or name another folder."
+        ) from error
+    new.rename(target)
 
 
 def clear_staging(staging: Path) -> None:

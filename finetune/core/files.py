@@ -25,9 +25,13 @@ def refuse_existing(target: Path, overwrite: bool) -> None:
         overwrite: Whether an existing one is replaced.
 
     Raises:
-        FileExistsError: If `target` exists and `overwrite` is false.
+        FileExistsError: If `target` exists and `overwrite` is false, or a disk is mounted there.
     """
     restore_folder(target)
+    if target.is_mount():
+        raise FileExistsError(
+            f"Expected {target.absolute()} to be replaceable, but it is a mount. Name a folder in it."
+        )
     if target.exists() and not overwrite and not is_device(target):
         raise FileExistsError(f"Expected {target.absolute()} not to exist, but it does. Remove it or pass --overwrite.")
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from finetune.commands.cli import main
 from finetune.core.door import run_command
-from finetune.core.files import write_bytes, write_file, write_folder
+from finetune.core.files import refuse_existing, write_bytes, write_file, write_folder
 from finetune.export.artifacts import verify
 
 ROOM = 256 * 1024
@@ -123,6 +123,47 @@ def test_a_read_only_disk_is_named_and_what_was_there_before_still_is(case, disk
         "another place.\n"
     )
     assert content(disk) == before
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_mount_is_refused_before_anything_is_written(disk, overwrite):
+    (disk / "mine").touch()
+    message = f"Expected {disk} to be replaceable, but it is a mount. Name a folder in it."
+    with pytest.raises(FileExistsError, match=message):
+        refuse_existing(disk, overwrite)
+    with pytest.raises(FileExistsError, match=message), write_folder(disk, overwrite):
+        pytest.fail("the block was entered")
+    assert [path.name for path in disk.iterdir()] == ["mine"]
+
+
+def test_a_folder_of_an_image_is_refused_and_stays(disk):
+    """Of a container's image, whose layers are those of an overlay."""
+    lower, upper, work, seen = (disk / name for name in ("lower", "upper", "work", "seen"))
+    for folder in (lower / "data", upper, work, seen):
+        folder.mkdir(parents=True)
+    (lower / "data" / "former").touch()
+    if not mount("-t", "overlay", "-o", f"lowerdir={lower},upperdir={upper},workdir={work}", "overlay", seen):
+        pytest.skip("no overlays")
+    try:
+        message = (
+            f"Expected {seen}/data to be a folder that another can replace, but it is a mount or part of a container"
+        )
+        with pytest.raises(FileExistsError, match=message):
+            write_weights(seen / "data", 100)
+        assert content(seen) == {"data/former": b""}
+        write_weights(seen / "own", 100)
+        write_weights(seen / "own", 200)
+        assert set(content(seen)) == {"data/former", "own/model.safetensors"}
+    finally:
+        subprocess.run(["umount", seen], check=True)
+
+
+def test_a_command_that_fills_the_disk_ends_with_one_line(disk, capsys):
+    capsys.readouterr()
+    assert main(["prepare", "digits", "--output", str(disk / "digits")]) == 2
+    line = f"error: Expected room to write {disk}/digits, but got: No space left on device. Free some space there, or"
+    assert capsys.readouterr().err.startswith(line)
+    assert list(disk.iterdir()) == []
 
 
 @pytest.fixture
