@@ -28,12 +28,11 @@ def refuse_existing(target: Path, overwrite: bool) -> None:
         FileExistsError: If `target` exists and `overwrite` is false, or a disk is mounted there.
     """
     restore_folder(target)
-    if target.is_mount():
-        raise FileExistsError(
-            f"Expected {target.absolute()} to be replaceable, but it is a mount. Name a folder in it."
-        )
-    if target.exists() and not overwrite and not is_device(target):
-        raise FileExistsError(f"Expected {target.absolute()} not to exist, but it does. Remove it or pass --overwrite.")
+    place = target.absolute()
+    if place.is_mount():
+        raise FileExistsError(f"Expected {place} to be replaceable, but a disk is mounted there. Name a folder in it.")
+    if place.exists() and not overwrite and not is_device(place):
+        raise FileExistsError(f"Expected {place} not to exist, but it does. Remove it or pass --overwrite.")
 
 
 @contextmanager

@@ -128,7 +128,7 @@ def test_a_read_only_disk_is_named_and_what_was_there_before_still_is(case, disk
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_mount_is_refused_before_anything_is_written(disk, overwrite):
     (disk / "mine").touch()
-    message = f"Expected {disk} to be replaceable, but it is a mount. Name a folder in it."
+    message = f"Expected {disk} to be replaceable, but a disk is mounted there. Name a folder in it."
     with pytest.raises(FileExistsError, match=message):
         refuse_existing(disk, overwrite)
     with pytest.raises(FileExistsError, match=message), write_folder(disk, overwrite):
@@ -145,9 +145,7 @@ def test_a_folder_of_an_image_is_refused_and_stays(disk):
     if not mount("-t", "overlay", "-o", f"lowerdir={lower},upperdir={upper},workdir={work}", "overlay", seen):
         pytest.skip("no overlays")
     try:
-        message = (
-            f"Expected {seen}/data to be a folder that another can replace, but it is a mount or part of a container"
-        )
+        message = "seen/data to be a folder that another can replace, but it is a mount or part of a container's image."
         with pytest.raises(FileExistsError, match=message):
             write_weights(seen / "data", 100)
         assert content(seen) == {"data/former": b""}
