@@ -19,12 +19,14 @@ def settle(folder: Path) -> None:
         folder: The folder.
 
     Raises:
-        OSError: If a file cannot be brought to the disk.
+        OSError: If a folder cannot be listed, or a file cannot be brought to the disk.
     """
-    for path in (*sorted(folder.rglob("*")), folder):
-        if not path.is_symlink():
+    for place, _, names in os.walk(folder, topdown=False, onerror=_raise):
+        for path in [path for name in names if not (path := Path(place, name)).is_symlink()]:
             apply_umask(path)
-            (sync_folder if path.is_dir() else _sync)(path)
+            _sync(path)
+        apply_umask(Path(place))
+        sync_folder(Path(place))
 
 
 def apply_umask(path: Path) -> None:
@@ -50,6 +52,10 @@ def sync_folder(folder: Path) -> None:
     """
     with name_place(folder), _where_supported():
         _sync(folder)
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _sync(path: Path) -> None:

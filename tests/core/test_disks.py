@@ -194,13 +194,14 @@ def test_a_write_needs_no_tmpdir(case, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == [case.name]
 
 
-def test_a_command_goes_past_tmpdir(elsewhere, tmp_path):
-    before = elsewhere.stat().st_mtime_ns
-    words = [sys.executable, "-m", "finetune", "prepare", "digits", "--output", tmp_path / "digits"]
+def test_a_command_goes_past_tmpdir(elsewhere, tmp_path, monkeypatch):
+    use_tmpdir(monkeypatch, tmp_path)
+    before = tmp_path.stat().st_mtime_ns
+    words = [sys.executable, "-m", "finetune", "prepare", "digits", "--output", elsewhere / "digits"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert len(list((tmp_path / "digits").rglob("*.png"))) == 1797
-    assert elsewhere.stat().st_mtime_ns == before
+    assert len(list((elsewhere / "digits").rglob("*.png"))) == 1797
+    assert tmp_path.stat().st_mtime_ns == before
 
 
 @pytest.mark.slow
