@@ -4,7 +4,7 @@ import errno
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -94,11 +94,12 @@ def show(path: str | Path) -> str:
 
 
 @contextmanager
-def name_place(target: Path) -> Iterator[None]:
+def name_place(target: Path, codes: Sequence[int] = _OF_DISKS) -> Iterator[None]:
     """Lets the system's errors name what is written: of a full disk they name nothing, or what is staged beside it.
 
     Args:
         target: The file or folder that is written.
+        codes: The errors without a path that speak of it: where more is done than writing, `NO_ROOM`.
 
     Raises:
         OSError: As inside; also where a library that could not write says so in another way.
@@ -108,20 +109,20 @@ def name_place(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         inside = isinstance(error.filename, str) and str(Path(error.filename).absolute()).startswith(staged)
-        if inside or (error.filename is None and error.errno in _OF_DISKS):
+        if inside or (error.filename is None and error.errno in codes):
             error.filename = str(target)
         raise
     except Exception as error:
-        if code := _find_code(error):
+        if code := _find_code(error, codes):
             raise OSError(code, os.strerror(code), str(target)) from error
         raise
 
 
-def _find_code(error: Exception) -> int | None:
+def _find_code(error: Exception, codes: Sequence[int]) -> int | None:
     """The number of the system's error that a library could not write for; None where it is another error."""
     if worded := re.search(r"\(os error (\d+)\)$", str(error)):  # safetensors and tokenizers, as Rust words it
         return int(worded[1])
     first = error.__context__  # torch ends its archive where it could not write, which fails in turn
     if isinstance(first, OSError) and first.filename is None and not error.__suppress_context__:
-        return first.errno if first.errno in _OF_DISKS else None
+        return first.errno if first.errno in codes else None
     return None

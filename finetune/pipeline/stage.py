@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from finetune.core.errors import CheckpointError
 from finetune.core.files import read_json, remove_staged, write_json
-from finetune.core.places import name_place
+from finetune.core.places import NO_ROOM, name_place
 from finetune.pipeline.work import Work
 
 
@@ -83,7 +83,7 @@ def _compare(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
 def _saying_how_to_go_on(run: Path) -> Iterator[None]:
     """Adds to what stops a run from outside, such as Ctrl-C or a full disk, how to go on with it."""
     try:
-        with name_place(run):
+        with name_place(run, NO_ROOM):
             yield
     except (KeyboardInterrupt, SystemExit, OSError) as stop:
         if not isinstance(stop, CheckpointError):  # that would come again
