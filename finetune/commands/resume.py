@@ -19,7 +19,7 @@ def add(commands: Commands) -> None:
     resume.add_argument(
         "--anyway",
         action="store_true",
-        help="train again, and replace RUN's training, where recipe, table or base changed",
+        help="train again, and replace RUN's training, where recipe, table or base changed; go on where versions did",
     )
     resume.set_defaults(command=_resume)
 

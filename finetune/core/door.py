@@ -4,7 +4,7 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import current_thread, main_thread
@@ -13,9 +13,10 @@ from types import FrameType
 from finetune.core.errors import CheckpointError, FileError, RecipeError, TableError
 from finetune.core.places import NO_ROOM, is_there
 
-FAULT, INTERRUPTED, TERMINATED, CLOSED = 2, 130, 143, 141
-"""Exit codes, the last three as a shell counts signals: 128 and the number of SIGINT, SIGTERM, SIGPIPE."""
+FAULT, INTERRUPTED, TERMINATED, WARNED, CLOSED = 2, 130, 143, 128 + signal.SIGUSR1, 141
+"""Exit codes, the last four as a shell counts signals: 128 and the number of SIGINT, SIGTERM, SIGUSR1, SIGPIPE."""
 
+_STOPS = {INTERRUPTED: "Ctrl-C", TERMINATED: "SIGTERM", WARNED: "SIGUSR1"}
 _NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -27,22 +28,20 @@ def run_command(command: Callable[[], int | None]) -> int:
 
     Returns:
         Exit code: the command's own; 2 where the input or the system is at fault; 130 after Ctrl-C, 143 after SIGTERM,
-        141 where nobody reads the output any more.
+        138 after SIGUSR1, 141 where nobody reads the output any more.
 
     Raises:
         Exception: If it is none of these but a fault of the program.
     """
-    interrupts: list[int] = []
+    noted: list[int] = []
     try:
-        with _noting_interrupts(interrupts):
+        with _noting_signals(noted):
             code = command() or 0
             sys.stdout.flush()  # a full disk shows here, where it still can be told
     except BaseException as stop:
         _drop_output()
-        if interrupts or isinstance(stop, KeyboardInterrupt):
-            return _refuse("stopped by Ctrl-C.", stop, INTERRUPTED)
-        if isinstance(stop, SystemExit) and stop.code is None:  # Lightning's SIGTERMException: as if all went well
-            return _refuse("stopped by SIGTERM.", stop, TERMINATED)
+        if code := _find_stop(stop, noted):
+            return _refuse(f"stopped by {_STOPS[code]}.", stop, code)
         if not isinstance(stop, Exception):
             raise
         return _refuse_error(stop)
@@ -93,21 +92,36 @@ def _describe_place(path: Path, code: int, said: str) -> str:
 
 
 @contextmanager
-def _noting_interrupts(interrupts: list[int]) -> Iterator[None]:
-    """Notes each Ctrl-C: Lightning makes a `SystemExit` of it, other libraries an error, or nothing."""
+def _noting_signals(noted: list[int]) -> Iterator[None]:
+    """Notes the exit code of each Ctrl-C and SIGTERM, and raises: some libraries make an error of that, or nothing."""
 
     def note(number: int, frame: FrameType | None) -> None:
-        interrupts.append(number)
-        signal.default_int_handler(number, frame)
+        noted.append(128 + number)
+        if number == signal.SIGINT:
+            signal.default_int_handler(number, frame)
+        raise SystemExit(128 + number)
 
-    is_ours = current_thread() is main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if is_ours:
-        signal.signal(signal.SIGINT, note)
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    ours = [number for number, handler in usual.items() if signal.getsignal(number) is handler]
+    if current_thread() is not main_thread():
+        ours = []
+    for number in ours:
+        signal.signal(number, note)
     try:
         yield
     finally:
-        if is_ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in ours:
+            signal.signal(number, usual[number])
+
+
+def _find_stop(stop: BaseException, noted: Sequence[int]) -> int | None:
+    """The exit code of a stop that was asked for; None of anything else."""
+    if noted or isinstance(stop, KeyboardInterrupt):
+        return noted[0] if noted else INTERRUPTED
+    if not isinstance(stop, SystemExit):
+        return None
+    code = TERMINATED if stop.code is None else stop.code  # Lightning's SIGTERMException has none
+    return code if isinstance(code, int) and code in _STOPS else None
 
 
 def _refuse_error(error: Exception) -> int:

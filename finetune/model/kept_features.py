@@ -1,6 +1,6 @@
 """What a frozen tower makes of an input is kept, so that each input is computed once."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from hashlib import blake2b
 from typing import Any
@@ -42,6 +42,7 @@ class KeptFeatures:
         self._known: dict[bytes, Tensor] = {}
         self._has_helped = False
         self._state: object = None
+        self._restored: dict[bytes, Tensor] = {}
 
     def __call__(self, compute: Callable[..., Tensor], keys: Callable[..., list[bytes]], *inputs: Tensor) -> Tensor:
         """Returns the features of a batch, and computes those that are not known.
@@ -72,6 +73,32 @@ class KeptFeatures:
         self._keep(found, computed.nbytes)
         return features
 
+    def list_kept(self) -> dict[str, Tensor]:
+        """Returns the features that are kept, in the order in which they were made; nothing where there are none.
+
+        Returns:
+            `features` of shape (N, D); their `keys`, uint8 of shape (bytes of all,), and the `lengths` of these, int64
+            of shape (N,); and whether one `has_helped`.
+        """
+        known = self._known or self._restored
+        if not known:
+            return {}
+        lengths = torch.tensor([len(key) for key in known])
+        keys = torch.frombuffer(bytearray(b"".join(known)), dtype=torch.uint8)
+        features = torch.stack([*known.values()])
+        return {"keys": keys, "lengths": lengths, "features": features, "has_helped": torch.tensor(self._has_helped)}
+
+    def restore(self, kept: Mapping[str, Tensor]) -> None:
+        """Keeps features that an earlier process has made with the same tower, from the first call on.
+
+        Args:
+            kept: What `list_kept` returned there, on the tower's device.
+        """
+        content, ends = kept["keys"].numpy().tobytes(), kept["lengths"].cumsum(0).tolist()
+        keys = (content[start:end] for start, end in zip([0, *ends], ends, strict=False))
+        self._restored = dict(zip(keys, kept["features"], strict=True))
+        self._has_helped = bool(kept["has_helped"])
+
     def _keep(self, found: dict[bytes, Tensor], size: int) -> None:
         if size <= self._left:
             self._known |= found
@@ -81,8 +108,9 @@ class KeptFeatures:
             self._forget(None)
 
     def _forget(self, state: object) -> None:
-        self._known.clear()
-        self._left, self._state = self._most_bytes, state
+        self._known, self._restored = self._restored if state is not None else {}, {}
+        size = sum(features.nbytes for features in self._known.values())
+        self._left, self._state = self._most_bytes - size, state
 
     def _find_state(self, device: torch.device) -> object:
         """All that features depend on beside the input, to be compared; None where the tower is not frozen."""

@@ -1,6 +1,6 @@
 """The pretrained two-tower model as the task sees it: pixels and tokens in, features and temperature out."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -75,6 +75,22 @@ class AlignTowers(nn.Module):
         """
         parts = {tower.name: [self.align.get_submodule(part) for part in tower.parts] for tower in TOWERS}
         self._kept_features = {name: KeptFeatures(modules) for name, modules in parts.items()} if keep else None
+
+    def list_kept(self) -> dict[str, Tensor]:
+        """Returns the features that are kept, by names for `restore_kept`; nothing where there are none."""
+        kept = self._kept_features or {}
+        return {f"{tower}.{name}": part for tower, one in kept.items() for name, part in one.list_kept().items()}
+
+    def restore_kept(self, features: Mapping[str, Tensor]) -> None:
+        """Keeps features that an earlier process has made with the same towers, once `keep_features` was called.
+
+        Args:
+            features: What `list_kept` returned there.
+        """
+        for tower, one in (self._kept_features or {}).items():
+            parts = {name.removeprefix(f"{tower}."): part for name, part in features.items() if name.startswith(tower)}
+            if parts:
+                one.restore(parts | {"features": parts["features"].to(self.temperature.device)})
 
     @property
     def align(self) -> AlignModel:

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ ROWS = 16
 
 PRECISION, LAYOUT, WORKERS = "trainer.precision", "model.channels_last", "data.num_workers"
 MICRO_BATCH = "model.micro_batch"
+_KEYS = (PRECISION, LAYOUT, WORKERS, MICRO_BATCH)
 
 
 def suit_machine(recipe: Recipe, task: AlignTask, data: ImageTextDataModule) -> dict[str, Any]:
@@ -43,22 +44,41 @@ def suit_machine(recipe: Recipe, task: AlignTask, data: ImageTextDataModule) -> 
         By recipe key the values, which repeat the training elsewhere, and under `seconds` those of a step of few rows;
         empty where nothing was left to the machine.
     """
-    open_keys = [key for key in (PRECISION, LAYOUT, WORKERS, MICRO_BATCH) if recipe.value(key) == "auto"]
+    open_keys = [key for key in _KEYS if recipe.value(key) == "auto"]
     batch = next(peek(data.train_dataloader())).batch if open_keys else None
     if batch is None:
         return {}
     task.to(recipe.device)
     timed = [key for key in open_keys if key != MICRO_BATCH]
     found = _suit_time(recipe, task, data, batch, timed) if timed else {}
-    return found | _suit_memory(recipe, task, batch) if MICRO_BATCH in open_keys else found
+    return found | _suit_memory(recipe, task, data, batch) if MICRO_BATCH in open_keys else found
 
 
-def _suit_memory(recipe: Recipe, task: AlignTask, batch: Batch) -> dict[str, Any]:
+def use_choices(recipe: Recipe, task: AlignTask, data: ImageTextDataModule, values: Mapping[str, Any]) -> None:
+    """Sets what was found for the machine, now or when a training began.
+
+    Args:
+        recipe: Tasks and trainers that it builds from now on have the values.
+        task: What is trained.
+        data: Its table.
+        values: What `suit_machine` returned.
+    """
+    chosen = {key: value for key, value in values.items() if key in _KEYS}
+    recipe.settle(chosen)
+    if MICRO_BATCH in chosen:
+        task.micro_batch = task.towers.micro_batch = chosen[MICRO_BATCH]
+    if chosen.get(LAYOUT) is not None:
+        task.towers.channels_last = chosen[LAYOUT]
+    if WORKERS in chosen:
+        data.set_workers(chosen[WORKERS])
+
+
+def _suit_memory(recipe: Recipe, task: AlignTask, data: ImageTextDataModule, batch: Batch) -> dict[str, Any]:
     """Settles how many rows are embedded at a time, under the precision of the training."""
     with recipe.build_trainer().precision_plugin.forward_context():
         task.settle_micro_batch(batch)
     values = {MICRO_BATCH: task.micro_batch}
-    recipe.settle(values)
+    use_choices(recipe, task, data, values)
     return values
 
 
@@ -82,11 +102,7 @@ def _suit_time(
         step = scale * timing.seconds[way]
         found[WORKERS] = suggest_workers(data, step, at_most=LOADING * allow(timing.seconds[way]))
     values = {key: found[key] for key in open_keys}
-    recipe.settle(values)
-    if way.channels_last is not None:
-        task.towers.channels_last = way.channels_last
-    if WORKERS in values:
-        data.set_workers(values[WORKERS])
+    use_choices(recipe, task, data, values)
     seconds = {_describe(way): round(value, 6) for way, value in timing.seconds.items()} if timing else {}
     print(_say(values, seconds, len(few.rows)), file=sys.stderr)
     return {**values, "seconds": seconds}

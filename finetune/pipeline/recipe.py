@@ -10,6 +10,7 @@ from typing import Any, cast, get_args, get_type_hints
 import torch
 from jsonargparse import ArgumentError, Namespace
 from lightning import Callback, Trainer, seed_everything
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
@@ -26,6 +27,7 @@ from finetune.pipeline.renamed import refuse_renamed
 from finetune.pipeline.trust import allow_modules, find_modules
 from finetune.run.settings import RunSettings
 from finetune.training.task import AlignTask
+from finetune.training.whole_files import WholeFiles
 
 
 class Recipe:
@@ -135,7 +137,7 @@ class Recipe:
         return task
 
     def build_trainer(self, callbacks: Sequence[Callback] = (), logger: Logger | None = None) -> Trainer:
-        """The trainer, with the run's callbacks and logger after the recipe's own.
+        """The trainer, with the run's callbacks before the recipe's own, and its logger after them.
 
         Args:
             callbacks: What the run needs to follow the training.
@@ -148,7 +150,12 @@ class Recipe:
         named, loggers = values["callbacks"] or [], values["logger"]
         if values["precision"] == "auto":
             values["precision"] = None
-        values["callbacks"] = [*([named] if isinstance(named, Callback) else named), *callbacks]
+        values["callbacks"] = [*callbacks, *([named] if isinstance(named, Callback) else named)]
+        plugins = values["plugins"] or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(one, CheckpointIO) for one in plugins):
+            plugins = [*plugins, WholeFiles()]
+        values["plugins"] = plugins
         if isinstance(loggers, bool | None):
             loggers = []
         values["logger"] = [*([loggers] if isinstance(loggers, Logger) else loggers), *filter(None, [logger])]

@@ -100,12 +100,18 @@ def resume_run(run: str | Path, trust: Sequence[str] = (), anyway: bool = False)
 
 
 def _refuse_changes(work: Work) -> None:
-    """Refuses to replace a finished training because something else would be trained now."""
+    """Refuses to replace what was trained, or to go on with it otherwise, because something has changed."""
     if changed := TRAIN.changed_inputs(work):
         raise RecipeError(
             f"Expected what {work.run.path} was trained from to be as it was then, but these have changed: "
             f"{', '.join(changed)}. Put them back, start another run by `finetune fit`, or pass --anyway, which trains "
             "again and replaces what this run has trained."
+        )
+    if changed := TRAIN.changed_versions(work):
+        raise RecipeError(
+            f"Expected {work.run.path} to go on with the versions that it was started with, but these have changed: "
+            f"{', '.join(changed)}. Install the former ones, or pass --anyway: then it goes on, but may end otherwise "
+            "in the last bits."
         )
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
-from finetune.core.errors import CheckpointError
+from finetune.core.errors import CheckpointError, RecipeError, TableError
 from finetune.core.files import read_json, remove_staged, write_json
 from finetune.core.places import NO_ROOM, name_place
 from finetune.pipeline.work import Work
@@ -49,7 +49,7 @@ class Stage(ABC):
     def changed_inputs(self, work: Work) -> list[str]:
         """Returns the names of inputs that have changed since the stage was done; none if it was never done."""
         record = work.run.stage(self.name)
-        return _compare(read_json(record)["inputs"], self.inputs(work)) if record.is_file() else []
+        return compare(read_json(record)["inputs"], self.inputs(work)) if record.is_file() else []
 
     def _find_changes(self, work: Work, inputs: Mapping[str, str]) -> list[str] | None:
         """What has changed since the stage was done: inputs, and outputs that are gone; None if it was never done."""
@@ -58,7 +58,7 @@ class Stage(ABC):
             return None
         done = read_json(record)
         gone = [name for name in done["outputs"] if not (work.run.path / name).is_file()]
-        return _compare(done["inputs"], inputs) + gone
+        return compare(done["inputs"], inputs) + gone
 
 
 def run_stages(work: Work, stages: Sequence[Stage]) -> None:
@@ -74,18 +74,23 @@ def run_stages(work: Work, stages: Sequence[Stage]) -> None:
             stage.run(work)
 
 
-def _compare(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
-    """The names whose values differ."""
+def compare(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    """Returns the names whose values differ.
+
+    Args:
+        before: Values by name.
+        after: The same later.
+    """
     return [name for name in dict.fromkeys([*before, *after]) if before.get(name) != after.get(name)]
 
 
 @contextmanager
 def _saying_how_to_go_on(run: Path) -> Iterator[None]:
-    """Adds to what stops a run from outside, such as Ctrl-C or a full disk, how to go on with it."""
+    """Adds to what stops a run, such as Ctrl-C, a full disk or an error in a callback, how to go on with it."""
     try:
         with name_place(run, NO_ROOM):
             yield
-    except (KeyboardInterrupt, SystemExit, OSError) as stop:
-        if not isinstance(stop, CheckpointError):  # that would come again
+    except BaseException as stop:
+        if not isinstance(stop, CheckpointError | RecipeError | TableError):  # that would come again
             stop.add_note(f"Do what is left of it: finetune resume {run}")
         raise

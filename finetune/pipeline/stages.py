@@ -27,8 +27,8 @@ from finetune.model.adapter import save_adapter
 from finetune.model.base import Base
 from finetune.model.towers import AlignTowers
 from finetune.pipeline.choose import choose, open_line
-from finetune.pipeline.machine import suit_machine
-from finetune.pipeline.stage import Stage
+from finetune.pipeline.machine import suit_machine, use_choices
+from finetune.pipeline.stage import Stage, compare
 from finetune.pipeline.summary import summarise
 from finetune.pipeline.train import fit
 from finetune.pipeline.work import Work
@@ -37,6 +37,7 @@ from finetune.run.folder import AFTER, BASE, MEASURED, ZERO_SHOT_AFTER, RunFolde
 from finetune.run.measurement import MEASUREMENT, read_measurement, write_measurement
 from finetune.run.results import PROOF_FILE, format_proof, installed_versions
 from finetune.training.classification_task import ClassificationTask
+from finetune.training.progress import clear_saves
 
 WITNESS_ROWS = 8
 """Held-back rows that prove a merge."""
@@ -70,15 +71,14 @@ class Train(Stage):
         return {**work.sources, **work.settings("model", "data", "trainer", "run.seed", "run.soup")}
 
     def make(self, work: Work) -> Sequence[Path]:
-        """Trains from the start: what an interrupted training left is removed."""
+        """Trains, from where an interrupted training of the same things was saved, or from the start."""
         run, task, data = work.run, work.task, work.data
-        for path in (run.checkpoints, run.path / "members", run.adapter):
-            shutil.rmtree(path, ignore_errors=True)
-        for path in (run.logged, run.head):
-            path.unlink(missing_ok=True)
-        chosen = suit_machine(work.recipe, task, data)
-        write_json(run.environment, {**_describe_environment(work), "auto": chosen})
-        SeenTable.of(data.rows).write(run.table)
+        shutil.rmtree(run.adapter, ignore_errors=True)
+        run.head.unlink(missing_ok=True)
+        if run.started.is_file() and read_json(run.started)["inputs"] == self.inputs(work):
+            use_choices(work.recipe, task, data, read_json(run.environment)["auto"])
+        else:
+            self._start(work)
         concerns = fit(work.recipe, task, data, run)
         head = task.head if isinstance(task, ClassificationTask) else None
         write_witness(task.towers, data.held_back(WITNESS_ROWS), run.witness, head)
@@ -91,8 +91,34 @@ class Train(Stage):
         if head is not None:
             head.write(run.head)
         write_json(run.training, {"notices": [concern._asdict() for concern in concerns]})
+        for member in run.members(work.recipe.run.soup):
+            clear_saves(member.checkpoints)
         del work.task
         return [*_trained(run), run.training, run.environment, run.table]
+
+    def changed_inputs(self, work: Work) -> list[str]:
+        """Returns what has changed since the training was done, or since one began that is not done."""
+        if work.run.stage(self.name).is_file() or not work.run.started.is_file():
+            return super().changed_inputs(work)
+        return compare(read_json(work.run.started)["inputs"], self.inputs(work))
+
+    def changed_versions(self, work: Work) -> list[str]:
+        """Returns the versions that have changed since a training began that is not done, each with both."""
+        if work.run.stage(self.name).is_file() or not work.run.started.is_file():
+            return []
+        before, now = read_json(work.run.environment)["versions"], _versions()
+        return [f"{name} from {before.get(name)} to {now.get(name)}" for name in compare(before, now)]
+
+    def _start(self, work: Work) -> None:
+        """Removes what another training left, and records what this one starts from."""
+        run = work.run
+        for folder in (run.checkpoints, run.path / "members"):
+            shutil.rmtree(folder, ignore_errors=True)
+        run.logged.unlink(missing_ok=True)
+        chosen = suit_machine(work.recipe, work.task, work.data)
+        write_json(run.environment, {**_describe_environment(work), "auto": chosen})
+        SeenTable.of(work.data.rows).write(run.table)
+        write_json(run.started, {"inputs": self.inputs(work)})
 
 
 class Choose(Stage):
@@ -210,11 +236,15 @@ def _model_of(kind: type[Artifact], run: RunFolder) -> str:
     return AFTER if kind.by_head or not run.classifier.is_dir() else ZERO_SHOT_AFTER
 
 
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **installed_versions()}
+
+
 def _describe_environment(work: Work) -> dict[str, Any]:
     """What a training depends on beside the recipe: versions, the device, the table's files, the base."""
     files = map(str, work.data.rows.files)
     return {
-        "versions": {"python": platform.python_version(), **installed_versions()},
+        "versions": _versions(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "table": [{"path": name, "sha256": work.sources[name]} for name in files if name in work.sources],

@@ -2,7 +2,9 @@
 
 import gc
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -14,6 +16,8 @@ from peft import LoraConfig, PeftModel
 from torch import Tensor
 
 from finetune.core.errors import Concern, RecipeError
+from finetune.core.files import read_json, write_json
+from finetune.core.interval import Interval
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.model.base import Base
 from finetune.model.lora import ADAPTER
@@ -24,6 +28,9 @@ from finetune.run.folder import RunFolder
 from finetune.training.best_weights import LatestBest
 from finetune.training.collapse import CollapseWatch
 from finetune.training.heap import freed_memory_kept
+from finetune.training.progress import Progress, SaveProgress
+from finetune.training.step_seeds import StepSeeds
+from finetune.training.stop_request import StopRequest
 from finetune.training.task import AlignTask
 
 _MODEL = "towers.model."
@@ -36,11 +43,15 @@ class Training(NamedTuple):
         trainer: The recipe's trainer.
         keep: Chooses the weights to keep.
         watch: Notices what goes wrong.
+        progress: Where it is saved from time to time.
+        stop: Knows whether the process is asked to end.
     """
 
     trainer: Trainer
     keep: LatestBest
     watch: CollapseWatch
+    progress: Progress
+    stop: StopRequest
 
 
 def build_training(recipe: Recipe, data: ImageTextDataModule, run: RunFolder) -> Training:
@@ -59,7 +70,11 @@ def build_training(recipe: Recipe, data: ImageTextDataModule, run: RunFolder) ->
     keep = LatestBest(rows, monitor=metric, dirpath=run.checkpoints, filename="best", save_last=True)
     watch = CollapseWatch()
     logger = CSVLogger(save_dir=run.path.parent, name=run.path.name, version="")
-    return Training(recipe.build_trainer([keep, watch], logger), keep, watch)
+    progress, stop = Progress(run.checkpoints, run.checkpoints / "best.ckpt", logger), StopRequest()
+    every = recipe.run.save_every
+    save = SaveProgress(progress, None if every is None else Interval.parse(every, "run.save_every"), stop)
+    trainer = recipe.build_trainer([save, StepSeeds(data.seed), keep, watch], logger)
+    return Training(trainer, keep, watch, progress, stop)
 
 
 def fit(recipe: Recipe, task: AlignTask, data: ImageTextDataModule, run: RunFolder) -> list[Concern]:
@@ -67,6 +82,8 @@ def fit(recipe: Recipe, task: AlignTask, data: ImageTextDataModule, run: RunFold
 
     With `run.soup` above 1 it trains so many times, and leaves the average. The first training is the one there would
     be without; the others differ from it in their seed, of which adapters, order and augmentations depend.
+
+    What an earlier process has saved of the same training in the run's folder is gone on from.
 
     Args:
         recipe: Has the trainer.
@@ -78,18 +95,17 @@ def fit(recipe: Recipe, task: AlignTask, data: ImageTextDataModule, run: RunFold
         What went wrong in training.
     """
     if recipe.run.soup == 1:
-        kept, notices = _fit_once(recipe, task, data, run)
+        kept, notices = _fit_once(recipe, lambda: task, data, run)
         _load(task, kept)
         return notices
     members, notices = [], []
     for number, folder in enumerate(run.members(recipe.run.soup)):
         print(f"training {number + 1} of {recipe.run.soup}", file=sys.stderr)
         seed = member_seed(recipe.run.seed, number)
-        member = recipe.build_task(seed) if number else task
-        kept, found = _fit_once(recipe, member, data.with_seed(seed), folder)
+        build_member = partial(recipe.build_task, seed) if number else lambda: task
+        kept, found = _fit_once(recipe, build_member, data.with_seed(seed), folder)
         members.append(kept)
         notices += found
-        del member
         gc.collect()  # a trainer and its task hold each other, and a whole model with them
     _take_average(task, recipe.base, members)
     return list(dict.fromkeys(notices))
@@ -106,21 +122,36 @@ def member_seed(seed: int, number: int) -> int:
 
 
 def _fit_once(
-    recipe: Recipe, task: AlignTask, data: ImageTextDataModule, run: RunFolder
+    recipe: Recipe, build_task: Callable[[], AlignTask], data: ImageTextDataModule, run: RunFolder
 ) -> tuple[dict[str, Tensor], list[Concern]]:
     """Trains once, and returns the weights to keep: all that training changes, by name in the task."""
-    seed_everything(data.seed, verbose=False)  # whatever this process has drawn before
-    trainer, keep, watch = build_training(recipe, data, run)
-    try:
-        with freed_memory_kept():
-            trainer.fit(task, data)
-    except MisconfigurationException as error:
-        raise RecipeError(f"Expected the trainer's values to suit the training, but got: {error}") from error
-    # A fit that stops inside its first epoch (trainer.max_steps) is never validated: its last weights count.
-    path = keep.best_model_path or keep.last_model_path
-    if not path:
-        raise RecipeError("Expected at least one step of training, but got none before trainer.max_time. Raise it.")
-    return torch.load(path, map_location="cpu", weights_only=True)["state_dict"], watch.notices
+    if not run.fitted.is_file():
+        seed_everything(data.seed, verbose=False)  # whatever this process has drawn before
+        _take_steps(build_task(), data, run, build_training(recipe, data, run))
+    fitted = read_json(run.fitted)
+    kept = torch.load(run.checkpoints / fitted["kept"], map_location="cpu", weights_only=True)["state_dict"]
+    return kept, [Concern(**notice) for notice in fitted["notices"]]
+
+
+def _take_steps(task: AlignTask, data: ImageTextDataModule, run: RunFolder, training: Training) -> None:
+    """Takes the steps that are left, and records which weights to keep."""
+    trainer, keep, watch, progress, stop = training
+    save = progress.find_newest()
+    if save is not None:
+        print(f"goes on from {save}", file=sys.stderr)
+    checkpoint = None if save is None else progress.restore(save)
+    with stop.awaited():
+        try:
+            with freed_memory_kept():
+                trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
+        except MisconfigurationException as error:
+            raise RecipeError(f"Expected the trainer's values to suit the training, but got: {error}") from error
+        # A fit that stops inside its first epoch (trainer.max_steps) is never validated: its last weights count.
+        path = keep.best_model_path or keep.last_model_path
+        if not path:
+            raise RecipeError("Expected at least one step of training, but got none before trainer.max_time. Raise it.")
+        notices = [notice._asdict() for notice in watch.notices]
+        write_json(run.fitted, {"kept": Path(path).name, "notices": notices})
 
 
 def _take_average(task: AlignTask, base: Base, members: Sequence[Mapping[str, Tensor]]) -> None:

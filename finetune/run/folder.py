@@ -41,8 +41,18 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """Lightning checkpoints `last` and `best`: trained weights, optimiser, positions."""
+        """Lightning checkpoints `last` and `best`; while it trains also `step-N`, from which it can go on."""
         return self.path / "checkpoints"
+
+    @property
+    def started(self) -> Path:
+        """What an unfinished training was started from, and what was chosen for the machine."""
+        return self.checkpoints / "started.json"
+
+    @property
+    def fitted(self) -> Path:
+        """Written when the steps of a training are over: which weights to keep, and what went wrong."""
+        return self.checkpoints / "fitted.json"
 
     @property
     def adapter(self) -> Path:

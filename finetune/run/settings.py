@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from finetune.core.errors import RecipeError
+from finetune.core.interval import Interval
 from finetune.model.interpolate import check_interpolation
 
 LARGEST_SEED = 2**32 - 1  # NumPy's
@@ -30,6 +31,8 @@ class RunSettings:
             there.
         calibrate: Whether the temperature is fitted on the validation rows (tables with a label a row), so that the
             probabilities of the classes are as high as they are right.
+        save_every: How often a training saves what `finetune resume` needs to go on with it: a number of steps, or a
+            time such as `10 minutes`; null only when it is asked to end, by Ctrl-C or SIGTERM. Two saves are kept.
         module_folders: Where modules that are named by `--trust` are looked for, beside the recipe's own folder and the
             working directory. A run notes here where it found them; to be there is not to be trusted.
 
@@ -46,6 +49,7 @@ class RunSettings:
     interpolation: float | Literal["auto"] = 1.0
     max_retention_loss: float = 0.05
     calibrate: bool = True
+    save_every: int | str | None = "10 minutes"
     module_folders: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -55,6 +59,8 @@ class RunSettings:
             raise RecipeError(f"Expected run.neighbours to be at least 1 or null, but got {self.neighbours}.")
         if self.soup < 1:
             raise RecipeError(f"Expected run.soup to be at least 1, but got {self.soup}. 1 trains once.")
+        if self.save_every is not None:
+            Interval.parse(self.save_every, "run.save_every")
         if self.interpolation != "auto":
             check_interpolation(self.interpolation, "run.interpolation")
         if not 0 <= self.max_retention_loss <= 1:

@@ -23,7 +23,7 @@ class LatestBest(ModelCheckpoint):
     """
 
     def __init__(self, rows: int, **options: Any) -> None:
-        super().__init__(mode="max", **options)
+        super().__init__(mode="max", enable_version_counter=False, **options)
         self.rows = rows
         self.highest = 0.0
 
@@ -41,6 +41,13 @@ class LatestBest(ModelCheckpoint):
         return {**super().state_dict(), "highest": self.highest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from the highest value there was."""
+        """Goes on from the highest value there was, wherever the files lie now."""
         self.highest = state_dict["highest"]
-        super().load_state_dict(state_dict)
+        former, folder = state_dict["dirpath"], str(self.dirpath)
+
+        def move(path: str) -> str:
+            return folder + path.removeprefix(former) if path.startswith(former) else path
+
+        kept = {move(path): score for path, score in state_dict["best_k_models"].items()}
+        paths = {key: move(state_dict[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        super().load_state_dict({**state_dict, **paths, "best_k_models": kept, "dirpath": folder})

@@ -55,6 +55,23 @@ class CollapseWatch(Callback):
         self._rows = 0
         self._clouds: dict[str, Cloud] = {}
 
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what was reported, and what the epoch has shown so far."""
+        notices = [notice._asdict() for notice in self.notices]
+        return {"notices": notices, "epoch": dict(self._epoch), "rows": self._rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on within an epoch."""
+        self.notices = [Concern(**notice) for notice in state_dict["notices"]]
+        self._epoch = defaultdict(list, state_dict["epoch"])
+        self._rows = state_dict["rows"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Brings what was restored to the device."""
+        self._epoch = defaultdict(
+            list, {name: [value.to(pl_module.device) for value in values] for name, values in self._epoch.items()}
+        )
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Sorts the trained parameters by tower."""
         assert isinstance(pl_module, AlignTask)

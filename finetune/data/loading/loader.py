@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader, Dataset
@@ -77,6 +78,17 @@ class TrainBatchLoader(BatchLoader):
         for batch in super().__iter__():
             self.batch_sampler.delivered = (self.batch_sampler.delivered + 1) % len(self.batch_sampler)
             yield batch
+
+    @contextmanager
+    def one_given_back(self) -> Iterator[None]:
+        """Counts the last batch as still to be delivered as long as the block runs."""
+        batches = self.batch_sampler
+        delivered = batches.delivered
+        batches.delivered = (delivered - 1) % len(batches)
+        try:
+            yield
+        finally:
+            batches.delivered = delivered
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the current epoch and the number of its delivered batches."""

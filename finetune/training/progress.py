@@ -1,0 +1,239 @@
+"""Saves what a training needs to go on where it was, and reads it again."""
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from finetune.core.files import read_text, write_file, write_folder, write_text
+from finetune.core.interval import Interval
+from finetune.data.loading.loader import TrainBatchLoader
+from finetune.training.logged_means import LoggedMeans
+from finetune.training.stop_request import StopRequest
+from finetune.training.task import AlignTask
+
+KEPT = 2
+"""How many saves are kept: the older one until the newer one is whole, and then for the case that it is damaged."""
+
+_STATE, _LOG, _FEATURES = "state.ckpt", "metrics.csv", "features.safetensors"
+_KEY = "align_finetune_progress"
+
+
+class Progress:
+    """The saves of one training: a folder `step-N` each, with the state after N steps and the files that go with it.
+
+    They are a Lightning checkpoint, the values logged so far, the best weights so far, and the features kept of a
+    frozen tower.
+
+    Args:
+        folder: Where they lie.
+        best: File of the best weights.
+        log: The training's log.
+    """
+
+    def __init__(self, folder: Path, best: Path, log: CSVLogger) -> None:
+        self.folder = folder
+        self.best = best
+        self.log = log
+
+    def write(self, trainer: Trainer, task: AlignTask) -> None:
+        """Saves, before the batch that is about to be trained. A save of the same step stays as it is.
+
+        Args:
+            trainer: At the start of a batch.
+            task: What it trains.
+
+        Raises:
+            OSError: If it cannot be written; the saves that were there still are.
+        """
+        target, saves = self.folder / f"step-{trainer.global_step:08d}", list_saves(self.folder)
+        if target in saves:
+            return
+        self.log.save()
+        with write_folder(target) as staging, _before_batch(trainer):
+            trainer.save_checkpoint(staging / _STATE)
+            logged = Path(self.log.experiment.metrics_file_path)
+            if logged.is_file():
+                shutil.copyfile(logged, staging / _LOG)
+            if self.best.is_file():
+                _share(self.best, staging / self.best.name)
+            _write_features(task.towers.list_kept(), staging / _FEATURES, saves)
+        for outdated in list_saves(self.folder)[KEPT:]:
+            shutil.rmtree(outdated)
+
+    def find_newest(self) -> Path | None:
+        """Returns the newest save that can be read; None where there is none. Says which cannot."""
+        for save in list_saves(self.folder):
+            try:
+                torch.load(save / _STATE, map_location="cpu", weights_only=True)
+            except Exception as error:  # a damaged file shows in many ways
+                print(f"warning: {save} cannot be read and is left out: {error}", file=sys.stderr)
+            else:
+                return save
+        return None
+
+    def restore(self, save: Path) -> Path:
+        """Puts the files of a save back to where the training left them.
+
+        Args:
+            save: One of `list_saves`.
+
+        Returns:
+            The checkpoint from which Lightning goes on.
+        """
+        self.best.unlink(missing_ok=True)
+        if (save / self.best.name).is_file():
+            _share(save / self.best.name, self.best)
+        writer = self.log.experiment  # removes the log that is there
+        if (save / _LOG).is_file():
+            text = read_text(save / _LOG)
+            write_text(Path(writer.metrics_file_path), text)
+            writer.metrics_keys = text.splitlines()[0].split(",")
+        return save / _STATE
+
+
+def list_saves(folder: Path) -> list[Path]:
+    """Returns the saves that there are, the newest first.
+
+    Args:
+        folder: See `Progress`.
+    """
+    return sorted(folder.glob("step-*"), reverse=True)
+
+
+def clear_saves(folder: Path) -> None:
+    """Removes the saves of a training that has ended.
+
+    Args:
+        folder: See `Progress`.
+    """
+    for save in list_saves(folder):
+        shutil.rmtree(save)
+
+
+class SaveProgress(Callback):
+    """Saves from time to time, and when the process is asked to end, which it then does.
+
+    Saves between two steps of the optimiser, once validation and all else that follows a step is over. Where the
+    training rows come from a loader of another kind than the toolkit's, that is between two epochs.
+
+    Args:
+        progress: Where to.
+        every: How often; None only when the process is asked to end.
+        stop: Knows whether it is.
+    """
+
+    def __init__(self, progress: Progress, every: Interval | None, stop: StopRequest) -> None:
+        self.progress = progress
+        self.every = every
+        self.stop = stop
+        self._saved_at = (0, 0.0)
+        self._loaded: dict[str, Any] | None = None
+        self._means = LoggedMeans()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listens to signals, and restores the features of a frozen tower."""
+        assert isinstance(pl_module, AlignTask)
+        self.stop.listen()
+        self._saved_at = (trainer.global_step, time.monotonic())
+        if self._loaded is not None and trainer.ckpt_path is not None:
+            features = Path(trainer.ckpt_path).parent / _FEATURES
+            if features.is_file():
+                pl_module.towers.restore_kept(load_file(features))
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        """Saves where that is due.
+
+        Raises:
+            SystemExit: If the process was asked to end.
+        """
+        assert isinstance(pl_module, AlignTask)
+        if self._loaded is not None:
+            trainer.fit_loop.epoch_loop._batches_that_stepped = self._loaded["batches_that_stepped"]
+            self._loaded = None
+        else:
+            self._means.merge_into(trainer)
+        can_go_on = not batch_idx or isinstance(trainer.train_dataloader, TrainBatchLoader)
+        if not can_go_on or batch_idx % trainer.accumulate_grad_batches:
+            return
+        if self.stop.signal is not None or self._is_due(trainer.global_step):
+            self.progress.write(trainer, pl_module)
+            self._saved_at = (trainer.global_step, time.monotonic())
+        self.stop.heed()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Completes the epoch's means."""
+        self._means.merge_into(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
+        """Adds what Lightning's checkpoints lack."""
+        stepped = trainer.fit_loop.epoch_loop._batches_that_stepped
+        checkpoint[_KEY] = {"batches_that_stepped": stepped, "means": self._means.read(trainer)}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
+        """Keeps it for the first batch."""
+        self._loaded = checkpoint.get(_KEY)
+        if self._loaded is not None:
+            self._means = LoggedMeans(self._loaded["means"])
+
+    def _is_due(self, step: int) -> bool:
+        if self.every is None:
+            return False
+        steps, moment = self._saved_at
+        if self.every.steps is not None:
+            return step - steps >= self.every.steps
+        return self.every.seconds is not None and time.monotonic() - moment >= self.every.seconds
+
+
+@contextmanager
+def _before_batch(trainer: Trainer) -> Iterator[None]:
+    """Lets loop and loader count the batch that is about to be trained as still to come, as long as the block runs."""
+    progress, loader = trainer.fit_loop.epoch_loop.batch_progress, trainer.train_dataloader
+    is_last = progress.is_last_batch
+    progress.is_last_batch = False
+    for counts in (progress.current, progress.total):
+        counts.ready -= 1
+    try:
+        if isinstance(loader, TrainBatchLoader):
+            with loader.one_given_back():
+                yield
+        else:
+            yield
+    finally:
+        progress.is_last_batch = is_last
+        for counts in (progress.current, progress.total):
+            counts.ready += 1
+
+
+def _write_features(kept: dict[str, Tensor], target: Path, saves: list[Path]) -> None:
+    """Writes features, or takes them from the newest save: none is ever replaced, so as many are the same."""
+    if not kept:
+        return
+    former = saves[0] / _FEATURES if saves else None
+    if former is not None and former.is_file() and _sizes(load_file(former)) == _sizes(kept):
+        _share(former, target)
+    else:
+        save_file(kept, target)
+
+
+def _sizes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _share(source: Path, target: Path) -> None:
+    """Copies a file that may be replaced but is never changed, so that both share its bytes where the disk can."""
+    try:
+        os.link(source, target)
+    except OSError:
+        with source.open("rb") as file, write_file(target) as copy:
+            shutil.copyfileobj(file, copy)
