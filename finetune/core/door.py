@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import current_thread, main_thread
 from types import FrameType
+from typing import Any
 
 from finetune.core.errors import CheckpointError, FileError, RecipeError, TableError
 from finetune.core.places import NO_ROOM, is_there
@@ -40,8 +41,8 @@ def run_command(command: Callable[[], int | None]) -> int:
             sys.stdout.flush()  # a full disk shows here, where it still can be told
     except BaseException as stop:
         _drop_output()
-        if code := _find_stop(stop, noted):
-            return _refuse(f"stopped by {_STOPS[code]}.", stop, code)
+        if asked := _find_stop(stop, noted):
+            return _refuse(f"stopped by {_STOPS[asked]}.", stop, asked)
         if not isinstance(stop, Exception):
             raise
         return _refuse_error(stop)
@@ -101,7 +102,7 @@ def _noting_signals(noted: list[int]) -> Iterator[None]:
             signal.default_int_handler(number, frame)
         raise SystemExit(128 + number)
 
-    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    usual: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
     ours = [number for number, handler in usual.items() if signal.getsignal(number) is handler]
     if current_thread() is not main_thread():
         ours = []

@@ -1,43 +1,50 @@
 """What an epoch has logged so far, which Lightning's checkpoints leave out."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from lightning import Trainer
-from torch import Tensor
 
 _STATES = ("value", "cumulated_batch_size")
+_WORDS = ("fx", "name", "prog_bar", "logger", "on_step")
 
 
 class LoggedMeans:
-    """Means, sums and extremes over the part of an epoch that a training was stopped after.
+    """Means, sums and extremes over the part of an epoch after which a training was stopped.
 
     Args:
         before: What `read` returned then.
     """
 
-    def __init__(self, before: Mapping[str, Mapping[str, Tensor]] | None = None) -> None:
+    def __init__(self, before: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         self._before = dict(before or {})
+        self._completed: list[str] = []
 
-    def read(self, trainer: Trainer) -> dict[str, dict[str, Tensor]]:
-        """Returns the states of the values that are logged over the epoch, by their keys.
+    def read(self, trainer: Trainer) -> dict[str, dict[str, Any]]:
+        """Returns the values that are logged over the epoch, by their keys, as they are now.
 
         Args:
             trainer: In training.
         """
-        self.merge_into(trainer)
-        found: dict[str, dict[str, Tensor]] = {key: dict(states) for key, states in self._before.items()}
+        self.add(trainer)
+        found = {key: dict(before) for key, before in self._before.items()}
         for key, metric in trainer.fit_loop.epoch_loop._results.items():
-            if metric.meta.on_epoch and metric.is_tensor and metric.update_called:
-                found[key] = {name: getattr(metric, name) for name in _STATES if hasattr(metric, name)}
+            if metric.meta.on_epoch and metric.is_tensor and not metric.has_reset:
+                words = {name: getattr(metric.meta, name) for name in _WORDS}
+                states = {name: getattr(metric, name) for name in _STATES if hasattr(metric, name)}
+                found[key] = {**words, **states, "reduce_fx": metric.meta.reduce_fx.__name__}
         return found
 
-    def merge_into(self, trainer: Trainer) -> None:
+    def add(self, trainer: Trainer) -> None:
         """Adds what was logged before the stop to what was logged of the same key since.
 
         Args:
-            trainer: In training.
+            trainer: In training, within an epoch.
         """
         results = trainer.fit_loop.epoch_loop._results
+        for key in self._completed:
+            del results[key]
+        self._completed = []
         for key in [key for key in self._before if key in results]:
             metric, before = results[key], self._before.pop(key)
             value = before["value"].to(metric.value)
@@ -45,7 +52,23 @@ class LoggedMeans:
                 metric.value = metric.meta.reduce_fx(value, metric.value)
                 continue
             metric.value = value + metric.value
-            if "cumulated_batch_size" in before:
-                metric.cumulated_batch_size = before["cumulated_batch_size"].to(metric.value.device) + (
+            if metric.meta.is_mean_reduction:
+                metric.cumulated_batch_size = before["cumulated_batch_size"].to(value.device) + (
                     metric.cumulated_batch_size
                 )
+
+    def complete(self, trainer: Trainer) -> None:
+        """Does the same at the end of an epoch, and takes over what was not logged again in it.
+
+        Args:
+            trainer: In training, at the end of the epoch.
+        """
+        self.add(trainer)
+        results = trainer.fit_loop.epoch_loop._results
+        for key, before in self._before.items():
+            words = {name: before[name] for name in _WORDS}
+            results.log(**words, value=before["value"], reduce_fx=before["reduce_fx"], batch_size=1)
+            for name in set(_STATES) & before.keys():
+                setattr(results[key], name, before[name])
+        self._completed = [*self._before]
+        self._before = {}

@@ -9,13 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from finetune.core.files import read_text, write_file, write_folder, write_text
+from finetune.core.files import fingerprint_file, read_json, read_text, write_file, write_folder, write_json, write_text
 from finetune.core.interval import Interval
 from finetune.data.loading.loader import TrainBatchLoader
 from finetune.training.logged_means import LoggedMeans
@@ -26,6 +25,7 @@ KEPT = 2
 """How many saves are kept: the older one until the newer one is whole, and then for the case that it is damaged."""
 
 _STATE, _LOG, _FEATURES = "state.ckpt", "metrics.csv", "features.safetensors"
+_FINGERPRINTS = "fingerprints.json"
 _KEY = "align_finetune_progress"
 
 
@@ -68,16 +68,15 @@ class Progress:
             if self.best.is_file():
                 _share(self.best, staging / self.best.name)
             _write_features(task.towers.list_kept(), staging / _FEATURES, saves)
+            write_json(staging / _FINGERPRINTS, {file.name: fingerprint_file(file) for file in staging.iterdir()})
         for outdated in list_saves(self.folder)[KEPT:]:
             shutil.rmtree(outdated)
 
     def find_newest(self) -> Path | None:
-        """Returns the newest save that can be read; None where there is none. Says which cannot."""
+        """Returns the newest save that is as it was written; None where there is none. Says which are not."""
         for save in list_saves(self.folder):
-            try:
-                torch.load(save / _STATE, map_location="cpu", weights_only=True)
-            except Exception as error:  # a damaged file shows in many ways
-                print(f"warning: {save} cannot be read and is left out: {error}", file=sys.stderr)
+            if fault := _find_fault(save):
+                print(f"warning: {save} is left out: {fault}", file=sys.stderr)
             else:
                 return save
         return None
@@ -162,7 +161,7 @@ class SaveProgress(Callback):
             trainer.fit_loop.epoch_loop._batches_that_stepped = self._loaded["batches_that_stepped"]
             self._loaded = None
         else:
-            self._means.merge_into(trainer)
+            self._means.add(trainer)
         can_go_on = not batch_idx or isinstance(trainer.train_dataloader, TrainBatchLoader)
         if not can_go_on or batch_idx % trainer.accumulate_grad_batches:
             return
@@ -172,8 +171,8 @@ class SaveProgress(Callback):
         self.stop.heed()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Completes the epoch's means."""
-        self._means.merge_into(trainer)
+        """Completes what is logged over the epoch."""
+        self._means.complete(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
         """Adds what Lightning's checkpoints lack."""
@@ -224,6 +223,17 @@ def _write_features(kept: dict[str, Tensor], target: Path, saves: list[Path]) ->
         _share(former, target)
     else:
         save_file(kept, target)
+
+
+def _find_fault(save: Path) -> str | None:
+    """What is wrong with a save; None of one that is as it was written."""
+    try:
+        for name, fingerprint in read_json(save / _FINGERPRINTS).items():
+            if fingerprint_file(save / name) != fingerprint:
+                return f"{name} is not as it was written."
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None
 
 
 def _sizes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:

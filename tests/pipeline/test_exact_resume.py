@@ -1,0 +1,221 @@
+"""A training that is stopped goes on where it was saved and ends as one that nobody stopped, to the last bit."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from finetune.core.errors import RecipeError
+from finetune.core.files import fingerprint_file, read_json
+from finetune.pipeline.recipe import read_recipe
+from finetune.pipeline.run_recipe import resume_run
+from finetune.pipeline.stages import TRAIN
+from finetune.pipeline.work import Work
+from finetune.run.folder import RunFolder
+
+DIES = """
+from pathlib import Path
+
+from lightning import Callback
+
+from finetune import AlignTask
+
+
+class DiesAfter(Callback):
+    '''Raises after each of some steps, once.'''
+
+    def __init__(self, folder: str, steps: list[int]) -> None:
+        self.folder, self.steps = Path(folder), steps
+
+    def on_train_batch_end(self, trainer, *_) -> None:
+        once = self.folder / f"died-{trainer.fit_loop.epoch_loop._batches_that_stepped}-{trainer.global_step}"
+        if trainer.global_step in self.steps and not once.exists():
+            once.touch()
+            raise ZeroDivisionError
+
+
+class Logs(AlignTask):
+    '''Logs a mean, a sum and extremes over an epoch, and something now and then.'''
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        size = len(batch.rows)
+        self.log("train/mean", loss.detach(), on_step=False, on_epoch=True, batch_size=size)
+        for name, reduce in (("sum", "sum"), ("most", "max"), ("least", "min")):
+            self.log(f"train/{name}", loss.detach(), on_step=True, on_epoch=True, reduce_fx=reduce, batch_size=size)
+        if batch_idx == 1:
+            self.log("train/seldom", loss.detach(), on_step=False, on_epoch=True, batch_size=size)
+        return loss
+"""
+
+LORA = {"rank": 2, "dropout": 0.1}
+BRIGHT = [{"class_path": "albumentations.RandomBrightnessContrast"}]
+TWO_TOWERS = {"model": {"init_args": {"image_lora": LORA, "text_lora": LORA}}, "data": {"augmentations": BRIGHT}}
+KINDS: dict[str, dict[str, Any]] = {
+    "two towers": TWO_TOWERS,
+    "two workers": {**TWO_TOWERS, "data": {"augmentations": BRIGHT, "num_workers": 2}},
+    "frozen image tower": {"model": {"init_args": {"image_lora": None, "text_lora": LORA}}, "data": {}},
+    "head first": {
+        "model": {
+            "class_path": "finetune.ClassificationTask",
+            "init_args": {"image_lora": LORA, "head_start": {"class_path": "finetune.FromProbe"}},
+        },
+        "data": {"sampling": {"class_path": "finetune.ClassBalanced"}},
+        "trainer": {"callbacks": [{"class_path": "finetune.training.head_first.HeadFirst"}]},
+    },
+    "parts of epochs": {
+        "model": {"class_path": "dies.Logs", "init_args": {"image_lora": LORA, "text_lora": LORA, "micro_batch": 2}},
+        "data": {},
+        "trainer": {"accumulate_grad_batches": 2, "val_check_interval": 2},
+    },
+    "validated by steps": {
+        **TWO_TOWERS,
+        "trainer": {"val_check_interval": 4, "check_val_every_n_epoch": None, "max_epochs": -1, "max_steps": 13},
+    },
+    "soup": {**TWO_TOWERS, "run": {"soup": 2}},
+}
+
+
+@pytest.fixture(scope="module")
+def write_recipe(tiny, colour_table) -> Callable[..., Path]:
+    """Writes a recipe of 3 epochs of 5 batches that is saved after every second step."""
+
+    def write(kind: str, steps: list[int], folder: Path) -> Path:
+        folder.mkdir(exist_ok=True)
+        (folder / "dies.py").write_text(DIES)
+        values: dict[str, Any] = json.loads(json.dumps(KINDS[kind]))
+        values["model"].setdefault("class_path", "finetune.AlignTask")
+        values["model"]["init_args"] |= {"checkpoint": tiny}
+        table = {"path": str(colour_table), "label": "label", "split": "split"}
+        values["data"] |= {"table": table, "batch_size": 4}
+        dies = {"class_path": "dies.DiesAfter", "init_args": {"folder": str(folder), "steps": steps}}
+        trainer = {"max_epochs": 3, "accelerator": "cpu", "enable_progress_bar": False, "log_every_n_steps": 1}
+        values["trainer"] = {**trainer, **values.get("trainer", {})}
+        values["trainer"]["callbacks"] = [*values["trainer"].get("callbacks", []), dies]
+        values["run"] = {"folder": str(folder / "runs"), "save_every": 2, **values.get("run", {})}
+        path = folder / "colours.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return path
+
+    return write
+
+
+def train(recipe: Path) -> RunFolder:
+    """Trains, in a run of which nothing else is done, as often as the training dies and goes on."""
+    parsed = read_recipe(recipe, trust=["dies"])
+    run = RunFolder(parsed.folder)
+    run.create(overwrite=False)
+    run.recipe.write_text(parsed.resolved)
+    while not run.stage(TRAIN.name).is_file():
+        try:
+            TRAIN.run(Work(read_recipe(recipe, trust=["dies"]), run))
+        except ZeroDivisionError:
+            assert not run.adapter.exists()
+    return run
+
+
+def contents(run: RunFolder) -> dict[str, Any]:
+    """What is left of a training, to the bit: what was trained, logged, noticed, and kept as best."""
+    places = [run.adapter, run.witness, run.training, run.logged, run.head, run.path / "members"]
+    files = [file for place in places for file in (place, *place.rglob("*")) if file.is_file()]
+    found: dict[str, Any] = {
+        file.relative_to(run.path).as_posix(): fingerprint_file(file) for file in files if file.suffix != ".ckpt"
+    }
+    best = torch.load(run.checkpoints / "best.ckpt", weights_only=True)
+    found["best"] = {name: tensor.tolist() for name, tensor in best["state_dict"].items()}
+    return found | {"step": best["global_step"], "fitted": read_json(run.fitted)}
+
+
+@pytest.fixture(scope="module")
+def whole(write_recipe, tmp_path_factory) -> Callable[[str], dict[str, Any]]:
+    """What a training of a kind leaves that nobody stops."""
+    known: dict[str, dict[str, Any]] = {}
+
+    def find(kind: str) -> dict[str, Any]:
+        if kind not in known:
+            known[kind] = contents(train(write_recipe(kind, [], tmp_path_factory.mktemp("whole") / "run")))
+        return known[kind]
+
+    return find
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps"),
+    [
+        ("two towers", [4, 5, 8]),  # right after a save; at an epoch's end; twice in an epoch
+        ("frozen image tower", [7]),
+        ("head first", [4, 12]),
+        ("parts of epochs", [4, 5]),
+        ("soup", [9]),
+        *(
+            pytest.param(kind, steps, marks=pytest.mark.slow)
+            for kind in KINDS
+            for steps in ([1], [2, 3], [5], [6, 7], [10, 11, 12], [1, 2, 3, 4, 5, 6, 7, 8])
+        ),
+    ],
+)
+def test_a_training_that_dies_goes_on_and_ends_as_one_that_does_not(write_recipe, whole, tmp_path, kind, steps):
+    run = train(write_recipe(kind, steps, tmp_path / "run"))
+    assert list((tmp_path / "run").glob("died-*"))
+    assert contents(run) == whole(kind)
+    assert not list(run.path.rglob("step-*"))
+
+
+def test_of_two_saves_the_older_serves_where_the_newer_is_damaged(write_recipe, whole, tmp_path, capsys):
+    recipe = write_recipe("two towers", [9], tmp_path / "run")
+    parsed = read_recipe(recipe, trust=["dies"])
+    run = RunFolder(parsed.folder)
+    run.create(overwrite=False)
+    run.recipe.write_text(parsed.resolved)
+    with pytest.raises(ZeroDivisionError):
+        TRAIN.run(Work(parsed, run))
+    older, newer = sorted(run.checkpoints.glob("step-*"))
+    assert (older.name, newer.name) == ("step-00000006", "step-00000008")
+    content = bytearray((newer / "state.ckpt").read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    (newer / "state.ckpt").write_bytes(content)
+    (run.logged).write_text("step\n1")  # torn
+    moved = RunFolder(run.path.rename(tmp_path / "moved"))
+    capsys.readouterr()
+    TRAIN.run(Work(read_recipe(recipe, trust=["dies"]), moved))
+    told = capsys.readouterr().err
+    assert f"warning: {moved.checkpoints / newer.name} is left out: state.ckpt is not as" in told
+    assert f"goes on from {moved.checkpoints / older.name}" in told
+    assert contents(moved) == whole("two towers")
+
+
+@pytest.fixture(scope="module")
+def stopped(write_recipe, tmp_path_factory) -> RunFolder:
+    """A training that died after 3 steps, saved after 2."""
+    parsed = read_recipe(write_recipe("two towers", [3], tmp_path_factory.mktemp("stopped") / "run"), trust=["dies"])
+    run = RunFolder(parsed.folder)
+    run.create(overwrite=False)
+    run.recipe.write_text(parsed.resolved)
+    with pytest.raises(ZeroDivisionError):
+        TRAIN.run(Work(parsed, run))
+    return run
+
+
+@pytest.fixture
+def copy(stopped, tmp_path) -> RunFolder:
+    return RunFolder(Path(shutil.copytree(stopped.path, tmp_path / "colours")))
+
+
+def test_a_changed_recipe_is_refused_and_named(copy):
+    copy.recipe.write_text(copy.recipe.read_text().replace("max_epochs: 3", "max_epochs: 4"))
+    with pytest.raises(RecipeError, match=r"these have changed: trainer\. Put them back.*or pass --anyway"):
+        resume_run(copy.path, trust=["dies"])
+
+
+def test_a_changed_version_is_refused_and_named(copy):
+    facts = read_json(copy.environment)
+    before, facts["versions"]["torch"] = facts["versions"]["torch"], "1.0"
+    copy.environment.write_text(json.dumps(facts))
+    expected = rf"these have changed: torch from 1\.0 to {before}.*pass --anyway: then it goes on"
+    with pytest.raises(RecipeError, match=expected.replace("+", r"\+")):
+        resume_run(copy.path, trust=["dies"])
