@@ -1,8 +1,10 @@
 """Loaders of the rows whose images can be read; the main process gets a report of the others."""
 
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader, Dataset
@@ -11,6 +13,10 @@ from finetune.core.errors import TableError
 from finetune.core.types import Batch
 from finetune.data.checks.unreadable import Unreadable
 from finetune.data.loading.sampler import TrainBatches
+
+
+_LAST_SECONDS = 300
+"""How long a worker goes on after SIGTERM."""
 
 
 class Collated(NamedTuple):
@@ -39,7 +45,7 @@ class BatchLoader(DataLoader[Batch]):
     needs_every_batch = False
 
     def __init__(self, dataset: Dataset[Batch], report: Callable[[Sequence[Unreadable]], None], **options: Any) -> None:
-        super().__init__(dataset, **options)
+        super().__init__(dataset, worker_init_fn=outlast_signals, **options)
         self.report = report
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
@@ -98,6 +104,22 @@ class TrainBatchLoader(BatchLoader):
         """Continues after the batches that were delivered when the state was saved."""
         self.batch_sampler.epoch = state["epoch"]
         self.batch_sampler.delivered = state["delivered"]
+
+
+def outlast_signals(worker: int) -> None:  # noqa: ARG001
+    """Lets a worker go on when all processes are asked to end: the main process stops it, once it needs it no more.
+
+    Args:
+        worker: Its number.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_later)
+
+
+def _end_later(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    """Ends the process by its alarm, should the main process have meant it and it not have ended by then."""
+    signal.alarm(_LAST_SECONDS)
 
 
 def usual_workers(cores: int) -> int:
