@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -123,13 +123,13 @@ def member_seed(seed: int, number: int) -> int:
 
 def _fit_once(
     recipe: Recipe, build_task: Callable[[], AlignTask], data: ImageTextDataModule, run: RunFolder
-) -> tuple[dict[str, Tensor], list[Concern]]:
-    """Trains once, and returns the weights to keep: all that training changes, by name in the task."""
+) -> tuple[dict[str, Any], list[Concern]]:
+    """Trains once, and returns the checkpoint to keep: of the weights, all that training changes."""
     if not run.fitted.is_file():
         seed_everything(data.seed, verbose=False)  # whatever this process has drawn before
         _take_steps(build_task(), data, run, build_training(recipe, data, run))
     fitted = read_json(run.fitted)
-    kept = torch.load(run.checkpoints / fitted["kept"], map_location="cpu", weights_only=True)["state_dict"]
+    kept = torch.load(run.checkpoints / fitted["kept"], map_location="cpu", weights_only=True)
     return kept, [Concern(**notice) for notice in fitted["notices"]]
 
 
@@ -154,14 +154,15 @@ def _take_steps(task: AlignTask, data: ImageTextDataModule, run: RunFolder, trai
         write_json(run.fitted, {"kept": Path(path).name, "notices": notices})
 
 
-def _take_average(task: AlignTask, base: Base, members: Sequence[Mapping[str, Tensor]]) -> None:
+def _take_average(task: AlignTask, base: Base, checkpoints: Sequence[Mapping[str, Any]]) -> None:
     """Puts the average of the members into one of them, whose adapter becomes as wide as all of theirs."""
+    members: Sequence[Mapping[str, Tensor]] = [checkpoint["state_dict"] for checkpoint in checkpoints]
     if isinstance(task.towers.model, PeftModel):
         config = cast(LoraConfig, task.towers.model.peft_config[ADAPTER])
         towers, members = zip(*map(_divide, members), strict=True)
         adapted = average_adapters(base.load(), config, towers)
         task.towers = AlignTowers(adapted, min_temperature=task.towers.min_temperature, levels=base.levels)
-    _load(task, average_weights(members))
+    _load(task, {**checkpoints[0], "state_dict": average_weights(members)})
 
 
 def _divide(member: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -170,6 +171,7 @@ def _divide(member: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
     return inside, {name: tensor for name, tensor in member.items() if not name.startswith(_MODEL)}
 
 
-def _load(task: AlignTask, weights: Mapping[str, Tensor]) -> None:
-    unknown = task.load_state_dict(weights, strict=False).unexpected_keys
-    assert not unknown, unknown
+def _load(task: AlignTask, checkpoint: dict[str, Any]) -> None:
+    """Puts weights into a task, which makes a place for them first: another process may have trained them."""
+    task.on_load_checkpoint(checkpoint)
+    task.load_state_dict(checkpoint["state_dict"], strict=False)

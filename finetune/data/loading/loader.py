@@ -14,7 +14,6 @@ from finetune.core.types import Batch
 from finetune.data.checks.unreadable import Unreadable
 from finetune.data.loading.sampler import TrainBatches
 
-
 _LAST_SECONDS = 300
 """How long a worker goes on after SIGTERM."""
 
