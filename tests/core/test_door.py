@@ -222,6 +222,35 @@ def test_what_a_library_makes_of_a_signal_is_told_as_that_signal(capsys):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert run_command(terminated) == 143
     assert capsys.readouterr().err == "error: stopped by SIGTERM.\n"
+
+
+def test_sigterm_clears_away_what_was_begun(tmp_path, capsys):
+    def command():
+        with write_folder(tmp_path / "new"):
+            signal.raise_signal(signal.SIGTERM)
+
+    assert run_command(command) == 143
+    assert capsys.readouterr().err == "error: stopped by SIGTERM.\n"
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize(("code", "name"), [(130, "Ctrl-C"), (143, "SIGTERM"), (138, "SIGUSR1")])
+def test_a_training_that_was_asked_to_end_is_told_by_its_signal(capsys, code, name):
+    def command():
+        raise SystemExit(code)
+
+    assert run_command(command) == code
+    assert capsys.readouterr().err == f"error: stopped by {name}.\n"
+
+
+def test_an_exit_of_another_kind_stays_what_it_is():
+    def command():
+        raise SystemExit(7)
+
+    with pytest.raises(SystemExit) as ended:
+        run_command(command)
+    assert ended.value.code == 7
     with pytest.raises(SystemExit) as found:
         run_command(lambda: sys.exit(3))
     assert found.value.code == 3

@@ -201,9 +201,8 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(
-    "name", ["train", *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[:-1] if name != "train")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES[:-1])
 def test_a_run_that_is_killed_goes_on_where_it_was(write_recipe, whole, own_tiny, tmp_path, count_opens, name):
     """Either process reads the base's weights from disk once."""
     run, weights = RunFolder(tmp_path / "runs" / "colours"), Path(own_tiny) / "model.safetensors"
