@@ -244,18 +244,6 @@ def test_a_training_that_was_asked_to_end_is_told_by_its_signal(capsys, code, na
     assert capsys.readouterr().err == f"error: stopped by {name}.\n"
 
 
-def test_an_exit_of_another_kind_stays_what_it_is():
-    def command():
-        raise SystemExit(7)
-
-    with pytest.raises(SystemExit) as ended:
-        run_command(command)
-    assert ended.value.code == 7
-    with pytest.raises(SystemExit) as found:
-        run_command(lambda: sys.exit(3))
-    assert found.value.code == 3
-
-
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize(
     ("shell", "code", "line"),
