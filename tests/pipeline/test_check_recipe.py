@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,13 @@ from finetune.pipeline.train import fit
 from finetune.run.folder import RunFolder
 
 WRONG = ("null", "-1", "0", "1000000000000000000", "some text", "[1, 2]", "{a: 1}", "true", "0.01", '""')
+OF_EACH_KIND = (
+    *("model", "model.class_path", "model.init_args", "model.init_args.image_lora", "model.init_args.image_lora.rank"),
+    *("model.init_args.optimizer", "model.init_args.optimizer.init_args.lr", "model.init_args.head_start.init_args"),
+    *("data", "data.init_args.table", "data.init_args.table.path", "data.init_args.table.split.val"),
+    *("data.init_args.sampling.class_path", "data.init_args.augmentations", "trainer", "trainer.max_epochs"),
+    *("trainer.callbacks", "trainer.precision", "run", "run.seed", "run.module_folders"),
+)
 OTHER_CLASSES = [
     ["--model", "finetune.ClassificationTask", "--model.head_start", "finetune.FromProbe"],
     ["--data.sampling", "finetune.ClassBalanced", "--data.table.split", "{val: 0.2, test: 0.2}"],
@@ -59,6 +67,7 @@ def check(recipe_file, base) -> Callable[..., None]:
     return run
 
 
+@cache
 def list_keys() -> list[str]:
     """Every key of a recipe, also those of the classes that it names, as the parser itself knows them."""
     parser = build_parser()
@@ -85,8 +94,9 @@ def _try(check: Callable[..., None], key: str, values: tuple[str, ...]) -> None:
             check(*other, f"--{key}={value}")
 
 
-@pytest.mark.parametrize("key", list_keys())
-def test_a_null_for_any_key_is_taken_or_refused_and_never_a_traceback(check, key):
+@pytest.mark.parametrize("key", OF_EACH_KIND)
+def test_a_null_for_a_key_of_any_kind_is_taken_or_refused_and_never_a_traceback(check, key):
+    assert key in list_keys()
     _try(check, key, ("null",))
 
 
