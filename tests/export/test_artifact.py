@@ -145,12 +145,12 @@ def outcome(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def exported(text_run, base, tmp_path_factory):
+def exported(text_run, base, opener, tmp_path_factory):
     folder = tmp_path_factory.mktemp("third") / "projection"
     trained = open_trained(text_run, base)
     measured = build_measurement()
     artifact = TextProjection.of(trained)
-    proof = artifact.export(folder, "birds", {"after": {"test/accuracy": 0.5}}, measured)
+    proof = artifact.export(folder, "birds", {"after": {"test/accuracy": 0.5}}, measured, fresh=opener)
     return trained, folder, proof
 
 
@@ -218,8 +218,8 @@ def test_what_does_not_answer_as_the_model_by_itself_leaves_no_folder(text_run, 
 
 
 @pytest.mark.parametrize("kind", [Relative, slow(Zero)])
-def test_differences_may_be_relative_to_the_largest_answer(text_run, base, tmp_path, kind):
-    proof = kind(open_trained(text_run, base)).export(tmp_path / "projection", "birds", {})
+def test_differences_may_be_relative_to_the_largest_answer(text_run, base, tmp_path, opener, kind):
+    proof = kind(open_trained(text_run, base)).export(tmp_path / "projection", "birds", {}, fresh=opener)
     assert proof["max_relative_difference"]["projected"] <= 1e-6
     assert "max_abs_difference" not in proof
 

@@ -30,7 +30,7 @@ PARTS = ("adapter", "head.safetensors", "processor")
 
 
 @pytest.fixture(scope="module", params=["tiny", pytest.param("align-mini", marks=pytest.mark.slow)])
-def trained(request, tiny, batch, tmp_path_factory):
+def trained(request, tiny, batch, opener, tmp_path_factory):
     """Swish with squeeze-excite, and relu6: a run, its merged weights, and its classifier's folder with the proof."""
     base = Base.open(tiny if request.param == "tiny" else request.param)
     path = tmp_path_factory.mktemp("trained")
@@ -39,7 +39,8 @@ def trained(request, tiny, batch, tmp_path_factory):
     model = open_trained(run, base)
     run.merged.mkdir()
     MergedCheckpoint(model).write(run.merged)
-    proof = ImageClassifier.of(model).export(run.classifier, "pets", {"after": {"test/accuracy": 0.975}})
+    metrics = {"after": {"test/accuracy": 0.975}}
+    proof = ImageClassifier.of(model).export(run.classifier, "pets", metrics, fresh=opener)
     return SimpleNamespace(
         base=base,
         run=run,
@@ -164,9 +165,10 @@ class NotANumber(Perturbed):
 
 @only_tiny
 @pytest.mark.parametrize("kind", [Perturbed, pytest.param(NotANumber, marks=pytest.mark.slow)])
-def test_perturbed_classifier_leaves_no_folder(trained, tmp_path, kind):
+def test_perturbed_classifier_leaves_no_folder(trained, tmp_path, opener, kind):
+    model = kind.of(open_trained(trained.run, trained.base))
     with pytest.raises(CheckpointError, match=r"within 1e-05 of the adapted model, but got differences \{'logits': "):
-        kind.of(open_trained(trained.run, trained.base)).export(tmp_path / "classifier", "pets", {})
+        model.export(tmp_path / "classifier", "pets", {}, fresh=opener)
     assert not list(tmp_path.iterdir())
 
 

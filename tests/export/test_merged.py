@@ -31,9 +31,13 @@ IMAGE_KINDS = ["pointwise", "squeeze_excite", "stem"]
 TEXT_KINDS = ["attention", "feed_forward", "projection", "embedding"]
 
 
-def export(run, base, output, interpolation=1.0, fitted=None, overwrite=False):
-    trained = open_trained(run, base, interpolation, fitted)
-    return MergedCheckpoint(trained).export(output, "birds", trained.choice.as_metrics(), overwrite=overwrite)
+@pytest.fixture(scope="module")
+def export(opener):
+    def run_export(run, base, output, interpolation=1.0, fitted=None, overwrite=False):
+        trained, kept = open_trained(run, base, interpolation, fitted), {"overwrite": overwrite, "fresh": opener}
+        return MergedCheckpoint(trained).export(output, "birds", trained.choice.as_metrics(), **kept)
+
+    return run_export
 
 
 @pytest.mark.parametrize(
@@ -44,7 +48,7 @@ def export(run, base, output, interpolation=1.0, fitted=None, overwrite=False):
         pytest.param({"use_dora": True}, id="dora", marks=pytest.mark.slow),
     ],
 )
-def test_every_layer_kind_is_proven(base, batch, tmp_path, variant):
+def test_every_layer_kind_is_proven(base, batch, tmp_path, variant, export):
     lora = (TowerLora(rank=3, layers=IMAGE_KINDS, **variant), TowerLora(rank=2, layers=TEXT_KINDS, **variant))
     run = write_run(tmp_path, base, adapt(base, *lora), batch)
     proof = export(run, base, run.merged)
@@ -64,8 +68,9 @@ def test_every_layer_kind_is_proven(base, batch, tmp_path, variant):
 
 @pytest.fixture(scope="module")
 def merged(run, base, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("exported") / "merged"
-    export(run, base, folder)
+    """The folder of the run, which a process of its own has opened."""
+    folder, trained = tmp_path_factory.mktemp("exported") / "merged", open_trained(run, base)
+    MergedCheckpoint(trained).export(folder, "birds", trained.choice.as_metrics())
     return folder
 
 
@@ -100,7 +105,7 @@ def test_temperature_travels_with_the_merge(merged):
     assert torch.equal(temperature, torch.tensor(TEMPERATURE))
 
 
-def test_tower_that_was_not_adapted_is_said_to_be_the_base_byte_for_byte(base, text_run, tmp_path):
+def test_tower_that_was_not_adapted_is_said_to_be_the_base_byte_for_byte(base, text_run, tmp_path, export):
     proof = export(text_run, base, tmp_path / "merged")
     assert proof["identical_to_base"] == {"image": True, "text": False}
     before, merged = (load_file(folder / "model.safetensors") for folder in (base.folder, tmp_path / "merged"))
@@ -109,7 +114,7 @@ def test_tower_that_was_not_adapted_is_said_to_be_the_base_byte_for_byte(base, t
 
 
 @pytest.fixture(scope="module")
-def half(base, batch, tmp_path_factory):
+def half(base, batch, tmp_path_factory, export):
     """A base that is stored in float16, an adapter of its text tower, and their merge."""
     folder = tmp_path_factory.mktemp("half")
     (folder / "base").mkdir()
@@ -151,7 +156,7 @@ def test_adapter_of_a_half_precision_base_alone_as_documented_equals_the_merged_
 
 
 @pytest.mark.slow
-def test_files_have_the_mode_that_the_umask_asks_for(base, text_run, tmp_path):
+def test_files_have_the_mode_that_the_umask_asks_for(base, text_run, tmp_path, export):
     former = os.umask(0o027)
     try:
         export(text_run, base, tmp_path / "merged")
@@ -343,17 +348,17 @@ class TensorMissing(MergedCheckpoint):
         *(pytest.param(kind, marks=pytest.mark.slow) for kind in (OtherTemperature, NotANumber, AdapterLeftOver)),
     ],
 )
-def test_folder_that_answers_otherwise_in_the_fresh_process_is_not_kept(run, text_run, base, tmp_path, kind):
+def test_folder_that_answers_otherwise_in_the_fresh_process_is_not_kept(run, text_run, base, tmp_path, opener, kind):
     trained = open_trained(text_run if kind is AdapterLeftOver else run, base)
     message = r"Expected \S+ to reproduce the witness within 1e-05 of the adapted model, but got differences"
     with pytest.raises(CheckpointError, match=message):
-        kind(trained).export(tmp_path / "merged", "birds", {})
+        kind(trained).export(tmp_path / "merged", "birds", {}, fresh=opener)
     assert not list(tmp_path.iterdir())
 
 
-def test_folder_that_lacks_a_tensor_is_not_kept(run, base, tmp_path):
+def test_folder_that_lacks_a_tensor_is_not_kept(run, base, tmp_path, opener):
     with pytest.raises(CheckpointError, match="to load without missing_keys, but got text_projection.bias and 0 more"):
-        TensorMissing(open_trained(run, base)).export(tmp_path / "merged", "birds", {})
+        TensorMissing(open_trained(run, base)).export(tmp_path / "merged", "birds", {}, fresh=opener)
     assert not list(tmp_path.iterdir())
 
 
@@ -370,21 +375,21 @@ def tamper(run, folder, change) -> RunFolder:
 @pytest.mark.parametrize(
     ("key", "fault"), [("image_embeds", float("nan")), ("text_embeds", 2e-5), ("temperature", 1e-6)]
 )
-def test_deviation_leaves_no_folder(base, run, tmp_path, key, fault):
+def test_deviation_leaves_no_folder(base, run, tmp_path, key, fault, export):
     tampered = tamper(run, tmp_path, lambda tensors: tensors.update({key: tensors[key] + fault}))
     with pytest.raises(CheckpointError, match="within 1e-05 of the adapted model"):
         export(tampered, base, tampered.merged)
     assert {path.name for path in tmp_path.iterdir()} == {"adapter", "processor", "witness.safetensors"}
 
 
-def test_interpolation_zero_is_the_base_bit_for_bit(base, run, tmp_path):
+def test_interpolation_zero_is_the_base_bit_for_bit(base, run, tmp_path, export):
     proof = export(run, base, tmp_path / "base", interpolation=0.0)
     assert fingerprint_weights(tmp_path / "base") == fingerprint_weights(base.folder)
     assert proof["identical_to_base"] == {"image": True, "text": True}
     assert (proof["interpolation"], proof["temperature"]) == (0.0, base.load().temperature.item())
 
 
-def test_between_base_and_merge_lies_their_average_with_a_proof_of_its_own(base, run, merged, tmp_path):
+def test_between_base_and_merge_lies_their_average_with_a_proof_of_its_own(base, run, merged, tmp_path, export):
     """Layers trained whole, statistics, low-rank adapters and temperature alike."""
     folder = tmp_path / "between"
     proof = export(run, base, folder, interpolation=0.3)
@@ -408,7 +413,7 @@ def test_between_base_and_merge_lies_their_average_with_a_proof_of_its_own(base,
 
 
 @pytest.mark.slow
-def test_frozen_tower_stays_the_base_between_at_the_temperature_that_was_fitted(base, text_run, tmp_path):
+def test_frozen_tower_stays_the_base_between_at_the_temperature_that_was_fitted(base, text_run, tmp_path, export):
     proof = export(text_run, base, tmp_path / "between", interpolation=0.7, fitted=0.0123)
     assert proof["identical_to_base"] == {"image": True, "text": False}
     temperature = AlignModel.from_pretrained(tmp_path / "between").temperature.item()
@@ -416,7 +421,7 @@ def test_frozen_tower_stays_the_base_between_at_the_temperature_that_was_fitted(
 
 
 @pytest.mark.parametrize("key", ["image_embeds", "temperature", "image_features"])
-def test_merge_that_deviates_leaves_no_point_between(base, run, tmp_path, key):
+def test_merge_that_deviates_leaves_no_point_between(base, run, tmp_path, key, export):
     tampered = tamper(run, tmp_path, lambda tensors: tensors.update({key: tensors[key] * 1.0001}))
     with pytest.raises(CheckpointError, match="Expected the merged model to reproduce the witness within 1e-05"):
         export(tampered, base, tampered.merged, interpolation=0.5)
@@ -424,13 +429,13 @@ def test_merge_that_deviates_leaves_no_point_between(base, run, tmp_path, key):
 
 
 @pytest.mark.parametrize("interpolation", [-0.1, 1.5])
-def test_interpolation_beyond_the_ends_leaves_no_folder(base, run, tmp_path, interpolation):
+def test_interpolation_beyond_the_ends_leaves_no_folder(base, run, tmp_path, interpolation, export):
     with pytest.raises(RecipeError, match=r"interpolation to be in \[0, 1\]"):
         export(run, base, tmp_path / "beyond", interpolation)
     assert not list(tmp_path.iterdir())
 
 
-def test_existing_folder_is_refused_unless_overwritten(base, run, copy, tmp_path):
+def test_existing_folder_is_refused_unless_overwritten(base, run, copy, tmp_path, export):
     with pytest.raises(FileExistsError, match="Remove it or pass --overwrite"):
         export(run, base, copy)
     export(run, base, copy, interpolation=0.0, overwrite=True)
@@ -439,7 +444,7 @@ def test_existing_folder_is_refused_unless_overwritten(base, run, copy, tmp_path
 
 
 @pytest.mark.parametrize("name", ["thesis.tex", "recipe.yaml"])
-def test_folder_that_no_export_wrote_is_not_replaced(base, run, tmp_path, name):
+def test_folder_that_no_export_wrote_is_not_replaced(base, run, tmp_path, name, export):
     """Somebody's files; and a run, which has proofs further down."""
     folder = tmp_path / "theirs"
     folder.mkdir()

@@ -97,7 +97,7 @@ def test_classifier_is_the_interpolated_tower_and_head_scaled_by_the_temperature
 
 
 @pytest.mark.parametrize("fitted", [None, FITTED])
-def test_at_interpolation_one_the_answers_are_those_of_the_adapted_unmerged_model(base, run, tmp_path, fitted):
+def test_at_interpolation_one_the_answers_are_those_of_the_adapted_unmerged_model(base, run, tmp_path, opener, fitted):
     """A witness that deviates by less than the tolerance stays as it is, and the proof says by how much."""
     for path in (run.adapter, run.processor):
         (tmp_path / path.name).symlink_to(path)
@@ -105,7 +105,8 @@ def test_at_interpolation_one_the_answers_are_those_of_the_adapted_unmerged_mode
     recorded["image_embeds"][0, 0] += 8e-6
     save_file(recorded, tmp_path / "witness.safetensors")
     tampered = RunFolder(tmp_path)
-    proof = MergedCheckpoint(open_trained(tampered, base, 1.0, fitted)).export(tampered.merged, "birds", {})
+    merged = MergedCheckpoint(open_trained(tampered, base, 1.0, fitted))
+    proof = merged.export(tampered.merged, "birds", {}, fresh=opener)
     own = load_file(tampered.merged / "witness.safetensors")
     for name in ("pixel_values", "input_ids", "attention_mask", "image_embeds", "text_embeds"):
         assert own[name].equal(recorded[name])
