@@ -153,7 +153,7 @@ def test_zero_shot_classification_and_the_classify_command_agree(workplace, merg
         probabilities = model(**inputs).logits_per_image.softmax(dim=1)[0].tolist()
     assert probabilities[0] > 0.5
     words = [word for label in LABELS for word in ("--label", label)]
-    screen = finetune("classify", merged, photo, *words, cwd=workplace)
+    screen = finetune_here("classify", merged, photo, *words, cwd=workplace)
     first, name, *lines = screen.splitlines()
     assert (first, name) == (f"answered by the text prompts of {merged} (zero-shot)", str(photo))
     values, labels = zip(*(line.split(maxsplit=1) for line in lines), strict=True)

@@ -7,6 +7,7 @@ import pytest
 from finetune.core.shipped import shipped_folder, shipped_recipes
 from finetune.pipeline.recipe import read_recipe
 
+OF_EACH_KIND = ("quickstart", "classify_head", "retrieval_lora", "zero_shot")  # prompts, a head, captions, no training
 RECIPES = sorted(path for path in shipped_folder("recipes").rglob("*.yaml"))
 
 
@@ -28,7 +29,10 @@ def test_rows_that_a_recipe_names_are_in_the_table(path):
         assert f"| {row} |" in text
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[] if path.stem in OF_EACH_KIND else pytest.mark.slow, id=path.stem) for path in RECIPES],
+)
 def test_recipe_runs_two_steps(path, colour_table, tmp_path):
     recipe = read_recipe(
         path,
