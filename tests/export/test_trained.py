@@ -21,6 +21,13 @@ from .runs import TEMPERATURE, adapt, open_trained, train_head, write_run
 
 INTERPOLATIONS = [0.0, 0.5, 1.0]
 FITTED = 0.0123
+EVERYWHERE = pytest.mark.parametrize(
+    ("interpolation", "fitted"),
+    [
+        *((0.0, None), (0.5, FITTED), (1.0, None)),
+        *(pytest.param(*values, marks=pytest.mark.slow) for values in ((0.0, FITTED), (0.5, None), (1.0, FITTED))),
+    ],
+)
 
 
 def interpolate_by_hand(base, run, interpolation) -> AlignModel:
@@ -44,8 +51,7 @@ def ask(model, inputs) -> dict[str, torch.Tensor]:
     return {"image_features": image, **embeds, "temperature": model.temperature.detach()}
 
 
-@pytest.mark.parametrize("fitted", [None, FITTED])
-@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@EVERYWHERE
 def test_merged_folder_is_what_plain_peft_and_numpy_make(base, run, tmp_path, interpolation, fitted):
     trained = open_trained(run, base, interpolation, fitted)
     MergedCheckpoint(trained).write(tmp_path)
@@ -70,8 +76,7 @@ def test_the_models_of_the_test_above_differ(base, run):
             assert (answers[one][name] - answers[other][name]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("fitted", [None, FITTED])
-@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@EVERYWHERE
 def test_classifier_is_the_interpolated_tower_and_head_scaled_by_the_temperature(
     base, head_run, tmp_path, interpolation, fitted
 ):

@@ -134,8 +134,14 @@ def test_that_holds_for_each_objective_and_its_own_parameters(tiny, rows, name):
     assert_near(measure(towers, rows, OBJECTIVES[name], embed_parts), whole, 1e-12)
 
 
-@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
-@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("autocast", "recompute"),
+    [
+        (False, False),
+        (True, True),
+        *(pytest.param(*two, marks=pytest.mark.slow) for two in ((False, True), (True, False))),
+    ],
+)
 def test_both_passes_compute_the_same(tiny, rows, autocast, recompute):
     """With dropout's noise, under autocast, with blocks that are computed again themselves."""
     towers = build_towers(tiny, "dropout")

@@ -55,19 +55,25 @@ def assert_equal(found, expected) -> None:
         torch.testing.assert_close(found[1][name], gradient, rtol=0, atol=0, msg=name)
 
 
+LORAS = {
+    "plain": TowerLora(rank=2),
+    "dropout": TowerLora(rank=2, dropout=0.5),
+    "last_blocks": TowerLora(rank=2, dropout=0.5, last_blocks=2),
+    "dora": TowerLora(rank=2, use_dora=True),
+    "stem": TowerLora(rank=2, layers=["stem", "squeeze_excite"]),
+    "whole_following": TowerLora(rank=2, whole=["depthwise"], train_statistics=True),
+}
+
+
+def case(name, autocast, slow=False):
+    marks = [pytest.mark.slow] if slow else []
+    return pytest.param(LORAS[name], autocast, id=f"{name}-{'bfloat16' if autocast else 'float32'}", marks=marks)
+
+
 @pytest.mark.parametrize(
-    "lora",
-    [
-        TowerLora(rank=2),
-        TowerLora(rank=2, dropout=0.5),
-        TowerLora(rank=2, dropout=0.5, last_blocks=2),
-        TowerLora(rank=2, use_dora=True),
-        TowerLora(rank=2, layers=["stem", "squeeze_excite"]),
-        TowerLora(rank=2, whole=["depthwise"], train_statistics=True),
-    ],
-    ids=["plain", "dropout", "last_blocks", "dora", "stem", "whole_following"],
+    ("lora", "autocast"),
+    [case(name, autocast, slow=autocast and name != "dropout") for name in LORAS for autocast in (False, True)],
 )
-@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
 def test_loss_and_gradients_are_bit_equal(tiny, pixel_values, lora, autocast):
     plain, recomputed = (build_towers(tiny, lora, recompute) for recompute in (False, True))
     for towers in (plain, recomputed):

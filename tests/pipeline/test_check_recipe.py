@@ -174,10 +174,10 @@ def test_a_split_of_another_type_is_refused_in_python(split):
     "words",
     [
         ["--trainer.max_epochs", "-1", "--trainer.max_steps", "2"],
-        ["--trainer.limit_val_batches", "0"],
-        ["--trainer.val_check_interval", "00:00:00:01"],
+        pytest.param(["--trainer.limit_val_batches", "0"], marks=pytest.mark.slow),
+        pytest.param(["--trainer.val_check_interval", "00:00:00:01"], marks=pytest.mark.slow),
         ["--trainer.val_check_interval", "5", "--trainer.check_val_every_n_epoch", "null"],
-        ["--trainer.callbacks", EARLY % "train/image_gradient_norm"],
+        pytest.param(["--trainer.callbacks", EARLY % "train/image_gradient_norm"], marks=pytest.mark.slow),
         ["--trainer.callbacks", "[lightning.pytorch.callbacks.Timer, lightning.pytorch.callbacks.ModelCheckpoint]"],
     ],
     ids=lambda words: " ".join(words)[:60],

@@ -43,7 +43,7 @@ def train(build_trainer, task: AlignTask, data: ImageTextDataModule, path: Path)
 # ---- checkpoints
 
 
-@pytest.mark.parametrize("way", ["ckpt_path", "load_from_checkpoint"])
+@pytest.mark.parametrize("way", ["load_from_checkpoint", pytest.param("ckpt_path", marks=pytest.mark.slow)])
 def test_head_of_a_checkpoint_is_that_which_was_trained(tmp_path, build_trainer, tiny, labels, way):
     trained = classify(tiny)
     path = train(build_trainer, trained, labels, tmp_path / "last.ckpt")
@@ -83,7 +83,7 @@ def test_training_goes_on_from_the_head_of_a_checkpoint(tmp_path, build_trainer,
     assert torch.equal(resumed.head.start_weight, whole.head.start_weight)
 
 
-@pytest.mark.parametrize("build", [classify, contrast])
+@pytest.mark.parametrize("build", [classify, pytest.param(contrast, marks=pytest.mark.slow)])
 def test_resumed_training_ends_as_one_that_was_not_stopped(tmp_path, build_trainer, tiny, labels, build):
     """Stopped within the first epoch of three steps, and after it."""
 
@@ -131,7 +131,7 @@ class Frozen(LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-@pytest.mark.parametrize("build", [classify, contrast])
+@pytest.mark.parametrize("build", [contrast, pytest.param(classify, marks=pytest.mark.slow)])
 def test_layers_that_are_meant_to_be_in_evaluation_mode_are_not_warned_of(tiny, labels, build_trainer, build):
     task, options = build(tiny), {"max_steps": 1, "limit_val_batches": 0}
     with warnings.catch_warnings(record=True) as found:
@@ -160,7 +160,7 @@ class NamedClassification(ClassificationTask):
         self.save_hyperparameters()
 
 
-@pytest.mark.parametrize("kind", [Named, NamedClassification])
+@pytest.mark.parametrize("kind", [NamedClassification, pytest.param(Named, marks=pytest.mark.slow)])
 def test_a_subclass_is_loaded_as_itself(tmp_path, build_trainer, tiny, labels, kind):
     trained = kind("one", tiny)
     path = train(build_trainer, trained, labels, tmp_path / "last.ckpt")
@@ -176,7 +176,7 @@ class NamedData(ImageTextDataModule):
         self.save_hyperparameters()
 
 
-@pytest.mark.parametrize("kind", [Named, NamedClassification])
+@pytest.mark.parametrize("kind", [Named, pytest.param(NamedClassification, marks=pytest.mark.slow)])
 def test_a_base_is_saved_as_its_name(tmp_path, build_trainer, own_tiny, colour_table, kind, count_opens):
     """Neither the checkpoint nor the logged hyperparameters nor Lightning's copies of them hold its weights."""
     base = Base.open(own_tiny)

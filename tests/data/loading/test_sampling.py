@@ -126,8 +126,15 @@ def collate(keys) -> Collated:
     return Collated(list(keys), [])
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("sampling", [ClassBalanced(), WeightedRows()])
+@pytest.mark.parametrize(
+    ("sampling", "workers"),
+    [
+        (ClassBalanced(), 0),
+        (WeightedRows(), 0),
+        (ClassBalanced(), 2),
+        pytest.param(WeightedRows(), 2, marks=pytest.mark.slow),
+    ],
+)
 def test_stopping_after_any_batch_and_going_on_gives_the_same_rows(sampling, workers):
     def loader(workers=0):
         def draw(seed, epoch):
