@@ -3,7 +3,9 @@
 import hashlib
 import json
 from dataclasses import dataclass, field
+from functools import cache
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -77,12 +79,20 @@ class Page(HTMLParser):
         return [it.attributes["id"] for it in self.all("section")]
 
 
-def write_images(folder: Path, count: int) -> list[str]:
-    """Noise on a level that gives away the number, so that a test recognises the image."""
-    generator = np.random.default_rng(0)
+@cache
+def draw_images(count: int) -> list[bytes]:
+    """Noise on a level that gives away the number, so that a test recognises the image; PNG, drawn once."""
+    generator, files = np.random.default_rng(0), []
     for index in range(count):
         pixels = generator.integers(0, 20, (200, 300, 3)) + 6 * index
-        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png", compress_level=1)
+        Image.fromarray(pixels.astype(np.uint8)).save(file := BytesIO(), "PNG", compress_level=1)
+        files.append(file.getvalue())
+    return files
+
+
+def write_images(folder: Path, count: int) -> list[str]:
+    for index, content in enumerate(draw_images(count)):
+        (folder / f"{index}.png").write_bytes(content)
     return [f"{index}.png" for index in range(count)]
 
 

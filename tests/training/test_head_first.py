@@ -58,7 +58,7 @@ def test_checkpoint_of_the_heads_stage_takes_the_adapters_back(tmp_path, build_t
     assert not changed(snapshots.weights[2], trained(task))
 
 
-@pytest.mark.parametrize("step", [2, 3, 4])
+@pytest.mark.parametrize("step", [3, *(pytest.param(step, marks=pytest.mark.slow) for step in (2, 4))])
 def test_resumed_run_ends_as_one_that_was_not_stopped(tmp_path, build_trainer, tiny, labels, step):
     """Stopped in the head's stage, at its end, and after it."""
     straight, snapshots = build_task(tiny), Snapshots(tmp_path, step)
