@@ -73,16 +73,28 @@ class System:
         return io.BufferedWriter(Raw(descriptor, "wb"))
 
     @contextmanager
-    def watching(self, exchanges: bool) -> Iterator[None]:
+    def watching(self, share: bool) -> Iterator[None]:
+        """Watches this process; on a share names are not exchanged, and no file is without a name."""
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(exchange, "_renameat2", self.exchange if exchanges else None)
+            patch.setattr(exchange, "_renameat2", None if share else self.exchange)
             for name in CALLS:
                 patch.setattr(os, name, self.through(name, getattr(os, name)))
+            if share:
+                patch.setattr(os, "open", refusing_unnamed(os.open))
             patch.setattr(os, "fdopen", self.fdopen)
             yield
 
 
 RENAMEAT2 = exchange._renameat2
+
+
+def refusing_unnamed(call: Callable) -> Callable:
+    def opening(place, flags, *words, **options):
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), place)
+        return call(place, flags, *words, **options)
+
+    return opening
 
 
 def _is_folder(place: int | str | Path) -> bool:
@@ -111,13 +123,13 @@ class Writer(NamedTuple):
         write: Writes the new content.
         new: What is found afterwards.
         old: What was there before: None for nothing.
-        exchanges: Whether the system can exchange two names.
+        share: Whether it is written to a network share.
     """
 
     write: Callable[[Path], None]
     new: object
     old: object
-    exchanges: bool = True
+    share: bool = False
 
     def prepare(self, place: Path) -> Path:
         place.mkdir()
@@ -139,7 +151,8 @@ WRITERS = {
     "stream": Writer(lambda target: stream(target, b"new" * 10_000), b"new" * 10_000, b"former"),
     "new folder": Writer(lambda target: write_all(target, overwrite=False), NEW, None),
     "folder": Writer(lambda target: write_all(target, overwrite=True), NEW, OLD),
-    "folder by two renames": Writer(lambda target: write_all(target, overwrite=True), NEW, OLD, exchanges=False),
+    "bytes on a share": Writer(lambda target: write_bytes(target, b"new"), b"new", b"former", share=True),
+    "folder on a share": Writer(lambda target: write_all(target, overwrite=True), NEW, OLD, share=True),
 }
 each_writer = pytest.mark.parametrize("writer", WRITERS.values(), ids=WRITERS)
 
@@ -164,7 +177,7 @@ def read(target: Path) -> object:
 def count_calls(writer: Writer, place: Path) -> list[str]:
     """The calls of a write that nothing disturbs."""
     target, system = writer.prepare(place), System()
-    with system.watching(writer.exchanges):
+    with system.watching(writer.share):
         writer.write(target)
     assert read(target) == writer.new
     assert [path.name for path in place.iterdir()] == [target.name]
@@ -180,7 +193,7 @@ def test_the_calls_of_a_write_are_reached(writer, folder):
     calls = count_calls(writer, folder / "counted")
     expected = {"open", "write", "fsync", "chmod", "replace", "fsync folder"}
     if isinstance(writer.new, dict):
-        expected |= {"mkdir", "rename" if writer.old is None or not writer.exchanges else "exchange", "rmdir"}
+        expected |= {"mkdir", "rename" if writer.old is None or writer.share else "exchange", "rmdir"}
     assert expected <= set(calls)
     assert calls.index("fsync") < calls.index("replace")
     if isinstance(writer.new, dict):
@@ -193,6 +206,7 @@ def test_the_calls_of_a_write_are_reached(writer, folder):
 @pytest.mark.parametrize("lasting", [False, True], ids=["one fails", "all fail from one on"])
 def test_a_call_that_fails_leaves_the_former_or_the_new_content(writer, lasting, folder):
     calls = count_calls(writer, folder / "counted")
+    placed = max(at for at, call in enumerate(calls) if call in ("replace", "rename", "exchange"))
     for number, call in enumerate(calls):
         for code in CODES:
             case = f"{number} {call} {errno.errorcode[code]}"
@@ -202,7 +216,7 @@ def test_a_call_that_fails_leaves_the_former_or_the_new_content(writer, lasting,
                 lambda at, _, number=number, code=code: code if at == number or (lasting and at > number) else None
             )
             error = None
-            with system.watching(writer.exchanges):
+            with system.watching(writer.share):
                 try:
                     writer.write(target)
                 except OSError as raised:
@@ -213,10 +227,11 @@ def test_a_call_that_fails_leaves_the_former_or_the_new_content(writer, lasting,
             if error is None:
                 assert read(target) == writer.new, case
                 assert call not in ("write", "fsync", "replace"), case
+                assert call != "scandir" or not calls.index("fsync") < number < placed, case
             else:
                 assert read(target) in (writer.old, writer.new), case
                 assert names_place(error, target), (case, error)
-                assert lasting or left == [], case
+                assert lasting or call == "unlink" or left == [], case
 
 
 @each_writer
@@ -232,12 +247,12 @@ def test_a_process_that_ends_at_a_call_leaves_the_former_or_the_new_content(writ
         target = writer.prepare(place)
         child = os.fork()
         if child == 0:
-            with System(lambda at, _, number=number: end(at, number)).watching(writer.exchanges):
+            with System(lambda at, _, number=number: end(at, number)).watching(writer.share):
                 writer.write(target)
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == KILLED, case
         assert all(is_staged(path.name) for path in place.iterdir() if path != target), case
-        if writer.exchanges:
+        if not writer.share:
             assert read(target) in (writer.old, writer.new), case
         restore_folder(target)
         assert read(target) in (writer.old, writer.new), case
@@ -252,7 +267,7 @@ def test_what_a_share_lacks_is_done_without(writer, lacking, folder):
     for code in UNSUPPORTED[2:] if lacking == "exchange" else UNSUPPORTED:
         target = writer.prepare(folder / errno.errorcode[code])
         system = System(lambda _, call, code=code: code if call == lacking else None)
-        with system.watching(writer.exchanges):
+        with system.watching(writer.share):
             writer.write(target)
         assert read(target) == writer.new
         assert [path.name for path in target.parent.iterdir()] == [target.name]
@@ -263,11 +278,11 @@ def test_a_folder_that_was_moved_away_comes_back_when_it_is_written_again(folder
         if call == "rename" and "rename" in system.calls[:number]:
             os._exit(KILLED)
 
-    writer = WRITERS["folder by two renames"]
+    writer = WRITERS["folder on a share"]
     target, system = writer.prepare(folder / "place"), System(end_at_second_rename)
     child = os.fork()
     if child == 0:
-        with system.watching(exchanges=False):
+        with system.watching(share=True):
             writer.write(target)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == KILLED
@@ -286,11 +301,11 @@ def test_a_folder_that_others_are_writing_is_left_to_them(folder):
     assert read(target) == {"a": b"new"}
 
 
-@pytest.mark.parametrize("exchanges", [True, False])
-def test_a_link_is_replaced_and_what_it_names_stays(folder, exchanges):
+@pytest.mark.parametrize("share", [False, True])
+def test_a_link_is_replaced_and_what_it_names_stays(folder, share):
     write_all(folder / "named", overwrite=False)
     (folder / "link").symlink_to("named")
-    with System().watching(exchanges), write_folder(folder / "link", overwrite=True):
+    with System().watching(share), write_folder(folder / "link", overwrite=True):
         pass
     assert not (folder / "link").is_symlink()
     assert read(folder / "link") == {}
