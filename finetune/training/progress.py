@@ -73,12 +73,13 @@ class Progress:
             shutil.rmtree(outdated)
 
     def find_newest(self) -> Path | None:
-        """Returns the newest save that is as it was written; None where there is none. Says which are not."""
+        """Returns the newest save that is as it was written; None where there is none. Removes others, and says so."""
         for save in list_saves(self.folder):
-            if fault := _find_fault(save):
-                print(f"warning: {save} is left out: {fault}", file=sys.stderr)
-            else:
+            fault = _find_fault(save)
+            if fault is None:
                 return save
+            print(f"warning: {save} is damaged and is removed: {fault}", file=sys.stderr)
+            shutil.rmtree(save)
         return None
 
     def restore(self, save: Path) -> Path:

@@ -184,7 +184,7 @@ def test_of_two_saves_the_older_serves_where_the_newer_is_damaged(write_recipe, 
     capsys.readouterr()
     TRAIN.run(Work(read_recipe(recipe, trust=["dies"]), moved))
     told = capsys.readouterr().err
-    assert f"warning: {moved.checkpoints / newer.name} is left out: state.ckpt is not as" in told
+    assert f"warning: {moved.checkpoints / newer.name} is damaged and is removed: state.ckpt is not as" in told
     assert f"goes on from {moved.checkpoints / older.name}" in told
     assert contents(moved) == whole("two towers")
 
