@@ -11,6 +11,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -220,7 +221,7 @@ def _write_features(kept: dict[str, Tensor], target: Path, saves: list[Path]) ->
     if not kept:
         return
     former = saves[0] / _FEATURES if saves else None
-    if former is not None and former.is_file() and _sizes(load_file(former)) == _sizes(kept):
+    if former is not None and former.is_file() and _read_shapes(former) == {name: [*kept[name].shape] for name in kept}:
         _share(former, target)
     else:
         save_file(kept, target)
@@ -237,8 +238,9 @@ def _find_fault(save: Path) -> str | None:
     return None
 
 
-def _sizes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+def _read_shapes(file: Path) -> dict[str, list[int]]:
+    with safe_open(file, "pt") as tensors:
+        return {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118 (no mapping)
 
 
 def _share(source: Path, target: Path) -> None:

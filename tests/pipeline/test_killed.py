@@ -3,6 +3,7 @@
 import os
 import random
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -164,3 +165,21 @@ def test_an_unfinished_run_is_not_started_again_unasked(write_recipe, tmp_path):
         process.communicate()
     told = finish("fit", "--config", recipe, cwd=tmp_path, code=2)
     assert "Go on with it by `finetune resume runs/colours`" in told
+
+
+def test_a_disk_that_is_full_stops_a_training_and_what_was_saved_serves(write_recipe, whole, tmp_path):
+    """The system lets no file of the process grow beyond a few bytes once the first save is there."""
+    recipe, run = write_recipe(tmp_path), RunFolder(tmp_path / "runs" / "colours")
+    with begin("fit", "--config", recipe, cwd=tmp_path) as process:
+        while not list(run.checkpoints.glob("step-*")):
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.01)
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (64, 64))
+        screen = process.communicate()[1]
+    assert process.returncode == 2, screen
+    line = screen.splitlines()[-1]
+    assert line.startswith("error: Expected room to write")
+    assert line.endswith("finetune resume runs/colours")
+    assert "Traceback" not in screen
+    finish("resume", "runs/colours", cwd=tmp_path)
+    assert contents(run) == whole[0]
