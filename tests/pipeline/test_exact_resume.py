@@ -66,12 +66,24 @@ KINDS: dict[str, dict[str, Any]] = {
             "init_args": {"image_lora": LORA, "head_start": {"class_path": "finetune.FromProbe"}},
         },
         "data": {"sampling": {"class_path": "finetune.ClassBalanced"}},
-        "trainer": {"callbacks": [{"class_path": "finetune.training.head_first.HeadFirst"}]},
+        "trainer": {
+            "callbacks": [
+                {"class_path": "finetune.training.head_first.HeadFirst"},
+                {
+                    "class_path": "lightning.pytorch.callbacks.EarlyStopping",
+                    "init_args": {"monitor": "val/loss", "patience": 1, "min_delta": 0.05},
+                },
+            ]
+        },
     },
     "parts of epochs": {
         "model": {"class_path": "dies.Logs", "init_args": {"image_lora": LORA, "text_lora": LORA, "micro_batch": 2}},
         "data": {},
-        "trainer": {"accumulate_grad_batches": 2, "val_check_interval": 2},
+        "trainer": {
+            "accumulate_grad_batches": 2,
+            "val_check_interval": 2,
+            "callbacks": [{"class_path": "lightning.pytorch.callbacks.LearningRateMonitor"}],
+        },
     },
     "validated by steps": {
         **TWO_TOWERS,
