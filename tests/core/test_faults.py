@@ -112,8 +112,8 @@ def write_all(target: Path, overwrite: bool) -> None:
 
 def stream(target: Path, content: bytes) -> None:
     with write_file(target) as file:
-        for byte in content:
-            file.write(bytes([byte]))
+        for start in range(0, len(content), 1000):
+            file.write(content[start : start + 1000])
 
 
 class Writer(NamedTuple):
@@ -234,7 +234,13 @@ def test_a_call_that_fails_leaves_the_former_or_the_new_content(writer, lasting,
                 assert lasting or call == "unlink" or left == [], case
 
 
-@each_writer
+@pytest.mark.parametrize(
+    "writer",
+    [
+        pytest.param(writer, id=name, marks=[pytest.mark.slow] if name in ("text", "json", "new bytes") else [])
+        for name, writer in WRITERS.items()
+    ],
+)
 def test_a_process_that_ends_at_a_call_leaves_the_former_or_the_new_content(writer, folder):
     def end(at: int, number: int) -> None:
         if at == number:
