@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
+from finetune.data.loading.permutation import KeyedPermutation
 from finetune.data.table.cells import Integers
 
 REPEAT = 1 << 32
@@ -23,7 +24,8 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         length: Number of rows.
         batch_size: Largest number of rows in a batch.
         seed: Seed of the order.
-        draw: Returns the rows of an epoch in their order, given seed and epoch; None takes every row once.
+        draw: Returns the rows of an epoch in their order, given seed and epoch; None takes every row once, in an order
+            that is never held in memory as a whole.
 
     Example:
         >>> batches = TrainBatches(length=5, batch_size=3, seed=0)
@@ -37,7 +39,7 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         self.length = length
         self.batch_size = batch_size
         self.seed = seed
-        self.draw = draw or self._every_row_once
+        self.draw = draw
         self.epoch = 0
         self.delivered = 0
 
@@ -56,13 +58,20 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         """Yields the batches of the epoch that were not delivered yet."""
-        order = self.draw(self.seed, self.epoch)
-        keys = np.stack([order, self.epoch + REPEAT * _count_earlier(order)], axis=1)
-        for batch in np.array_split(keys, len(self))[self.delivered :]:
-            yield [(row, epoch) for row, epoch in batch.tolist()]
+        order: KeyedPermutation | Integers = KeyedPermutation(self.length, [self.seed, self.epoch])
+        repeats = None
+        if self.draw is not None:
+            order = drawn = self.draw(self.seed, self.epoch)
+            repeats = REPEAT * _count_earlier(drawn)
+        for number in range(self.delivered, len(self)):
+            positions = np.arange(self._start(number), self._start(number + 1))
+            epochs = np.full(len(positions), self.epoch) if repeats is None else self.epoch + repeats[positions]
+            yield [*zip(order[positions].tolist(), epochs.tolist(), strict=True)]
 
-    def _every_row_once(self, seed: int, epoch: int) -> Integers:
-        return np.random.default_rng([seed, epoch]).permutation(self.length)
+    def _start(self, number: int) -> int:
+        """The position in the epoch's order at which a batch starts."""
+        size, larger = divmod(self.length, len(self))
+        return number * size + min(number, larger)
 
 
 class InOrder(Sampler[tuple[int, int]]):
