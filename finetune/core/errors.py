@@ -6,6 +6,7 @@ from typing import NamedTuple
 from unicodedata import normalize
 
 SHOWN = 50  # names; no group of recipe keys is larger
+COMPARED = 10_000  # names, within a second
 
 
 class TableError(ValueError):
@@ -61,7 +62,7 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
     """
     known = sorted(valid)
     alike = [other for other in known if other != name and _look(other) == _look(name)]
-    near = alike or get_close_matches(name, known, n=1, cutoff=0.6)
+    near = alike or get_close_matches(name, known[:COMPARED], n=1, cutoff=0.6)
     more = f", and {len(known) - SHOWN:,} more" if len(known) > SHOWN else ""
     return suggest(name, near[0]) if near else f"Valid names: {', '.join(known[:SHOWN])}{more}."
 

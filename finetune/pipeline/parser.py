@@ -1,27 +1,36 @@
 """The parser of recipes, and what it says of keys and values that are not valid."""
 
 import argparse
-import importlib
 import inspect
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_type_hints
 
-import yaml
 from jsonargparse import ActionConfigFile, Namespace
 from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from finetune.core.errors import RecipeError, did_you_mean
-from finetune.core.files import read_text
+from finetune.core.yaml_text import read_yaml
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.run.settings import RunSettings
 from finetune.training.task import AlignTask
 
 _DEFAULTS = {"trainer.devices": 1, "trainer.log_every_n_steps": 5, "trainer.enable_model_summary": False}
-TRUSTED = ("finetune", "torch", "lightning", "torchmetrics", "albumentations", "transformers", "peft")
+TRUSTED = (
+    "finetune",
+    "torch.optim",
+    "torch.nn",
+    "lightning.pytorch",
+    "lightning.fabric",
+    "torchmetrics",
+    "albumentations",
+    "transformers.optimization",
+)
+"""Modules of which recipes may name classes. Others of torch and transformers load pickles or run code of the hub."""
 
 
 def build_parser() -> LightningArgumentParser:
@@ -55,10 +64,7 @@ def default_classes(path: Path, overrides: Sequence[str]) -> list[str]:
 
     As defaults of the parser they would carry their own default arguments into a subclass that has others.
     """
-    try:
-        values = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: Expected valid YAML, but got: {error}") from error
+    values = read_yaml(path)
     options: list[str] = []
     for key, name in (("model", "finetune.AlignTask"), ("data", "finetune.ImageTextDataModule")):
         section = values.get(key) if isinstance(values, dict) else None
@@ -96,18 +102,21 @@ def explain(message: str, parser: LightningArgumentParser) -> str:
     )
     if denied := re.search(r"Importing '([^']+)' is not allowed", message):
         module = denied[1].split(".")[0]
+        place = ".".join(where) or "every value"
         return (
-            f"Expected {'.'.join(where)} to name a class of {', '.join(TRUSTED)}, but got {denied[1]!r}. "
+            f"Expected {place} to name a class of {', '.join(TRUSTED)}, but got {denied[1]!r}. "
             f"If you trust that module, pass --trust {module}."
         )
-    if absent := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message):
+    absent = re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message)
+    if absent and absent[1] in sys.modules:
         module, name = absent.groups()
-        known = [each for each in dir(importlib.import_module(module)) if each[0].isupper()]
+        known = [each for each in dir(sys.modules[module]) if each[0].isupper()]
         return f"Expected {'.'.join(where)} to name a class of {module}, but got {name!r}. {did_you_mean(name, known)}"
     if unknown is None:
         return _innermost(message, ".".join(where))
     inner = ".".join(filter(None, unknown.groups())).split(".")
-    valid = _argument_names(classes[-1], inner[:-1]) if classes else _parser_keys(parser, inner[:-1])
+    known_class = next(filter(None, map(find_class, reversed(classes))), None)
+    valid = _argument_names(known_class, inner[:-1]) if known_class else _parser_keys(parser, inner[:-1])
     return f"Expected every key to be known, but got {'.'.join(where + inner)!r}. {did_you_mean(inner[-1], valid)}"
 
 
@@ -172,9 +181,8 @@ def _parser_keys(parser: LightningArgumentParser, outer: Sequence[str]) -> set[s
     return {key[len(outer)] for key in keys if len(key) > len(outer) and key[: len(outer)] == list(outer)}
 
 
-def _argument_names(class_path: str, outer: Sequence[str]) -> list[str]:
+def _argument_names(found: Any, outer: Sequence[str]) -> list[str]:
     """Names of the arguments of a class, or of the class that its argument `outer[0]` takes, and so on."""
-    found = find_class(class_path)
     for argument in outer:
         inner = _class_within(get_type_hints(found.__init__).get(argument))
         if inner is None:  # what is inside of a number or of an unknown argument has no names
@@ -184,6 +192,6 @@ def _argument_names(class_path: str, outer: Sequence[str]) -> list[str]:
 
 
 def find_class(class_path: str) -> Any:
-    """Imports the class of a dotted name."""
+    """Returns the class of a dotted name, or None. Nothing is imported: what a recipe may name, the parser imported."""
     module, _, name = class_path.rpartition(".")
-    return getattr(importlib.import_module(module), name)
+    return getattr(sys.modules.get(module), name, None)

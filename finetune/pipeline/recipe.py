@@ -24,7 +24,7 @@ from finetune.model.base import Base
 from finetune.pipeline.parser import build_parser, default_classes, explain, find_class, refuse_nulls
 from finetune.pipeline.places import fix_places
 from finetune.pipeline.renamed import refuse_renamed
-from finetune.pipeline.trust import allow_modules, find_modules
+from finetune.pipeline.trust import allow_modules, find_modules, refuse_calls
 from finetune.run.settings import RunSettings
 from finetune.training.task import AlignTask
 from finetune.training.whole_files import WholeFiles
@@ -218,8 +218,9 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = (), trust: Sequence
         settings = ["--config", str(path), *write_out_nulls(overrides)]
         config = parser.parse_args([*default_classes(path, overrides), *settings])
         parser.validate(config, skip_unset=False)
-    except (ArgumentError, TypeError) as error:  # a TypeError of a null, which `parse_args` takes for "not given"
+    except (ArgumentError, TypeError, ValueError, RecursionError) as error:  # a TypeError of a null, not of a fault
         raise RecipeError(f"{path}: {explain(str(error), parser)}") from error
+    refuse_calls(config, trust)
     fix_places(config)
     if trust:
         config.run.module_folders = tuple(dict.fromkeys([*config.run.module_folders, *found]))

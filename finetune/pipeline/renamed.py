@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from finetune.core.errors import RecipeError
-from finetune.core.files import read_text
+from finetune.core.yaml_text import read_yaml
 
 _KEY, _CLASS = "Rename the key.", "Rename the class."
 _TASK = (
@@ -137,12 +137,15 @@ def _pair(words: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _read(path: Path) -> Any:
-    return _parse(read_text(path))
+    try:
+        return read_yaml(path)
+    except RecipeError:  # which reading the recipe reports
+        return None
 
 
 def _parse(text: str) -> Any:
     """The values of a YAML text; the text itself where it is none, which reading the recipe reports."""
     try:
         return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):  # a ValueError of a date that there is none
+    except (yaml.YAMLError, ValueError, RecursionError):  # a ValueError of a date that there is none
         return text

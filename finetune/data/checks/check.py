@@ -10,12 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from finetune.core.errors import Concern
-from finetune.core.files import read_text
 from finetune.core.overrides import write_out_nulls
+from finetune.core.yaml_text import read_yaml
 from finetune.data.checks.concerns import MIRRORING, count, find_concerns, name_transforms, show_some
 from finetune.data.checks.copies import find_contradictions, find_copies
 from finetune.data.checks.decode import decode_images
@@ -152,17 +151,18 @@ def read_settings(recipe: Path, overrides: Sequence[str] = ()) -> TableSettings 
         The tables, or None if the recipe has none or they cannot be read; reading the whole recipe reports why.
     """
     try:
-        data = (yaml.safe_load(read_text(recipe)) or {}).get("data") or {}
+        data = (read_yaml(recipe) or {}).get("data") or {}
         if str(data.get("class_path", DATA_MODULE)).rpartition(".")[2] != DATA_MODULE:
             return None
         values = data.get("init_args", data)
+        set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=["finetune"])  # imports no other module
         parser = ArgumentParser(exit_on_error=False)
         parser.add_argument("--config", action="config")
         parser.add_class_arguments(Table, "table")
         parser.add_argument("--retention", type=list[Table] | None)
         given = json.dumps({key: values[key] for key in TABLE_KEYS if key in values})
         found = parser.instantiate(parser.parse_args(["--config", given, *_table_words(overrides)]))
-    except (OSError, ValueError, AttributeError, TypeError, yaml.YAMLError, ArgumentError):
+    except (OSError, ValueError, AttributeError, TypeError, ArgumentError):
         return None
     mirrors = bool(MIRRORING & {*name_transforms(values.get("augmentations"))})
     return TableSettings(found.table, mirrors, tuple(found.retention or ()))

@@ -19,6 +19,7 @@ from finetune.data.prepare.members import Member, place_of, size_of
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # out of 43 that Pillow would open
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+MOST_BYTES = 1 << 30  # of an image's file, which `MOST_PIXELS` of 16 bits and four channels do not fill
 MOST_PIXELS = 89_478_485  # 256 MiB as RGB; a small file with more is probably a decompression bomb
 # Metadata of a PNG may be as long as Pillow lets it be in all (64 MiB), which is less than `MOST_PIXELS` take. Pillow's
 # own limit of 1 MiB a chunk refuses pictures with long workflows or edit histories, whose pixels are sound.
@@ -45,8 +46,9 @@ def open_image(path: str | Path, content: bytes = b"") -> Image.Image:
     if member is None and not os.path.isfile(path):  # noqa: PTH113 (never raises); opening a pipe would wait
         raise TableError(f"Expected {path} to be an image file, but got none. Correct the path or remove its rows.")
     try:
-        if not size_of(str(path)):
-            raise ValueError("an empty file")
+        size = size_of(str(path))
+        if not 0 < size <= MOST_BYTES:
+            raise ValueError(f"{size:,} bytes, more than {MOST_BYTES:,}" if size else "an empty file")
         if member is not None:
             content = content or member.read()
         with Image.open(BytesIO(content) if content else path, formats=FORMATS) as image:

@@ -7,7 +7,7 @@ import os
 import re
 from typing import NamedTuple, Self
 
-_ADDRESS = re.compile(r"(.+?\.tar):(.+)@(\d+)\+(\d+)", re.IGNORECASE | re.DOTALL)
+_ADDRESS = re.compile(r"(.+?\.tar):(.+)@(\d{1,15})\+(\d{1,15})", re.IGNORECASE | re.DOTALL)
 
 
 class Member(NamedTuple):
@@ -65,11 +65,10 @@ class Member(NamedTuple):
         """
         length = self.size if limit is None else min(limit, self.size)
         with open(self.tar, "rb") as file:
+            if os.fstat(file.fileno()).st_size < self.offset + self.size:  # before room is made for it
+                raise OSError(f"the tar ends before {self.name} does")
             file.seek(self.offset)
-            content = file.read(length)
-        if len(content) < length:
-            raise OSError(f"the tar ends before {self.name} does")
-        return content
+            return file.read(length)
 
 
 def place_of(path: str) -> str:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from finetune.data.table.arrow_filter import compile_filter, count_removed, nan_to_null, typed_fields
+from finetune.data.table.bounds import check_width
 from finetune.data.table.cells import Cells, Strings, as_strings, check_columns
 from finetune.data.table.faults import Fault, TableFaultsError
 from finetune.data.table.filters import RowFilter, columns_to_read
@@ -84,7 +85,9 @@ def _as_array(series: Any) -> pa.Array:
 def _scan(
     dataset: ds.Dataset, file: str, names: Sequence[str], row_filter: RowFilter | None
 ) -> tuple[Cells, list[int]]:
-    faults = check_columns(file, None, dataset.schema.names, columns_to_read(names, row_filter))
+    names_found = dataset.schema.names
+    faults = check_width(file, None, len(names_found))
+    faults = faults or check_columns(file, None, names_found, columns_to_read(names, row_filter))
     if faults:
         raise TableFaultsError(faults)
     met, kept, counts = None, None, list[int]()

@@ -87,6 +87,11 @@ def _parse_lists(values: list[str]) -> Iterator[list[str]]:
             texts = json.loads(value)
         except (ValueError, RecursionError):
             texts = []
-        if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
+        if not isinstance(texts, list) or not all(isinstance(text, str) and _is_text(text) for text in texts):
             texts = []
         yield [text.strip() for text in texts]
+
+
+def _is_text(text: str) -> bool:
+    """Whether there is something in a text that JSON wrote, and neither NUL nor half of a surrogate pair."""
+    return bool(text.strip()) and "\0" not in text and not any("\ud800" <= sign <= "\udfff" for sign in text)

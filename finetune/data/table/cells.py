@@ -1,5 +1,6 @@
 """The cells of a table exactly as its files hold them: strings, each with its file and row."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -171,7 +172,7 @@ def check_columns(file: str, row: int | None, found: Sequence[str], wanted: Sequ
         found: The columns of the file.
         wanted: The requested columns.
     """
-    twice = [name for name in dict.fromkeys(found) if name and found.count(name) > 1]
+    twice = [name for name, times in Counter(found).items() if name and times > 1]
     rule, repair = "each column's name once", "Rename or remove the others of that name."
     missing = [name for name in wanted if name not in found]
     return [Fault(file, rule, repair, row, name, name) for name in twice] + [

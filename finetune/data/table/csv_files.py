@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune.data.table.bounds import check_width
 from finetune.data.table.cells import Cells, check_columns
 from finetune.data.table.faults import Fault, TableFaultsError
 from finetune.data.table.quotes import (
@@ -49,6 +50,8 @@ def read_csv(path: Path, names: Sequence[str], separator: str, quoting: str | No
     if not header:
         repair = "Write a header that names the columns, and a row for each image below it."
         raise TableFaultsError([*faults, Fault(file, "a table with a header and rows", repair)])
+    if wide := check_width(file, header_row, len(header)):
+        raise TableFaultsError(wide)
     if wrong := check_columns(file, header_row, header, names):
         raise TableFaultsError([_explain_separator(fault, header, separator) for fault in wrong])
     positions = [header.index(name) for name in names]

@@ -5,7 +5,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -49,12 +49,23 @@ class _Folder:
     path: str
 
     @cached_property
-    def files(self) -> frozenset[str] | None:
+    def files(self) -> Mapping[str, bool] | None:
+        """Its files, and whether each is a link."""
         try:
             with os.scandir(self.path) as entries:
-                return frozenset(entry.name for entry in entries if _is_file(entry))
+                return {entry.name: entry.is_symlink() for entry in entries if _is_file(entry)}
         except (OSError, ValueError):  # ValueError: a name that holds NUL
             return None
+
+    @cached_property
+    def real(self) -> str:
+        """Where it lies once links are followed."""
+        return os.path.realpath(self.path)
+
+    def locate(self, name: str) -> str:
+        """Returns where a file lies once links are followed."""
+        path = os.path.join(self.real, name)
+        return os.path.realpath(path) if (self.files or {}).get(name) else path
 
     @cached_property
     def _nearest(self) -> dict[str, str]:
@@ -85,28 +96,36 @@ class _Folder:
         return missing if near is None else f"{missing} {suggest(name, near)}"
 
 
-def find_images(values: Strings, folder: str) -> tuple[ImageFiles, dict[str, Refusal]]:
+def find_images(
+    values: Strings, folder: str, roots: Sequence[str] | None = None, files: Container[str] = ()
+) -> tuple[ImageFiles, dict[str, Refusal]]:
     """Finds the file of each row's image.
 
     Args:
         values: String array of shape (N,): absolute paths, paths relative to `folder`, or addresses in tars.
         folder: Absolute path.
+        roots: Absolute paths of the folders that images lie in, links followed; None for anywhere.
+        files: Absolute paths of files that may lie anywhere: the tars that the table itself is read from.
 
     Returns:
         The files, and the reason for each value that names no file.
     """
     names, inverse = np.unique(values, return_inverse=True)
     paths = [*plain_paths(names.tolist(), folder)]
+    within = None if roots is None else tuple(os.path.realpath(root).rstrip(os.sep) + os.sep for root in roots)
     folders: dict[str, _Folder] = {}
     refused: dict[str, Refusal] = {}
     for name, path in zip(names.tolist(), paths, strict=True):
         member = Member.parse(path)
-        parent, base = os.path.split(path if member is None else member.tar)
+        place = path if member is None else member.tar
+        parent, base = os.path.split(place)
         listed = folders.get(parent)
         if listed is None:
             listed = folders[parent] = _Folder(parent)
         if listed.files is None or base not in listed.files:
             refused[name] = _refuse(name, listed, base)
+        elif within is not None and place not in files and not (real := listed.locate(base)).startswith(within):
+            refused[name] = _refuse_outside(real, folder)
     distinct, ids = np.unique(as_strings(paths), return_inverse=True)
     return ImageFiles(distinct, ids[inverse].astype(np.int64)), refused
 
@@ -119,6 +138,14 @@ def _refuse(value: str, folder: _Folder, name: str) -> Refusal:
     if "\\" in value and os.sep == "/":
         return Refusal("an image file", f"{folder.explain_missing(name)} Write folders with '/'.")
     return Refusal("an image file", folder.explain_missing(name))
+
+
+def _refuse_outside(place: str, folder: str) -> Refusal:
+    repair = (
+        f"The file is {place}. If you trust the table's author, name a folder that holds all images "
+        "(--data.table.images), or pass --data.table.outside true."
+    )
+    return Refusal(f"an image in {folder}", repair)
 
 
 def _is_file(entry: "os.DirEntry[str]") -> bool:

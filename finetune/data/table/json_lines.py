@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from finetune.data.table.bounds import MOST_BYTES
 from finetune.data.table.cells import Cells, check_columns
 from finetune.data.table.faults import Fault, TableFaultsError
 from finetune.data.table.text_files import read_text
@@ -78,6 +79,10 @@ def read_json_lines(path: Path, names: Sequence[str], faults: list[Fault]) -> Ce
 def _read_lines(text: str, fields: Fields, file: str, faults: list[Fault]) -> Iterator[tuple[int, list[str]]]:
     for number, line in enumerate(text.split("\n"), start=1):  # splitlines would also split within texts
         if not line.strip():
+            continue
+        if len(line) > MOST_BYTES:
+            rule, repair = f"at most {MOST_BYTES:,} characters", "Shorten the texts or remove the line."
+            faults.append(Fault(file, rule, repair, number, value=f"{len(line):,} characters"))
             continue
         try:
             yield number, fields.read(read_record(line))

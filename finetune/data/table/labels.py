@@ -109,10 +109,14 @@ def number_classes(labels: Strings) -> tuple[tuple[str, ...], Integers]:
     return tuple(str(names[position]) for position in order), positions[inverse]
 
 
-def _natural_key(name: str) -> tuple[list[tuple[str, int]], str]:
-    """Splits 'b10c' into [('b', 10), ('c', -1)]; the name itself orders equal keys."""
+def _natural_key(name: str) -> tuple[list[tuple[str, int, str]], str]:
+    """Splits 'b10c' into [('b', 2, '10'), ('c', -1, '')]; of two numbers the longer is larger, if no zeros lead.
+
+    The name itself orders equal keys.
+    """
     parts = re.findall(r"([^0-9]*)([0-9]*)", name)
-    return [(text, int(digits) if digits else -1) for text, digits in parts], name
+    numbers = [(text, digits.lstrip("0"), bool(digits)) for text, digits in parts]
+    return [(text, len(number) if given else -1, number) for text, number, given in numbers], name
 
 
 @long_fields()

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -12,24 +13,35 @@ from finetune.data.prepare.members import place_of
 from finetune.data.table.cells import Cells, Integers, Strings, as_strings
 from finetune.data.table.faults import Fault
 from finetune.data.table.image_files import ImageFiles, find_images
-from finetune.data.table.paths import plain_paths
+from finetune.data.table.paths import plain_folder, plain_paths
 
 Hashes: TypeAlias = npt.NDArray[np.uint64]
 
 
-def check_images(cells: Cells, column: str, folders: Sequence[str], faults: list[Fault]) -> ImageFiles:
-    """Finds the image of each row, whose path is relative to the folder of the row's file."""
+def check_images(
+    cells: Cells, column: str, folders: Sequence[str], faults: list[Fault], roots: Sequence[str] | None = None
+) -> ImageFiles:
+    """Finds the image of each row, whose path is relative to the folder of the row's file.
+
+    Args:
+        cells: The rows.
+        column: The column of image paths.
+        folders: The folder of each of the table's files, absolute and plain.
+        faults: Receives a fault for each image that is not there, or lies elsewhere.
+        roots: The folders that images lie in; None for anywhere.
+    """
     if len(set(folders)) > 1:
         paths = as_strings([""] * len(cells))
         for folder in dict.fromkeys(folders):
             own = np.array([other == folder for other in folders])[cells.file_ids]
             part = cells.take(own)
-            files = check_images(part, column, [folder], faults)
+            files = check_images(part, column, [folder], faults, roots)
             paths[own] = files.paths[files.ids]
         distinct, ids = np.unique(paths, return_inverse=True)
         return ImageFiles(distinct, ids.astype(np.int64))
     values = cells.columns[column]
-    files, refused = find_images(values, folders[0])
+    shards = {plain_folder(str(Path(file).absolute())) for file in cells.files}
+    files, refused = find_images(values, folders[0], roots, shards)
     if refused:
         wrong = np.isin(values, as_strings(list(refused)))
         found = cells.faults_where(wrong, column, "", "")

@@ -7,6 +7,7 @@ from glob import escape, glob
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+from finetune.data.table.bounds import find_long_cells
 from finetune.data.table.cells import Cells
 from finetune.data.table.csv_files import read_csv
 from finetune.data.table.faults import Fault, TableFaultsError
@@ -74,7 +75,9 @@ def read_cells(
     totals = map(sum, zip(*(counts for _, counts in parts), strict=True))
     conditions = row_filter.conditions if row_filter else ()
     removed = tuple(Removed(condition.text, rows) for condition, rows in zip(conditions, totals, strict=True))
-    return Cells.join([cells for cells, _ in parts]), removed
+    cells = Cells.join([cells for cells, _ in parts])
+    faults += find_long_cells(cells)
+    return cells, removed
 
 
 def find_files(pattern: str) -> list[Path]:

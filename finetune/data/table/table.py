@@ -60,6 +60,8 @@ class Table:
             the cell as one label.
         split: Column that holds `train`, `val` or `test`; or fractions to draw, or files for val and test.
         images: Folder that the image paths are relative to; null for the folder of each row's own file or pattern.
+        outside: Whether images may lie outside of that folder, where `..`, absolute paths or links lead. A DataFrame
+            without `images` may name any file.
         image_id: Column that is equal for rows of the same image, of which training draws one each epoch. Null takes
             equal paths for the same image, and trains on every row each epoch.
         names: CSV file without header that gives labels their display names, such as `n01440764,tench`.
@@ -87,6 +89,7 @@ class Table:
     label_separator: str | None = None
     split: str | RandomSplit = field(default_factory=RandomSplit)
     images: Place | None = None
+    outside: bool = False
     image_id: str | None = None
     names: Place | None = None
     weight: str | None = None
@@ -212,7 +215,8 @@ class Table:
         folders = [folder] * len(cells.files)
         if self.images is None and isinstance(self.split, RandomSplit):
             folders = self.split.folders_of(cells.files, folder)
-        files = check_images(cells, self.image, folders, faults)
+        is_free = self.outside or (self.images is None and not isinstance(self.path, str | PathLike))
+        files = check_images(cells, self.image, folders, faults, None if is_free else sorted(set(folders)))
         captions, at = None, np.arange(len(cells))
         if self.caption is not None:
             captions, at = read_captions(cells, self.caption, faults)

@@ -7,6 +7,7 @@ from typing import Self, TypeAlias
 
 from finetune.data.prepare.images import EXTENSIONS
 from finetune.data.prepare.members import Member
+from finetune.data.table.bounds import MOST_BYTES
 from finetune.data.table.cells import Cells
 from finetune.data.table.faults import Fault, TableFaultsError
 from finetune.data.table.json_lines import Fields, read_record
@@ -54,12 +55,22 @@ class _Header(tarfile.TarInfo):
         kind, size, checksum = buf[156:157], buf[124:135], buf[148:154]
         is_plain = len(buf) == tarfile.BLOCKSIZE and kind in (tarfile.REGTYPE, tarfile.XHDTYPE) and not buf[345]
         if not (is_plain and size.isdigit() and checksum.isdigit()):
-            return super().frombuf(buf, encoding, errors)
+            return cls._read_whole(buf, encoding, errors)
         if int(checksum, 8) != sum(buf[:148]) + sum(buf[156:]) + 8 * ord(" "):
-            return super().frombuf(buf, encoding, errors)
+            return cls._read_whole(buf, encoding, errors)
         header = cls(buf[:100].partition(b"\0")[0].decode(encoding, errors))
         header.type, header.size = bytes(kind), int(size, 8)
-        return header
+        return header._check()
+
+    @classmethod
+    def _read_whole(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        return super().frombuf(buf, encoding, errors)._check()
+
+    def _check(self) -> Self:
+        """Refuses long names and the like of more than `MOST_BYTES`, which tarfile would read at once."""
+        if self.size < 0 or (self.type not in tarfile.REGULAR_TYPES and self.size > MOST_BYTES):
+            raise tarfile.HeaderError(f"a header of {self.size:,} bytes")
+        return self
 
 
 def _list_samples(path: Path, faults: list[Fault]) -> dict[str, Sample]:
@@ -70,7 +81,10 @@ def _list_samples(path: Path, faults: list[Fault]) -> dict[str, Sample]:
             tarfile.open(path, "r:", tarinfo=_Header, encoding="utf-8", errors="replace") as tar,
             path.open("rb") as content,
         ):
+            length = path.stat().st_size
             for member in tar:
+                if not 0 <= member.size <= length - member.offset_data and member.isreg():
+                    raise tarfile.ReadError(f"{member.name!r} of {member.size:,} bytes in a tar of {length:,}")
                 folder, slash, name = member.name.rpartition("/")
                 start, _, ending = name.partition(".")
                 if not start or not member.isreg() or member.issparse():
@@ -83,7 +97,7 @@ def _list_samples(path: Path, faults: list[Fault]) -> dict[str, Sample]:
             content.seek(tar.offset)
             if content.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError(f"damaged or broken off at byte {tar.offset:,}")
-    except (tarfile.TarError, OSError) as error:
+    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:  # the last two of numbers out of range
         rule, repair = "a whole tar, not compressed", "Write or download it again, or decompress it."
         raise TableFaultsError([*faults, Fault(file, rule, repair, value=str(error))]) from error
     return samples
@@ -96,6 +110,8 @@ def _read_samples(path: Path, samples: dict[str, Sample], fields: Fields, faults
     with path.open("rb") as content:
 
         def read(member: tarfile.TarInfo) -> str:
+            if member.size > MOST_BYTES:
+                raise ValueError(f"{member.name} of {member.size:,} bytes, more than {MOST_BYTES:,}")
             content.seek(member.offset_data)
             return content.read(member.size).decode("utf-8-sig")
 

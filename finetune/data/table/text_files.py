@@ -4,8 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from finetune.core.errors import did_you_mean
+from finetune.data.table.bounds import LARGEST_RATIO, join_within
 from finetune.data.table.faults import Fault, TableFaultsError
 
+PIECE = 16 << 20  # bytes decompressed at a time
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 
@@ -60,8 +62,12 @@ def _read_bytes(path: Path) -> bytes:
         import pyarrow as pa  # takes a second, which plain files are spared
 
         with pa.OSFile(str(path)) as file, pa.CompressedInputStream(file, compression) as stream:
-            content: bytes = stream.read()
-            return content
+            content = join_within(iter(lambda: stream.read(PIECE), b""), path.stat().st_size)
+        if content is None:
+            rule = f"a table that is at most {LARGEST_RATIO} times as large when it is decompressed"
+            repair = "Do not use this file unless you know why; if you do, decompress it first."
+            raise TableFaultsError([Fault(str(path), rule, repair, value="more")])
+        return content
     except OSError as error:
         rule = "a file that can be read" if compression is None else f"a whole file compressed with {compression}"
         repair = "Check its permissions and disk."

@@ -43,7 +43,7 @@ def test_training_sees_one_caption_an_epoch_and_evaluation_all(colour_table: Pat
     path = tmp_path / "t.csv"
     frame.to_csv(path, index=False)
     data = ImageTextDataModule(
-        Table(str(path), caption=("caption", "other"), split="split"), "align-mini", image_size=32
+        Table(str(path), caption=("caption", "other"), split="split", outside=True), "align-mini", image_size=32
     )
     images = {split: int((frame["split"] == split).sum()) for split in ("train", "val", "test")}
     assert len(data.dataset("train", training=True)) == images["train"]

@@ -1,6 +1,8 @@
 """Paths of images as the system reads them, and what is said of those that lead nowhere."""
 
 import re
+import tarfile
+from dataclasses import replace
 from pathlib import Path
 from unicodedata import normalize
 
@@ -8,6 +10,7 @@ import pandas as pd
 import pytest
 
 from finetune.core.errors import TableError
+from finetune.data.table.faults import TableFaultsError
 from finetune.data.table.image_files import find_images
 from finetune.data.table.paths import plain_folder, plain_paths
 from finetune.data.table.table import Table
@@ -51,10 +54,57 @@ SPELLINGS = [
 def test_the_file_that_the_system_opens_is_the_image(tree: Path, root: str) -> None:
     folder = tree.parent / root
     pd.DataFrame({"image": SPELLINGS, "caption": "x"}).to_csv(folder / "t.csv", index=False)
-    rows = Table(str(folder / "t.csv"), caption="caption").read(required=())
+    rows = Table(str(folder / "t.csv"), caption="caption", outside=True).read(required=())
     for image, spelling in zip(rows.images.tolist(), SPELLINGS, strict=True):
         assert Path(image).samefile(folder / spelling)
         assert ".." not in Path(image).parts
+
+
+@pytest.mark.parametrize("root", ["table", "alias", "else/../table"])
+def test_an_image_that_lies_outside_is_refused(tree: Path, root: str) -> None:
+    """By `..`, as an absolute path, through a link to a file or to a folder, and inside of a tar."""
+    folder, secret = tree.parent / root, tree.parent / "else" / "img" / "a.png"
+    (tree / "link.png").symlink_to(secret)
+    (tree / "inner.png").symlink_to("img/a.png")
+    with tarfile.open(secret.parent / "a.tar", "w") as tar:
+        tar.add(secret, "a.png")
+    member = "../else/img/a.tar:a.png@512+8"
+    outside = ["../else/img/a.png", str(secret), "link.png", "outside/../img/a.png", "img/../../else/img/a.png", member]
+    inside = [
+        "img/a.png",
+        "inner.png",
+        str(tree / "img" / "a.png"),
+        "inside/../img/a.png",
+        "outside/../../table/img/a.png",
+    ]
+    pd.DataFrame({"image": inside + outside, "caption": "x"}).to_csv(folder / "t.csv", index=False)
+    table = Table(str(folder / "t.csv"), caption="caption")
+    with pytest.raises(TableFaultsError, match="pass --data.table.outside true") as found:
+        table.read(required=())
+    assert [(fault.row, fault.column, fault.value) for fault in found.value.faults] == [
+        (row, "image", value) for row, value in enumerate(outside, start=2 + len(inside))
+    ]
+    assert f"Expected an image in {tree.parent / root}".replace("else/../", "") in str(found.value)
+    for allowed in (replace(table, outside=True), replace(table, images=str(folder), outside=True)):
+        assert len(allowed.read(required=())) == len(inside) + len(outside)
+    pd.DataFrame({"image": [str(secret), str(tree / "img" / "a.png")], "caption": "x"}).to_csv(folder / "t.csv")
+    assert len(replace(table, images=str(tree.parent)).read(required=())) == 2  # the folder that holds them all
+
+
+def test_a_frame_may_name_any_file_unless_it_names_a_folder(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tree)
+    frame = pd.DataFrame({"image": [tree.parent / "else" / "img" / "a.png", "img/a.png"], "caption": "x"})
+    assert len(Table(frame, caption="caption").read(required=())) == 2
+    with pytest.raises(TableFaultsError, match="DataFrame:0:image: Expected an image in"):
+        Table(frame, caption="caption", images=tree).read(required=())
+
+
+def test_shards_may_be_links(tree: Path) -> None:
+    with tarfile.open(tree.parent / "else" / "a.tar", "w") as tar:
+        tar.add(tree / "img" / "a.png", "0.png")
+    (tree / "0.tar").symlink_to(tree.parent / "else" / "a.tar")
+    shards = Table(str(tree / "*.tar"), caption="caption").inspect()
+    assert "a column 'caption'" in str(shards.faults[0])
 
 
 def test_spellings_with_dots_are_one_image_with_one_split(tree: Path) -> None:
