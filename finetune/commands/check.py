@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.commands.options import Commands, add_recipe, check_file
+from finetune.core.console import say
 from finetune.core.errors import CheckpointError, FileError, RecipeError, TableError
 from finetune.core.places import require_place
 from finetune.core.shipped import find_recipe
@@ -50,17 +51,17 @@ def _check(options: argparse.Namespace) -> int:
         require_place(options.preview)
     settings = read_settings(path, options.words)
     report = check_table(settings, options.full) if settings else Report()
-    print("\n".join(report.lines()), flush=True)
+    say("\n".join(report.lines()), flush=True)
     faults, shown = len(report.faults), len(report.concerns)
     try:
         _check_recipe(path, options, report)
     except (TableError, RecipeError, CheckpointError, FileError) as error:
         report.recipe_error = str(error)
-        print(f"error: {error}")
+        say(f"error: {error}")
     for line in [*report.errors(faults), *report.warnings(shown)]:
-        print(line)
+        say(line)
     write_json(options.output, report.as_json())
-    print(f"{report.total}; all in {options.output}")
+    say(f"{report.total}; all in {options.output}")
     return 2 if report.failed else 0
 
 
@@ -85,7 +86,7 @@ def _check_recipe(path: Path, options: argparse.Namespace, report: "Report") -> 
             refused = find_refused(report.rows, data.table.image, report.sizes, data.augmentation, data.seed)
             report.faults = (*report.faults, *refused)
         if options.preview and len(report.rows.indices("train")):
-            print(write_preview(options.preview, data.dataset("train", training=True)))
+            say(write_preview(options.preview, data.dataset("train", training=True)))
     if None not in report.retention:
         report.concerns += data.find_retention_limits()
     if not recipe.trains:  # it is measured, by `finetune test`

@@ -3,6 +3,7 @@
 import argparse
 
 from finetune.commands.options import Commands, add_output, check_file
+from finetune.core.console import say
 
 
 def add(commands: Commands) -> None:
@@ -27,7 +28,7 @@ def add(commands: Commands) -> None:
 
 def _classify(options: argparse.Namespace) -> None:
     check_file(options.output, options.overwrite)
-    from finetune.core.csv_text import format_frame
+    from finetune.core.csv_text import format_frame, shield_frame
     from finetune.core.files import write_text
     from finetune.data.checks.concerns import count
     from finetune.inference.classify import classify
@@ -35,16 +36,16 @@ def _classify(options: argparse.Namespace) -> None:
 
     images, hidden = list_images(options.images, options.column)
     found = classify(options.model, images, options.label)
-    print(f"answered by {found.answered_by}")
+    say(f"answered by {found.answered_by}")
     for image, rows in found.rows.groupby("image", sort=False):
-        print(image)
+        say(image)
         for label, probability in zip(rows["label"], rows["probability"], strict=True):
-            print(f"  {probability:.6f}  {label}")
+            say(f"  {probability:.6f}  {label}")
     if found.skipped:
-        print(f"skipped     {count(len(found.skipped), 'image', 'images')}, as they cannot be read")
+        say(f"skipped     {count(len(found.skipped), 'image', 'images')}, as they cannot be read")
     for path, reason in found.skipped:
-        print(f"  {path}: {reason}")
+        say(f"  {path}: {reason}")
     if hidden:
-        print(f"left out    {count(len(hidden), 'hidden file', 'hidden files')}, such as {hidden[0]}")
+        say(f"left out    {count(len(hidden), 'hidden file', 'hidden files')}, such as {hidden[0]}")
     if options.output:
-        write_text(options.output, format_frame(found.rows))
+        write_text(options.output, format_frame(shield_frame(found.rows)))

@@ -3,6 +3,7 @@
 import argparse
 
 from finetune.commands.options import Commands, add_output, check_file
+from finetune.core.console import say
 
 
 def add(commands: Commands) -> None:
@@ -29,6 +30,6 @@ def _compare(options: argparse.Namespace) -> None:
     from finetune.pipeline.compare import compare_models
 
     comparison = compare_models(options.models)
-    print("\n".join(comparison.lines()))
+    say("\n".join(comparison.lines()))
     if options.output:
         write_json(options.output, comparison._asdict())

@@ -3,6 +3,7 @@
 import argparse
 
 from finetune.commands.options import Commands, add_anyway, add_keys, add_output, add_run
+from finetune.core.console import say
 
 
 def add(commands: Commands) -> None:
@@ -52,4 +53,4 @@ def _export(options: argparse.Namespace) -> None:
         options.trust,
         options.anyway,
     )
-    print(f"{options.output}: {format_proof(proof)}")
+    say(f"{options.output}: {format_proof(proof)}")

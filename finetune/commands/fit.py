@@ -3,6 +3,7 @@
 import argparse
 
 from finetune.commands.options import Commands, add_recipe
+from finetune.core.console import say
 from finetune.core.errors import RecipeError
 from finetune.core.shipped import find_recipe
 
@@ -26,7 +27,7 @@ def _fit(options: argparse.Namespace) -> None:
     if options.keys:
         from finetune.pipeline.parser import describe_keys
 
-        print(describe_keys())
+        say(describe_keys())
         return
     if options.config is None:
         raise RecipeError("Expected --config RECIPE. `finetune recipes list` names the shipped ones.")
@@ -38,4 +39,4 @@ def _fit(options: argparse.Namespace) -> None:
     names = {"--run.name": options.run, "--run.folder": options.runs}
     settings = [word for key, value in names.items() if value is not None for word in (key, value)]
     recipe = read_recipe(path, [*options.words, *settings], options.trust)
-    print(describe(run_recipe(recipe, options.overwrite)))
+    say(describe(run_recipe(recipe, options.overwrite)))

@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from finetune.commands.options import Commands, add_run
+from finetune.core.console import say
 
 
 def add(commands: Commands) -> None:
@@ -24,5 +25,5 @@ def _report(options: argparse.Namespace) -> None:
 
     page, run = write_report(options.run), open_run(options.run)
     for change in describe_changes(run.recipe, run.table):
-        print(f"table, since the training: {change}", file=sys.stderr)
-    print(page)
+        say(f"table, since the training: {change}", file=sys.stderr)
+    say(page)

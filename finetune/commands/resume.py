@@ -3,6 +3,7 @@
 import argparse
 
 from finetune.commands.options import Commands, add_run, add_trust
+from finetune.core.console import say
 
 
 def add(commands: Commands) -> None:
@@ -31,4 +32,4 @@ def _resume(options: argparse.Namespace) -> None:
     from finetune.pipeline.run_recipe import resume_run
     from finetune.pipeline.summary import describe
 
-    print(describe(resume_run(options.run, options.trust, options.anyway)))
+    say(describe(resume_run(options.run, options.trust, options.anyway)))

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from finetune.commands.options import Commands, add_output, add_recipe, check_file
+from finetune.core.console import say
 from finetune.core.shipped import find_recipe
 
 
@@ -34,11 +35,11 @@ def add(commands: Commands) -> None:
 def _suspects(options: argparse.Namespace) -> None:
     path = find_recipe(options.config)
     check_file(options.output, options.overwrite)
-    from finetune.core.csv_text import format_frame
+    from finetune.core.csv_text import format_frame, shield_frame
     from finetune.core.files import write_text
     from finetune.pipeline.recipe import read_recipe
     from finetune.pipeline.suspects import find_suspects
 
     found = find_suspects(read_recipe(path, options.words, options.trust), options.folds)
-    write_text(options.output, format_frame(found.rows))
-    print("\n".join(found.lines()) + f"; all in {options.output}")
+    write_text(options.output, format_frame(shield_frame(found.rows)))
+    say("\n".join(found.lines()) + f"; all in {options.output}")

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from finetune.commands.options import Commands, add_anyway, add_output, add_recipe
+from finetune.core.console import say
 from finetune.core.errors import RecipeError
 from finetune.core.shipped import find_recipe
 
@@ -43,9 +44,9 @@ def _test(options: argparse.Namespace) -> None:
     from finetune.pipeline.recipe import read_recipe
 
     if path is not None:
-        print(measure_checkpoint(read_recipe(path, words, options.trust), options.output))
+        say(measure_checkpoint(read_recipe(path, words, options.trust), options.output))
     elif run is not None:
-        print(measure_run(run, words, options.trust, options.output, options.anyway))
+        say(measure_run(run, words, options.trust, options.output, options.anyway))
 
 
 def _check_folder(folder: Path | None, overwrite: bool) -> None:

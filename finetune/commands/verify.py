@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from finetune.commands.options import Commands
+from finetune.core.console import say
 
 
 def add(commands: Commands) -> None:
@@ -21,4 +22,4 @@ def _verify(options: argparse.Namespace) -> None:
     from finetune.export.artifacts import verify
     from finetune.run.results import format_proof
 
-    print(f"{options.folder}: {format_proof(verify(options.folder))}")
+    say(f"{options.folder}: {format_proof(verify(options.folder))}")

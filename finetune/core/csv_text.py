@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -28,6 +29,8 @@ class _UnixEnds:
 
 
 _END = "\r\n"
+_FORMULA = re.compile("'*[=+\\-@\\t\\r\uff1d\uff0b\uff0d\uff20]")
+"""How a text begins that spreadsheets calculate, also after quotes that keep them from it."""
 
 
 def csv_writer(file: _Written) -> "Writer":
@@ -69,17 +72,57 @@ def format_frame(frame: "DataFrame") -> str:
     return text.getvalue()
 
 
+def shield(cell: object) -> object:
+    """Keeps a spreadsheet from taking a text for a formula: a quote before it says that it is a text.
+
+    Numbers stay as they are. `read_rows` and `read_frame` take the quote away again.
+
+    Args:
+        cell: A text, or anything else, which is returned as it is.
+
+    Example:
+        >>> [shield(cell) for cell in ("=1+1", "-5", "a cat", 7)]
+        ["'=1+1", '-5', 'a cat', 7]
+    """
+    return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) and not _is_number(cell) else cell
+
+
+def shield_frame(frame: "DataFrame") -> "DataFrame":
+    """Shields each text of a table, see `shield`.
+
+    Args:
+        frame: The table.
+    """
+    texts = frame.select_dtypes(["object", "str", "category"]).columns
+    return frame.assign(**{name: frame[name].astype(object).map(shield) for name in texts})
+
+
+def _unshield(cell: str) -> str:
+    return cell[1:] if isinstance(cell, str) and cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return text.isascii() and not text[0].isspace()
+
+
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Reads what `format_rows` gave: the cells of each row by column.
+    """Reads what `format_rows` gave: the cells of each row by column, without what `shield` added.
 
     Args:
         path: The file.
     """
-    return [*csv.DictReader(io.StringIO(path.read_bytes().decode(), newline=""))]
+    rows = csv.DictReader(io.StringIO(path.read_bytes().decode(), newline=""))
+    return [{name: _unshield(cell) for name, cell in row.items()} for row in rows]
 
 
 def read_frame(path: Path, texts: Iterable[str] | None = None) -> "DataFrame":
     """Reads what `format_frame` gave: cells are strings, so that nothing is taken for a number or for missing.
+
+    What `shield` added is taken away.
 
     Args:
         path: The file.
@@ -88,4 +131,6 @@ def read_frame(path: Path, texts: Iterable[str] | None = None) -> "DataFrame":
     import pandas as pd  # takes half a second, which those who write rows are spared
 
     dtype = "str" if texts is None else dict.fromkeys(texts, "str")
-    return pd.read_csv(path, dtype=dtype, keep_default_na=False)
+    frame = pd.read_csv(path, dtype=dtype, keep_default_na=False)
+    named = [name for name in (frame.columns if texts is None else texts) if name in frame]
+    return frame.assign(**{name: frame[name].map(_unshield).astype("str") for name in named})

@@ -11,6 +11,7 @@ from threading import current_thread, main_thread
 from types import FrameType
 from typing import Any
 
+from finetune.core.console import say
 from finetune.core.errors import CheckpointError, FileError, RecipeError, TableError
 from finetune.core.places import NO_ROOM, is_there
 
@@ -138,7 +139,7 @@ def _refuse_error(error: Exception) -> int:
 def _refuse(line: str, error: BaseException, code: int) -> int:
     """Prints what stopped a command, and the notes on how to go on."""
     exec("")  # clears Python's mark of an interrupt within an `exec`, by which the process would die of the signal
-    print(" ".join([f"error: {line}", *getattr(error, "__notes__", ())]), file=sys.stderr)
+    say(" ".join([f"error: {line}", *getattr(error, "__notes__", ())]), file=sys.stderr)
     return code
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 
+from finetune.core.console import say
 from finetune.core.door import run_command
 from finetune.core.errors import RecipeError, did_you_mean
 from finetune.core.files import read_text
@@ -61,6 +62,6 @@ def script(main: Callable[[list[str] | None], str]) -> Callable[[list[str] | Non
 
     @wraps(main)
     def run(argv: list[str] | None = None) -> int:
-        return run_command(lambda: print(main(argv)))
+        return run_command(lambda: say(main(argv)))
 
     return run

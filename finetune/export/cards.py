@@ -1,9 +1,12 @@
 """The model card of an exported folder."""
 
+import re
 from collections.abc import Mapping
+from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from finetune.core.console import make_harmless
 from finetune.core.files import write_text
 from finetune.export.proof import CARD_FILE
 from finetune.model.base import HUB_ID
@@ -50,7 +53,7 @@ def write_card(folder: Path, card: Card, title: str, metrics: Mapping[str, Any])
         metrics: The content of `metrics.json` that is about this folder. A folder that was not measured has none, or
             that of its interpolation alone.
     """
-    results = format_results(metrics)
+    results = format_results(_name_plainly(metrics))
     measured = "Measured on this folder:"
     if not any(name in metrics for name in MODELS):
         measured = "Not measured: this is not the model that its run measured."
@@ -62,7 +65,7 @@ def write_card(folder: Path, card: Card, title: str, metrics: Mapping[str, Any])
         "library_name: transformers",
         f"pipeline_tag: {card.pipeline_tag}",
         f"tags: [{', '.join(card.tags)}]",
-        f"---\n\n# {title}\n",
+        f"---\n\n# {as_markdown(title)}\n",
         f"{card.summary} {measured}\n",
         *([f"{results}\n"] if results else []),
         *([f"{explained}\n"] if "R@" in results else []),
@@ -70,6 +73,28 @@ def write_card(folder: Path, card: Card, title: str, metrics: Mapping[str, Any])
         f"```python\n{card.code}```\n",
     ]
     write_text(folder / CARD_FILE, "\n".join(parts))
+
+
+def as_markdown(text: str) -> str:
+    r"""Returns a text that Markdown shows as it is, on one line: no link, no picture, no HTML.
+
+    Args:
+        text: Any text.
+
+    Example:
+        >>> as_markdown("a_b [c](d) <img>")
+        'a_b \\[c\\](d) &lt;img&gt;'
+    """
+    plain = make_harmless(" ".join(text.split()))
+    return re.sub(r"[\\`*\[\]|~#]", r"\\\g<0>", escape(plain, quote=False))
+
+
+def _name_plainly(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Escapes the names that the user gave to retention tables."""
+    if "retention" not in metrics:
+        return metrics
+    tables = {as_markdown(name): table for name, table in metrics["retention"]["tables"].items()}
+    return {**metrics, "retention": {**metrics["retention"], "tables": tables}}
 
 
 def select_metrics(by_head: bool, metrics: Mapping[str, Any]) -> dict[str, Any]:

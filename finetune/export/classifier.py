@@ -1,5 +1,6 @@
 """Image tower and head as a plain `EfficientNetForImageClassification` folder."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -85,8 +86,8 @@ class ImageClassifier(Artifact):
 from transformers import AutoImageProcessor, pipeline
 
 {OPEN_IMAGE}
-processor = AutoImageProcessor.from_pretrained("{folder}", backend="pil")
-classify = pipeline("image-classification", model="{folder}", image_processor=processor)
+processor = AutoImageProcessor.from_pretrained({json.dumps(folder)}, backend="pil")
+classify = pipeline("image-classification", model={json.dumps(folder)}, image_processor=processor)
 print(classify(open_image("photo.png")))
 """,
         )

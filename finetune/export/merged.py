@@ -100,8 +100,8 @@ class MergedCheckpoint(Artifact):
 from transformers import AlignModel, AlignProcessor
 
 {OPEN_IMAGE}
-processor = AlignProcessor.from_pretrained("{folder}", backend="pil")
-model = AlignModel.from_pretrained("{folder}")
+processor = AlignProcessor.from_pretrained({json.dumps(folder)}, backend="pil")
+model = AlignModel.from_pretrained({json.dumps(folder)})
 labels = ["an image of a cat", "an image of a dog"]
 inputs = processor(images=open_image("photo.png"), text=labels, truncation=True, return_tensors="pt")
 probabilities = model(**inputs).logits_per_image.softmax(dim=1)

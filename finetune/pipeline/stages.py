@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from finetune.core.csv_text import format_frame
+from finetune.core.csv_text import format_frame, shield_frame
 from finetune.core.files import read_json, write_folder, write_json, write_text
 from finetune.data.checks.seen import SeenTable
 from finetune.data.checks.unreadable import SkippedRow, write_skipped
@@ -210,7 +210,7 @@ class Report(Stage):
         before, after = measured[BASE].predictions, measured[AFTER].predictions
         predictions = after.assign(before=before["prediction"])
         write_json(run.metrics, metrics)
-        write_text(run.predictions, format_frame(predictions))
+        write_text(run.predictions, format_frame(shield_frame(predictions)))
         proofs = {}
         for kind in ARTIFACTS:
             folder = run.path / kind.name

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from finetune.core.console import say
 from finetune.core.errors import RecipeError
 from finetune.data.checks.concerns import count, show_some
 from finetune.data.checks.seen import FORGOTTEN, SeenTable
@@ -28,7 +29,7 @@ def keep_unseen(run: RunFolder, data: ImageTextDataModule, split: str, seen: Seq
         RecipeError: If no row is left.
     """
     if not run.table.is_file():
-        print(f"warning: {FORGOTTEN} Rows it was trained on cannot be told from others.", file=sys.stderr)
+        say(f"warning: {FORGOTTEN} Rows it was trained on cannot be told from others.", file=sys.stderr)
         return
     rows = data.rows
     changes, former = SeenTable.read(run.table).compare(rows)
@@ -41,11 +42,11 @@ def keep_unseen(run: RunFolder, data: ImageTextDataModule, split: str, seen: Seq
     what = f"{count(int(known.sum()), 'row', 'rows')} of the split {split!r}, whose images the run has seen as "
     what += f"{' or '.join(seen)}: {names}."
     if anyway:
-        print(f"warning: Counts {what}", file=sys.stderr)
+        say(f"warning: Counts {what}", file=sys.stderr)
     elif known.sum() == measured.sum():
         raise RecipeError(f"Expected a row that the run has not seen, but got only {what} --anyway counts them.")
     else:
-        print(f"warning: Leaves out {what} --anyway counts them.", file=sys.stderr)
+        say(f"warning: Leaves out {what} --anyway counts them.", file=sys.stderr)
         data.rows = replace(rows, splits=np.where(known, -1, rows.splits).astype(rows.splits.dtype))
 
 
@@ -59,9 +60,9 @@ def tell_changes(run: RunFolder, data: ImageTextDataModule) -> None:
     if run.table.is_file():
         _tell(SeenTable.read(run.table).compare(data.rows).changes)
     elif run.environment.is_file():
-        print(f"warning: {FORGOTTEN}", file=sys.stderr)
+        say(f"warning: {FORGOTTEN}", file=sys.stderr)
 
 
 def _tell(changes: Sequence[str]) -> None:
     for change in changes:
-        print(f"table, since the training: {change}", file=sys.stderr)
+        say(f"table, since the training: {change}", file=sys.stderr)

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from finetune.core.csv_text import format_frame, read_frame
+from finetune.core.csv_text import format_frame, read_frame, shield_frame
 from finetune.core.errors import CheckpointError
 from finetune.core.files import read_json, write_folder, write_json, write_text
 from finetune.metrics.statistics import Figure, from_tensors, to_tensors
@@ -107,8 +107,8 @@ def write_measurement(measurement: Measurement, folder: Path) -> None:
     with write_folder(folder, overwrite=True) as staging:
         write_json(staging / FACTS, facts)
         save_file(tensors, staging / TENSORS)
-        write_text(staging / PREDICTIONS, format_frame(measurement.predictions))
-        write_text(staging / ROWS, format_frame(rows))
+        write_text(staging / PREDICTIONS, format_frame(shield_frame(measurement.predictions)))
+        write_text(staging / ROWS, format_frame(shield_frame(rows)))
 
 
 def read_measurement(folder: Path) -> Measurement:

@@ -13,6 +13,7 @@ from torch.nn import Parameter
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
+from finetune.core.console import say
 from finetune.core.errors import Concern
 from finetune.core.types import Batch, Embeddings
 from finetune.inference.models import CALM_DOWN
@@ -160,7 +161,7 @@ class CollapseWatch(Callback):
             if concern is not None and concern.about not in known:
                 self.notices.append(concern)
                 if trainer.is_global_zero:
-                    print(f"warning: {concern.message}", file=sys.stderr)
+                    say(f"warning: {concern.message}", file=sys.stderr)
 
 
 @torch.no_grad()

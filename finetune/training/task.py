@@ -15,6 +15,7 @@ from torch.nn import Parameter
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from finetune.core.console import say
 from finetune.core.errors import CheckpointError, Concern, RecipeError
 from finetune.core.types import Answers, Batch, ClassPrompts, Embeddings
 from finetune.data.checks.learnable import (
@@ -197,7 +198,7 @@ class AlignTask(LightningModule):
         self.towers.micro_batch = None
         found = choose_portion(self, trained, batch, self.device)
         self.micro_batch = self.towers.micro_batch = found.rows
-        print(found, file=sys.stderr)
+        say(found, file=sys.stderr)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor | None]:  # noqa: ARG002
         """The loss as `val/loss`, and the metrics of the table's kind.

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from finetune.core.csv_text import csv_writer, format_frame, format_rows, read_frame, read_rows
+from finetune.core.csv_text import csv_writer, format_frame, format_rows, read_frame, read_rows, shield, shield_frame
 from finetune.data.table.table import Table
 
 TEXTS = {
@@ -106,3 +106,38 @@ def test_nothing_else_writes_csv() -> None:
     assert len(files) > 100
     others = [path for path in files if re.search(r"\.to_csv\(|csv\.(writer|DictWriter)\(", path.read_text("utf-8"))]
     assert others == [root / "finetune" / "core" / "csv_text.py"]
+
+
+FORMULAS = [
+    "=1+1",
+    "+cmd|' /C calc'!A0",
+    "-2+3",
+    "@SUM(1)",
+    "\t=1",
+    "\r=1",
+    "\uff1d1+1",
+    "'=1",
+    "''@a",
+    "-",
+    "=",
+    "- a cat",
+]
+PLAIN = ["-5", "+0.5", "1e5", "-1e-5", "a cat", "'a'", "'", "", "007", "a=b", "5-4"]
+
+
+@pytest.mark.parametrize("text", FORMULAS + PLAIN)
+def test_a_spreadsheet_calculates_nothing_and_every_text_comes_back(text: str, tmp_path: Path) -> None:
+    shown = shield(text)
+    assert shown == (f"'{text}" if text in FORMULAS else text)
+    path, frame = tmp_path / "t.csv", pd.DataFrame({"a": [text, "x"], "b": [-1.5, 2]}).astype({"a": "str"})
+    path.write_bytes(format_frame(shield_frame(frame)).encode())
+    assert [row[0] for row in csv.reader(io.StringIO(path.read_bytes().decode(), newline=""))] == ["a", shown, "x"]
+    assert read_frame(path, ["a"])["a"].tolist() == [text, "x"]
+    assert read_frame(path, ["a"])["b"].tolist() == [-1.5, 2]
+    path.write_bytes(format_rows(["a", "b"], [[shield(text), shield(-1.5)]]).encode())
+    assert read_rows(path) == [{"a": text, "b": "-1.5"}]
+
+
+def test_kinds_of_columns_stay() -> None:
+    frame = pd.DataFrame({"a": pd.Categorical(["=1", "b"]), "b": [True, False], "c": [1, -2], "d": ["-1", None]})
+    assert format_frame(shield_frame(frame)) == "a,b,c,d\n'=1,True,1,-1\nb,False,-2,\n"

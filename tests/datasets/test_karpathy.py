@@ -104,7 +104,9 @@ def test_flickr_has_no_folders(coco: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     options = ["--splits", str(tmp_path / "dataset_flickr30k.json"), "--images", str(tmp_path / "flat")]
     assert main([*options, "--output", str(out)]) == 0
-    table = Table(str(out / "captions.csv"), caption="caption", split="split", images=str(tmp_path / "flat"))
+    table = Table(
+        str(out / "captions.csv"), caption="caption", split="split", images=str(tmp_path / "flat"), outside=True
+    )
     rows = table.read()
     assert [len(rows.indices(name)) for name in ("train", "val", "test")] == [20, 40, 61]
 

@@ -1,5 +1,7 @@
 """The card of an exported folder: its metadata, what was measured, what was proven, and code that runs."""
 
+import ast
+import re
 import textwrap
 
 import numpy as np
@@ -173,3 +175,23 @@ def test_code_of_a_classifiers_card_runs_beside_the_folder(base, head_run, tmp_p
     write_card(tmp_path / "pets", artifact.card("pets", CLASSIFIER_PROOF), "birds", {})
     exec(read_code(tmp_path / "pets"), {})
     assert any(name in capsys.readouterr().out for name in CLASSES)
+
+
+HOSTILE = "<img src=x onerror=alert(1)> [a](javascript:b) | `c`\n# d\x1b[31m\u202e <script>"
+SHOWN = r"&lt;img src=x onerror=alert(1)&gt; \[a\](javascript:b) \| \`c\` \# d\\x1b\[31m\\u202e &lt;script&gt;"
+
+
+def test_names_of_strangers_are_text_in_a_card(tmp_path):
+    table = {"metric": "test/accuracy", "before": 0.5, "after": 0.5, "relative_loss": 0.0}
+    retention = {"tables": {HOSTILE: table}, "mean_relative_loss": 0.0, "worst_relative_loss": 0.0}
+    card = MergedCheckpoint.card('a"); import os #', MERGED_PROOF)
+    write_card(tmp_path, card, HOSTILE, RETRIEVAL | {"retention": retention})
+    text = (tmp_path / "README.md").read_text()
+    assert text.count(SHOWN) == 2
+    assert not [sign for sign in ("<img", "<script", "\x1b", "\u202e") if sign in text]
+    row = next(line for line in text.splitlines() if line.startswith("| &lt;img"))
+    assert len(re.findall(r"(?<!\\)\|", row)) == 7
+    code = ast.parse(text.split("```python\n")[1].split("```")[0])
+    imported = [node for node in ast.walk(code) if isinstance(node, ast.Import)]
+    assert not imported
+    assert 'a"); import os #' in {node.value for node in ast.walk(code) if isinstance(node, ast.Constant)}

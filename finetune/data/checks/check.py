@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
+from finetune.core.console import say
 from finetune.core.errors import Concern
 from finetune.core.overrides import write_out_nulls
 from finetune.core.yaml_text import read_yaml
@@ -212,4 +213,4 @@ def print_warnings(rows: Rows, concerns: Sequence[Concern]) -> None:
     """
     warnings = [f"warning: {concern.message}" for concern in concerns]
     for line in [*describe_filter(rows), *describe_exceptions(rows), *warnings]:
-        print(line, file=sys.stderr)
+        say(line, file=sys.stderr)

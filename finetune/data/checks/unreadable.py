@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from finetune.core.csv_text import format_rows, read_rows
+from finetune.core.csv_text import format_rows, read_rows, shield
 from finetune.core.errors import TableError
 from finetune.core.files import write_text
 from finetune.data.checks.concerns import count
@@ -136,7 +136,7 @@ def write_skipped(path: Path, skipped: Sequence[SkippedRow]) -> None:
         skipped: The rows.
     """
     if skipped:
-        write_text(path, format_rows(SkippedRow._fields, skipped))
+        write_text(path, format_rows(SkippedRow._fields, (map(shield, row) for row in skipped)))
 
 
 def read_skipped(path: Path) -> tuple[SkippedRow, ...]:

@@ -23,7 +23,9 @@ def read(folder: Path, records: list[tuple[str, str, str]], name: str = "t.csv",
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     pd.DataFrame(records, columns=COLUMNS).to_csv(folder / name, index=False)
-    return Table(str(folder / name), caption="caption", split="split", images=images and str(images)).read(required=())
+    return Table(
+        str(folder / name), caption="caption", split="split", images=images and str(images), outside=True
+    ).read(required=())
 
 
 def changes(seen: SeenTable, rows: Rows) -> list[str]:
