@@ -42,7 +42,7 @@ class Side:
         """The toolkit's view of the table, without workers."""
         job = self.job
         column = {"caption": "caption"} if job.task == "captions" else {"label": "label"}
-        table = Table(job.table, split="split", **column)
+        table = Table(job.table, split="split", outside=True, **column)
         return ImageTextDataModule(
             table,
             self.base,

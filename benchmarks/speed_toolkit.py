@@ -42,7 +42,7 @@ class ToolkitSide(Side):
             *("--model.checkpoint", job.checkpoint),
             *itertools.chain(*((f"--model.{tower}.rank", job.rank) for tower in ranks)),
             *("--model.optimizer.lr", LR),
-            *("--data.table.path", job.table, "--data.table.split", "split"),
+            *("--data.table.path", job.table, "--data.table.split", "split", "--data.table.outside", "true"),
             *(("--data.table.caption", "caption") if is_captions else ("--data.table.label", "label")),
             *(() if is_captions else ("--data.templates", f'["{TEMPLATE}"]')),
             *("--data.augmentations", "null", "--data.image_size", job.image_size),

@@ -69,7 +69,13 @@ def test_models_that_saw_different_rows_are_not_compared(refused, base, two_towe
     test = rows.index[rows["split"] == "test"]
     rows["image"] = [f"{path.rpartition('/')[0]}/{name}" for name in rows["image"]]
     rows.drop(index=test[1]).to_csv(tmp_path / "fewer.csv", index=False)
-    words = ["--config", str(two_towers.recipe), "--data.table.path", str(tmp_path / "fewer.csv")]
+    words = [
+        "--config",
+        str(two_towers.recipe),
+        "--data.table.path",
+        str(tmp_path / "fewer.csv"),
+        "--data.table.outside=true",
+    ]
     assert main(["test", *words, "--output", str(tmp_path / "fewer")]) == 0
     found = refused("compare", base, tmp_path / "fewer", "--output", tmp_path / "never.json")
     assert "measured on the same test rows, but got" in found

@@ -113,7 +113,7 @@ def test_a_retention_table_may_be_called_test(colour_table, tiny, towers, cpu, t
     frame = pd.read_csv(colour_table)
     frame["image"] = [str(colour_table.parent / image) for image in frame["image"]]
     frame[:7].assign(split="test").to_csv(tmp_path / "test.csv", index=False)
-    retention = [Table(str(tmp_path / "test.csv"), label="label", split="split")]
+    retention = [Table(str(tmp_path / "test.csv"), label="label", split="split", outside=True)]
     table = Table(str(colour_table), label="label", split="split")
     found, _ = measure_towers(towers, ImageTextDataModule(table, tiny, retention=retention), cpu)
     alone, _ = measure_towers(towers, ImageTextDataModule(table, tiny), cpu)

@@ -29,7 +29,7 @@ def shared_table(colour_table, tmp_path):
 @pytest.mark.parametrize("merged", [True, False])
 def test_ranks_and_what_was_retrieved_are_those_of_plain_transformers(tiny, ask, shared_table, merged):
     path, images, captions = shared_table
-    table = Table(str(path), caption="caption", split="split")
+    table = Table(str(path), caption="caption", split="split", outside=True)
     data = ImageTextDataModule(table, tiny, batch_size=4, merge_equal_captions=merged)
     _, found = ask(data)
 

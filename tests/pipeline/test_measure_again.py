@@ -63,7 +63,8 @@ def test_a_run_is_measured_on_other_rows(run, colour_table, tmp_path):
     rows = pd.read_csv(colour_table, dtype=str).assign(split="test")
     rows["image"] = [str(colour_table.parent / name) for name in rows["image"]]
     rows.to_csv(tmp_path / "all.csv", index=False)
-    measure_run(run.path, ["--data.table.path", str(tmp_path / "all.csv")], output=tmp_path / "found", anyway=True)
+    words = ["--data.table.path", str(tmp_path / "all.csv"), "--data.table.outside", "true"]
+    measure_run(run.path, words, output=tmp_path / "found", anyway=True)
     predictions = read_measurement(tmp_path / "found").predictions
     assert len(predictions) == 36
     accuracy = (predictions["prediction"] == predictions["label"]).mean()
@@ -72,7 +73,7 @@ def test_a_run_is_measured_on_other_rows(run, colour_table, tmp_path):
 
 def measured(run, folder, table, *words, anyway=False) -> list[str]:
     """The rows of a table that are measured, by their numbers."""
-    words = ["--data.table.path", str(table), "--run.neighbours", "null", *words]
+    words = ["--data.table.path", str(table), "--data.table.outside", "true", "--run.neighbours", "null", *words]
     measure_run(run.path, words, output=folder / "found", anyway=anyway)
     return read_measurement(folder / "found").predictions["row"].astype(int).tolist()
 

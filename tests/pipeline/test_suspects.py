@@ -113,7 +113,7 @@ def test_images_that_cannot_be_read_are_left_out_and_reported(suspects, colour_t
     table.loc[7, "image"] = str(Path("broken.png").absolute())
     table.to_csv("squares.csv", index=False)
     words = ["--folds", "2", "--overwrite", "--data.table.label", "label", "--trainer.max_epochs", "1"]
-    found, screen = suspects(*words, "--data.on_bad_image", "skip")
+    found, screen = suspects(*words, "--data.table.outside", "true", "--data.on_bad_image", "skip")
     assert set(found["row"]) == set(range(2, 38)) - {9}
     assert "skipped     1 row, neither trained on nor measured, as the images cannot be read" in screen
     assert "35 rows scored" in screen

@@ -118,7 +118,7 @@ def test_captions_are_evenly_spaced(colour_table: Path) -> None:
 
 
 def test_what_is_cut_off_follows_what_is_read(captions: Path) -> None:
-    rows = training_rows(Table(str(captions), caption="caption", split="split"))
+    rows = training_rows(Table(str(captions), caption="caption", split="split", outside=True))
     long, unreadable, foreign, plain = collect_examples(rows)
     tokenizer = rows.texts.tokenizer
     view = long.views[0]
@@ -138,7 +138,7 @@ def test_what_is_cut_off_follows_what_is_read(captions: Path) -> None:
 
 
 def test_page(captions: Path, tmp_path: Path) -> None:
-    rows = training_rows(Table(str(captions), caption="caption", split="split"))
+    rows = training_rows(Table(str(captions), caption="caption", split="split", outside=True))
     printed = write_preview(tmp_path / "out" / "preview.html", rows)
     assert printed == f"preview: 4 of 4 training rows in {tmp_path / 'out' / 'preview.html'}"
     page, examples = Page(tmp_path / "out" / "preview.html"), collect_examples(rows)
@@ -206,7 +206,7 @@ def test_command(captions: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     monkeypatch.chdir(captions.parent)
     Path("recipe.yaml").write_text(
         "model: {checkpoint: align-mini}\ndata:\n  image_size: 32\n"
-        "  table: {path: captions.csv, caption: caption, split: split}\ntrainer: {max_epochs: 1}\n"
+        "  table: {path: captions.csv, caption: caption, split: split, outside: true}\ntrainer: {max_epochs: 1}\n"
     )
     words = ["check", "--config", "recipe.yaml", "--preview"]
     assert main([*words, "look.jpg"]) == 2
