@@ -9,10 +9,34 @@ from safetensors import safe_open
 from finetune.core.errors import CheckpointError
 from finetune.core.files import read_json, write_json
 from finetune.model.base import HUB_ID, Base
+from finetune.model.checkpoint_folder import read_object
 from finetune.model.lora import ADAPTER
 from finetune.model.pretrained import quiet_transformers
 
 TEMPERATURE_FILE = "temperature.json"
+OWN_KEYS = {
+    *(
+        "base_model_name_or_path",
+        "revision",
+        "auto_mapping",
+        "task_type",
+        "peft_type",
+        "peft_version",
+        "inference_mode",
+    ),
+    *(
+        "r",
+        "rank_pattern",
+        "lora_alpha",
+        "alpha_pattern",
+        "lora_dropout",
+        "init_lora_weights",
+        "use_dora",
+        "use_rslora",
+    ),
+    *("target_modules", "modules_to_save"),
+}
+"""Keys of `adapter_config.json` that differ between adapters of runs; all others are PEFT's defaults."""
 
 
 def save_adapter(adapted: PeftModel, folder: Path, base: Base) -> None:
@@ -57,7 +81,8 @@ def load_adapter(base: Base, folder: Path) -> PeftModel:
     for name in ("adapter_config.json", "adapter_model.safetensors", TEMPERATURE_FILE):
         if not (folder / name).is_file():
             raise CheckpointError(f"Expected {folder} to be an adapter folder, but {name} is missing.")
-    sidecar = read_json(folder / TEMPERATURE_FILE)
+    _check_config(folder / "adapter_config.json")
+    sidecar = read_object(folder / TEMPERATURE_FILE)
     if sidecar["base_model_sha256"] != base.fingerprint:
         raise CheckpointError(
             f"Expected the base of {folder} to be {sidecar['base_model']} with SHA-256 "
@@ -71,6 +96,30 @@ def load_adapter(base: Base, folder: Path) -> PeftModel:
     adapted.load_adapter(str(folder), ADAPTER, is_trainable=False)
     model.temperature.data.fill_(sidecar["temperature"])
     return adapted
+
+
+def _check_config(path: Path) -> None:
+    """Checks that a configuration is LoRA's and asks for nothing but layers of its own.
+
+    PEFT makes what `peft_type` names, loads tokenizers for some types, and imports the module `megatron_core`.
+    """
+    config, defaults = read_object(path), LoraConfig().to_dict()
+    if config.get("peft_type") != "LORA":
+        raise CheckpointError(
+            f"Expected peft_type in {path} to be 'LORA', but got {config.get('peft_type')!r}. Pass an adapter of a run."
+        )
+    home = config.get("base_model_name_or_path")
+    if home and not HUB_ID.fullmatch(str(home)):
+        raise CheckpointError(
+            f"Expected base_model_name_or_path in {path} to be a hub id or null, but got {home!r}. Set it to null: "
+            f"{TEMPERATURE_FILE} says which base it is."
+        )
+    for key, value in config.items():
+        if key not in OWN_KEYS and value != defaults.get(key) and value not in (None, False):
+            raise CheckpointError(
+                f"Expected {path} to ask for nothing but adapters of ALIGN's own layers, but got {key!r}: {value!r}. "
+                "Remove the key if you trust the adapter's author."
+            )
 
 
 def _check_tensors(adapted: PeftModel, path: Path) -> None:

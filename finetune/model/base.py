@@ -12,7 +12,7 @@ from transformers import AlignConfig, AlignModel, AlignProcessor, AutoImageProce
 
 from finetune.core.errors import CheckpointError, RecipeError, did_you_mean
 from finetune.core.exchange import restore_folder
-from finetune.model.checkpoint_folder import check_folder, read_object
+from finetune.model.checkpoint_folder import check_folder, check_processor, read_object
 from finetune.model.mini import MINI, open_mini
 from finetune.model.pixels import read_levels
 from finetune.model.pretrained import open_model, opening
@@ -197,6 +197,7 @@ def open_processor(folder: Path) -> AlignProcessor:
     Raises:
         CheckpointError: If there is none or it cannot be opened.
     """
+    check_processor(folder)
     with opening(folder, "AlignProcessor"):
         processor: AlignProcessor = AlignProcessor.from_pretrained(
             folder, backend="pil", local_files_only=True, trust_remote_code=False
@@ -215,6 +216,7 @@ def open_image_processor(folder: Path) -> Any:
     Raises:
         CheckpointError: If there is none or it cannot be opened.
     """
+    check_processor(folder)
     with opening(folder, "AutoImageProcessor"):
         return AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True, trust_remote_code=False)
 

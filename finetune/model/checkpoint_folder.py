@@ -10,6 +10,13 @@ from finetune.core.files import read_json
 
 # Keys of a config.json that make transformers fetch code, read other files or change the layers.
 REFUSED_KEYS = {"auto_map", "fusion_config", "quantization_config", "transformers_weights"}
+# Keys of a processor's files that name code or other files.
+REFUSED_OF_PROCESSORS = {"auto_map", "tokenizer_file", "vocab_file", "merges_file"}
+PROCESSOR_FILES = tuple(
+    f"{name}.json" for name in ("processor_config", "preprocessor_config", "tokenizer_config", "special_tokens_map")
+)
+LARGEST_NUMBER = 100_000_000  # of anything that a configuration counts: beyond the words of any language
+MOST_LAYERS = 1_000
 
 
 def check_folder(folder: Path) -> None:
@@ -23,7 +30,26 @@ def check_folder(folder: Path) -> None:
     """
     _check_files(folder)
     _check_config(folder)
+    check_processor(folder)
     _check_weights(folder)
+
+
+def check_processor(folder: Path) -> None:
+    """Checks that the files of a processor ask for no code and no file from outside the folder.
+
+    Args:
+        folder: A folder that a processor was saved into.
+
+    Raises:
+        CheckpointError: If one does, or is no JSON object.
+    """
+    for path in (folder / name for name in PROCESSOR_FILES if (folder / name).is_file()):
+        for key, value in _flatten(read_object(path)):
+            if key in REFUSED_OF_PROCESSORS and value:
+                raise CheckpointError(
+                    f"Expected {path} to describe a processor of transformers and files of its own folder, but got "
+                    f"{key!r}: {value!r}. Remove the key if you trust the folder's author."
+                )
 
 
 def _check_files(folder: Path) -> None:
@@ -70,6 +96,12 @@ def _check_config(folder: Path) -> None:
                 f"Expected {path} to ask for nothing but ALIGN's own layers, but got {key!r}: {value!r}. "
                 "Remove the key if you trust the folder's author."
             )
+        largest = MOST_LAYERS if key == "num_hidden_layers" else LARGEST_NUMBER
+        if isinstance(value, int | float) and value > largest:
+            raise CheckpointError(
+                f"Expected the numbers in {path} to be those of an ALIGN, but got {key!r}: {value!r}, more than "
+                f"{largest:,}. Write or download the folder again."
+            )
 
 
 def _check_weights(folder: Path) -> None:
@@ -103,7 +135,7 @@ def read_object(path: Path) -> dict[str, Any]:
         value = read_json(path)
         if not isinstance(value, dict):
             raise ValueError(f"a {type(value).__name__}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"Expected {path} to be a JSON object, but got: {error}. Write it again.") from error
     return value
 
@@ -111,5 +143,6 @@ def read_object(path: Path) -> dict[str, Any]:
 def _flatten(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     for key, value in config.items():
         yield key, value
-        if isinstance(value, dict):
-            yield from _flatten(value)
+        for inner in value if isinstance(value, list) else [value]:
+            if isinstance(inner, dict):
+                yield from _flatten(inner)

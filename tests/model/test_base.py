@@ -13,7 +13,7 @@ from transformers import AlignConfig, AlignModel, AlignTextConfig, AlignVisionCo
 from transformers.utils import logging
 
 from finetune.core.errors import CheckpointError, RecipeError
-from finetune.model.base import Base
+from finetune.model.base import Base, open_image_processor, open_processor
 from finetune.model.mini import FINGERPRINT, MINI, open_mini
 
 from ..fingerprints import fingerprint_weights
@@ -352,11 +352,54 @@ def test_a_config_must_be_an_object(folder: Path, text: str, message: str) -> No
         {"quantization_config": {"quant_method": "gptq"}},
         {"transformers_weights": "../other.safetensors"},
         {"text_config": {"_attn_implementation_internal": "somebody/kernel"}},
+        {"more": [{"auto_map": {"AutoModel": "modeling.Model"}}]},
     ],
 )
 def test_a_config_cannot_reach_out(folder: Path, values: dict[str, object]) -> None:
     edit_json(folder / "config.json", **values)
     with pytest.raises(CheckpointError, match=r"to ask for nothing but ALIGN's own layers, but got '"):
+        Base.open(folder)
+
+
+@pytest.mark.parametrize("name", ["processor_config.json", "tokenizer_config.json", "special_tokens_map.json"])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"auto_map": {"AutoProcessor": "evil.Processor"}},
+        {"auto_map": {"AutoTokenizer": ["somebody/code--evil.Tokenizer", None]}},
+        {"image_processor": {"auto_map": {"AutoImageProcessor": "evil.Processor"}}},
+        {"tokenizer_file": "../../tokenizer.json"},
+        {"vocab_file": "/etc/passwd"},
+    ],
+)
+def test_a_processor_cannot_reach_out(folder: Path, name: str, values: dict[str, object]) -> None:
+    (folder / "evil.py").write_text("from pathlib import Path\n\nPath(__file__).with_name('marker').touch()\n")
+    if not (folder / name).is_file():
+        (folder / name).write_text("{}")
+    edit_json(folder / name, **values)
+    for opened in (Base.open, open_processor, open_image_processor):
+        with pytest.raises(CheckpointError, match=rf"Expected .*{name} to describe a processor of transformers"):
+            opened(folder)
+    assert not (folder / "marker").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"projection_dim": 10**12}, "'projection_dim': 1000000000000, more than 100,000,000"),
+        ({"text_config": {"num_hidden_layers": 10**6}}, "'num_hidden_layers': 1000000, more than 1,000"),
+        ({"vision_config": {"hidden_dim": float("inf")}}, "'hidden_dim': inf, more than"),
+    ],
+)
+def test_a_config_cannot_fill_the_memory(folder: Path, values: dict[str, object], message: str) -> None:
+    edit_json(folder / "config.json", **values)
+    with pytest.raises(CheckpointError, match=message):
+        Base.open(folder)
+
+
+def test_a_config_cannot_be_too_deep_to_read(folder: Path) -> None:
+    (folder / "config.json").write_text('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    with pytest.raises(CheckpointError, match="to be a JSON object, but got: maximum recursion depth"):
         Base.open(folder)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import peft
@@ -206,6 +207,29 @@ def test_missing_adapter_file_is_named(tiny, saved, name):
     (saved[0] / name).unlink()
     with pytest.raises(CheckpointError, match=f"{name} is missing"):
         load_adapter(Base.open(tiny), saved[0])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"peft_type": "PROMPT_TUNING", "tokenizer_kwargs": {"trust_remote_code": True}},
+            "but got 'PROMPT_TU",
+        ),
+        ({"megatron_config": {"a": 1}, "megatron_core": "evil"}, "ALIGN's own layers, but got 'megatron_co"),
+        ({"megatron_core": "evil"}, "ALIGN's own layers, but got 'megatron_core': 'evil'"),
+        ({"layer_replication": [[0, 4]]}, "ALIGN's own layers, but got 'layer_replication'"),
+        ({"auto_map": {"AutoModel": "evil.Model"}}, "ALIGN's own layers, but got 'auto_map'"),
+        ({"base_model_name_or_path": "../../elsewhere"}, "a hub id or null, but got '../../elsewhere'"),
+        ({"base_model_name_or_path": "/etc/model"}, "a hub id or null"),
+    ],
+)
+def test_a_configuration_cannot_reach_out(tiny, saved, values, message):
+    path = saved[0] / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    with pytest.raises(CheckpointError, match=message):
+        load_adapter(Base.open(tiny), saved[0])
+    assert "evil" not in sys.modules
 
 
 def test_unexpected_and_missing_adapter_tensors_are_refused(tiny, saved):
