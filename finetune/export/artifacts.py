@@ -13,6 +13,7 @@ from finetune.export.artifact import Artifact
 from finetune.export.classifier import ImageClassifier
 from finetune.export.merged import MergedCheckpoint
 from finetune.export.proof import READ_UNASKED, WITNESS_FILE, FreshProcess, fingerprint_artifact
+from finetune.model.checkpoint_folder import check_reach
 from finetune.run.results import PROOF_FILE
 
 ARTIFACTS: tuple[type[Artifact], ...] = (MergedCheckpoint, ImageClassifier)
@@ -41,6 +42,7 @@ def verify(folder: str | Path, kinds: Sequence[type[Artifact]] = ARTIFACTS) -> d
                 "Export the run again."
             )
     kind, recorded = _read_proof(folder / PROOF_FILE, kinds)
+    check_reach(folder)
     try:
         found = fingerprint_artifact(folder)
     except (OSError, SafetensorError) as error:

@@ -55,7 +55,7 @@ class ImageClassifier(Artifact):
         from transformers import AutoImageProcessor, AutoModelForImageClassification
 
         model, loading = AutoModelForImageClassification.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True, local_files_only=True
+            folder, dtype=torch.float32, output_loading_info=True, local_files_only=True, use_safetensors=True
         )
         AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
         return {"logits": model(witness["pixel_values"]).logits}, loading

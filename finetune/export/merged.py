@@ -53,7 +53,7 @@ class MergedCheckpoint(Artifact):
         from transformers import AlignModel, AlignProcessor
 
         loaded: Any = AlignModel.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True, local_files_only=True
+            folder, dtype=torch.float32, output_loading_info=True, local_files_only=True, use_safetensors=True
         )
         model, loading = loaded
         AlignProcessor.from_pretrained(folder, backend="pil", local_files_only=True)

@@ -29,6 +29,19 @@ def check_folder(folder: Path) -> None:
         CheckpointError: If it is incomplete, an adapter or no ALIGN, or asks for something from outside.
     """
     _check_files(folder)
+    _check_kind(folder)
+    check_reach(folder)
+
+
+def check_reach(folder: Path) -> None:
+    """Checks that a model's folder asks for no code, no other layers and no file from outside the folder.
+
+    Args:
+        folder: The folder of a model of transformers.
+
+    Raises:
+        CheckpointError: If it does, or its weights are no safetensors.
+    """
     _check_config(folder)
     check_processor(folder)
     _check_weights(folder)
@@ -80,8 +93,8 @@ def _check_files(folder: Path) -> None:
             raise CheckpointError(f"Expected {folder} to hold {' or '.join(names)}, but got none. {repair}")
 
 
-def _check_config(folder: Path) -> None:
-    """Checks that config.json is ALIGN's and asks for nothing from outside the folder."""
+def _check_kind(folder: Path) -> None:
+    """Checks that config.json is ALIGN's."""
     path = folder / "config.json"
     config = read_object(path)
     if config.get("model_type") != "align":
@@ -89,7 +102,12 @@ def _check_config(folder: Path) -> None:
             f"Expected model_type in {path} to be 'align', but got {config.get('model_type')!r}. "
             "Pass an AlignModel's folder."
         )
-    for key, value in _flatten(config):
+
+
+def _check_config(folder: Path) -> None:
+    """Checks that config.json asks for nothing from outside the folder."""
+    path = folder / "config.json"
+    for key, value in _flatten(read_object(path)):
         attention = "attn_implementation" in key and value not in (None, "eager") and not isinstance(value, bool)
         if attention or (key in REFUSED_KEYS and value is not None):
             raise CheckpointError(

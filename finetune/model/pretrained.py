@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from finetune.core.errors import CheckpointError
+from finetune.model.checkpoint_folder import check_reach
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -28,6 +29,8 @@ def open_model(kind: type[Model], folder: Path, **options: Any) -> Model:
         CheckpointError: If it cannot be opened, or its tensors are not exactly those of its configuration.
     """
     source = None if "state_dict" in options else folder
+    if source:
+        check_reach(source)
     with opening(folder, kind.__name__):
         loaded: Any = kind.from_pretrained(
             source,

@@ -75,7 +75,7 @@ def test_an_image_on_several_rows_has_one_vote(colour_table, tiny, towers, cpu, 
     for repeated in (0, 10):
         path = tmp_path / f"{repeated}.csv"
         pd.concat([frame, *[frame[frame["split"] == "train"][:1]] * repeated]).to_csv(path, index=False)
-        data = ImageTextDataModule(Table(str(path), label="label", split="split"), tiny, batch_size=8)
+        data = ImageTextDataModule(Table(str(path), label="label", split="split", outside=True), tiny, batch_size=8)
         metrics.append(measure_towers(towers, data, cpu, neighbours=5)[0].test.metrics)
     assert metrics[0] == metrics[1]
 
