@@ -42,7 +42,6 @@ def verify(folder: str | Path, kinds: Sequence[type[Artifact]] = ARTIFACTS) -> d
                 "Export the run again."
             )
     kind, recorded = _read_proof(folder / PROOF_FILE, kinds)
-    check_reach(folder)
     try:
         found = fingerprint_artifact(folder)
     except (OSError, SafetensorError) as error:
@@ -56,6 +55,7 @@ def verify(folder: str | Path, kinds: Sequence[type[Artifact]] = ARTIFACTS) -> d
                 f"Expected the {name} of {folder} to have SHA-256 {expected}, but got {digest}. "
                 "It was changed after it was proven: export the run again."
             )
+    check_reach(folder)
     with FreshProcess() as fresh:
         proof = kind.prove(folder, fresh)
     return {**proof, "sha256": {name: found[name] for name in recorded}}

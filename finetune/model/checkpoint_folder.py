@@ -40,7 +40,7 @@ def check_reach(folder: Path) -> None:
         folder: The folder of a model of transformers.
 
     Raises:
-        CheckpointError: If it does, or its weights are no safetensors.
+        CheckpointError: If it does.
     """
     _check_config(folder)
     check_processor(folder)
@@ -124,9 +124,9 @@ def _check_config(folder: Path) -> None:
 
 def _check_weights(folder: Path) -> None:
     """Checks that a weight index names files of this folder, all of them there."""
-    if (folder / "model.safetensors").is_file():
-        return
     path = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file() or not path.is_file():
+        return
     shards = read_object(path).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise CheckpointError(f"Expected {path} to hold a weight_map, but got none. Write or download it again.")

@@ -16,6 +16,7 @@ from transformers import AlignModel, AlignProcessor
 
 from finetune.commands.cli import main
 from finetune.core.errors import CheckpointError, RecipeError
+from finetune.core.files import fingerprint_file
 from finetune.export.artifacts import verify
 from finetune.export.merged import MergedCheckpoint, write_checkpoint
 from finetune.export.proof import READ_UNASKED
@@ -224,6 +225,16 @@ def test_verify_names_the_file_in_which_a_byte_changed_or_that_is_gone(copy, nam
 def test_verify_notices_a_file_that_came(copy, name):
     (copy / name).write_text("{}")
     with pytest.raises(CheckpointError, match=rf"Expected the {name} of .* to have SHA-256 none, but got \w{{64}}"):
+        verify(copy)
+
+
+def test_verify_opens_no_strangers_folder_that_reaches_out(copy):
+    """Its author wrote the hashes as well."""
+    config, proof = copy / "config.json", json.loads((copy / "merge_proof.json").read_text())
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"_attn_implementation": "somebody/kernel"}))
+    proof["sha256"][WRITTEN["config.json"]] = fingerprint_file(config)
+    (copy / "merge_proof.json").write_text(json.dumps(proof))
+    with pytest.raises(CheckpointError, match="ALIGN's own layers, but got '_attn_implementation': 'somebody/kernel'"):
         verify(copy)
 
 
