@@ -6,7 +6,7 @@ import shutil
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -27,8 +27,11 @@ from finetune.commands.cli import main
 from finetune.core.types import Batch
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.data.table.table import Table
+from finetune.export import artifact
 from finetune.export.merged import write_checkpoint
+from finetune.export.proof import FreshProcess
 from finetune.model.base import Base
+from finetune.pipeline import stages
 
 IN_CLOSE_WRITE, IN_CLOSE_NOWRITE, IN_OPEN = 0x8, 0x10, 0x20  # masks of Linux' inotify
 NAMES = ("red", "green", "blue")
@@ -99,6 +102,29 @@ def build_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Pa
         return folder
 
     return build
+
+
+@pytest.fixture(scope="session")
+def opener() -> Iterator[FreshProcess]:
+    """A fresh process that opens the folders of many tests, as it opens both folders of one run."""
+    with FreshProcess() as fresh:
+        yield fresh
+
+
+@contextmanager
+def one_process(opener: FreshProcess) -> Iterator[None]:
+    """Has runs and exports ask the one fresh process, in place of a start of seconds each."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (artifact, stages):
+            patch.setattr(module, "FreshProcess", lambda: nullcontext(opener))
+        yield
+
+
+@pytest.fixture(scope="module")
+def share_opener(opener) -> Iterator[None]:
+    """Has the runs and exports of a file share a fresh process; what a real start does is tested elsewhere."""
+    with one_process(opener):
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -175,7 +201,7 @@ class Started(NamedTuple):
     shown: str
 
 
-def start(model: dict, table: Path, folder: Path) -> None:
+def start(model: dict, table: Path, request: pytest.FixtureRequest, folder: Path) -> None:
     """Fits a model to the colours for an epoch, the same rows with their captions as a retention table."""
     values = {
         "model": model,
@@ -189,7 +215,7 @@ def start(model: dict, table: Path, folder: Path) -> None:
     recipe = folder / "colours.yaml"
     recipe.write_text(yaml.safe_dump(values))
     shown = StringIO()
-    with redirect_stdout(shown):
+    with redirect_stdout(shown), one_process(request.getfixturevalue("opener")):
         assert main(["fit", "--config", str(recipe)]) == 0
     (folder / "shown.txt").write_text(shown.getvalue())
 
@@ -199,19 +225,19 @@ def started(folder: Path) -> Started:
 
 
 @pytest.fixture(scope="session")
-def two_towers(tiny, colour_table, build_once) -> Started:
+def two_towers(tiny, colour_table, build_once, request) -> Started:
     """A run that adapted both towers to class prompts."""
     lora = {"rank": 2}
     model = {"checkpoint": tiny, "image_lora": lora, "text_lora": lora}
-    return started(build_once("two_towers", partial(start, model, colour_table)))
+    return started(build_once("two_towers", partial(start, model, colour_table, request)))
 
 
 @pytest.fixture(scope="session")
-def with_head(tiny, colour_table, build_once) -> Started:
+def with_head(tiny, colour_table, build_once, request) -> Started:
     """A run that trained a head with the image tower, and exported a classifier beside the merged checkpoint."""
     values = {"checkpoint": tiny, "image_lora": {"rank": 2}, "head_start": "finetune.FromProbe"}
     model = {"class_path": "finetune.ClassificationTask", "init_args": values}
-    return started(build_once("with_head", partial(start, model, colour_table)))
+    return started(build_once("with_head", partial(start, model, colour_table, request)))
 
 
 @pytest.fixture

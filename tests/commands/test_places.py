@@ -16,6 +16,8 @@ from finetune.core.files import read_json
 from finetune.core.shipped import find_recipe
 from finetune.pipeline.recipe import read_recipe
 
+pytestmark = pytest.mark.usefixtures("share_opener")
+
 OWN = """
 from finetune import AlignTask
 from places_package.words import WORD

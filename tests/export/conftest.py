@@ -1,6 +1,5 @@
 import pytest
 
-from finetune.export.proof import FreshProcess
 from finetune.model.base import Base
 from finetune.model.lora import TowerLora
 
@@ -31,10 +30,3 @@ def head_run(base, batch, tmp_path_factory):
     """Adapters in the image tower, and a head on it."""
     towers = adapt(base, TowerLora(rank=2), None)
     return write_run(tmp_path_factory.mktemp("head"), base, towers, batch, train_head(towers, batch))
-
-
-@pytest.fixture(scope="session")
-def opener():
-    """A fresh process that opens the folders of many tests, as it opens both folders of one run."""
-    with FreshProcess() as fresh:
-        yield fresh

@@ -45,7 +45,7 @@ def case(name, image_lora, text_lora, slow=False):
         case("last blocks", TowerLora(whole=["all"], last_blocks=2), TowerLora(whole=["norm"], last_blocks=1), True),
     ],
 )
-def test_merge_is_proven(tiny, train, batch, tmp_path, image_lora, text_lora):
+def test_merge_is_proven(tiny, train, batch, opener, tmp_path, image_lora, text_lora):
     torch.manual_seed(0)
     base, run = Base.open(tiny), RunFolder(tmp_path)
     towers = AlignTowers(attach_lora(base.load(), image_lora, text_lora), True, 0.01)
@@ -55,7 +55,7 @@ def test_merge_is_proven(tiny, train, batch, tmp_path, image_lora, text_lora):
         folder.mkdir()
     save_adapter(towers.model, run.adapter, base)
     write_processor(base.processor(64), run.processor)
-    proof = MergedCheckpoint(TrainedModel(run, base, Choice(1.0))).export(run.merged, "kinds", {})
+    proof = MergedCheckpoint(TrainedModel(run, base, Choice(1.0))).export(run.merged, "kinds", {}, fresh=opener)
     assert max(proof["max_abs_difference"].values()) <= 1e-5
     before, merged = load_file(f"{tiny}/model.safetensors"), load_file(run.merged / "model.safetensors")
     assert {n: (t.shape, t.dtype) for n, t in merged.items()} == {n: (t.shape, t.dtype) for n, t in before.items()}

@@ -23,6 +23,8 @@ from finetune.run.measurement import TEST
 
 from ..conftest import NAMES, calibrated_align
 
+pytestmark = pytest.mark.usefixtures("share_opener")
+
 TEST_ROWS = 60
 
 

@@ -23,6 +23,8 @@ from finetune.run.folder import RunFolder
 
 from ..fingerprints import fingerprint_weights
 
+pytestmark = pytest.mark.usefixtures("share_opener")
+
 HEAD = ["--model", "finetune.ClassificationTask"]
 PROMPT = "a photo of a {}."
 

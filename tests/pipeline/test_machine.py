@@ -9,7 +9,9 @@ from finetune.data.loading.loader import usual_workers
 from finetune.pipeline import machine
 from finetune.pipeline.machine import LAYOUT, MICRO_BATCH, PRECISION, WORKERS, suit_machine
 from finetune.pipeline.recipe import Recipe, read_recipe
-from finetune.pipeline.run_recipe import run_recipe
+from finetune.pipeline.stages import TRAIN
+from finetune.pipeline.work import Work
+from finetune.run.folder import RunFolder
 
 OPEN = [word for key in (PRECISION, LAYOUT, WORKERS) for word in (f"--{key}", "auto")]
 
@@ -60,7 +62,11 @@ def test_the_fastest_way_is_taken_only_if_it_is_clearly_faster(read, monkeypatch
 
 
 def test_a_short_training_is_not_timed_and_says_what_it_takes(read, capsys):
-    run = run_recipe(read(*OPEN))
+    recipe = read(*OPEN)
+    run = RunFolder(recipe.folder)
+    run.create(overwrite=False)
+    run.recipe.write_text(recipe.resolved)
+    TRAIN.run(Work(recipe, run))
     workers = usual_workers(count_cores())
     chosen = {PRECISION: "32-true", LAYOUT: None, WORKERS: workers}
     assert read_json(run.environment)["auto"] == {**chosen, "seconds": {}}

@@ -23,6 +23,8 @@ from finetune.training.classification_task import ClassificationTask
 from finetune.training.head_start import FromProbe
 from finetune.training.task import AlignTask
 
+pytestmark = pytest.mark.usefixtures("share_opener")
+
 CLASSES = ("blue", "green", "red")
 SPLITS = ("train", "train", "val", "test")
 

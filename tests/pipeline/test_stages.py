@@ -25,6 +25,8 @@ from finetune.run.folder import RunFolder
 
 from ..fingerprints import fingerprint_weights
 
+pytestmark = pytest.mark.usefixtures("share_opener")
+
 NAMES = ("measure-base", "train", "choose", "export", "measure", "report")
 RESULTS = (
     *("choice.json", "training.json", "metrics.json", "metrics.csv", "predictions.csv", "skipped.csv"),

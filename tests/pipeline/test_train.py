@@ -16,6 +16,8 @@ from finetune.pipeline.run_recipe import run_recipe
 from finetune.pipeline.train import fit, member_seed
 from finetune.run.folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("share_opener")
+
 HEAD = ["--model", "finetune.ClassificationTask"]
 
 
