@@ -31,6 +31,9 @@ class _UnixEnds:
 _END = "\r\n"
 _FORMULA = re.compile("'*[=+\\-@\\t\\r\uff1d\uff0b\uff0d\uff20]")
 """How a text begins that spreadsheets calculate, also after quotes that keep them from it."""
+_NUMBER = r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?"
+_NUMBERS = re.compile(rf"{_NUMBER}( ?[|;,] ?{_NUMBER})*", re.ASCII)
+"""Numbers, also several in a cell, as the scores of several labels are."""
 
 
 def csv_writer(file: _Written) -> "Writer":
@@ -84,7 +87,7 @@ def shield(cell: object) -> object:
         >>> [shield(cell) for cell in ("=1+1", "-5", "a cat", 7)]
         ["'=1+1", '-5', 'a cat', 7]
     """
-    return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) and not _is_number(cell) else cell
+    return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) and not _NUMBERS.fullmatch(cell) else cell
 
 
 def shield_frame(frame: "DataFrame") -> "DataFrame":
@@ -99,14 +102,6 @@ def shield_frame(frame: "DataFrame") -> "DataFrame":
 
 def _unshield(cell: str) -> str:
     return cell[1:] if isinstance(cell, str) and cell.startswith("'") and _FORMULA.match(cell) else cell
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return text.isascii() and not text[0].isspace()
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

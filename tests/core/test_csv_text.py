@@ -122,7 +122,7 @@ FORMULAS = [
     "=",
     "- a cat",
 ]
-PLAIN = ["-5", "+0.5", "1e5", "-1e-5", "a cat", "'a'", "'", "", "007", "a=b", "5-4"]
+PLAIN = ["-5", "-0.5|0.25|-1e-05", "+.5 ; -5.", "+0.5", "1e5", "-1e-5", "a cat", "'a'", "'", "", "007", "a=b", "5-4"]
 
 
 @pytest.mark.parametrize("text", FORMULAS + PLAIN)
