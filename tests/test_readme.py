@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shutil
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,9 @@ def names() -> dict[str, Any]:
 
 def test_subclass_trains_on_a_table_of_captions(tmp_path, monkeypatch, colour_table, names):
     with colour_table.open(newline="") as file:
-        lines = [[str(colour_table.parent / row["image"]), row["caption"]] for row in csv.DictReader(file)]
+        lines = [[row["image"], row["caption"]] for row in csv.DictReader(file)]
+    for image, _ in lines:
+        shutil.copy(colour_table.parent / image, tmp_path)
     with (tmp_path / "photos.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["image", "caption"], *lines])
     monkeypatch.chdir(tmp_path)

@@ -1,6 +1,7 @@
 """The choice of interpolation and temperature, against models averaged, run and counted by hand with transformers."""
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
@@ -28,7 +29,9 @@ def animals(colour_table, tmp_path_factory):
     path = tmp_path_factory.mktemp("animals") / "animals.csv"
     with colour_table.open() as file:
         images = [row["image"] for row in csv.DictReader(file)]
-    lines = [f"{colour_table.parent / image},{('cat', 'dog')[index % 2]},test" for index, image in enumerate(images)]
+    for image in images:
+        shutil.copy(colour_table.parent / image, path.parent)
+    lines = [f"{image},{('cat', 'dog')[index % 2]},test" for index, image in enumerate(images)]
     path.write_text("\n".join(["image,label,split", *lines]) + "\n")
     return path
 

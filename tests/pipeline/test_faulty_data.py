@@ -28,7 +28,8 @@ def test_a_training_that_can_learn_nothing_is_refused_before_a_weight_is_read(
     Path("one.csv").write_text("\n".join(kept) + "\n")
     Path("one.yaml").write_text(
         f"model: {{class_path: finetune.{task}, init_args: {{checkpoint: base}}}}\n"
-        "data: {table: {path: one.csv, label: label, split: split, outside: true}}\ntrainer: {max_epochs: 1}\nrun: {folder: runs}\n"
+        "data: {table: {path: one.csv, label: label, split: split, outside: true}}\n"
+        "trainer: {max_epochs: 1}\nrun: {folder: runs}\n"
     )
     shutil.copytree(tiny, "base")  # which nobody else opens
     opens = count_opens(Path("base/model.safetensors"))
