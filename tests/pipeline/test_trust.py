@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from finetune.commands.cli import main
 from finetune.core.errors import RecipeError
 from finetune.data.checks.check import read_settings
 from finetune.pipeline.recipe import read_recipe
@@ -169,6 +170,16 @@ def test_functions_of_a_trusted_module_may_be_called(tmp_path):
     assert read_recipe(path, trust=["own_calls"]).name == "recipe"
 
 
+@pytest.mark.parametrize("command", ["fit", "check", "suspects"])
+def test_a_command_refuses_a_strangers_recipe(evil, command, capsys):
+    path = write(PLACES["callbacks"] | PLACES["folders of modules"])
+    assert main([command, "--config", str(path)]) == 2
+    screen = capsys.readouterr()
+    assert "If you trust that module, pass --trust evil." in screen.out + screen.err
+    assert not (evil / "runs").exists()
+
+
+@pytest.mark.slow
 def test_a_strangers_recipe_runs_nothing(evil):
     """As a user would start it: from the folder of the recipe, where the module lies too."""
     path = write(PLACES["callbacks"] | PLACES["folders of modules"])
