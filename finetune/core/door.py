@@ -9,16 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import current_thread, main_thread
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 from finetune.core.console import say
 from finetune.core.errors import CheckpointError, FileError, RecipeError, TableError
 from finetune.core.places import NO_ROOM, is_there
 
-FAULT, INTERRUPTED, TERMINATED, WARNED, CLOSED = 2, 130, 143, 128 + signal.SIGUSR1, 141
+FAULT, INTERRUPTED, TERMINATED, NEARLY_OVER, CLOSED = 2, 130, 143, 128 + signal.SIGUSR1, 141
 """Exit codes, the last four as a shell counts signals: 128 and the number of SIGINT, SIGTERM, SIGUSR1, SIGPIPE."""
 
-_STOPS = {INTERRUPTED: "Ctrl-C", TERMINATED: "SIGTERM", WARNED: "SIGUSR1"}
+_STOPS = {INTERRUPTED: "Ctrl-C", TERMINATED: "SIGTERM", NEARLY_OVER: "SIGUSR1"}
 _NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -95,7 +95,7 @@ def _describe_place(path: Path, code: int, said: str) -> str:
 
 @contextmanager
 def _noting_signals(noted: list[int]) -> Iterator[None]:
-    """Notes the exit code of each Ctrl-C and SIGTERM, and raises: some libraries make an error of that, or nothing."""
+    """Notes the exit code of each Ctrl-C and SIGTERM, and raises it; some libraries turn that into another error."""
 
     def note(number: int, frame: FrameType | None) -> None:
         noted.append(128 + number)
@@ -143,10 +143,19 @@ def _refuse(line: str, error: BaseException, code: int) -> int:
     return code
 
 
+def drop(stream: TextIO) -> None:
+    """Drops what is printed from now on: nobody reads it any more.
+
+    Args:
+        stream: Standard output or standard error.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def _drop_output() -> None:
-    """Drops what was printed but can no longer be written, which Python would try, and complain of, at its end."""
+    """Drops what was printed but nobody reads any more; Python would try to write it at its end, and complain."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            drop(stream)

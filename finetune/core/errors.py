@@ -1,8 +1,8 @@
 """An exception for each thing a user can get wrong, the form of every warning, and suggestions for misspelt names."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unicodedata import normalize
 
 SHOWN = 50  # names; no group of recipe keys is larger
@@ -37,6 +37,15 @@ class Concern(NamedTuple):
     about: str
     message: str
     places: tuple[str, ...] = ()
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> "Concern":
+        """Reads what `_asdict` wrote, from JSON too.
+
+        Args:
+            record: Values by the names of the attributes.
+        """
+        return cls(record["about"], record["message"], tuple(record["places"]))
 
     def of_table(self, name: str) -> "Concern":
         """Returns the same concern about one of the retention tables.

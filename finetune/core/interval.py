@@ -38,7 +38,7 @@ class Interval(NamedTuple):
         amount, unit = (float(words[1]), words[2]) if words else (0.0, "")
         if amount > 0 and not unit and amount.is_integer() and not isinstance(value, bool):
             return cls(steps=int(amount))
-        seconds = _SECONDS.get(unit) or _SECONDS.get(unit.removesuffix("s"))
+        seconds = _SECONDS.get(unit) or (_SECONDS.get(unit.removesuffix("s")) if len(unit) > 2 else None)
         if amount > 0 and seconds:
             return cls(seconds=amount * seconds)
         raise RecipeError(

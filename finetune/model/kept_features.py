@@ -74,30 +74,36 @@ class KeptFeatures:
         return features
 
     def list_kept(self) -> dict[str, Tensor]:
-        """Returns the features that are kept, in the order in which they were made; nothing where there are none.
+        """Returns the features that are kept, in the order in which they were made, for `restore`.
 
         Returns:
-            `features` of shape (N, D); their `keys`, uint8 of shape (bytes of all,), and the `lengths` of these, int64
-            of shape (N,); and whether one `has_helped`.
+            Their `keys`, uint8 of shape (bytes of all,), the `lengths` of these, int64 of shape (N,), and `features` of
+            shape (N, D); only `flags`, int64 of shape (2,), where there are none.
         """
         known = self._known or self._restored
+        flags = torch.tensor([self._has_helped, not self._most_bytes], dtype=torch.int64)
         if not known:
-            return {}
+            return {"flags": flags}
         lengths = torch.tensor([len(key) for key in known])
         keys = torch.frombuffer(bytearray(b"".join(known)), dtype=torch.uint8)
-        features = torch.stack([*known.values()])
-        return {"keys": keys, "lengths": lengths, "features": features, "has_helped": torch.tensor(self._has_helped)}
+        return {"flags": flags, "keys": keys, "lengths": lengths, "features": torch.stack([*known.values()])}
 
     def restore(self, kept: Mapping[str, Tensor]) -> None:
-        """Keeps features that an earlier process has made with the same tower, from the first call on.
+        """Keeps features that an earlier process has made with the same tower, in place of those kept so far.
 
         Args:
-            kept: What `list_kept` returned there, on the tower's device.
+            kept: What `list_kept` returned there, with the features on the tower's device.
         """
+        has_helped, has_given_up = kept["flags"].tolist()
+        self._has_helped = bool(has_helped)
+        if has_given_up:
+            self._most_bytes = 0
+        if "keys" not in kept:
+            return
         content, ends = kept["keys"].numpy().tobytes(), kept["lengths"].cumsum(0).tolist()
         keys = (content[start:end] for start, end in zip([0, *ends], ends, strict=False))
         self._restored = dict(zip(keys, kept["features"], strict=True))
-        self._has_helped = bool(kept["has_helped"])
+        self._known, self._state = {}, None
 
     def _keep(self, found: dict[bytes, Tensor], size: int) -> None:
         if size <= self._left:

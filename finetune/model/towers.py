@@ -77,7 +77,7 @@ class AlignTowers(nn.Module):
         self._kept_features = {name: KeptFeatures(modules) for name, modules in parts.items()} if keep else None
 
     def list_kept(self) -> dict[str, Tensor]:
-        """Returns the features that are kept, by names for `restore_kept`; nothing where there are none."""
+        """Returns the features that are kept, by names for `restore_kept`."""
         kept = self._kept_features or {}
         return {f"{tower}.{name}": part for tower, one in kept.items() for name, part in one.list_kept().items()}
 
@@ -89,8 +89,9 @@ class AlignTowers(nn.Module):
         """
         for tower, one in (self._kept_features or {}).items():
             parts = {name.removeprefix(f"{tower}."): part for name, part in features.items() if name.startswith(tower)}
-            if parts:
-                one.restore(parts | {"features": parts["features"].to(self.temperature.device)})
+            if "features" in parts:
+                parts["features"] = parts["features"].to(self.temperature.device)
+            one.restore(parts)
 
     @property
     def align(self) -> AlignModel:

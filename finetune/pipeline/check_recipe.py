@@ -5,7 +5,12 @@ from typing import Any
 
 import torch
 from lightning import Callback, Trainer
-from lightning.pytorch.callbacks import LearningRateFinder, Timer
+from lightning.pytorch.callbacks import (
+    LearningRateFinder,
+    OnExceptionCheckpoint,
+    StochasticWeightAveraging,
+    Timer,
+)
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import nn
 
@@ -21,6 +26,22 @@ from finetune.run.folder import RunFolder
 from finetune.training.classification_task import ClassificationTask
 from finetune.training.schedules import limit_batches, total_steps
 from finetune.training.task import AlignTask
+
+_REFUSED: dict[type[Callback], tuple[str, str]] = {
+    LearningRateFinder: (
+        "which looks for a learning rate in the task",
+        "Try values of --model.optimizer.lr instead.",
+    ),
+    StochasticWeightAveraging: (
+        "whose state is lost where a run is stopped",
+        "Set run.soup to average several trainings.",
+    ),
+    OnExceptionCheckpoint: (
+        "from whose file a new training would go on",
+        "Set run.save_every, from whose saves `finetune resume` goes on.",
+    ),
+}
+"""Callbacks that do not go together with a run: why, and what does."""
 
 _OWN = ("finetune", "lightning")
 """Packages whose tasks and callbacks log nothing but what is known here."""
@@ -105,11 +126,9 @@ def _find_faults(trainer: Any) -> Iterator[str]:
             f"Expected trainer.strategy to be one of a single device, but got {type(trainer.strategy).__name__}. "
             "Set it to auto."
         )
-    if any(isinstance(one, LearningRateFinder) for one in trainer.callbacks):
-        yield (
-            "Expected trainer.callbacks to name no LearningRateFinder, which looks for a learning rate in the task, "
-            "but got one. Try values of --model.optimizer.lr instead."
-        )
+    for kind, (fault, repair) in _REFUSED.items():
+        if any(isinstance(one, kind) for one in trainer.callbacks):
+            yield f"Expected trainer.callbacks to name no {kind.__name__}, {fault}, but got one. {repair}"
 
 
 def _count_steps(trainer: Trainer, data: ImageTextDataModule) -> int:

@@ -10,7 +10,6 @@ from typing import Any, cast, get_args, get_type_hints
 import torch
 from jsonargparse import ArgumentError, Namespace
 from lightning import Callback, Trainer, seed_everything
-from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
@@ -152,10 +151,7 @@ class Recipe:
             values["precision"] = None
         values["callbacks"] = [*callbacks, *([named] if isinstance(named, Callback) else named)]
         plugins = values["plugins"] or []
-        plugins = plugins if isinstance(plugins, list) else [plugins]
-        if not any(isinstance(one, CheckpointIO) for one in plugins):
-            plugins = [*plugins, WholeFiles()]
-        values["plugins"] = plugins
+        values["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), WholeFiles()]
         if isinstance(loggers, bool | None):
             loggers = []
         values["logger"] = [*([loggers] if isinstance(loggers, Logger) else loggers), *filter(None, [logger])]

@@ -71,7 +71,8 @@ def resume_run(run: str | Path, trust: Sequence[str] = (), anyway: bool = False)
     Args:
         run: The run's folder.
         trust: Modules that the run's recipe may name.
-        anyway: Whether a finished training is done again, and replaced, where what it was made from has changed.
+        anyway: Whether a training is done again, and replaced, where what it was made from has changed; and whether an
+            unfinished one goes on where versions or the device have.
 
     Returns:
         The finished run's folder.

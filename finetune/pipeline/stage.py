@@ -14,6 +14,7 @@ from finetune.core.errors import CheckpointError, RecipeError, TableError
 from finetune.core.files import read_json, remove_staged, write_json
 from finetune.core.places import NO_ROOM, name_place
 from finetune.pipeline.work import Work
+from finetune.run.folder import RunFolder
 
 
 class Stage(ABC):
@@ -91,6 +92,7 @@ def _saying_how_to_go_on(run: Path) -> Iterator[None]:
         with name_place(run, NO_ROOM):
             yield
     except BaseException as stop:
-        if not isinstance(stop, CheckpointError | RecipeError | TableError):  # that would come again
+        comes_again = isinstance(stop, CheckpointError | RecipeError | TableError)
+        if not comes_again or RunFolder(run).started.is_file():
             stop.add_note(f"Do what is left of it: finetune resume {run}")
         raise

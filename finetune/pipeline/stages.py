@@ -76,7 +76,10 @@ class Train(Stage):
         shutil.rmtree(run.adapter, ignore_errors=True)
         run.head.unlink(missing_ok=True)
         if run.started.is_file() and read_json(run.started)["inputs"] == self.inputs(work):
-            use_choices(work.recipe, task, data, read_json(run.environment)["auto"])
+            chosen = read_json(run.environment)["auto"]
+            use_choices(work.recipe, task, data, chosen)
+            if self.changed_versions(work):  # which was allowed
+                write_json(run.environment, {**_describe_environment(work), "auto": chosen})
         else:
             self._start(work)
         concerns = fit(work.recipe, task, data, run)
@@ -103,18 +106,21 @@ class Train(Stage):
         return compare(read_json(work.run.started)["inputs"], self.inputs(work))
 
     def changed_versions(self, work: Work) -> list[str]:
-        """Returns the versions that have changed since a training began that is not done, each with both."""
+        """Returns the versions that have changed since a training began that is not done, and the device."""
         if work.run.stage(self.name).is_file() or not work.run.started.is_file():
             return []
-        before, now = read_json(work.run.environment)["versions"], _versions()
+        recorded = read_json(work.run.environment)
+        before, now = {**recorded["versions"], "device": recorded["device"]}, {**_versions(), "device": _device()}
         return [f"{name} from {before.get(name)} to {now.get(name)}" for name in compare(before, now)]
 
     def _start(self, work: Work) -> None:
         """Removes what another training left, and records what this one starts from."""
         run = work.run
+        for path in (run.started, run.fitted, run.logged):
+            path.unlink(missing_ok=True)
         for folder in (run.checkpoints, run.path / "members"):
-            shutil.rmtree(folder, ignore_errors=True)
-        run.logged.unlink(missing_ok=True)
+            if folder.exists():
+                shutil.rmtree(folder)
         chosen = suit_machine(work.recipe, work.task, work.data)
         write_json(run.environment, {**_describe_environment(work), "auto": chosen})
         SeenTable.of(work.data.rows).write(run.table)
@@ -236,6 +242,10 @@ def _model_of(kind: type[Artifact], run: RunFolder) -> str:
     return AFTER if kind.by_head or not run.classifier.is_dir() else ZERO_SHOT_AFTER
 
 
+def _device() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
 def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **installed_versions()}
 
@@ -246,7 +256,7 @@ def _describe_environment(work: Work) -> dict[str, Any]:
     return {
         "versions": _versions(),
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": _device(),
         "table": [{"path": name, "sha256": work.sources[name]} for name in files if name in work.sources],
         "checkpoint": {
             "name": work.base.name,

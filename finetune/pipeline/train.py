@@ -130,16 +130,19 @@ def _fit_once(
         _take_steps(build_task(), data, run, build_training(recipe, data, run))
     fitted = read_json(run.fitted)
     kept = torch.load(run.checkpoints / fitted["kept"], map_location="cpu", weights_only=True)
-    return kept, [Concern(**notice) for notice in fitted["notices"]]
+    data.bad_images.reasons.update({int(row): reason for row, reason in fitted["unreadable"].items()})
+    return kept, [Concern.of_record(notice) for notice in fitted["notices"]]
 
 
 def _take_steps(task: AlignTask, data: ImageTextDataModule, run: RunFolder, training: Training) -> None:
     """Takes the steps that are left, and records which weights to keep."""
     trainer, keep, watch, progress, stop = training
-    save = progress.find_newest()
-    if save is not None:
+    save, checkpoint = progress.take_newest(), None
+    if save is None:
+        progress.clear()
+    else:
         print(f"goes on from {save}", file=sys.stderr)
-    checkpoint = None if save is None else progress.restore(save)
+        checkpoint = progress.restore(save)
     with stop.awaited():
         try:
             with freed_memory_kept():
@@ -151,7 +154,8 @@ def _take_steps(task: AlignTask, data: ImageTextDataModule, run: RunFolder, trai
         if not path:
             raise RecipeError("Expected at least one step of training, but got none before trainer.max_time. Raise it.")
         notices = [notice._asdict() for notice in watch.notices]
-        write_json(run.fitted, {"kept": Path(path).name, "notices": notices})
+        unreadable = data.bad_images.reasons
+        write_json(run.fitted, {"kept": Path(path).name, "notices": notices, "unreadable": unreadable})
 
 
 def _take_average(task: AlignTask, base: Base, checkpoints: Sequence[Mapping[str, Any]]) -> None:

@@ -32,7 +32,8 @@ class RunSettings:
         calibrate: Whether the temperature is fitted on the validation rows (tables with a label a row), so that the
             probabilities of the classes are as high as they are right.
         save_every: How often a training saves what `finetune resume` needs to go on with it: a number of steps, or a
-            time such as `10 minutes`; null only when it is asked to end, by Ctrl-C or SIGTERM. Two saves are kept.
+            time such as `10 minutes`; null only when it is asked to end, by Ctrl-C, SIGTERM or, under SLURM, SIGUSR1.
+            Two saves are kept.
         module_folders: Where modules that are named by `--trust` are looked for, beside the recipe's own folder and the
             working directory. A run notes here where it found them; to be there is not to be trusted.
 

@@ -160,7 +160,7 @@ class ClassificationTask(AlignTask):
         self.objective.require_classes(len(kind.classes))
         if self.head is not None:
             require_classes(self.head.classes, kind.classes)
-        elif stage == "fit":
+        elif stage == "fit" and self.trainer.ckpt_path is None:  # a checkpoint brings its own
             self.to(device := self.trainer.strategy.root_device)
             start = self.head_start
             seen = embed(self._see, _take(data.train_dataloader(), start.views, start.rows), device)

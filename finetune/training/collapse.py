@@ -59,12 +59,13 @@ class CollapseWatch(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Returns what was reported, and what the epoch has shown so far."""
         notices = [notice._asdict() for notice in self.notices]
-        return {"notices": notices, "epoch": dict(self._epoch), "rows": self._rows}
+        epoch = {name: torch.stack(values) for name, values in self._epoch.items() if values}
+        return {"notices": notices, "epoch": epoch, "rows": self._rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on within an epoch."""
-        self.notices = [Concern(**notice) for notice in state_dict["notices"]]
-        self._epoch = defaultdict(list, state_dict["epoch"])
+        self.notices = [Concern.of_record(notice) for notice in state_dict["notices"]]
+        self._epoch = defaultdict(list, {name: list(values) for name, values in state_dict["epoch"].items()})
         self._rows = state_dict["rows"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002

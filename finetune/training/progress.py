@@ -1,6 +1,8 @@
 """Saves what a training needs to go on where it was, and reads it again."""
 
+import csv
 import os
+import re
 import shutil
 import sys
 import time
@@ -11,14 +13,12 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from finetune.core.files import fingerprint_file, read_json, read_text, write_file, write_folder, write_json, write_text
 from finetune.core.interval import Interval
 from finetune.data.loading.loader import TrainBatchLoader
-from finetune.training.logged_means import LoggedMeans
+from finetune.training.epoch_log import EpochLog
 from finetune.training.stop_request import StopRequest
 from finetune.training.task import AlignTask
 
@@ -68,13 +68,17 @@ class Progress:
                 shutil.copyfile(logged, staging / _LOG)
             if self.best.is_file():
                 _share(self.best, staging / self.best.name)
-            _write_features(task.towers.list_kept(), staging / _FEATURES, saves)
+            save_file(task.towers.list_kept(), staging / _FEATURES)
             write_json(staging / _FINGERPRINTS, {file.name: fingerprint_file(file) for file in staging.iterdir()})
         for outdated in list_saves(self.folder)[KEPT:]:
             shutil.rmtree(outdated)
 
-    def find_newest(self) -> Path | None:
-        """Returns the newest save that is as it was written; None where there is none. Removes others, and says so."""
+    def take_newest(self) -> Path | None:
+        """Returns the newest save that is as it was written; None where there is none. Says and removes what is not.
+
+        Raises:
+            OSError: If the disk does not let a save be read.
+        """
         for save in list_saves(self.folder):
             fault = _find_fault(save)
             if fault is None:
@@ -99,8 +103,13 @@ class Progress:
         if (save / _LOG).is_file():
             text = read_text(save / _LOG)
             write_text(Path(writer.metrics_file_path), text)
-            writer.metrics_keys = text.splitlines()[0].split(",")
+            writer.metrics_keys = next(csv.reader([text.splitlines()[0]]))
         return save / _STATE
+
+    def clear(self) -> None:
+        """Removes the checkpoints of a training that has no save: a new one would go on from them, or keep them."""
+        for path in self.folder.glob("*.ckpt"):
+            path.unlink()
 
 
 def list_saves(folder: Path) -> list[Path]:
@@ -109,7 +118,8 @@ def list_saves(folder: Path) -> list[Path]:
     Args:
         folder: See `Progress`.
     """
-    return sorted(folder.glob("step-*"), reverse=True)
+    saves = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name) and path.is_dir()]
+    return sorted(saves, key=lambda save: int(save.name.removeprefix("step-")), reverse=True)
 
 
 def clear_saves(folder: Path) -> None:
@@ -126,12 +136,13 @@ class SaveProgress(Callback):
     """Saves from time to time, and when the process is asked to end, which it then does.
 
     Saves between two steps of the optimiser, once validation and all else that follows a step is over. Where the
-    training rows come from a loader of another kind than the toolkit's, that is between two epochs.
+    training rows come from a loader of another kind than the toolkit's, or a task steps its optimisers itself, that is
+    between two epochs.
 
     Args:
-        progress: Where to.
-        every: How often; None only when the process is asked to end.
-        stop: Knows whether it is.
+        progress: Where to save.
+        every: How often to; None saves only when the process is asked to end.
+        stop: Notes the signals that ask it to.
     """
 
     def __init__(self, progress: Progress, every: Interval | None, stop: StopRequest) -> None:
@@ -140,7 +151,8 @@ class SaveProgress(Callback):
         self.stop = stop
         self._saved_at = (0, 0.0)
         self._loaded: dict[str, Any] | None = None
-        self._means = LoggedMeans()
+        self._logged = EpochLog()
+        self._is_saving = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listens to signals, and restores the features of a frozen tower."""
@@ -160,32 +172,42 @@ class SaveProgress(Callback):
         """
         assert isinstance(pl_module, AlignTask)
         if self._loaded is not None:
-            trainer.fit_loop.epoch_loop._batches_that_stepped = self._loaded["batches_that_stepped"]
+            _correct(trainer, self._loaded)
             self._loaded = None
         else:
-            self._means.add(trainer)
-        can_go_on = not batch_idx or isinstance(trainer.train_dataloader, TrainBatchLoader)
+            self._logged.add(trainer)
+        goes_on_anywhere = isinstance(trainer.train_dataloader, TrainBatchLoader) and pl_module.automatic_optimization
+        can_go_on = not batch_idx or goes_on_anywhere
         if not can_go_on or batch_idx % trainer.accumulate_grad_batches:
             return
         if self.stop.signal is not None or self._is_due(trainer.global_step):
+            self._is_saving = True
             self.progress.write(trainer, pl_module)
+            self._is_saving = False
             self._saved_at = (trainer.global_step, time.monotonic())
         self.stop.heed()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Completes what is logged over the epoch."""
-        self._means.complete(trainer)
+        self._logged.complete(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
         """Adds what Lightning's checkpoints lack."""
-        stepped = trainer.fit_loop.epoch_loop._batches_that_stepped
-        checkpoint[_KEY] = {"batches_that_stepped": stepped, "means": self._means.read(trainer)}
+        checkpoint[_KEY] = {
+            "batches_that_stepped": trainer.fit_loop.epoch_loop._batches_that_stepped,
+            "accumulate_grad_batches": trainer.accumulate_grad_batches,
+            "should_stop": trainer.should_stop,
+            "callback_metrics": dict(trainer.callback_metrics),
+            "logged": self._logged.read(trainer),
+        }
+        if not isinstance(trainer.train_dataloader, TrainBatchLoader) and self._is_saving:
+            checkpoint["loops"]["fit_loop"]["state_dict"].pop("combined_loader", None)  # counts the batch to come
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:  # noqa: ARG002
-        """Keeps it for the first batch."""
+        """Notes what the first batch needs."""
         self._loaded = checkpoint.get(_KEY)
         if self._loaded is not None:
-            self._means = LoggedMeans(self._loaded["means"])
+            self._logged = EpochLog(self._loaded["logged"])
 
     def _is_due(self, step: int) -> bool:
         if self.every is None:
@@ -216,35 +238,28 @@ def _before_batch(trainer: Trainer) -> Iterator[None]:
             counts.ready += 1
 
 
-def _write_features(kept: dict[str, Tensor], target: Path, saves: list[Path]) -> None:
-    """Writes features, or takes them from the newest save: none is ever replaced, so as many are the same."""
-    if not kept:
-        return
-    former = saves[0] / _FEATURES if saves else None
-    if former is not None and former.is_file() and _read_shapes(former) == {name: [*kept[name].shape] for name in kept}:
-        _share(former, target)
-    else:
-        save_file(kept, target)
+def _correct(trainer: Trainer, saved: dict[str, Any]) -> None:
+    """Sets what Lightning does not save, and the count of steps for logs, one too high after it has resumed."""
+    trainer.fit_loop.epoch_loop._batches_that_stepped = saved["batches_that_stepped"]
+    trainer.accumulate_grad_batches = saved["accumulate_grad_batches"]
+    trainer.should_stop = saved["should_stop"]
+    trainer._logger_connector._callback_metrics.update(saved["callback_metrics"])
 
 
 def _find_fault(save: Path) -> str | None:
     """What is wrong with a save; None of one that is as it was written."""
     try:
-        for name, fingerprint in read_json(save / _FINGERPRINTS).items():
+        fingerprints = read_json(save / _FINGERPRINTS)
+        for name, fingerprint in fingerprints.items():
             if fingerprint_file(save / name) != fingerprint:
                 return f"{name} is not as it was written."
-    except (OSError, ValueError) as error:
+    except (FileNotFoundError, ValueError) as error:
         return str(error)
-    return None
-
-
-def _read_shapes(file: Path) -> dict[str, list[int]]:
-    with safe_open(file, "pt") as tensors:
-        return {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118 (no mapping)
+    return None if _STATE in fingerprints else f"{_STATE} is missing."
 
 
 def _share(source: Path, target: Path) -> None:
-    """Copies a file that may be replaced but is never changed, so that both share its bytes where the disk can."""
+    """Copies a file that is only ever replaced as a whole: as a link to the same bytes where the disk has links."""
     try:
         os.link(source, target)
     except OSError:

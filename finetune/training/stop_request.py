@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from threading import current_thread, main_thread
 from types import FrameType
 
+from finetune.core.door import drop
+
 
 class StopRequest:
     """Notes the first signal that asks the process to end; the second one ends it at once.
@@ -25,7 +27,7 @@ class StopRequest:
 
     @contextmanager
     def awaited(self) -> Iterator[None]:
-        """Notes signals as long as the block runs, in the main thread; a signal that nobody heeded ends it then.
+        """Notes signals as long as the block runs, in the main thread. At its end, a signal ends the process.
 
         Raises:
             SystemExit: With 128 and the signal's number, if the block ended without an error after a signal.
@@ -64,4 +66,7 @@ class StopRequest:
             signal.raise_signal(number)
             return
         self.signal = signal.Signals(number)
-        print(f"{self.signal.name}: stops once this step is done and saved; again stops at once", file=sys.stderr)
+        try:
+            print(f"{self.signal.name}: stops once this step is done and saved; again stops at once", file=sys.stderr)
+        except OSError:  # Ctrl-C has ended the program that read the output, too
+            drop(sys.stderr)

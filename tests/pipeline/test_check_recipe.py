@@ -107,6 +107,8 @@ def test_wrong_values_of_any_key_are_taken_or_refused_and_never_a_traceback(chec
 
 
 EARLY = "[{class_path: lightning.pytorch.callbacks.EarlyStopping, init_args: {monitor: %s}}]"
+ON_ERROR = "[{class_path: lightning.pytorch.callbacks.OnExceptionCheckpoint, init_args: {dirpath: left}}]"
+AVERAGES = "[{class_path: lightning.pytorch.callbacks.StochasticWeightAveraging, init_args: {swa_lrs: 0.01}}]"
 REFUSED = [
     (["--trainer.max_epochs", "0"], "at least one step of training, but got none of 3 batches"),
     (["--trainer.max_steps", "0"], "at least one step of training, but got none"),
@@ -130,6 +132,15 @@ REFUSED = [
     (["--trainer.callbacks", EARLY % "val/loss", "--trainer.limit_val_batches", "0"], "but got 'val/loss'"),
     (["--trainer.callbacks", EARLY % "train/los"], "but got 'train/los'. Did you mean 'train/loss'"),
     (["--trainer.callbacks", "[lightning.pytorch.callbacks.LearningRateFinder]"], "to name no LearningRateFinder"),
+    (
+        ["--trainer.callbacks", ON_ERROR],
+        "to name no OnExceptionCheckpoint",
+    ),
+    (
+        ["--trainer.callbacks", AVERAGES],
+        r"to name no StochasticWeightAveraging, whose state is lost .* Set run\.soup",
+    ),
+    (["--trainer.plugins", "[lightning.pytorch.plugins.io.TorchCheckpointIO]"], "multiple values for .*CheckpointIO"),
     (["--trainer.logger", "[lightning.pytorch.loggers.WandbLogger]"], "trainer: lightning.*WandbLogger: .*wandb"),
     (["--model.optimizer.lr", "-1"], r"model\.optimizer .*learning rate: -1"),
     (["--model.lr_scheduler.warmup", "2"], r"lr_scheduler .*warmup to be in \[0, 1\], but got 2"),

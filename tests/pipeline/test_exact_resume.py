@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -19,6 +20,7 @@ from finetune.pipeline.work import Work
 from finetune.run.folder import RunFolder
 
 DIES = """
+import signal
 from pathlib import Path
 
 from lightning import Callback
@@ -27,16 +29,18 @@ from finetune import AlignTask
 
 
 class DiesAfter(Callback):
-    '''Raises after each of some steps, once.'''
+    '''Raises an error, or SIGTERM, after each of some steps, once.'''
 
-    def __init__(self, folder: str, steps: list[int]) -> None:
-        self.folder, self.steps = Path(folder), steps
+    def __init__(self, folder: str, steps: list[int], asks: bool = False) -> None:
+        self.folder, self.steps, self.asks = Path(folder), steps, asks
 
     def on_train_batch_end(self, trainer, *_) -> None:
         once = self.folder / f"died-{trainer.fit_loop.epoch_loop._batches_that_stepped}-{trainer.global_step}"
         if trainer.global_step in self.steps and not once.exists():
             once.touch()
-            raise ZeroDivisionError
+            if not self.asks:
+                raise ZeroDivisionError
+            signal.raise_signal(signal.SIGTERM)
 
 
 class Logs(AlignTask):
@@ -90,6 +94,16 @@ KINDS: dict[str, dict[str, Any]] = {
         "trainer": {"val_check_interval": 4, "check_val_every_n_epoch": None, "max_epochs": -1, "max_steps": 13},
     },
     "soup": {**TWO_TOWERS, "run": {"soup": 2}},
+    "linear probe": {
+        "model": {
+            "class_path": "finetune.ClassificationTask",
+            "init_args": {
+                "image_lora": None,
+                "head_start": {"class_path": "finetune.FromPrompts", "init_args": {"rows": 5}},
+            },
+        },
+        "data": {},
+    },
 }
 
 
@@ -97,15 +111,15 @@ KINDS: dict[str, dict[str, Any]] = {
 def write_recipe(tiny, colour_table) -> Callable[..., Path]:
     """Writes a recipe of 3 epochs of 5 batches that is saved after every second step."""
 
-    def write(kind: str, steps: list[int], folder: Path) -> Path:
+    def write(kind: str, steps: list[int], folder: Path, asks: bool = False, **data: object) -> Path:
         folder.mkdir(exist_ok=True)
         (folder / "dies.py").write_text(DIES)
         values: dict[str, Any] = json.loads(json.dumps(KINDS[kind]))
         values["model"].setdefault("class_path", "finetune.AlignTask")
         values["model"]["init_args"] |= {"checkpoint": tiny}
         table = {"path": str(colour_table), "label": "label", "split": "split"}
-        values["data"] |= {"table": table, "batch_size": 4}
-        dies = {"class_path": "dies.DiesAfter", "init_args": {"folder": str(folder), "steps": steps}}
+        values["data"] |= {"table": table, "batch_size": 4, **data}
+        dies = {"class_path": "dies.DiesAfter", "init_args": {"folder": str(folder), "steps": steps, "asks": asks}}
         trainer = {"max_epochs": 3, "accelerator": "cpu", "enable_progress_bar": False, "log_every_n_steps": 1}
         values["trainer"] = {**trainer, **values.get("trainer", {})}
         values["trainer"]["callbacks"] = [*values["trainer"].get("callbacks", []), dies]
@@ -117,16 +131,26 @@ def write_recipe(tiny, colour_table) -> Callable[..., Path]:
     return write
 
 
-def train(recipe: Path) -> RunFolder:
-    """Trains, in a run of which nothing else is done, as often as the training dies and goes on."""
+def begin(recipe: Path) -> RunFolder:
+    """A run of which nothing is done."""
     parsed = read_recipe(recipe, trust=["dies"])
     run = RunFolder(parsed.folder)
     run.create(overwrite=False)
     run.recipe.write_text(parsed.resolved)
+    return run
+
+
+def go_on(run: RunFolder) -> None:
+    TRAIN.run(Work(read_recipe(run.recipe, trust=["dies"]), run))
+
+
+def train(recipe: Path) -> RunFolder:
+    """Trains, in a run of which nothing else is done, as often as the training dies and goes on."""
+    run = begin(recipe)
     while not run.stage(TRAIN.name).is_file():
         try:
             TRAIN.run(Work(read_recipe(recipe, trust=["dies"]), run))
-        except ZeroDivisionError:
+        except (ZeroDivisionError, SystemExit):
             assert not run.adapter.exists()
     return run
 
@@ -164,6 +188,7 @@ def whole(write_recipe, tmp_path_factory) -> Callable[[str], dict[str, Any]]:
         ("head first", [4, 12]),
         ("parts of epochs", [4, 5]),
         ("soup", [9]),
+        ("linear probe", [4]),
         *(
             pytest.param(kind, steps, marks=pytest.mark.slow)
             for kind in KINDS
@@ -180,13 +205,11 @@ def test_a_training_that_dies_goes_on_and_ends_as_one_that_does_not(write_recipe
 
 def test_of_two_saves_the_older_serves_where_the_newer_is_damaged(write_recipe, whole, tmp_path, capsys):
     recipe = write_recipe("two towers", [9], tmp_path / "run")
-    parsed = read_recipe(recipe, trust=["dies"])
-    run = RunFolder(parsed.folder)
-    run.create(overwrite=False)
-    run.recipe.write_text(parsed.resolved)
+    run = begin(recipe)
     with pytest.raises(ZeroDivisionError):
-        TRAIN.run(Work(parsed, run))
-    older, newer = sorted(run.checkpoints.glob("step-*"))
+        TRAIN.run(Work(read_recipe(recipe, trust=["dies"]), run))
+    (run.checkpoints / "step-step=99.ckpt").write_text("a user's own")
+    older, newer = sorted(run.checkpoints.glob("step-0*"))
     assert (older.name, newer.name) == ("step-00000006", "step-00000008")
     content = bytearray((newer / "state.ckpt").read_bytes())
     content[len(content) // 2] ^= 0xFF
@@ -204,12 +227,10 @@ def test_of_two_saves_the_older_serves_where_the_newer_is_damaged(write_recipe, 
 @pytest.fixture(scope="module")
 def stopped(write_recipe, tmp_path_factory) -> RunFolder:
     """A training that died after 3 steps, saved after 2."""
-    parsed = read_recipe(write_recipe("two towers", [3], tmp_path_factory.mktemp("stopped") / "run"), trust=["dies"])
-    run = RunFolder(parsed.folder)
-    run.create(overwrite=False)
-    run.recipe.write_text(parsed.resolved)
+    recipe = write_recipe("two towers", [3], tmp_path_factory.mktemp("stopped") / "run")
+    run = begin(recipe)
     with pytest.raises(ZeroDivisionError):
-        TRAIN.run(Work(parsed, run))
+        TRAIN.run(Work(read_recipe(recipe, trust=["dies"]), run))
     return run
 
 
@@ -224,10 +245,56 @@ def test_a_changed_recipe_is_refused_and_named(copy):
         resume_run(copy.path, trust=["dies"])
 
 
-def test_a_changed_version_is_refused_and_named(copy):
+def test_a_changed_version_is_refused_and_named(copy, whole):
     facts = read_json(copy.environment)
     before, facts["versions"]["torch"] = facts["versions"]["torch"], "1.0"
     copy.environment.write_text(json.dumps(facts))
     expected = rf"these have changed: torch from 1\.0 to {before}.*pass --anyway: then it goes on"
     with pytest.raises(RecipeError, match=expected.replace("+", r"\+")):
         resume_run(copy.path, trust=["dies"])
+    go_on(copy)  # as --anyway does
+    assert read_json(copy.environment)["versions"]["torch"] == before
+    assert contents(copy) == whole("two towers")
+
+
+def test_a_changed_recipe_is_trained_from_the_start_where_that_is_wanted(copy, capsys):
+    copy.recipe.write_text(copy.recipe.read_text().replace("rank: 2", "rank: 3"))
+    go_on(copy)  # as --anyway does
+    assert "goes on from" not in capsys.readouterr().err
+    assert read_json(copy.adapter / "adapter_config.json")["r"] == 3
+    steps = pd.read_csv(copy.logged)["train/loss"].dropna()
+    assert len(steps) == 15
+
+
+def test_a_save_that_cannot_be_read_now_is_not_lost(copy):
+    """An error of the disk may pass."""
+    (save,) = copy.checkpoints.glob("step-*")
+    state = (save / "state.ckpt").read_bytes()
+    (save / "state.ckpt").unlink()
+    (save / "state.ckpt").mkdir()
+    with pytest.raises(IsADirectoryError):
+        go_on(copy)
+    (save / "state.ckpt").rmdir()
+    (save / "state.ckpt").write_bytes(state)
+    go_on(copy)
+
+
+@pytest.mark.parametrize("steps", [[7], [15], pytest.param([2, 5, 15], marks=pytest.mark.slow)])
+def test_what_is_asked_to_end_saves_first_and_remembers_the_rows_it_left_out(
+    write_recipe, colour_table, tmp_path, steps
+):
+    """SIGTERM, in the last step too, after which no step follows that could heed it; saves are made for it alone."""
+    folder = tmp_path / "colours"
+    shutil.copytree(colour_table.parent, folder)
+    (folder / "0.png").write_bytes((folder / "0.png").read_bytes()[:500])
+    table = {"path": str(folder / "colours.csv"), "label": "label", "split": "split"}
+    found = {}
+    for name, stops in (("whole", []), ("stopped", steps)):
+        recipe = write_recipe("two towers", stops, tmp_path / name, asks=True, table=table, on_bad_image="skip")
+        recipe.write_text(recipe.read_text().replace("save_every: 2", "save_every: null"))
+        run = train(recipe)
+        skipped = read_json(run.stage(TRAIN.name))["skipped"]
+        assert [Path(row["image"]).name for row in skipped] == ["0.png"]
+        found[name] = {**contents(run), "skipped": skipped}
+    assert len(list((tmp_path / "stopped").glob("died-*"))) == len(steps)
+    assert found["stopped"] == found["whole"]

@@ -1,6 +1,9 @@
 """Signals that ask a training to end."""
 
+import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -32,6 +35,30 @@ def test_the_first_signal_is_noted_and_the_second_goes_to_whom_it_went_before(he
     assert capsys.readouterr().err == told
     signal.raise_signal(number)
     assert heard == [number, number]
+
+
+UNREAD = """
+import os, signal, sys
+from finetune.training.stop_request import StopRequest
+
+stop = StopRequest()
+try:
+    with stop.awaited():
+        signal.raise_signal(signal.SIGINT)
+        print("goes on", file=sys.stderr)
+        print(stop.signal.name, flush=True)
+except SystemExit as ended:
+    print(ended.code)
+"""
+
+
+def test_output_that_nobody_reads_any_more_is_no_hindrance():
+    """Ctrl-C ends `tee` as well."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-c", UNREAD], stdout=subprocess.PIPE, stderr=writing, text=True, check=True)
+    os.close(writing)
+    assert done.stdout.split() == ["SIGINT", "130"]
 
 
 def test_signals_are_taken_again_from_others(heard):

@@ -6,10 +6,10 @@ from typing import Any
 from lightning import Trainer
 
 _STATES = ("value", "cumulated_batch_size")
-_WORDS = ("fx", "name", "prog_bar", "logger", "on_step")
+_ARGUMENTS = ("fx", "name", "prog_bar", "logger", "on_step")
 
 
-class LoggedMeans:
+class EpochLog:
     """Means, sums and extremes over the part of an epoch after which a training was stopped.
 
     Args:
@@ -30,9 +30,9 @@ class LoggedMeans:
         found = {key: dict(before) for key, before in self._before.items()}
         for key, metric in trainer.fit_loop.epoch_loop._results.items():
             if metric.meta.on_epoch and metric.is_tensor and not metric.has_reset:
-                words = {name: getattr(metric.meta, name) for name in _WORDS}
+                arguments = {name: getattr(metric.meta, name) for name in _ARGUMENTS}
                 states = {name: getattr(metric, name) for name in _STATES if hasattr(metric, name)}
-                found[key] = {**words, **states, "reduce_fx": metric.meta.reduce_fx.__name__}
+                found[key] = {**arguments, **states, "reduce_fx": metric.meta.reduce_fx.__name__}
         return found
 
     def add(self, trainer: Trainer) -> None:
@@ -66,8 +66,8 @@ class LoggedMeans:
         self.add(trainer)
         results = trainer.fit_loop.epoch_loop._results
         for key, before in self._before.items():
-            words = {name: before[name] for name in _WORDS}
-            results.log(**words, value=before["value"], reduce_fx=before["reduce_fx"], batch_size=1)
+            arguments = {name: before[name] for name in _ARGUMENTS}
+            results.log(**arguments, value=before["value"], reduce_fx=before["reduce_fx"], batch_size=1)
             for name in set(_STATES) & before.keys():
                 setattr(results[key], name, before[name])
         self._completed = [*self._before]
