@@ -29,6 +29,7 @@ KINDS = {
     "dropout": TowerLora(rank=2, dropout=0.5),
     "frozen": None,
 }
+IN_SINGLE = ("lora", "every kind of layer", "statistics", "all whole")  # the others are slow there: they add up alike
 
 
 def build_pair(checkpoint: str, lora: TowerLora | None) -> tuple[AlignTowers, AlignTowers]:
@@ -74,7 +75,9 @@ def test_loss_and_gradients_are_those_of_plain_peft(tiny, kind, pixel_values):
     assert_near(other, plain, 1e-12)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind not in IN_SINGLE)) for kind in KINDS]
+)
 def test_in_single_precision_they_are_as_near_to_the_truth_as_plain_peft(tiny, kind, pixel_values):
     pair = build_pair(tiny, KINDS[kind])
     exact = measure(copy.deepcopy(pair[0]).double(), pixel_values.double())

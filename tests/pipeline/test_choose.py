@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+from functools import cache
 
 import numpy as np
 import pytest
@@ -54,10 +55,17 @@ def adapted(tiny) -> dict[str, torch.Tensor]:
     return state
 
 
+@cache
+def open_base(tiny):
+    """A model to load weights into, and its processor."""
+    base = Base.open(tiny)
+    return base.load(), base.processor()
+
+
 def logits_by_hand(tiny, state, path, split, templates):
     """Zero-shot logits and labels of a split's rows, by the model's own processor and forward passes."""
-    model, processor = Base.open(tiny).load(), Base.open(tiny).processor()
-    model.load_state_dict(state)
+    model, processor = open_base(tiny)
+    model.load_state_dict(state)  # every weight, temperature and statistics included
     with path.open() as file:
         rows = [row for row in csv.DictReader(file) if row["split"] == split]
     classes = sorted({row["label"] for row in rows})

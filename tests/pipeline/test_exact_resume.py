@@ -184,11 +184,11 @@ def whole(write_recipe, tmp_path_factory) -> Callable[[str], dict[str, Any]]:
     ("kind", "steps"),
     [
         ("two towers", [4, 5, 8]),  # right after a save; at an epoch's end; twice in an epoch
-        ("frozen image tower", [7]),
         ("head first", [4, 12]),
-        ("parts of epochs", [4, 5]),
         ("soup", [9]),
         ("linear probe", [4]),
+        pytest.param("frozen image tower", [7], marks=pytest.mark.slow),
+        pytest.param("parts of epochs", [4, 5], marks=pytest.mark.slow),
         *(
             pytest.param(kind, steps, marks=pytest.mark.slow)
             for kind in KINDS

@@ -67,6 +67,7 @@ def test_swapped_labels_come_first_with_the_right_ones(suspects, colour_table):
     assert {path.name for path in Path.cwd().iterdir()} == {"squares.csv", "squares.yaml", "suspects.csv"}
 
 
+@pytest.mark.slow
 def test_swapped_captions_come_first_with_one_that_fits_better(suspects):
     found, _ = suspects("--folds", "2", "--data.table.caption", "caption")
     assert list(found) == ["file", "row", "image", "caption", "score", "better"]

@@ -106,7 +106,9 @@ def test_start_sees_the_rows_as_often_as_it_asks(build_trainer, tiny, labels):
     assert first.sort().values.equal(second.sort().values)
 
 
-@pytest.mark.parametrize(("rows", "seen"), [(1, 6), (6, 6), (7, 12), (19, 24)])
+@pytest.mark.parametrize(
+    ("rows", "seen"), [*(pytest.param(*few, marks=pytest.mark.slow) for few in ((1, 6), (6, 6))), (7, 12), (19, 24)]
+)
 def test_start_sees_batches_until_there_are_enough_rows(build_trainer, tiny, labels, rows, seen):
     """Three batches of six an epoch, and two epochs."""
     start = Noting(rows)
@@ -256,7 +258,7 @@ def test_class_weights_must_be_those_of_the_table(build_trainer, tiny, labels):
         build_trainer(max_steps=1).fit(task, labels)
 
 
-@pytest.mark.parametrize("stage", ["fit", "validate", "test"])
+@pytest.mark.parametrize("stage", [pytest.param("fit", marks=pytest.mark.slow), "validate", "test"])
 def test_a_head_answers_for_its_own_classes_alone(build_trainer, tiny, labels, colour_table, tmp_path, stage):
     """Also where there are as many of them."""
     task = build_task(tiny)
@@ -267,7 +269,9 @@ def test_a_head_answers_for_its_own_classes_alone(build_trainer, tiny, labels, c
         getattr(build_trainer(max_steps=1), stage)(task, datamodule=others)
 
 
-@pytest.mark.parametrize("stage", ["fit", "validate", "test"])
+@pytest.mark.parametrize(
+    "stage", ["fit", *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("validate", "test"))]
+)
 def test_a_head_of_a_checkpoint_answers_for_its_own_classes_alone(
     tmp_path, build_trainer, tiny, labels, colour_table, stage
 ):

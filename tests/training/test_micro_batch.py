@@ -114,7 +114,7 @@ def test_the_largest_power_of_two_that_fits_is_taken(task, batch):
     assert chosen[3] is None
 
 
-@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("recompute", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["kept", "recomputed"])
 def test_a_step_takes_no_more_than_there_is(tiny, batch, recompute):
     """The estimate comes from four rows; the step has 36, in a part of its own choice."""
     task = AlignTask(tiny, LORA, LORA, image_recompute=recompute)
