@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from finetune.core.console import say
 from finetune.core.errors import RecipeError
 from finetune.core.files import write_text
 from finetune.core.places import require_place, require_utf8
@@ -88,7 +89,7 @@ def resume_run(run: str | Path, trust: Sequence[str] = (), anyway: bool = False)
     work = Work(read_recipe(folder.recipe, trust=trust), folder)
     left = [stage for stage in STAGES if not stage.is_done(work)]
     if not left:
-        print(f"{folder.path} is finished: nothing is left to do.\n")
+        say(f"{folder.path} is finished: nothing is left to do.\n")
         return folder
     if left[0] in STAGES[:2]:  # the others read nothing that was not checked then
         work.check()

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
+from finetune.core.console import say
 from finetune.core.errors import CheckpointError, RecipeError, TableError
 from finetune.core.files import read_json, remove_staged, write_json
 from finetune.core.places import NO_ROOM, name_place
@@ -40,7 +41,7 @@ class Stage(ABC):
         changes = self._find_changes(work, inputs)
         if changes == []:
             return
-        print(f"stage {self.name}" + (f", again for {', '.join(changes)}" if changes else ""), file=sys.stderr)
+        say(f"stage {self.name}" + (f", again for {', '.join(changes)}" if changes else ""), file=sys.stderr)
         for outdated in (work.run.finished, record):
             outdated.unlink(missing_ok=True)
         outputs = work.places(self.make(work))

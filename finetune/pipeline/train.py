@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import CSVLogger
 from peft import LoraConfig, PeftModel
 from torch import Tensor
 
+from finetune.core.console import say
 from finetune.core.errors import Concern, RecipeError
 from finetune.core.files import read_json, write_json
 from finetune.core.interval import Interval
@@ -141,7 +142,7 @@ def _take_steps(task: AlignTask, data: ImageTextDataModule, run: RunFolder, trai
     if save is None:
         progress.clear()
     else:
-        print(f"goes on from {save}", file=sys.stderr)
+        say(f"goes on from {save}", file=sys.stderr)
         checkpoint = progress.restore(save)
     with stop.awaited():
         try:

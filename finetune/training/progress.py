@@ -15,6 +15,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from safetensors.torch import load_file, save_file
 
+from finetune.core.console import say
 from finetune.core.files import fingerprint_file, read_json, read_text, write_file, write_folder, write_json, write_text
 from finetune.core.interval import Interval
 from finetune.data.loading.loader import TrainBatchLoader
@@ -83,7 +84,7 @@ class Progress:
             fault = _find_fault(save)
             if fault is None:
                 return save
-            print(f"warning: {save} is damaged and is removed: {fault}", file=sys.stderr)
+            say(f"warning: {save} is damaged and is removed: {fault}", file=sys.stderr)
             shutil.rmtree(save)
         return None
 
