@@ -1,10 +1,12 @@
 """Training with a part of the batch in memory at a time is training with the batch."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from lightning import seed_everything
+from torch.optim import SGD
 
 from finetune.core.types import Batch
 from finetune.data.loading.datamodule import ImageTextDataModule
@@ -50,11 +52,14 @@ def fit(build_trainer, task: AlignTask, data: ImageTextDataModule) -> dict[str, 
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("sigmoid", "head alone"))) for name in TASKS]
 )
 def test_a_fit_in_parts_leaves_the_weights_of_a_fit_of_whole_batches(build_trainer, tiny, labels, name):
-    """With accumulated and clipped gradients, in a task of the toolkit or a user's."""
+    """With accumulated and clipped gradients, in a task of the toolkit or a user's.
+
+    By plain gradient descent: Adam would make a step of the rounding of a gradient that is 0.
+    """
     found = []
     for micro_batch in (None, 3):
         torch.manual_seed(0)
-        task = TASKS[name](tiny, micro_batch=micro_batch)
+        task = TASKS[name](tiny, micro_batch=micro_batch, optimizer=partial(SGD, lr=0.1))
         start = copy.deepcopy(dict(task.named_parameters()))
         found.append(fit(build_trainer, task, labels))
         assert task.micro_batch == task.towers.micro_batch == micro_batch
