@@ -3,6 +3,7 @@
 import ctypes
 import os
 import shutil
+import signal
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -52,6 +53,13 @@ COYO = {
 @pytest.fixture(autouse=True, scope="session")
 def _two_threads():
     torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _interruptible():
+    """Shells start what runs in the background of a script so that it ignores Ctrl-C, which tests send."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def calibrated_align(seed: int = 0) -> AlignModel:

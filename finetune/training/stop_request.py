@@ -15,7 +15,8 @@ class StopRequest:
     """Notes the first signal that asks the process to end; the second one ends it at once.
 
     The signals are Ctrl-C, SIGTERM, and under SLURM SIGUSR1, which `sbatch --signal=USR1@SECONDS` sends before the time
-    is over.
+    is over. One that the process was started to ignore, as shells start what runs in the background of a script, it
+    goes on to ignore.
 
     Attributes:
         signal: The signal that was noted.
@@ -36,7 +37,8 @@ class StopRequest:
             yield
             return
         signals = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if "SLURM_JOB_ID" in os.environ else [])]
-        self._former = {number: signal.getsignal(number) for number in signals}
+        former = {number: signal.getsignal(number) for number in signals}
+        self._former = {number: handler for number, handler in former.items() if handler is not signal.SIG_IGN}
         try:
             self.listen()
             yield

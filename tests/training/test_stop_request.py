@@ -79,6 +79,17 @@ def test_an_error_is_not_hidden_by_a_stop(heard):
     assert heard == []
 
 
+def test_what_the_process_was_started_to_ignore_is_ignored(heard):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    stop = StopRequest()
+    with stop.awaited():
+        stop.listen()
+        signal.raise_signal(signal.SIGINT)
+        assert stop.signal is None
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    assert heard == []
+
+
 def test_slurms_warning_is_heard_under_slurm_alone(monkeypatch):
     usual = signal.getsignal(signal.SIGUSR1)
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
