@@ -184,7 +184,7 @@ def whole(write_recipe, tmp_path_factory) -> Callable[[str], dict[str, Any]]:
     ("kind", "steps"),
     [
         ("two towers", [4, 5, 8]),  # right after a save; at an epoch's end; twice in an epoch
-        ("head first", [4, 12]),
+        pytest.param("head first", [4, 12], marks=pytest.mark.slow),
         ("soup", [9]),
         ("linear probe", [4]),
         pytest.param("frozen image tower", [7], marks=pytest.mark.slow),
@@ -279,7 +279,9 @@ def test_a_save_that_cannot_be_read_now_is_not_lost(copy):
     go_on(copy)
 
 
-@pytest.mark.parametrize("steps", [[7], [15], pytest.param([2, 5, 15], marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "steps", [[15], pytest.param([7], marks=pytest.mark.slow), pytest.param([2, 5, 15], marks=pytest.mark.slow)]
+)
 def test_what_is_asked_to_end_saves_first_and_remembers_the_rows_it_left_out(
     write_recipe, colour_table, tmp_path, steps
 ):
