@@ -185,7 +185,7 @@ def whole(write_recipe, tmp_path_factory) -> Callable[[str], dict[str, Any]]:
     [
         ("two towers", [4, 5, 8]),  # right after a save; at an epoch's end; twice in an epoch
         pytest.param("head first", [4, 12], marks=pytest.mark.slow),
-        ("soup", [9]),
+        pytest.param("soup", [9], marks=pytest.mark.slow),
         ("linear probe", [4]),
         pytest.param("frozen image tower", [7], marks=pytest.mark.slow),
         pytest.param("parts of epochs", [4, 5], marks=pytest.mark.slow),
