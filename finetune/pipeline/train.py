@@ -29,7 +29,8 @@ from finetune.run.folder import RunFolder
 from finetune.training.best_weights import LatestBest
 from finetune.training.collapse import CollapseWatch
 from finetune.training.heap import freed_memory_kept
-from finetune.training.progress import Progress, SaveProgress
+from finetune.training.progress import Progress
+from finetune.training.save_progress import SaveProgress
 from finetune.training.step_seeds import StepSeeds
 from finetune.training.stop_request import StopRequest
 from finetune.training.task import AlignTask
