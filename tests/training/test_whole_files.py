@@ -30,6 +30,7 @@ except OSError as error:
 """
 
 
+@pytest.mark.slow
 def test_where_it_does_not_fit_the_former_one_stays(tmp_path):
     path = tmp_path / "last.ckpt"
     WholeFiles().save_checkpoint({"step": 1}, path)
