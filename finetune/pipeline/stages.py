@@ -101,17 +101,21 @@ class Train(Stage):
 
     def changed_inputs(self, work: Work) -> list[str]:
         """Returns what has changed since the training was done, or since one began that is not done."""
-        if work.run.stage(self.name).is_file() or not work.run.started.is_file():
+        if not self._is_under_way(work):
             return super().changed_inputs(work)
         return compare(read_json(work.run.started)["inputs"], self.inputs(work))
 
     def changed_versions(self, work: Work) -> list[str]:
         """Returns the versions that have changed since a training began that is not done, and the device."""
-        if work.run.stage(self.name).is_file() or not work.run.started.is_file():
+        if not self._is_under_way(work):
             return []
         recorded = read_json(work.run.environment)
         before, now = {**recorded["versions"], "device": recorded["device"]}, {**_versions(), "device": _device()}
         return [f"{name} from {before.get(name)} to {now.get(name)}" for name in compare(before, now)]
+
+    def _is_under_way(self, work: Work) -> bool:
+        """Whether a training began that is not done."""
+        return work.run.started.is_file() and not work.run.stage(self.name).is_file()
 
     def _start(self, work: Work) -> None:
         """Removes what another training left, and records what this one starts from."""

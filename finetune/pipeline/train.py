@@ -15,10 +15,8 @@ from lightning.pytorch.loggers import CSVLogger
 from peft import LoraConfig, PeftModel
 from torch import Tensor
 
-from finetune.core.console import say
 from finetune.core.errors import Concern, RecipeError
 from finetune.core.files import read_json, write_json
-from finetune.core.interval import Interval
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.model.base import Base
 from finetune.model.lora import ADAPTER
@@ -29,7 +27,7 @@ from finetune.run.folder import RunFolder
 from finetune.training.best_weights import LatestBest
 from finetune.training.collapse import CollapseWatch
 from finetune.training.heap import freed_memory_kept
-from finetune.training.progress import Progress
+from finetune.training.progress import BEST, Progress
 from finetune.training.save_progress import SaveProgress
 from finetune.training.step_seeds import StepSeeds
 from finetune.training.stop_request import StopRequest
@@ -69,12 +67,11 @@ def build_training(recipe: Recipe, data: ImageTextDataModule, run: RunFolder) ->
     """
     rows = len(data.rows.indices("val"))
     metric = f"val/{data.kind.metric().headline}" if rows else None
-    keep = LatestBest(rows, monitor=metric, dirpath=run.checkpoints, filename="best", save_last=True)
+    keep = LatestBest(rows, monitor=metric, dirpath=run.checkpoints, filename=BEST, save_last=True)
     watch = CollapseWatch()
     logger = CSVLogger(save_dir=run.path.parent, name=run.path.name, version="")
-    progress, stop = Progress(run.checkpoints, run.checkpoints / "best.ckpt", logger), StopRequest()
-    every = recipe.run.save_every
-    save = SaveProgress(progress, None if every is None else Interval.parse(every, "run.save_every"), stop)
+    progress, stop = Progress(run.checkpoints, logger), StopRequest()
+    save = SaveProgress(progress, recipe.run.save_interval, stop)
     trainer = recipe.build_trainer([save, StepSeeds(data.seed), keep, watch], logger)
     return Training(trainer, keep, watch, progress, stop)
 
@@ -139,12 +136,7 @@ def _fit_once(
 def _take_steps(task: AlignTask, data: ImageTextDataModule, run: RunFolder, training: Training) -> None:
     """Takes the steps that are left, and records which weights to keep."""
     trainer, keep, watch, progress, stop = training
-    save, checkpoint = progress.take_newest(), None
-    if save is None:
-        progress.clear()
-    else:
-        say(f"goes on from {save}", file=sys.stderr)
-        checkpoint = progress.restore(save)
+    checkpoint = progress.recover()
     with stop.awaited():
         try:
             with freed_memory_kept():

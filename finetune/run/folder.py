@@ -46,7 +46,7 @@ class RunFolder:
 
     @property
     def started(self) -> Path:
-        """What an unfinished training was started from, and what was chosen for the machine."""
+        """The fingerprints of what a training was started from."""
         return self.checkpoints / "started.json"
 
     @property

@@ -60,8 +60,7 @@ class RunSettings:
             raise RecipeError(f"Expected run.neighbours to be at least 1 or null, but got {self.neighbours}.")
         if self.soup < 1:
             raise RecipeError(f"Expected run.soup to be at least 1, but got {self.soup}. 1 trains once.")
-        if self.save_every is not None:
-            Interval.parse(self.save_every, "run.save_every")
+        _ = self.save_interval  # refuses what is none
         if self.interpolation != "auto":
             check_interpolation(self.interpolation, "run.interpolation")
         if not 0 <= self.max_retention_loss <= 1:
@@ -69,3 +68,8 @@ class RunSettings:
                 f"Expected run.max_retention_loss to be in [0, 1], but got {self.max_retention_loss}. It is a share: "
                 "0.05 allows a twentieth of what the base can do."
             )
+
+    @property
+    def save_interval(self) -> Interval | None:
+        """What `save_every` stands for."""
+        return None if self.save_every is None else Interval.parse(self.save_every, "run.save_every")

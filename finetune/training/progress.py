@@ -18,6 +18,9 @@ from finetune.training.task import AlignTask
 KEPT = 2
 """How many saves are kept: the older one until the newer one is whole, and then for the case that it is damaged."""
 
+BEST = "best"
+"""Name of the checkpoint with the best weights so far."""
+
 _STATE, _LOG, FEATURES = "state.ckpt", "metrics.csv", "features.safetensors"
 _FINGERPRINTS = "fingerprints.json"
 
@@ -29,14 +32,13 @@ class Progress:
     frozen tower.
 
     Args:
-        folder: Where they lie.
-        best: File of the best weights.
+        folder: Where they lie, beside the best weights.
         log: The training's log.
     """
 
-    def __init__(self, folder: Path, best: Path, log: CSVLogger) -> None:
+    def __init__(self, folder: Path, log: CSVLogger) -> None:
         self.folder = folder
-        self.best = best
+        self.best = folder / f"{BEST}.ckpt"
         self.log = log
 
     def write(self, trainer: Trainer, task: AlignTask) -> None:
@@ -65,12 +67,29 @@ class Progress:
         for outdated in list_saves(self.folder)[KEPT:]:
             shutil.rmtree(outdated)
 
-    def take_newest(self) -> Path | None:
-        """Returns the newest save that is as it was written; None where there is none. Says and removes what is not.
+    def recover(self) -> Path | None:
+        """Puts the files of the newest save back to where the training left them, and says so.
+
+        Saves that are not as they were written are removed, and where none is left all checkpoints: a new training
+        would go on from them, or keep them.
+
+        Returns:
+            The checkpoint from which Lightning goes on; None where there is no save.
 
         Raises:
             OSError: If the disk does not let a save be read.
         """
+        save = self._take_newest()
+        if save is None:
+            for path in self.folder.glob("*.ckpt"):
+                path.unlink()
+            return None
+        say(f"goes on from {save}", file=sys.stderr)
+        self._restore(save)
+        return save / _STATE
+
+    def _take_newest(self) -> Path | None:
+        """The newest save that is as it was written; None where there is none."""
         for save in list_saves(self.folder):
             fault = _find_fault(save)
             if fault is None:
@@ -79,15 +98,7 @@ class Progress:
             shutil.rmtree(save)
         return None
 
-    def restore(self, save: Path) -> Path:
-        """Puts the files of a save back to where the training left them.
-
-        Args:
-            save: One of `list_saves`.
-
-        Returns:
-            The checkpoint from which Lightning goes on.
-        """
+    def _restore(self, save: Path) -> None:
         self.best.unlink(missing_ok=True)
         if (save / self.best.name).is_file():
             _share(save / self.best.name, self.best)
@@ -96,12 +107,6 @@ class Progress:
             text = read_text(save / _LOG)
             write_text(Path(writer.metrics_file_path), text)
             writer.metrics_keys = next(csv.reader([text.splitlines()[0]]))
-        return save / _STATE
-
-    def clear(self) -> None:
-        """Removes the checkpoints of a training that has no save: a new one would go on from them, or keep them."""
-        for path in self.folder.glob("*.ckpt"):
-            path.unlink()
 
 
 def list_saves(folder: Path) -> list[Path]:

@@ -2,7 +2,6 @@
 
 import os
 import random
-import re
 import resource
 import signal
 import subprocess
@@ -15,16 +14,12 @@ from typing import Any
 import pytest
 import yaml
 
-from finetune.core.files import fingerprint_file
 from finetune.run.folder import RunFolder
+
+from .results import contents
 
 KILLS = int(os.environ.get("KILLS", "10"))
 """How many runs are killed. `KILLS=100 pytest -m slow tests/pipeline/test_killed.py -s` is the long way."""
-
-RESULTS = (
-    *("choice.json", "training.json", "metrics.json", "metrics.csv", "predictions.csv", "head.safetensors"),
-    *("witness.safetensors", "adapter", "processor", "merged", "classifier", "measurements"),
-)
 
 pytestmark = pytest.mark.slow
 
@@ -46,18 +41,6 @@ def finish(*words: object, cwd: Path, code: int = 0) -> str:
         screen = process.communicate()[1]
     assert process.returncode == code, screen
     return screen
-
-
-def contents(run: RunFolder) -> dict[str, str]:
-    """What is in each file of a run's results, to the bit. A card's heading, the run's name, does not count."""
-    found = {}
-    for file in sorted(run.path.rglob("*")):
-        name = file.relative_to(run.path).as_posix()
-        if file.is_file() and name.startswith(RESULTS):
-            found[name] = (
-                re.sub(r"(?m)^# .*$", "#", file.read_text()) if file.name == "README.md" else fingerprint_file(file)
-            )
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -24,14 +23,11 @@ from finetune.pipeline.work import Work
 from finetune.run.folder import RunFolder
 
 from ..fingerprints import fingerprint_weights
+from .results import contents
 
 pytestmark = pytest.mark.usefixtures("share_opener")
 
 NAMES = ("measure-base", "train", "choose", "export", "measure", "report")
-RESULTS = (
-    *("choice.json", "training.json", "metrics.json", "metrics.csv", "predictions.csv", "skipped.csv"),
-    *("head.safetensors", "witness.safetensors", "adapter", "processor", "merged", "classifier", "measurements"),
-)
 
 
 @pytest.fixture(scope="module")
@@ -81,18 +77,6 @@ def list_files(folder: Path) -> dict[str, tuple[int, str]]:
     """When each file was written, and what is in it."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock"]
     return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, fingerprint_file(path)) for path in files}
-
-
-def contents(run: RunFolder) -> dict[str, object]:
-    """What is in each file of a run's results, to the bit. A card's heading, the run's name, does not count."""
-    found: dict[str, object] = {}
-    for name, (_, digest) in list_files(run.path).items():
-        file = run.path / name
-        if file.name == "README.md":
-            found[name] = re.sub(r"(?m)^# .*$", "#", file.read_text())
-        elif name.startswith(RESULTS):
-            found[name] = digest
-    return found
 
 
 def start(recipe: Path, *words: str) -> Work:

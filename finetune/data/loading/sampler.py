@@ -58,15 +58,18 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         """Yields the batches of the epoch that were not delivered yet."""
-        order: KeyedPermutation | Integers = KeyedPermutation(self.length, [self.seed, self.epoch])
-        repeats = None
-        if self.draw is not None:
-            order = drawn = self.draw(self.seed, self.epoch)
-            repeats = REPEAT * _count_earlier(drawn)
+        order, repeats = self._open_epoch()
         for number in range(self.delivered, len(self)):
             positions = np.arange(self._start(number), self._start(number + 1))
             epochs = np.full(len(positions), self.epoch) if repeats is None else self.epoch + repeats[positions]
             yield [*zip(order[positions].tolist(), epochs.tolist(), strict=True)]
+
+    def _open_epoch(self) -> tuple[KeyedPermutation | Integers, Integers | None]:
+        """The rows in their order, and what is added to the epoch of those that came before; None where none has."""
+        if self.draw is None:
+            return KeyedPermutation(self.length, [self.seed, self.epoch]), None
+        order = self.draw(self.seed, self.epoch)
+        return order, REPEAT * _count_earlier(order)
 
     def _start(self, number: int) -> int:
         """The position in the epoch's order at which a batch starts."""
