@@ -88,7 +88,7 @@ def _summarise(found: Evaluation, data: ImageTextDataModule) -> TableMeasurement
     rows, table = found.answers.rows.numpy(), data.rows
     described = pd.DataFrame(
         {
-            "file": [table.file(row).name for row in rows],
+            "file": [Path(table.file(row)).name for row in rows],
             "row": [str(number) for number in table.numbers[rows].tolist()],
             "image": [Path(place_of(str(image))).name for image in table.images[rows]],
             "text": table.captions[rows].tolist(),

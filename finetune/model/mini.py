@@ -6,7 +6,6 @@ packages of the extra `mini`; the text projection that aligns them ships with th
 the same bytes. It is a stand-in for trying, testing and measuring, not for work.
 """
 
-import os
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import copyfile
@@ -18,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from finetune.core.cache import cache_folder
 from finetune.core.errors import CheckpointError
 from finetune.core.files import fingerprint_file, read_json, write_folder, write_json
 from finetune.model.weights import Weights
@@ -166,14 +166,6 @@ def write_mini(folder: Path) -> None:
     weights |= {"temperature": torch.tensor(read_json(SHIPPED / "config.json")["temperature_init_value"])}
     weights = {name: tensor.contiguous() for name, tensor in weights.items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def cache_folder() -> Path:
-    """`$ALIGN_FINETUNE_CACHE`, else `$XDG_CACHE_HOME/align-finetune`, else `~/.cache/align-finetune`."""
-    if named := os.environ.get("ALIGN_FINETUNE_CACHE"):
-        return Path(named).expanduser().absolute()
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser().absolute() / "align-finetune"
 
 
 def open_mini() -> tuple[Path, Weights]:

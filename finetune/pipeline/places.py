@@ -6,6 +6,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from finetune.core.places import expand_home
+from finetune.data.remote.places import is_remote
 
 _TABLE = ("path", "images", "names")
 
@@ -53,5 +54,5 @@ def _fix_names(values: Namespace, names: tuple[str, ...]) -> None:
 
 
 def _fix(name: str) -> str:
-    """A path as it is found from any working directory; links and `..` are left to the system."""
-    return str(Path(name).absolute()) if name else name
+    """A path as it is found from any working directory; links and `..` are left to the system, URLs as they are."""
+    return str(Path(name).absolute()) if name and not is_remote(name) else name

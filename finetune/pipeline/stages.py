@@ -13,6 +13,8 @@ from finetune.core.csv_text import format_frame, shield_frame
 from finetune.core.files import read_json, write_folder, write_json, write_text
 from finetune.data.checks.seen import SeenTable
 from finetune.data.checks.unreadable import SkippedRow, write_skipped
+from finetune.data.remote.places import is_remote
+from finetune.data.remote.store import open_store
 from finetune.evaluation.measure import measure_calibration, measure_classifier, measure_towers
 from finetune.export.artifact import Artifact
 from finetune.export.artifacts import ARTIFACTS
@@ -256,12 +258,14 @@ def _versions() -> dict[str, str]:
 
 def _describe_environment(work: Work) -> dict[str, Any]:
     """What a training depends on beside the recipe: versions, the device, the table's files, the base."""
-    files = map(str, work.data.rows.files)
+    files, store = work.data.rows.files, open_store()
+    remote = [{"path": file, "version": store.known(file).version} for file in files if is_remote(file)]
+    local = [{"path": file, "sha256": work.sources[file]} for file in files if Path(file).is_file()]
     return {
         "versions": _versions(),
         "platform": platform.platform(),
         "device": _device(),
-        "table": [{"path": name, "sha256": work.sources[name]} for name in files if name in work.sources],
+        "table": [*local, *remote],
         "checkpoint": {
             "name": work.base.name,
             "public_name": work.base.public_name,

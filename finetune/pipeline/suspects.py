@@ -166,7 +166,7 @@ def rank_rows(
     alternatives = np.array(table.classes) if table.classes else texts
     lines = pd.DataFrame(
         {
-            "file": [str(table.file(row)) for row in rows],
+            "file": [table.file(row) for row in rows],
             "row": table.numbers[rows],
             "image": [place_of(str(image)) for image in table.images[rows]],
             "label" if table.classes else "caption": texts,

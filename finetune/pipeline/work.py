@@ -12,6 +12,9 @@ import yaml
 
 from finetune.core.files import fingerprint_file, read_text
 from finetune.data.loading.datamodule import ImageTextDataModule
+from finetune.data.remote.places import is_remote
+from finetune.data.remote.store import open_store
+from finetune.data.remote.transfer import RemoteFile
 from finetune.model.base import Base
 from finetune.pipeline.check_recipe import check_recipe
 from finetune.pipeline.recipe import Recipe
@@ -65,8 +68,14 @@ class Work:
         """The files of the table and of its retention tables, with those that name labels."""
         modules = (self.data, *self.data.retention.values())
         names = [Path(one.table.names).expanduser() for one in modules if one.table.names]
-        files = [file for one in modules for file in one.rows.files]
+        files = [Path(file) for one in modules for file in one.rows.files]
         return [file for file in dict.fromkeys([*files, *names]) if file.is_file()]  # a DataFrame is none
+
+    @property
+    def remote_tables(self) -> list[RemoteFile]:
+        """The files of the table and of its retention tables that lie on servers."""
+        modules, store = (self.data, *self.data.retention.values()), open_store()
+        return [store.known(file) for one in modules for file in one.rows.files if is_remote(file)]
 
     @cached_property
     def sources(self) -> dict[str, str]:
@@ -76,6 +85,7 @@ class Work:
             "base": self.base.fingerprint,
             **{f"base/{file.name}": fingerprint_file(file) for file in prepares},
             **{str(file): fingerprint_file(file) for file in self.tables},
+            **{file.url: file.fingerprint for file in self.remote_tables},
         }
 
     def settings(self, *keys: str) -> dict[str, str]:

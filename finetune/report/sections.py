@@ -185,7 +185,7 @@ def _show_proofs(proofs: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def _show_origin(environment: dict[str, Any]) -> tuple[Grid, Grid]:
-    inputs = [[table["path"], table["sha256"]] for table in environment["table"]]
+    inputs = [[table["path"], table.get("sha256") or table["version"]] for table in environment["table"]]
     inputs.append([environment["checkpoint"]["name"], environment["checkpoint"]["sha256"]])
     machine = [[name, environment[name]] for name in ("device", "platform")]
     machine += map(list, environment["versions"].items())

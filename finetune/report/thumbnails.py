@@ -11,6 +11,8 @@ from finetune.core.errors import TableError
 from finetune.core.files import fingerprint_file
 from finetune.data.checks.check import read_settings
 from finetune.data.prepare.images import open_image
+from finetune.data.remote.store import open_store
+from finetune.data.remote.transfer import RemoteError
 from finetune.data.table.rows import Rows
 
 SIDE = 160
@@ -36,9 +38,13 @@ class Thumbnails:
 
         Args:
             recipe: The resolved recipe.
-            tables: `path` and `sha256` of the table's files as the run read them.
+            tables: `path` and `sha256` of the table's files as the run read them; `version` where they are remote.
         """
         for table in tables:
+            if "version" in table:
+                if absence := _miss_remote(table["path"], table["version"]):
+                    return cls(None, absence)
+                continue
             path = Path(table["path"])
             if not path.is_file():
                 return cls(None, f"The table {path} is no longer there.")
@@ -66,6 +72,15 @@ class Thumbnails:
                 found = np.flatnonzero((self._numbers == number) & (self._rows.file_ids == file_id))
                 return _draw(str(self._rows.images[found[0]])) if len(found) else None
         return None
+
+
+def _miss_remote(url: str, version: str) -> str:
+    """Says why a remote table cannot be read as the run read it; empty where it can."""
+    try:
+        now = open_store().known(url).version
+    except RemoteError as error:
+        return str(error)
+    return "" if now == version else f"The table {url} has changed since the run."
 
 
 def _draw(path: str) -> str | None:

@@ -67,7 +67,7 @@ def require_several_prompts(rows: Rows, templates: Sequence[str], texts: TextEnc
 def _refuse(rows: Rows, rule: str, what: str, value: str) -> None:
     number = count(len(rows.indices("train")), "training row", "training rows")
     repair = f"All {number} {what} {value[:80]!r}: there is nothing to tell apart. Train on rows that differ in it."
-    raise TableFaultsError([Fault(str(rows.source), rule, repair, value=value)])
+    raise TableFaultsError([Fault(rows.source, rule, repair, value=value)])
 
 
 def require_trained_classes(rows: Rows) -> None:
@@ -87,7 +87,7 @@ def require_trained_classes(rows: Rows) -> None:
             f"The head learns {known}, and is wrong on each test row: {found}. Put rows of each class into both "
             "splits, or train with finetune.AlignTask, whose class prompts answer for classes that it never saw."
         )
-        raise TableFaultsError([Fault(str(rows.source), "test rows of classes that training rows have", repair)])
+        raise TableFaultsError([Fault(rows.source, "test rows of classes that training rows have", repair)])
 
 
 def find_untrained(rows: Rows, consequence: str) -> list[Concern]:

@@ -94,7 +94,7 @@ def image_fault(rows: Rows, unreadable: Unreadable, column: str) -> Fault:
         rule = f"a whole image ({', '.join(FORMATS)})"
         reason, repair = f"Reading it failed: {reason}", "Save it again"
     repair = f"{reason}. {repair}, remove its rows, or leave them out with data.on_bad_image: skip."
-    return Fault(str(rows.file(row)), rule, repair, rows.number(row), column, place_of(str(rows.images[row])))
+    return Fault(rows.file(row), rule, repair, rows.number(row), column, place_of(str(rows.images[row])))
 
 
 def list_skipped(rows: Rows, reasons: Mapping[int, str]) -> tuple[SkippedRow, ...]:
@@ -105,7 +105,7 @@ def list_skipped(rows: Rows, reasons: Mapping[int, str]) -> tuple[SkippedRow, ..
         reasons: Position of each row, and why its image cannot be read.
     """
     found = (
-        SkippedRow(str(rows.file(row)), str(rows.number(row)), place_of(str(rows.images[row])), reasons[row])
+        SkippedRow(rows.file(row), str(rows.number(row)), place_of(str(rows.images[row])), reasons[row])
         for row in sorted(reasons)
     )
     return tuple({skipped[:2]: skipped for skipped in found}.values())

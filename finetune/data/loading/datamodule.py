@@ -16,6 +16,7 @@ from albumentations import BaseCompose, BasicTransform
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
+from finetune.core.cache import cache_folder
 from finetune.core.cores import count_cores
 from finetune.core.errors import Concern
 from finetune.core.types import Batch, ClassPrompts, Sample
@@ -39,7 +40,6 @@ from finetune.data.table.retention import name_tables
 from finetune.data.table.rows import Rows
 from finetune.data.table.table import Table
 from finetune.model.base import Base, Checkpoint
-from finetune.model.mini import cache_folder
 
 ROWS_TO_MEASURE = 64
 """Rows that are measured at a time, so that measuring in a process of its own takes no more memory than training."""

@@ -100,7 +100,7 @@ class TableKind(ABC):
         rows = answers.rows.numpy()
         columns = self.predict(rows, answers, metric)
         found = pd.DataFrame({"row": [self.rows.number(row) for row in rows], **columns})
-        return found.assign(file=[str(self.rows.file(row)) for row in rows]) if len(self.rows.files) > 1 else found
+        return found.assign(file=[self.rows.file(row) for row in rows]) if len(self.rows.files) > 1 else found
 
 
 class Captions(TableKind):

@@ -7,6 +7,9 @@ import os
 import re
 from typing import NamedTuple, Self
 
+from finetune.data.remote.places import is_remote
+from finetune.data.remote.store import open_store
+
 _ADDRESS = re.compile(r"(.+?\.tar):(.+)@(\d{1,15})\+(\d{1,15})", re.IGNORECASE | re.DOTALL)
 
 
@@ -14,7 +17,7 @@ class Member(NamedTuple):
     """A file inside an uncompressed tar, which can be read without the files before it.
 
     Attributes:
-        tar: Path of the tar.
+        tar: Path or URL of the tar.
         name: Name of the member, for messages.
         offset: Position of its first byte in the tar.
         size: Number of its bytes.
@@ -61,9 +64,11 @@ class Member(NamedTuple):
             limit: Largest number of bytes; None reads all.
 
         Raises:
-            OSError: If the tar cannot be read, or has become shorter.
+            OSError: If the tar cannot be read or fetched, or has become shorter.
         """
         length = self.size if limit is None else min(limit, self.size)
+        if is_remote(self.tar):
+            return open_store().read(self.tar, self.offset, length)
         with open(self.tar, "rb") as file:
             if os.fstat(file.fileno()).st_size < self.offset + self.size:  # before room is made for it
                 raise OSError(f"the tar ends before {self.name} does")

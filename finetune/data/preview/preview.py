@@ -93,7 +93,7 @@ def write_preview(path: Path, dataset: "ImageTextDataset") -> str:
         f"{len(examples)} of {len(dataset):,} training rows: each original beside what the model gets in the first "
         f"{EPOCHS} epochs ({how}, resized and cropped), and the text as the model reads it."
     )
-    preview = Preview(str(dataset.rows.source), about, examples)
+    preview = Preview(dataset.rows.source, about, examples)
     if path.suffix.lower() == ".html":
         write_bytes(path, build_page(preview).encode())
     else:

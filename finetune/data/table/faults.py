@@ -1,9 +1,12 @@
 """What is wrong with a table: one `Fault` for each place, and the error that shows the first ten."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 from finetune.core.errors import TableError
+from finetune.data.remote.transfer import RemoteError
 
 SHOWN = 10
 LONGEST_VALUE = 80
@@ -35,6 +38,40 @@ class Fault(NamedTuple):
         if value is not None and len(value) > LONGEST_VALUE:
             value = f"{value[: LONGEST_VALUE // 2 - 1]}…{value[-LONGEST_VALUE // 2 :]}"  # the end of a path says most
         return f"{where}: Expected {self.rule}, but got {'none' if value is None else repr(value)}. {self.repair}"
+
+
+@contextmanager
+def naming(path: Path, file: str, faults: list[Fault]) -> Iterator[None]:
+    """Lets the faults that are found inside name a file as the user knows it, which was read from elsewhere.
+
+    Args:
+        path: Where it is read from.
+        file: How the user knows it.
+        faults: The list that receives them.
+
+    Raises:
+        TableFaultsError: As inside.
+    """
+    before = len(faults)
+
+    def rename(fault: Fault) -> Fault:
+        return fault._replace(file=file) if fault.file == str(path) else fault
+
+    try:
+        yield
+    except TableFaultsError as error:
+        raise TableFaultsError([*map(rename, error.faults)]) from error
+    finally:
+        faults[before:] = map(rename, faults[before:])
+
+
+def of_remote(error: RemoteError) -> Fault:
+    """Returns the fault of a file that cannot be had from its server.
+
+    Args:
+        error: What was raised.
+    """
+    return Fault(error.url, f"it {error.rule}", error.repair, value=error.found)
 
 
 class TableFaultsError(TableError):

@@ -4,7 +4,6 @@
 # ruff: noqa: PTH112, PTH113, PTH118, PTH122, PTH208
 
 import os
-import re
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,10 +16,9 @@ import numpy as np
 
 from finetune.core.errors import suggest
 from finetune.data.prepare.members import Member
+from finetune.data.remote.places import is_remote
 from finetune.data.table.cells import Integers, Strings, as_strings
 from finetune.data.table.paths import plain_paths
-
-URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
 class ImageFiles(NamedTuple):
@@ -111,13 +109,15 @@ def find_images(
         The files, and the reason for each value that names no file.
     """
     names, inverse = np.unique(values, return_inverse=True)
-    paths = [*plain_paths(names.tolist(), folder)]
+    paths = [*plain_paths(names.tolist(), folder, files)]
     within = None if roots is None else tuple(os.path.realpath(root).rstrip(os.sep) + os.sep for root in roots)
     folders: dict[str, _Folder] = {}
     refused: dict[str, Refusal] = {}
     for name, path in zip(names.tolist(), paths, strict=True):
         member = Member.parse(path)
         place = path if member is None else member.tar
+        if is_remote(place) and place in files:
+            continue
         parent, base = os.path.split(place)
         listed = folders.get(parent)
         if listed is None:
@@ -133,7 +133,10 @@ def find_images(
 def _refuse(value: str, folder: _Folder, name: str) -> Refusal:
     if not value.strip():
         return Refusal("the path of an image", "Fill it in or remove the row.")
-    if URL.match(value):
+    if is_remote(folder.path):
+        repair = "Name the folder of the images on this machine (--data.table.images), or put them into tar shards."
+        return Refusal("an image on this machine, as the table is on another", repair)
+    if is_remote(value):
         return Refusal("the path of an image on this machine", "Download it first, e.g. with img2dataset.")
     if "\\" in value and os.sep == "/":
         return Refusal("an image file", f"{folder.explain_missing(name)} Write folders with '/'.")

@@ -4,22 +4,28 @@
 # ruff: noqa: PTH114, PTH118, PTH120
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
 from finetune.data.prepare.members import Member
+from finetune.data.remote.places import is_remote
 
 
-def plain_paths(values: Iterable[str], folder: str) -> Iterator[str]:
+def plain_paths(values: Iterable[str], folder: str, shards: Container[str] = ()) -> Iterator[str]:
     """Yields what values name, in their order, without `.`, `..` and doubled separators.
 
     Args:
         values: Paths, absolute or relative to `folder`, or addresses in tars (see `Member`), of which only the tar's
             path is made plain.
         folder: Absolute and plain path.
+        shards: URLs of remote tars, of which addresses stay as they are. Any other URL is taken for a path: what a
+            table says can name no server.
     """
     parents: dict[str, str] = {}
     for value in values:
+        if is_remote(value) and (member := Member.parse(value)) is not None and member.tar in shards:
+            yield value
+            continue
         path = os.path.join(folder, value)
         if f"{os.sep}.." not in path:
             yield os.path.normpath(path)

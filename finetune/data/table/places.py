@@ -1,9 +1,11 @@
 """Where a user says that files lie: a text in a recipe; in Python also a `Path`, or a DataFrame for a table."""
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.core.errors import RecipeError
+from finetune.data.remote.places import check_remote, is_remote
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -26,6 +28,15 @@ def write_out(owner: object, *names: str) -> None:
             object.__setattr__(owner, name, os.fspath(value))
 
 
+def expand(place: str) -> str:
+    """Writes out `~`, which begins no URL.
+
+    Args:
+        place: A path, a URL, or a pattern of either.
+    """
+    return place if is_remote(place) else str(Path(place).expanduser())
+
+
 def check_source(source: object) -> None:
     """Refuses what names no table.
 
@@ -33,8 +44,10 @@ def check_source(source: object) -> None:
         source: `data.table.path`.
 
     Raises:
-        RecipeError: If it is neither a path nor a DataFrame.
+        RecipeError: If it is neither a path, a URL nor a DataFrame, or a URL with credentials.
     """
+    if isinstance(source, str) and is_remote(source):
+        check_remote(source, "data.table.path")
     if isinstance(source, str) or hasattr(source, "columns"):
         return
     found = f"{len(source)} of them" if isinstance(source, list | tuple) else f"a {type(source).__name__}"

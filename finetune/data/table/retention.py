@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from finetune.data.table.sources import find_folder
 from finetune.data.table.table import Table
@@ -19,9 +20,9 @@ def name_tables(tables: Sequence[Table]) -> dict[str, Table]:
     """
     named: dict[str, Table] = {}
     for table in tables:
-        stem = table.source.name.split(".")[0]
+        stem = Path(table.source).name.split(".")[0]
         if ALL_WILDCARDS.fullmatch(stem):
-            stem = find_folder(str(table.source)).name
+            stem = Path(find_folder(table.source)).name
         names = (stem, *(f"{stem} {number}" for number in range(2, len(tables) + 1)))
         named[next(name for name in names if name not in named)] = table
     return named

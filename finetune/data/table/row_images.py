@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.data.prepare.members import place_of
+from finetune.data.remote.places import is_remote
 from finetune.data.table.cells import Cells, Integers, Strings, as_strings
 from finetune.data.table.faults import Fault
 from finetune.data.table.image_files import ImageFiles, find_images
@@ -40,7 +41,7 @@ def check_images(
         distinct, ids = np.unique(paths, return_inverse=True)
         return ImageFiles(distinct, ids.astype(np.int64))
     values = cells.columns[column]
-    shards = {plain_folder(str(Path(file).absolute())) for file in cells.files}
+    shards = {file if is_remote(file) else plain_folder(str(Path(file).absolute())) for file in cells.files}
     files, refused = find_images(values, folders[0], roots, shards)
     if refused:
         wrong = np.isin(values, as_strings(list(refused)))
@@ -70,8 +71,9 @@ def hash_images(cells: Cells, column: str, id_column: str | None, folder: str, s
         Uint64 array of shape (N,).
     """
     names = cells.columns[column]
-    keys = _iterate_keys(names, folder) if id_column is None else iter(np.strings.strip(cells.columns[id_column]))
-    return hash_keys(keys, len(cells), seed)
+    if id_column is not None:
+        return hash_keys(iter(np.strings.strip(cells.columns[id_column])), len(cells), seed)
+    return hash_keys(_iterate_keys(names, folder, cells.files), len(cells), seed)
 
 
 def hash_keys(keys: Iterable[str], count: int, seed: int) -> Hashes:
@@ -89,8 +91,8 @@ def hash_keys(keys: Iterable[str], count: int, seed: int) -> Hashes:
     return np.fromiter((int.from_bytes(digest) for digest in digests), np.uint64, count)
 
 
-def _iterate_keys(names: Strings, folder: str) -> Iterator[str]:
+def _iterate_keys(names: Strings, folder: str, shards: Sequence[str]) -> Iterator[str]:
     """The path of each image relative to the folder, which does not change with its place; others stay absolute."""
     prefix = folder.rstrip(os.sep) + os.sep
-    for path in plain_paths(names, folder):
+    for path in plain_paths(names, folder, {*filter(is_remote, shards)}):
         yield place_of(path).removeprefix(prefix).replace(os.sep, "/")

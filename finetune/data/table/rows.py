@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -44,8 +43,8 @@ class Rows:
         label_sets: The distinct sets of labels in tables with several labels a row; else None.
     """
 
-    source: Path
-    files: tuple[Path, ...]
+    source: str
+    files: tuple[str, ...]
     images: Strings
     captions: Strings
     label_ids: Integers
@@ -70,7 +69,7 @@ class Rows:
         number: int | str = self.numbers[[row]].tolist()[0]
         return number
 
-    def file(self, row: int) -> Path:
+    def file(self, row: int) -> str:
         """Returns the file of a row."""
         return self.files[int(self.file_ids[row])]
 
@@ -137,13 +136,13 @@ class Rows:
             "as each class keeps one for training. A data.table.limit_rows of 1 leaves no test row."
         )
         faults = [
-            Fault(str(self.source), f"rows in the split {split!r}", repair)
+            Fault(self.source, f"rows in the split {split!r}", repair)
             for split in splits
             if not len(self.indices(split))
         ]
         repair = "Nothing can be measured without any: move a row with labels to the split."
         faults += [
-            Fault(str(self.source), f"a label on a row of the split {split!r}", repair)
+            Fault(self.source, f"a label on a row of the split {split!r}", repair)
             for split in SPLITS
             if self.label_sets is not None and len(rows := self.indices(split)) and (self.label_ids[rows] < 0).all()
         ]

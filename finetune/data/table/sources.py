@@ -2,15 +2,19 @@
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from glob import escape, glob
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+from finetune.data.remote.places import is_remote
+from finetune.data.remote.store import open_store
+from finetune.data.remote.transfer import RemoteError
 from finetune.data.table.bounds import find_long_cells
 from finetune.data.table.cells import Cells
 from finetune.data.table.csv_files import read_csv
-from finetune.data.table.faults import Fault, TableFaultsError
+from finetune.data.table.faults import Fault, TableFaultsError, naming, of_remote
 from finetune.data.table.filters import Removed, RowFilter, columns_to_read
 from finetune.data.table.json_lines import read_json_lines
 from finetune.data.table.paths import plain_folder
@@ -68,6 +72,8 @@ def read_cells(
     for read_part in _readers(source, list(dict.fromkeys(names)), text_format, row_filter, faults):
         try:
             parts.append(read_part())
+        except RemoteError as error:
+            broken.append(of_remote(error))
         except TableFaultsError as error:
             broken += error.faults
     if broken:
@@ -80,19 +86,24 @@ def read_cells(
     return cells, removed
 
 
-def find_files(pattern: str) -> list[Path]:
-    """Returns the files that a path or pattern names, sorted.
+def find_files(pattern: str) -> list[str]:
+    """Returns the files that a path, a URL or a pattern of either names, sorted.
 
     Raises:
-        TableFaultsError: If no file matches.
+        TableFaultsError: If no file matches, or a server does not answer.
     """
+    if is_remote(pattern):
+        try:
+            return [file.url for file in open_store().find(pattern)]
+        except RemoteError as error:
+            raise TableFaultsError([of_remote(error)]) from error
     path = Path(pattern).expanduser()
     if path.exists() or not WILDCARD.search(pattern):
         check_file(path)
-        return [path]
+        return [str(path)]
     count = _count_literal(path)
     escaped = Path(escape(str(Path(*path.parts[:count]))), *path.parts[count:])
-    found = [Path(name) for name in sorted(glob(str(escaped), recursive=True)) if Path(name).is_file()]  # noqa: PTH207
+    found = [name for name in sorted(glob(str(escaped), recursive=True)) if Path(name).is_file()]  # noqa: PTH207
     if not found:
         repair = f"No file matches it in {find_folder(pattern)}."
         if "[" in str(Path(*path.parts[count:])):
@@ -101,11 +112,22 @@ def find_files(pattern: str) -> list[Path]:
     return found
 
 
-def find_folder(pattern: str) -> Path:
+def list_files(pattern: str) -> list[str]:
+    """Returns what `find_files` does, without asking a server that was asked before.
+
+    Args:
+        pattern: A path, a URL or a pattern of either.
+    """
+    return [file.url for file in open_store().listed(pattern)] if is_remote(pattern) else find_files(pattern)
+
+
+def find_folder(pattern: str) -> str:
     """Returns the folder of a table's file, or for a pattern the folder before its first wildcard."""
+    if is_remote(pattern):
+        return re.split(r"[*?\[{]", pattern)[0].rpartition("/")[0]
     path = Path(pattern).expanduser().absolute()
     folder = path.parent if path.exists() else Path(*path.parts[: min(_count_literal(path), len(path.parts) - 1)])
-    return Path(plain_folder(str(folder)))
+    return plain_folder(str(folder))
 
 
 def _count_literal(path: Path) -> int:
@@ -126,32 +148,50 @@ def _readers(
         from finetune.data.table.arrow_files import read_frame  # Arrow takes a second, which CSV is spared
 
         return [partial(read_frame, source, names, row_filter)]
-    paths = [path for pattern in source for path in find_files(pattern)]
-    tars = [path for path in paths if _kind_of(path) == TAR]
-    if 0 < len(tars) < len(paths):
-        other, repair = next(path for path in paths if path not in tars), "Let the pattern end in .tar."
-        raise TableFaultsError([Fault(str(other), f"only tars beside {tars[0]}", repair, value=other.name)])
-    return [partial(_read_file, path, names, text_format, row_filter, faults) for path in paths]
+    files = [file for pattern in source for file in find_files(pattern)]
+    tars = [file for file in files if _kind_of(file) == TAR]
+    if 0 < len(tars) < len(files):
+        other, repair = next(file for file in files if file not in tars), "Let the pattern end in .tar."
+        raise TableFaultsError([Fault(other, f"only tars beside {tars[0]}", repair, value=Path(other).name)])
+    return [partial(_read_file, file, names, text_format, row_filter, faults) for file in files]
 
 
 def _read_file(
+    file: str, names: list[str], text_format: TextFormat, row_filter: RowFilter | None, faults: list[Fault]
+) -> tuple[Cells, list[int]]:
+    if _kind_of(file) == TAR:
+        from finetune.data.table.tar_files import read_tar  # imports Pillow, which other tables are spared
+        from finetune.data.table.tar_index import Tar
+
+        tar = Tar.of_remote(file) if is_remote(file) else Tar.of_path(Path(file))
+        return _filter(read_tar(tar, columns_to_read(names, row_filter), faults), names, row_filter, faults)
+    if not is_remote(file):
+        return _read_path(Path(file), names, text_format, row_filter, faults)
+    with open_store().open(file) as path, naming(path, file, faults):
+        cells, counts = _read_path(path, names, text_format, row_filter, faults)
+    return replace(cells, files=(file,)), counts
+
+
+def _read_path(
     path: Path, names: list[str], text_format: TextFormat, row_filter: RowFilter | None, faults: list[Fault]
 ) -> tuple[Cells, list[int]]:
-    kind = _kind_of(path)
+    kind = _kind_of(path.name)
     if kind in PARQUET:
         from finetune.data.table.arrow_files import read_parquet
 
         return read_parquet(path, names, row_filter)
     wanted = columns_to_read(names, row_filter)
-    if kind == TAR:
-        from finetune.data.table.tar_files import read_tar  # imports Pillow, which other tables are spared
-
-        cells = read_tar(path, wanted, faults)
-    elif kind in JSON_LINES:
+    if kind in JSON_LINES:
         cells = read_json_lines(path, wanted, faults)
     else:
         separator = text_format.separator or ("\t" if kind in TABS else ",")
         cells = read_csv(path, wanted, separator, text_format.quoting, faults)
+    return _filter(cells, names, row_filter, faults)
+
+
+def _filter(
+    cells: Cells, names: list[str], row_filter: RowFilter | None, faults: list[Fault]
+) -> tuple[Cells, list[int]]:
     if row_filter is None:
         return cells, []
     from finetune.data.table.arrow_filter import filter_cells
@@ -160,9 +200,9 @@ def _read_file(
     return cells.select(names), counts
 
 
-def _kind_of(path: Path) -> str:
+def _kind_of(file: str) -> str:
     """Returns the extension that says how a file is written, compression aside."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
+    suffixes = [suffix.lower() for suffix in Path(file).suffixes]
     if suffixes and suffixes[-1] in COMPRESSIONS:
         suffixes.pop()
     return suffixes[-1] if suffixes else ""

@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.core.errors import RecipeError, did_you_mean
+from finetune.data.remote.places import check_remote, is_remote
 from finetune.data.table.cells import Cells, Integers
 from finetune.data.table.faults import Fault, TableFaultsError
 from finetune.data.table.places import Place, write_out
 from finetune.data.table.row_images import Hashes
-from finetune.data.table.sources import find_files, find_folder
+from finetune.data.table.sources import find_folder, list_files
 
 SPLITS = ("train", "val", "test")
 TRAIN, VAL, TEST = range(3)
@@ -81,6 +82,9 @@ class RandomSplit:
 
     def __post_init__(self) -> None:
         write_out(self, "val", "test")
+        for name, place in self.files.items():
+            if is_remote(place):
+                check_remote(place, f"data.table.split.{name}")
         for name, fraction in zip(("val", "test"), self.fractions, strict=True):
             if not 0 <= fraction < 1:
                 raise RecipeError(f"Expected split.{name} to be a fraction from 0 to below 1, but got {fraction}.")
@@ -114,12 +118,12 @@ class RandomSplit:
         Raises:
             TableFaultsError: If two splits name the same file.
         """
-        own = [SPLITS.index(name) for name, pattern in self.files.items() for _ in find_files(pattern)]
+        own = [SPLITS.index(name) for name, pattern in self.files.items() for _ in list_files(pattern)]
         codes = [UNKNOWN] * (len(files) - len(own)) + own
-        found: dict[Path, set[int]] = {}
+        found: dict[str, set[int]] = {}
         for file, code in zip(files, codes, strict=True):
-            found.setdefault(Path(file).resolve(), set()).add(code)
-        twice = [file for file in dict.fromkeys(files) if len(found[Path(file).resolve()]) > 1]
+            found.setdefault(_resolve(file), set()).add(code)
+        twice = [file for file in dict.fromkeys(files) if len(found[_resolve(file)]) > 1]
         if twice:
             repair = "Name it in only one of data.table.path, split.val and split.test."
             raise TableFaultsError([Fault(file, "a file of one split", repair) for file in twice])
@@ -132,7 +136,7 @@ class RandomSplit:
             files: The files, as for `of_files`.
             folder: The folder of `data.table.path`.
         """
-        own = {SPLITS.index(name): str(find_folder(pattern)) for name, pattern in self.files.items()}
+        own = {SPLITS.index(name): find_folder(pattern) for name, pattern in self.files.items()}
         return [own.get(code, folder) for code in self.of_files(files).tolist()]
 
     def draw(self, hashes: Hashes, label_ids: Integers) -> Draw:
@@ -191,6 +195,10 @@ def read_splits(cells: Cells, column: str, faults: list[Fault]) -> Codes:
         codes[names == split] = code
     faults += cells.faults_where(codes == UNKNOWN, column, "train, val or test", _suggest_split)
     return codes
+
+
+def _resolve(file: str) -> str:
+    return file if is_remote(file) else str(Path(file).resolve())
 
 
 def _suggest_split(name: str) -> str:

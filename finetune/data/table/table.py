@@ -17,7 +17,7 @@ from finetune.data.table.label_sets import check_label_separator
 from finetune.data.table.labels import read_labels
 from finetune.data.table.limit import choose_rows
 from finetune.data.table.paths import plain_folder
-from finetune.data.table.places import Place, Source, check_source, write_out
+from finetune.data.table.places import Place, Source, check_source, expand, write_out
 from finetune.data.table.row_images import Hashes, check_image_ids, check_images, hash_images
 from finetune.data.table.rows import Rows
 from finetune.data.table.sources import TextFormat, find_folder, read_cells
@@ -171,9 +171,9 @@ class Table:
         return Inspection(rows, tuple(_in_order(faults, cells.files)))
 
     @property
-    def source(self) -> Path:
+    def source(self) -> str:
         """The table as the user named it."""
-        return Path(self.path).expanduser() if isinstance(self.path, str | PathLike) else Path("DataFrame")
+        return expand(fspath(self.path)) if isinstance(self.path, str | PathLike) else "DataFrame"
 
     def _read_cells(self, faults: list[Fault]) -> tuple[Cells, tuple[Removed, ...]]:
         split = self.split if isinstance(self.split, str) else None
@@ -186,7 +186,7 @@ class Table:
         if row_filter is not None and not len(cells) and not faults:
             counts = "; ".join(f"{condition}: {rows:,}" for condition, rows in removed)
             rule, repair = "rows that pass data.table.filter", f"Rows removed by each condition: {counts}."
-            raise TableFaultsError([Fault(str(self.source), rule, repair, value=self.filter)])
+            raise TableFaultsError([Fault(self.source, rule, repair, value=self.filter)])
         return cells, removed
 
     def _limit(self, cells: Cells) -> tuple[Cells, Draw | None]:
@@ -239,7 +239,7 @@ class Table:
             caption_ids = np.unique(captions, return_inverse=True)[1].astype(np.int64)
         return Rows(
             source=self.source,
-            files=tuple(Path(file) for file in cells.files),
+            files=cells.files,
             images=files.paths[files.ids][at],
             captions=captions,
             label_ids=labels.label_ids[at],
@@ -259,13 +259,13 @@ class Table:
 
     def _find_folder(self) -> str:
         if self.images is None:
-            return str(find_folder(fspath(self.path)) if isinstance(self.path, str | PathLike) else Path.cwd())
+            return find_folder(fspath(self.path)) if isinstance(self.path, str | PathLike) else str(Path.cwd())
         folder = Path(self.images).expanduser().absolute()
         if not folder.is_dir():
             beside = [other.name for other in folder.parent.glob("*") if other.is_dir()]
             repair = did_you_mean(folder.name, beside) if beside else f"{folder.parent} holds no folder."
             rule = "data.table.images to be a folder"
-            raise TableFaultsError([Fault(str(self.source), rule, repair, value=str(self.images))])
+            raise TableFaultsError([Fault(self.source, rule, repair, value=str(self.images))])
         return plain_folder(str(folder))
 
 

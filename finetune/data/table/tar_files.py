@@ -2,41 +2,42 @@
 
 import tarfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Self, TypeAlias
+from contextlib import ExitStack
+from functools import cached_property
+from typing import BinaryIO, TypeAlias
 
-from finetune.data.prepare.images import EXTENSIONS
 from finetune.data.prepare.members import Member
+from finetune.data.remote.transfer import RemoteError
 from finetune.data.table.bounds import MOST_BYTES
 from finetune.data.table.cells import Cells
 from finetune.data.table.faults import Fault, TableFaultsError
 from finetune.data.table.json_lines import Fields, read_record
+from finetune.data.table.tar_index import PICTURES, Entry, Tar
 
 IMAGE, JSON, KEY = "image", "json", "\0key"
-PICTURES = {extension.removeprefix(".") for extension in EXTENSIONS}
 
-Sample: TypeAlias = dict[str, tarfile.TarInfo]  # by ending
+Sample: TypeAlias = dict[str, Entry]  # by ending
 
 
-def read_tar(path: Path, names: Sequence[str], faults: list[Fault]) -> Cells:
+def read_tar(tar: Tar, names: Sequence[str], faults: list[Fault]) -> Cells:
     """Reads columns of a tar. Members with the same name up to the first dot are one sample, known by that name.
 
     The columns are `image`, the address of the picture (see `Member`); each other ending, such as `txt`, with the
     text of that member; and the fields of the member `json`, which is opened only for a column found nowhere else.
 
     Args:
-        path: The file, not compressed; faults name it as given here.
+        tar: The file, not compressed.
         names: The columns to keep.
         faults: Receives a fault for each sample that has not exactly one picture, or has an unreadable member.
 
     Raises:
         TableFaultsError: If the file is no whole tar, holds no sample, or lacks a column in all samples.
     """
-    file, before = str(path), len(faults)
-    samples = _list_samples(path, faults)
+    file, before = tar.name, len(faults)
+    samples = _list_samples(tar, faults)
     endings = {ending for sample in samples.values() for ending in sample} - PICTURES - {JSON}
     fields = Fields(names, found=dict.fromkeys([IMAGE, *sorted(endings)]))
-    cells = Cells.gather(file, [KEY, *names], enumerate(_read_samples(path, samples, fields, faults)))
+    cells = Cells.gather(file, [KEY, *names], enumerate(_read_samples(tar, samples, fields, faults)))
     if not len(cells) and len(faults) == before:
         repair = "Write KEY.jpg, KEY.txt and KEY.json for each, or remove the tar."
         raise TableFaultsError([Fault(file, "a tar with samples", repair)])
@@ -46,87 +47,62 @@ def read_tar(path: Path, names: Sequence[str], faults: list[Fault]) -> Cells:
     return Cells.of_file(file, cells.columns[KEY], {name: cells.columns[name] for name in names}, nested)
 
 
-class _Header(tarfile.TarInfo):
-    """A member's header without date, owner and mode, which would take most of the time to read."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        """Reads a plain header, and leaves any other or damaged one to tarfile."""
-        kind, size, checksum = buf[156:157], buf[124:135], buf[148:154]
-        is_plain = len(buf) == tarfile.BLOCKSIZE and kind in (tarfile.REGTYPE, tarfile.XHDTYPE) and not buf[345]
-        if not (is_plain and size.isdigit() and checksum.isdigit()):
-            return cls._read_whole(buf, encoding, errors)
-        if int(checksum, 8) != sum(buf[:148]) + sum(buf[156:]) + 8 * ord(" "):
-            return cls._read_whole(buf, encoding, errors)
-        header = cls(buf[:100].partition(b"\0")[0].decode(encoding, errors))
-        header.type, header.size = bytes(kind), int(size, 8)
-        return header._check()
-
-    @classmethod
-    def _read_whole(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        return super().frombuf(buf, encoding, errors)._check()
-
-    def _check(self) -> Self:
-        """Refuses long names and the like of more than `MOST_BYTES`, which tarfile would read at once."""
-        if self.size < 0 or (self.type not in tarfile.REGULAR_TYPES and self.size > MOST_BYTES):
-            raise tarfile.HeaderError(f"a header of {self.size:,} bytes")
-        return self
-
-
-def _list_samples(path: Path, faults: list[Fault]) -> dict[str, Sample]:
+def _list_samples(tar: Tar, faults: list[Fault]) -> dict[str, Sample]:
     """Lists the members of each sample; samples are in the order of their first members."""
-    file, samples = str(path), dict[str, Sample]()
+    samples = dict[str, Sample]()
     try:
-        with (
-            tarfile.open(path, "r:", tarinfo=_Header, encoding="utf-8", errors="replace") as tar,
-            path.open("rb") as content,
-        ):
-            length = path.stat().st_size
-            for member in tar:
-                if not 0 <= member.size <= length - member.offset_data and member.isreg():
-                    raise tarfile.ReadError(f"{member.name!r} of {member.size:,} bytes in a tar of {length:,}")
-                folder, slash, name = member.name.rpartition("/")
-                start, _, ending = name.partition(".")
-                if not start or not member.isreg() or member.issparse():
-                    continue  # hidden files, links, folders
-                key, ending = f"{folder}{slash}{start}", ending.lower()
-                if samples.setdefault(key, {}).setdefault(ending, member) is not member:
-                    rule, repair = "each member once", "Give each sample a key of its own."
-                    faults.append(Fault(file, rule, repair, key, value=member.name))
-            # A damaged header or the end of the file ends the loop, just as the zeros at a tar's end do.
-            content.seek(tar.offset)
-            if content.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise tarfile.ReadError(f"damaged or broken off at byte {tar.offset:,}")
+        for entry in tar.entries():
+            key = entry.key
+            if samples.setdefault(key, {}).setdefault(entry.ending, entry) is not entry:
+                rule, repair = "each member once", "Give each sample a key of its own."
+                faults.append(Fault(tar.name, rule, repair, key, value=entry.name))
+    except RemoteError:
+        raise
     except (tarfile.TarError, OSError, ValueError, OverflowError) as error:  # the last two of numbers out of range
         rule, repair = "a whole tar, not compressed", "Write or download it again, or decompress it."
-        raise TableFaultsError([*faults, Fault(file, rule, repair, value=str(error))]) from error
+        raise TableFaultsError([*faults, Fault(tar.name, rule, repair, value=str(error))]) from error
     return samples
 
 
-def _read_samples(path: Path, samples: dict[str, Sample], fields: Fields, faults: list[Fault]) -> Iterator[list[str]]:
+def _read_samples(tar: Tar, samples: dict[str, Sample], fields: Fields, faults: list[Fault]) -> Iterator[list[str]]:
     """Yields key and cells of each sample without fault."""
-    tar, members = str(path.absolute()), fields.found.keys() & set(fields.names) - {IMAGE}
+    members = fields.found.keys() & set(fields.names) - {IMAGE}
     is_json_needed = not fields.found.keys() >= set(fields.names)
-    with path.open("rb") as content:
-
-        def read(member: tarfile.TarInfo) -> str:
-            if member.size > MOST_BYTES:
-                raise ValueError(f"{member.name} of {member.size:,} bytes, more than {MOST_BYTES:,}")
-            content.seek(member.offset_data)
-            return content.read(member.size).decode("utf-8-sig")
-
+    with _Texts(tar) as texts:
         for key, sample in samples.items():
             pictures = [member for ending, member in sample.items() if ending in PICTURES]
             if len(pictures) != 1:
                 found = ", ".join(picture.name for picture in pictures) or None
                 rule, repair = f"one picture, such as {key}.jpg", "Write the sample again, or remove it."
-                faults.append(Fault(str(path), rule, repair, key, value=found))
+                faults.append(Fault(tar.name, rule, repair, key, value=found))
                 continue
-            address = Member(tar, pictures[0].name, pictures[0].offset_data, pictures[0].size).address
+            address = Member(tar.address, *pictures[0][:3]).address
             try:
-                record = read_record(read(sample[JSON])) if is_json_needed and JSON in sample else {}
-                texts = {name: read(sample[name]) for name in members if name in sample}
-                yield [key, *fields.read({**record, IMAGE: address, **texts})]
+                record = read_record(texts.read(sample[JSON])) if is_json_needed and JSON in sample else {}
+                own = {name: texts.read(sample[name]) for name in members if name in sample}
+                yield [key, *fields.read({**record, IMAGE: address, **own})]
             except (ValueError, RecursionError) as error:
                 rule, repair = "an object in .json, and UTF-8 texts", "Write the sample again, or remove it."
-                faults.append(Fault(str(path), rule, repair, key, value=str(error)))
+                faults.append(Fault(tar.name, rule, repair, key, value=str(error)))
+
+
+class _Texts(ExitStack):
+    """The texts of a tar, which is opened for those alone that its index does not hold."""
+
+    def __init__(self, tar: Tar) -> None:
+        super().__init__()
+        self._tar = tar
+
+    def read(self, member: Entry) -> str:
+        if member.size > MOST_BYTES:
+            raise ValueError(f"{member.name} of {member.size:,} bytes, more than {MOST_BYTES:,}")
+        content = member.content
+        if content is None:
+            self._content.seek(member.offset)
+            content = self._content.read(member.size)
+        return content.decode("utf-8-sig")
+
+    @cached_property
+    def _content(self) -> BinaryIO:
+        path = self.enter_context(self._tar.open())
+        return self.enter_context(path.open("rb"))

@@ -71,7 +71,7 @@ def test_every_format_gives_the_same_rows(name: str, folder: Path) -> None:
     check_rows(rows, folder)
     kind = [suffix for suffix in path.suffixes if suffix not in (".gz", ".zst")][-1].lower()
     assert rows.numbers.tolist() == list(range(FIRST_ROW[kind], FIRST_ROW[kind] + 4))
-    assert rows.files == (path,)
+    assert rows.files == (str(path),)
     assert rows.place(1) == f"{path}:{FIRST_ROW[kind] + 1}"
 
 
@@ -80,7 +80,7 @@ def test_data_frame(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = Table(FRAME.set_index(pd.Index([7, 7, 8, 9])), **COLUMNS).read()
     check_rows(rows, folder)
     assert rows.numbers.tolist() == [0, 1, 2, 3]
-    assert rows.source == Path("DataFrame")
+    assert rows.source == "DataFrame"
 
 
 def test_data_frame_with_other_types(folder: Path) -> None:
@@ -186,7 +186,7 @@ def test_pattern_of_many_files(folder: Path) -> None:
     to_json_lines(FRAME[3:], folder / "part-2.jsonl")
     rows = Table(str(folder / "part-*"), **COLUMNS).read()
     check_rows(rows, folder)
-    names = [f"{path.name}:{number}" for path, number in zip(rows.files, (2, 0, 1), strict=True)]
+    names = [f"{Path(path).name}:{number}" for path, number in zip(rows.files, (2, 0, 1), strict=True)]
     assert names == ["part-0.csv:2", "part-1.parquet:0", "part-2.jsonl:1"]
     assert [Path(rows.place(row)).name for row in range(4)] == ["part-0.csv:2", "part-0.csv:3", *names[1:]]
 

@@ -25,7 +25,7 @@ def test_a_row_for_each_sample(shards: Path) -> None:
     assert rows.place(13) == f"{shards}/00001.tar:000010003"
     assert rows.number(13) == "000010003"
     assert rows.indices("test").tolist() == [12, 13, 14]
-    assert rows.files == tuple(shards / f"0000{shard}.tar" for shard in range(3))
+    assert rows.files == tuple(str(shards / f"0000{shard}.tar") for shard in range(3))
     assert len(set(rows.image_ids.tolist())) == 25
 
 

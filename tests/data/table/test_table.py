@@ -15,7 +15,7 @@ from ..tables import GOOD, HEADER, Write, captions, faults_of
 def test_caption_table(write: Write, tmp_path: Path) -> None:
     rows = captions(write(HEADER, *GOOD)).read()
     assert len(rows) == 4
-    assert rows.source == tmp_path / "table.csv"
+    assert rows.source == str(tmp_path / "table.csv")
     assert rows.images.tolist() == [str(tmp_path / name) for name in ("a.png", "b.png", "c.png", "d.png")]
     assert rows.captions.tolist() == ["a cat", "a dog", "a cat", "a cow"]
     assert rows.classes == ()
