@@ -96,15 +96,29 @@ class Cutter:
         after: Bytes of a body after which they are.
         ranges: Whether parts can be asked for.
         status: What every request is answered with, if it is not 200.
+        recovers: After how many requests it is 200 again; None for never.
+        location: Where a request for anything else is sent; empty for nowhere.
         asked: The first byte that each GET asked for.
+        looks: How many HEADs came.
     """
 
     def __init__(self, content: bytes, cuts: int = 0, after: int = 0, ranges: bool = True) -> None:
         self.content, self.cuts, self.after, self.ranges = content, cuts, after, ranges
-        self.status, self.version, self.asked = 200, "1", list[int]()
-        self.url = ""
+        self.status, self.version, self.asked, self.looks = 200, "1", list[int](), 0
+        self.recovers: int | None = None
+        self.url = self.location = ""
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
+        self.looks += request.command == "HEAD"
+        if self.location and not self.location.endswith(request.path):
+            request.send_response(302)
+            request.send_header("Location", self.location)
+            request.send_header("Content-Length", "0")
+            request.end_headers()
+            return
+        if self.recovers is not None:
+            self.recovers -= 1
+            self.status = self.status if self.recovers > 0 else 200
         start, end = 0, len(self.content)
         if self.ranges and (wanted := request.headers.get("Range", "")).startswith("bytes="):
             first, _, last = wanted.removeprefix("bytes=").partition("-")
