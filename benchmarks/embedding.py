@@ -24,8 +24,8 @@ from PIL import Image
 
 from finetune import Base, classify
 from finetune.data.prepare.images import ImagePreparation, open_image
-from finetune.inference.classify import IMAGES
 from finetune.inference.embed import find_device
+from finetune.inference.pictures import IMAGES
 from finetune.model.towers import AlignTowers
 
 KINDS = {

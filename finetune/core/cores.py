@@ -1,4 +1,4 @@
-"""How many cores there are to use."""
+"""How many cores there are to use, and which share of them is this process's."""
 
 import os
 from contextlib import suppress
@@ -14,3 +14,19 @@ def count_cores() -> int:
         quota, period = map(int, _SHARE.read_text().split())  # "max" where there is no limit
         return max(1, min(cores, quota // period))
     return cores
+
+
+def count_share() -> int:
+    """Returns how many cores are this process's, where `torchrun` started several on this machine, or SLURM did."""
+    cores = count_cores() // _read_number("LOCAL_WORLD_SIZE", 1)
+    return max(1, min(cores, _read_number("SLURM_CPUS_PER_TASK", cores)))
+
+
+def find_local_rank() -> int:
+    """Returns the number of this process among those that were started with it on this machine, from 0."""
+    return _read_number("LOCAL_RANK", _read_number("SLURM_LOCALID", 0))
+
+
+def _read_number(variable: str, default: int) -> int:
+    text = os.environ.get(variable, "")
+    return int(text) if text.isdecimal() else default
