@@ -9,6 +9,7 @@ from finetune.commands import (
     check,
     classify,
     compare,
+    embed,
     export,
     fit,
     prepare,
@@ -22,7 +23,7 @@ from finetune.commands import (
 from finetune.core.door import run_command
 from finetune.core.places import expand_home
 
-COMMANDS = (fit, resume, test, compare, classify, export, verify, report, check, suspects, prepare, recipes)
+COMMANDS = (fit, resume, test, compare, classify, embed, export, verify, report, check, suspects, prepare, recipes)
 """In the order in which the help lists them."""
 
 

@@ -17,9 +17,15 @@ def count_cores() -> int:
 
 
 def count_share() -> int:
-    """Returns how many cores are this process's, where `torchrun` started several on this machine, or SLURM did."""
-    cores = count_cores() // _read_number("LOCAL_WORLD_SIZE", 1)
-    return max(1, min(cores, _read_number("SLURM_CPUS_PER_TASK", cores)))
+    """Returns how many cores are this process's, where `torchrun` or `srun` started several on this machine."""
+    if "SLURM_CPUS_PER_TASK" in os.environ:
+        return max(1, min(count_cores(), _read_number("SLURM_CPUS_PER_TASK", 1)))
+    return max(1, count_cores() // _read_number("LOCAL_WORLD_SIZE", 1))
+
+
+def count_processes() -> int:
+    """Returns how many processes were started together, on this machine and others, by `torchrun` or `srun`."""
+    return _read_number("WORLD_SIZE", _read_number("SLURM_NTASKS", 1))
 
 
 def find_local_rank() -> int:

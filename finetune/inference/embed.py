@@ -60,23 +60,35 @@ def embed(
 def embed_texts(towers: AlignTowers, texts: Texts, device: torch.device) -> Tensor:
     """Returns unit vectors of texts, float32 of shape (B, D), on the CPU.
 
+    Args:
+        towers: The model, on `device`.
+        texts: Token ids of B texts, padded at their ends.
+        device: Where the text tower runs.
+    """
+    return normalize(embed_text_features(towers, texts, device), dim=-1)
+
+
+def embed_text_features(towers: AlignTowers, texts: Texts, device: torch.device, at_a_time: int = TEXTS) -> Tensor:
+    """Returns features of texts, not normalised, float32 of shape (B, D), on the CPU.
+
     Texts of like length are embedded together, so that little padding is computed.
 
     Args:
         towers: The model, on `device`.
         texts: Token ids of B texts, padded at their ends.
         device: Where the text tower runs.
+        at_a_time: Most texts that are embedded at a time.
     """
     lengths = texts.attention_mask.sum(1)
     order = lengths.argsort(stable=True)
     chunks = (
         Texts(texts.input_ids[rows, :longest], texts.attention_mask[rows, :longest])
-        for rows in order.split(TEXTS)
+        for rows in order.split(at_a_time)
         for longest in [int(lengths[rows[-1]])]
     )
     features = embed(towers.text_embeddings, chunks, device).text_features
     assert features is not None
-    return normalize(features, dim=-1)[order.argsort().cpu()]
+    return features[order.argsort().cpu()]
 
 
 def embed_classes(towers: AlignTowers, prompts: ClassPrompts, device: torch.device) -> Tensor:
@@ -121,12 +133,13 @@ def class_embeddings(prompt_embeds: Tensor, label_ids: Tensor) -> Tensor:
     return normalize(sums / counts[:, None], dim=-1)
 
 
-def find_device(accelerator: str = "auto") -> torch.device:
+def find_device(accelerator: str = "auto", option: str = "trainer.accelerator") -> torch.device:
     """Finds the device that a model is asked on.
 
     Args:
         accelerator: As for Lightning's `Trainer`: `auto` for the fastest device of this machine, `cpu`, `gpu`, `cuda`,
             `mps`, or another of torch's.
+        option: What the user calls it, for the message.
 
     Raises:
         RecipeError: If this machine has no such accelerator.
@@ -137,7 +150,7 @@ def find_device(accelerator: str = "auto") -> torch.device:
     if fastest is not None and accelerator in ("auto", "gpu", fastest.type):
         return fastest
     raise RecipeError(
-        f"Expected trainer.accelerator to be one of this machine, but got {accelerator!r}. "
+        f"Expected {option} to be one of this machine, but got {accelerator!r}. "
         f"Set it to auto, or to one of: cpu{f', {fastest.type}' if fastest else ''}."
     )
 

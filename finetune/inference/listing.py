@@ -45,10 +45,10 @@ def list_images(named: Iterable[str | Path], column: str = "image") -> Listing:
     hidden: list[str] = []
     for path in map(Path, named):
         if path.is_dir():
-            found, left_out = _list_folder(path)
+            found, left_out = list_folder(path)
             images += found
             hidden += left_out
-        elif _is_table(path):
+        elif is_table(path):
             # Each row has its own path for a caption: whatever the table says of its images, nobody asks for it.
             table = Table(str(path), image=column, caption=column, split=RandomSplit(val=0.0, test=0.0))
             images += table.read(required=()).images.tolist()
@@ -80,8 +80,15 @@ def require_files(images: Iterable[str]) -> None:
         raise TableError(f"Expected {missing[0]} to be an image file, but got none there{more}. {repair}")
 
 
-def _list_folder(folder: Path) -> tuple[list[str], list[str]]:
-    """The images below a folder, and those among its hidden files."""
+def list_folder(folder: Path) -> tuple[list[str], list[str]]:
+    """Returns the images below a folder, sorted, and those among its hidden files.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        TableError: If it holds no image.
+    """
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in EXTENSIONS and not file.is_dir())
     is_hidden = [any(part.startswith(".") for part in file.relative_to(folder).parts) for file in files]
     images = [str(file) for file, hidden in zip(files, is_hidden, strict=True) if not hidden]
@@ -92,8 +99,26 @@ def _list_folder(folder: Path) -> tuple[list[str], list[str]]:
     return images, [str(file) for file, hidden in zip(files, is_hidden, strict=True) if hidden]
 
 
-def _is_table(path: Path) -> bool:
+def is_table(path: Path) -> bool:
+    """Whether a path names a table by its ending.
+
+    Args:
+        path: A file, which need not exist, or a pattern.
+    """
+    return _kind_of(path) in TABLES
+
+
+def is_tar(path: Path) -> bool:
+    """Whether a path names a tar by its ending, or several by a pattern.
+
+    Args:
+        path: A file, which need not exist, or a pattern.
+    """
+    return _kind_of(path) == TAR
+
+
+def _kind_of(path: Path) -> str:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSIONS:
         suffixes.pop()
-    return bool(suffixes) and suffixes[-1] in TABLES
+    return suffixes[-1] if suffixes else ""

@@ -120,6 +120,15 @@ class Base:
             return origin
         return f"sha256:{self.fingerprint[:12]}"
 
+    @property
+    def dimension(self) -> int:
+        """Numbers of an embedding.
+
+        Raises:
+            CheckpointError: If the checkpoint's `config.json` cannot be read.
+        """
+        return int(self._config.projection_dim)
+
     def state_dict(self) -> dict[str, Tensor]:
         """Returns the tensors as `load` puts them into a model, in float32; those that are stored so are shared.
 

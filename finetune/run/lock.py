@@ -15,7 +15,9 @@ from finetune.core.places import name_place
 LOCK = ".lock"
 """File in a run's folder that the process at work on it holds; the system lets go of it when the process ends."""
 
-_NO_LOCKS = {errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+NO_LOCKS = {errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+"""What the system says where a disk has no locks."""
+
 _held: set[FileIO] = set()
 
 
@@ -60,7 +62,7 @@ def _take(run: Path) -> tuple[FileIO, bool]:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        is_lacking = error.errno in _NO_LOCKS
+        is_lacking = error.errno in NO_LOCKS
         if is_lacking and is_new:
             return file, False
         with file:

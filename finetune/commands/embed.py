@@ -1,0 +1,96 @@
+"""`finetune embed`: vectors of images or texts, in one file or a folder of them."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune.commands.options import Commands, add_output
+from finetune.core.console import say
+from finetune.core.cores import count_processes
+from finetune.core.errors import RecipeError
+
+if TYPE_CHECKING:
+    from finetune.inference.write_vectors import Written
+
+SHOWN = 20
+"""Images that were left out and are listed; the output holds all."""
+
+
+def add(commands: Commands) -> None:
+    """Adds the command.
+
+    Args:
+        commands: Those of `finetune`.
+    """
+    embed = commands.add_parser(
+        "embed",
+        help="vectors of images or texts, as a file or a folder of files",
+        description="Embeds images, or the texts of a column. A command that was stopped goes on where it was; started "
+        "several times, by torchrun, srun or hand, its processes share the work.",
+    )
+    embed.add_argument("model", metavar="MODEL", help="a hub id, a folder, align-mini, or a run")
+    embed.add_argument("named", metavar="INPUT", nargs="+", help="image files, folders, tables, tars; - for lines")
+    add_output(
+        embed, "PLACE", "a .parquet, .npy or .safetensors file; any other name is a folder with a file a part", True
+    )
+    embed.add_argument("--texts", metavar="COLUMN", help="embed the texts of this column; of tars, such as txt")
+    embed.add_argument("--column", default="image", help="a table's column of images (default: image)")
+    embed.add_argument("--format", choices=("parquet", "npy", "safetensors"), help="of a folder's files (parquet)")
+    embed.add_argument("--float16", action="store_true", help="keep vectors in half precision")
+    embed.add_argument("--raw", action="store_true", help="keep the length of vectors, which is 1 otherwise")
+    embed.add_argument("--device", default="auto", help="cpu, gpu, or auto for the fastest (default)")
+    embed.add_argument("--batch-size", type=_count, metavar="N", help="images or texts at a time (32, 256)")
+    embed.add_argument("--part-rows", type=_count, default=2048, metavar="N", help="rows a part (2048); a tar is one")
+    embed.set_defaults(command=_embed)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, but got {text}")
+    return int(text)
+
+
+def _embed(options: argparse.Namespace) -> None:
+    if "-" in options.named and count_processes() > 1:
+        raise RecipeError("Expected one process to read standard input, but got several. Save the list as a table.")
+    from finetune.inference.checkpoint import find_checkpoint
+    from finetune.inference.embedder import Embedder, ImageEmbedder, Storage, TextEmbedder
+    from finetune.inference.list_parts import list_images, list_texts
+    from finetune.inference.outputs import open_output
+    from finetune.inference.write_vectors import share_machine, write_vectors
+
+    output = open_output(options.output, options.overwrite, options.format)
+    device = share_machine(options.device)
+    if options.texts is None:
+        found = list_images(options.named, options.column, options.part_rows)
+    else:
+        found = list_texts(options.named, options.texts, options.part_rows)
+    kind: type[Embedder] = ImageEmbedder if options.texts is None else TextEmbedder
+    storage = Storage(not options.raw, "float16" if options.float16 else "float32")
+    embedder = kind(*find_checkpoint(options.model), device, storage, options.batch_size)
+    written = write_vectors(embedder, found.parts, options.named, output)
+    _report(written, len(found.parts), found.hidden, options.output)
+
+
+def _report(written: "Written", parts: int, hidden: Sequence[str], place: Path) -> None:
+    """Says what was done, what was left out, and where the vectors are."""
+    from finetune.data.checks.concerns import count
+
+    facts, tally = written
+    what = ("image", "images") if facts.space.tower == "image" else ("text", "texts")
+    if tally.found:
+        say(f"went on     {tally.found:,} of {count(parts, 'part was', 'parts were')} whole already")
+    if tally.parts:
+        done = f"{count(tally.rows, *what)} in {count(tally.parts, 'part', 'parts')}"
+        say(f"embedded    {done}, {tally.rate:.1f} {what[1]}/s")
+    if facts.skipped:
+        say(f"skipped     {count(len(facts.skipped), *what)}, as they cannot be read")
+    for skipped in facts.skipped[:SHOWN]:
+        say(f"  {skipped.place}: {skipped.reason}")
+    if len(facts.skipped) > SHOWN:
+        say(f"  and {len(facts.skipped) - SHOWN:,} more, which {place} lists")
+    if hidden:
+        say(f"left out    {count(len(hidden), 'hidden file', 'hidden files')}, such as {hidden[0]}")
+    kind = f"{'normalised' if facts.space.normalised else 'raw'}, {facts.space.dtype}"
+    say(f"vectors     {place}: {facts.rows:,} of {facts.space.dimension} numbers, {kind}, by {facts.space.model}")

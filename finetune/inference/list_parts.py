@@ -1,0 +1,165 @@
+"""Lists what a user names in parts: images of files, folders, tables and tars, or texts of tables and tars."""
+
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from finetune.core.errors import RecipeError, TableError
+from finetune.core.places import show
+from finetune.data.table.faults import TableFaultsError
+from finetune.data.table.sources import find_files
+from finetune.data.table.splits import RandomSplit
+from finetune.data.table.table import Table
+from finetune.inference.listing import is_table, is_tar, list_folder, require_files
+from finetune.inference.parts import Entries, Part, RowsPart, ShardPart, drop_empty, list_faults, read_column
+from finetune.inference.vectors import Skipped
+
+STDIN = "-"
+"""What stands for the lines of standard input."""
+ROWS = 2048
+"""Rows of a part that is no shard."""
+IMAGE = "image"
+"""The column of a tar's pictures."""
+
+
+class Group(NamedTuple):
+    """What one word of the user names.
+
+    Attributes:
+        stem: A name for its parts.
+        place: Where it lies.
+        entries: Its rows; of a shard None.
+    """
+
+    stem: str
+    place: str
+    entries: Entries | None
+
+
+class Found(NamedTuple):
+    """What all words of the user name.
+
+    Attributes:
+        parts: The parts, in the order of the words.
+        hidden: Files in folders that were left out, as they or a folder around them are hidden.
+    """
+
+    parts: list[Part]
+    hidden: list[str]
+
+
+def list_images(named: Sequence[str], column: str = IMAGE, rows: int = ROWS) -> Found:
+    """Lists images in parts. What a table names several times is one image.
+
+    Args:
+        named: Image files, folders, tables, tars, patterns of these; or `-` for paths on standard input.
+        column: The column of a table that holds the paths of images.
+        rows: Rows of a part that is no shard.
+
+    Raises:
+        TableError: If a file does not exist, a folder holds no image, or a table cannot be read.
+    """
+    hidden: list[str] = []
+    files = [word for word in named if word != STDIN and not is_table(Path(word)) and not Path(word).is_dir()]
+    require_files(files)
+    groups = [Group("images", "", _plain_entries(zip(files, files, strict=True)))] if files else []
+    for word in dict.fromkeys(named):
+        if word == STDIN:
+            lines = _read_lines()
+            groups.append(Group("stdin", word, _plain_entries(zip(lines, lines, strict=True))))
+        elif Path(word).is_dir():
+            images, left_out = list_folder(Path(word))
+            hidden += left_out
+            named_there = [Path(image).relative_to(word).as_posix() for image in images]
+            groups.append(Group(Path(word).resolve().name, word, _plain_entries(zip(named_there, images, strict=True))))
+        elif is_tar(Path(word)):
+            groups += [Group(tar.stem, str(tar), None) for tar in find_files(word)]
+        elif is_table(Path(word)):
+            groups.append(Group(Path(word).stem, word, _read_images(word, column)))
+    return Found(list(_divide(groups, IMAGE, rows, are_files=True)), hidden)
+
+
+def list_texts(named: Sequence[str], column: str, rows: int = ROWS) -> Found:
+    """Lists texts in parts.
+
+    Args:
+        named: Tables, tars, patterns of these; or `-` for texts on standard input, one a line.
+        column: The column of a table that holds the texts; in a tar the ending of the members that do, such as `txt`.
+        rows: Rows of a part that is no shard.
+
+    Raises:
+        TableError: If something is no table, or cannot be read.
+    """
+    groups: list[Group] = []
+    for word in dict.fromkeys(named):
+        if word == STDIN:
+            lines = _read_lines()
+            numbers = [str(number) for number in range(1, len(lines) + 1)]
+            groups.append(Group("stdin", word, drop_empty("standard input", numbers, lines)))
+            continue
+        if not is_table(Path(word)):
+            raise TableError(
+                f"Expected {word} to be a table or tars of texts, but got another kind of file. Save the texts as a "
+                f"column of a CSV, or pass one text a line: {STDIN}"
+            )
+        groups += [
+            Group(path.stem, str(path), None if is_tar(path) else read_column(path, column))
+            for path in find_files(word)
+        ]
+    return Found(list(_divide(groups, column, rows, are_files=False)), [])
+
+
+def _divide(groups: Sequence[Group], column: str, rows: int, are_files: bool) -> Iterator[Part]:
+    """Yields the parts of groups; groups of equal names are told apart by where they lie."""
+    stems = [re.sub(r"[^\w.-]+", "_", group.stem).lstrip(".")[:80] or "rows" for group in groups]
+    times = Counter(stem.lower() for stem in stems)
+    for stem, group in zip(stems, groups, strict=True):
+        name = f"{stem}-{_hash(str(Path(group.place).absolute()))[:8]}" if times[stem.lower()] > 1 else stem
+        if group.entries is None:
+            yield ShardPart(name, Path(group.place).absolute(), column)
+            continue
+        ids, values, skipped = group.entries
+        for number, start in enumerate(range(0, max(len(ids), 1), rows)):
+            some = Entries(ids[start : start + rows], values[start : start + rows], () if number else skipped)
+            yield RowsPart(f"{name}-{number:05}", some, are_files)
+
+
+def _read_images(table: str, column: str) -> Entries:
+    """The images of a table, each once. Rows with a fault are left out."""
+    # Each row has its own path for a caption: whatever the table says of its images, nobody asks for it.
+    whole = Table(table, image=column, caption=column, split=RandomSplit(val=0.0, test=0.0)).inspect()
+    if whole.rows is None:
+        raise TableFaultsError(whole.faults)
+    first = np.sort(np.unique(whole.rows.image_ids, return_index=True)[1])
+    ids = [str(number) for number in whole.rows.numbers[first].tolist()]
+    return Entries(ids, whole.rows.images[first].tolist(), list_faults(whole.faults))
+
+
+def _plain_entries(named: Iterable[tuple[str, str]]) -> Entries:
+    """Ids and paths of files; those that are not UTF-8, which no file of vectors could hold, are left out."""
+    rows = list(named)
+    whole = [row for row in rows if show(row[1]) == row[1]]
+    strange = tuple(Skipped(show(path), "its name is not UTF-8") for _, path in rows if show(path) != path)
+    paths = [os.path.abspath(path) for _, path in whole]  # noqa: PTH100 (a Path for each of a million takes seconds)
+    return Entries([row for row, _ in whole], paths, strange)
+
+
+def _read_lines() -> list[str]:
+    try:
+        lines = [line.removesuffix("\r") for line in sys.stdin.buffer.read().decode().split("\n")]
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"Expected UTF-8 on standard input, but got: {error}. Save it as UTF-8.") from error
+    if not any(lines):
+        raise RecipeError("Expected lines on standard input, but got none. Pass one path or text a line.")
+    return [line for line in lines if line]
+
+
+def _hash(text: str) -> str:
+    return sha256(text.encode(errors="backslashreplace")).hexdigest()

@@ -1,0 +1,153 @@
+"""Parts of what is embedded: a shard, or some rows of a table or files of a folder. Each is one file of the output."""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple
+
+from finetune.data.prepare.members import Member
+from finetune.data.table.cells import as_strings
+from finetune.data.table.faults import Fault
+from finetune.data.table.sources import TextFormat, read_cells
+from finetune.inference.vectors import Skipped
+
+
+class Entries(NamedTuple):
+    """What a part holds.
+
+    Attributes:
+        ids: What each row is known by.
+        values: The path or address of each image, or each text.
+        skipped: Rows that hold neither.
+    """
+
+    ids: Sequence[str]
+    values: Sequence[str]
+    skipped: Sequence[Skipped] = ()
+
+
+class Part(ABC):
+    """A part of what is embedded.
+
+    Attributes:
+        name: The name of its file, without ending.
+    """
+
+    name: str
+
+    @abstractmethod
+    def stamp(self) -> str:
+        """Returns what changes with the content of the part. Neither images nor shards are read for it."""
+
+    @abstractmethod
+    def read(self) -> Entries:
+        """Reads what the part holds.
+
+        Raises:
+            TableError: If it cannot be read.
+        """
+
+
+class RowsPart(Part):
+    """Rows that are known already.
+
+    Args:
+        name: The name of its file.
+        entries: The rows.
+        are_files: Whether the values are paths.
+    """
+
+    def __init__(self, name: str, entries: Entries, are_files: bool) -> None:
+        self.name = name
+        self._ids, self._values = as_strings(entries.ids), as_strings(entries.values)
+        self._skipped = entries.skipped
+        self._are_files = are_files
+
+    def stamp(self) -> str:
+        """Hashes ids and texts, or ids and paths with the sizes and times of the files."""
+        found = sha256(repr(self._skipped).encode())
+        for row, value in zip(self._ids.tolist(), self._values.tolist(), strict=True):
+            found.update(repr((row, value, _stamp_file(value) if self._are_files else None)).encode())
+        return found.hexdigest()
+
+    def read(self) -> Entries:
+        """Returns the rows."""
+        return Entries(self._ids.tolist(), self._values.tolist(), self._skipped)
+
+
+class ShardPart(Part):
+    """A tar, whose headers are read when its turn comes.
+
+    Args:
+        name: The name of its file.
+        tar: The tar.
+        column: The column of what is embedded: `image`, or that of texts.
+    """
+
+    def __init__(self, name: str, tar: Path, column: str) -> None:
+        self.name = name
+        self._tar = tar
+        self._column = column
+
+    def stamp(self) -> str:
+        """Names the tar with its size and time, and the column."""
+        return repr((str(self._tar), _stamp_file(str(self._tar)), self._column))
+
+    def read(self) -> Entries:
+        """Reads the addresses of pictures, or the texts. Samples with a fault are left out."""
+        return read_column(self._tar, self._column)
+
+
+def read_column(path: Path, column: str) -> Entries:
+    """Reads a column of a table's file as it is. Rows that are empty or have a fault are left out.
+
+    Args:
+        path: The file.
+        column: The column.
+
+    Raises:
+        TableFaultsError: If the file cannot be read, or lacks the column.
+    """
+    faults: list[Fault] = []
+    cells, _ = read_cells((str(path),), [column], TextFormat(), None, faults)
+    if faults:
+        cells = cells.without(faults)
+    ids = [str(number) for number in cells.numbers.tolist()]
+    found = drop_empty(str(path), ids, cells.columns[column].tolist())
+    return found._replace(skipped=(*list_faults(faults), *found.skipped))
+
+
+def drop_empty(source: str, ids: Sequence[str], texts: Sequence[str]) -> Entries:
+    """Leaves out rows without a text.
+
+    Args:
+        source: Where the rows are.
+        ids: What each is known by there.
+        texts: Their texts.
+    """
+    kept = [at for at, text in enumerate(texts) if text.strip()]
+    empty = tuple(
+        Skipped(f"{source}:{row}", "an empty text") for row, text in zip(ids, texts, strict=True) if not text.strip()
+    )
+    return Entries([ids[at] for at in kept], [texts[at] for at in kept], empty)
+
+
+def list_faults(faults: Iterable[Fault]) -> tuple[Skipped, ...]:
+    """Returns the rows that were left out for their faults.
+
+    Args:
+        faults: What is wrong with a table.
+    """
+    return tuple(Skipped(f"{fault.file}:{fault.row}", f"expected {fault.rule}") for fault in faults)
+
+
+def _stamp_file(path: str) -> tuple[int, int] | None:
+    """Size and time of a file, or of the tar that an image lies in; None where there is none."""
+    member = Member.parse(path)
+    try:
+        found = os.stat(path if member is None else member.tar)  # noqa: PTH116 (as above)
+    except (OSError, ValueError):
+        return None
+    return found.st_size, found.st_mtime_ns
