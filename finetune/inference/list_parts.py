@@ -72,8 +72,7 @@ def list_images(named: Sequence[str], column: str = IMAGE, rows: int = ROWS) -> 
     groups = [Group("images", "", _plain_entries(zip(files, files, strict=True)))] if files else []
     for word in dict.fromkeys(named):
         if word == STDIN:
-            lines = _read_lines()
-            groups.append(Group("stdin", word, _plain_entries(zip(lines, lines, strict=True))))
+            groups.append(Group("stdin", word, _plain_entries((line, line) for line in _read_lines() if line)))
         elif Path(word).is_dir():
             images, left_out = list_folder(Path(word))
             hidden += left_out
@@ -153,12 +152,12 @@ def _plain_entries(named: Iterable[tuple[str, str]]) -> Entries:
 
 def _read_lines() -> list[str]:
     try:
-        lines = [line.removesuffix("\r") for line in sys.stdin.buffer.read().decode().split("\n")]
+        lines = [line.removesuffix("\r") for line in sys.stdin.buffer.read().decode().removesuffix("\n").split("\n")]
     except UnicodeDecodeError as error:
         raise RecipeError(f"Expected UTF-8 on standard input, but got: {error}. Save it as UTF-8.") from error
     if not any(lines):
         raise RecipeError("Expected lines on standard input, but got none. Pass one path or text a line.")
-    return [line for line in lines if line]
+    return lines
 
 
 def _hash(text: str) -> str:

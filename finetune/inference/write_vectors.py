@@ -90,6 +90,7 @@ def _end(files: PartFiles, parts: Sequence[Part], output: Output) -> None:
             "command again, and no other that writes there."
         )
     if not facts.rows:
+        output.tidy()
         first = f", the first as {facts.skipped[0].place} is: {facts.skipped[0].reason}" if facts.skipped else ""
         raise TableError(
             f"Expected something to embed in {', '.join(facts.source)}, but "

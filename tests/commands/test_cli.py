@@ -32,7 +32,7 @@ def test_help_names_every_command(tmp_path):
     done = finetune("--help", cwd=tmp_path)
     assert time.perf_counter() - start < 5  # measured: 0.07 s; this catches an import of torch on a busy machine
     names = ("fit", "test", "export", "verify", "report", "classify", "prepare", "recipes")
-    for command in (*names, "resume", "compare", "check", "suspects"):
+    for command in (*names, "embed", "resume", "compare", "check", "suspects"):
         assert f"\n    {command} " in done.stdout
 
 
@@ -64,6 +64,8 @@ def test_copied_recipe_is_the_shipped_one_and_never_overwrites(tmp_path, capsys)
         (["classify", "align-mini", "nowhere.png", "--label", "a cat"], "Expected nowhere.png to be an image file"),
         (["classify", "align-mini", "a.png", "--label", "a cat", "--output", "nodir/a.csv"], "but got nodir/a.csv"),
         (["classify", "align-mini", "a.png", "--label", "a cat", "--output", "."], "Expected --output to name a file"),
+        (["embed", "align-mini", "nowhere.png", "--output", "a.npy"], "Expected nowhere.png to be an image file"),
+        (["embed", "align-mini", "a.png", "--output", "nodir/a.npy"], "but got nodir/a.npy"),
         (["check", "--config", "quikstart"], "Did you mean 'quickstart'"),
         (["check", "--config", "quickstart", "--output", "nodir/a.json"], "but got nodir/a.json"),
         (["suspects", "--config", "quickstart", "--output", "nodir/a.csv"], "but got nodir/a.csv"),
