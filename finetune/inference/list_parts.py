@@ -13,6 +13,7 @@ import numpy as np
 
 from finetune.core.errors import RecipeError, TableError
 from finetune.core.places import show
+from finetune.data.remote.places import check_remote, is_remote
 from finetune.data.table.faults import TableFaultsError
 from finetune.data.table.sources import find_files
 from finetune.data.table.splits import RandomSplit
@@ -66,6 +67,7 @@ def list_images(named: Sequence[str], column: str = IMAGE, rows: int = ROWS) -> 
     Raises:
         TableError: If a file does not exist, a folder holds no image, or a table cannot be read.
     """
+    _check_urls(named)
     hidden: list[str] = []
     files = [word for word in named if word != STDIN and not is_table(Path(word)) and not Path(word).is_dir()]
     require_files(files)
@@ -79,10 +81,10 @@ def list_images(named: Sequence[str], column: str = IMAGE, rows: int = ROWS) -> 
             named_there = [Path(image).relative_to(word).as_posix() for image in images]
             groups.append(Group(Path(word).resolve().name, word, _plain_entries(zip(named_there, images, strict=True))))
         elif is_tar(Path(word)):
-            groups += [Group(tar.stem, str(tar), None) for tar in find_files(word)]
+            groups += [Group(Path(tar).stem, tar, None) for tar in find_files(word)]
         elif is_table(Path(word)):
             groups.append(Group(Path(word).stem, word, _read_images(word, column)))
-    return Found(list(_divide(groups, IMAGE, rows, are_files=True)), hidden)
+    return Found(_require_distinct([*_divide(groups, IMAGE, rows, are_files=True)]), hidden)
 
 
 def list_texts(named: Sequence[str], column: str, rows: int = ROWS) -> Found:
@@ -96,6 +98,7 @@ def list_texts(named: Sequence[str], column: str, rows: int = ROWS) -> Found:
     Raises:
         TableError: If something is no table, or cannot be read.
     """
+    _check_urls(named)
     groups: list[Group] = []
     for word in dict.fromkeys(named):
         if word == STDIN:
@@ -109,25 +112,43 @@ def list_texts(named: Sequence[str], column: str, rows: int = ROWS) -> Found:
                 f"column of a CSV, or pass one text a line: {STDIN}"
             )
         groups += [
-            Group(path.stem, str(path), None if is_tar(path) else read_column(path, column))
-            for path in find_files(word)
+            Group(Path(file).stem, file, None if is_tar(Path(file)) else read_column(file, column))
+            for file in find_files(word)
         ]
-    return Found(list(_divide(groups, column, rows, are_files=False)), [])
+    return Found(_require_distinct([*_divide(groups, column, rows, are_files=False)]), [])
 
 
 def _divide(groups: Sequence[Group], column: str, rows: int, are_files: bool) -> Iterator[Part]:
     """Yields the parts of groups; groups of equal names are told apart by where they lie."""
+    groups = list({_place(group.place): group for group in groups}.values())  # a pattern may name a tar once more
     stems = [re.sub(r"[^\w.-]+", "_", group.stem).lstrip(".")[:80] or "rows" for group in groups]
     times = Counter(stem.lower() for stem in stems)
     for stem, group in zip(stems, groups, strict=True):
-        name = f"{stem}-{_hash(str(Path(group.place).absolute()))[:8]}" if times[stem.lower()] > 1 else stem
+        name = f"{stem}-{_hash(_place(group.place))[:8]}" if times[stem.lower()] > 1 else stem
         if group.entries is None:
-            yield ShardPart(name, Path(group.place).absolute(), column)
+            yield ShardPart(name, _place(group.place), column)
             continue
         ids, values, skipped = group.entries
         for number, start in enumerate(range(0, max(len(ids), 1), rows)):
             some = Entries(ids[start : start + rows], values[start : start + rows], () if number else skipped)
             yield RowsPart(f"{name}-{number:05}", some, are_files)
+
+
+def _check_urls(named: Iterable[str]) -> None:
+    """Refuses URLs that cannot be opened, or that hold what may not be written down."""
+    for word in filter(is_remote, named):
+        check_remote(word, "INPUT")
+
+
+def _require_distinct(parts: list[Part]) -> list[Part]:
+    """Refuses two parts that would be one file, as of a folder `a` and a tar `a-00000.tar`."""
+    names = Counter(part.name.lower() for part in parts)
+    if names and names.most_common(1)[0][1] > 1:
+        raise RecipeError(
+            f"Expected parts of different names, but got {names.most_common(1)[0][0]!r} twice. Rename a tar, or embed "
+            "one after the other."
+        )
+    return parts
 
 
 def _read_images(table: str, column: str) -> Entries:
@@ -158,6 +179,11 @@ def _read_lines() -> list[str]:
     if not any(lines):
         raise RecipeError("Expected lines on standard input, but got none. Pass one path or text a line.")
     return lines
+
+
+def _place(word: str) -> str:
+    """The same path from every working directory; of a folder's files and standard input, that of the folder."""
+    return word if is_remote(word) else str(Path(word).absolute())
 
 
 def _hash(text: str) -> str:

@@ -4,10 +4,11 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
-from pathlib import Path
 from typing import NamedTuple
 
 from finetune.data.prepare.members import Member
+from finetune.data.remote.places import is_remote
+from finetune.data.remote.store import open_store
 from finetune.data.table.cells import as_strings
 from finetune.data.table.faults import Fault
 from finetune.data.table.sources import TextFormat, read_cells
@@ -47,6 +48,7 @@ class Part(ABC):
 
         Raises:
             TableError: If it cannot be read.
+            RemoteError: If it cannot be fetched.
         """
 
 
@@ -82,40 +84,45 @@ class ShardPart(Part):
 
     Args:
         name: The name of its file.
-        tar: The tar.
+        tar: Path or URL of the tar.
         column: The column of what is embedded: `image`, or that of texts.
     """
 
-    def __init__(self, name: str, tar: Path, column: str) -> None:
+    def __init__(self, name: str, tar: str, column: str) -> None:
         self.name = name
         self._tar = tar
         self._column = column
 
     def stamp(self) -> str:
         """Names the tar with its size and time, and the column."""
-        return repr((str(self._tar), _stamp_file(str(self._tar)), self._column))
+        return repr((self._tar, _stamp_file(self._tar), self._column))
 
     def read(self) -> Entries:
-        """Reads the addresses of pictures, or the texts. Samples with a fault are left out."""
+        """Reads the addresses of pictures, or the texts. Samples with a fault are left out.
+
+        A tar on a server is fetched here: where that fails, its pictures are not damaged.
+        """
+        if is_remote(self._tar):
+            open_store().fetch(self._tar)
         return read_column(self._tar, self._column)
 
 
-def read_column(path: Path, column: str) -> Entries:
+def read_column(file: str, column: str) -> Entries:
     """Reads a column of a table's file as it is. Rows that are empty or have a fault are left out.
 
     Args:
-        path: The file.
+        file: Path or URL of the file.
         column: The column.
 
     Raises:
         TableFaultsError: If the file cannot be read, or lacks the column.
     """
     faults: list[Fault] = []
-    cells, _ = read_cells((str(path),), [column], TextFormat(), None, faults)
+    cells, _ = read_cells((file,), [column], TextFormat(), None, faults)
     if faults:
         cells = cells.without(faults)
     ids = [str(number) for number in cells.numbers.tolist()]
-    found = drop_empty(str(path), ids, cells.columns[column].tolist())
+    found = drop_empty(file, ids, cells.columns[column].tolist())
     return found._replace(skipped=(*list_faults(faults), *found.skipped))
 
 
@@ -143,8 +150,10 @@ def list_faults(faults: Iterable[Fault]) -> tuple[Skipped, ...]:
     return tuple(Skipped(f"{fault.file}:{fault.row}", f"expected {fault.rule}") for fault in faults)
 
 
-def _stamp_file(path: str) -> tuple[int, int] | None:
-    """Size and time of a file, or of the tar that an image lies in; None where there is none."""
+def _stamp_file(path: str) -> object:
+    """Size and time of a file, or of the tar that an image lies in, or its version; None where there is none."""
+    if is_remote(path):
+        return open_store().known(path).fingerprint
     member = Member.parse(path)
     try:
         found = os.stat(path if member is None else member.tar)  # noqa: PTH116 (as above)

@@ -9,10 +9,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from finetune.core.errors import RecipeError, TableError
+from finetune.core.errors import FileError, RecipeError, TableError
 from finetune.data.prepare.images import open_image
 from finetune.inference.list_parts import Found, list_images, list_texts
 
+from ..data.remote.servers import needs_nginx, run_nginx
 from ..data.shards import sample, write_tar
 
 
@@ -123,6 +124,38 @@ def test_equal_names_are_told_apart(folder):
     assert one != other
     assert one.startswith("photos-")
     assert {part.name for part in list_images(both[::-1]).parts} == {one, other}
+
+
+def test_a_tar_that_two_words_name_is_one_part(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.tar", "b.tar"):
+        write_tar(tmp_path / name, sample(0))
+    found = list_images(["a.tar", str(tmp_path / "*.tar"), "./b.tar"])
+    assert [part.name for part in found.parts] == ["a", "b"]
+    (tmp_path / "a").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "a" / "1.png")
+    write_tar(tmp_path / "a-00000.tar", sample(0))
+    with pytest.raises(RecipeError, match="parts of different names, but got 'a-00000' twice"):
+        list_images(["a", "a-00000.tar"])
+
+
+@needs_nginx
+def test_a_tar_on_a_server_is_a_part_too(tmp_path, monkeypatch):
+    """One that cannot be fetched is an error of its own; its pictures are not called damaged."""
+    monkeypatch.setenv("ALIGN_FINETUNE_CACHE", str(tmp_path / "cache"))
+    for name in ("1.tar", "2.tar"):
+        write_tar(tmp_path / name, sample(0))
+    with run_nginx(tmp_path, tmp_path / "state") as nginx:
+        one, other = list_images([f"{nginx.url}/{{1..2}}.tar"]).parts
+        assert (one.name, other.name) == ("1", "2")
+        assert one.stamp() != other.stamp()
+        (address,) = one.read().values
+        assert pixels(address).shape == (30, 40, 3)
+        (tmp_path / "2.tar").unlink()
+        with pytest.raises(FileError, match=r"2\.tar"):
+            other.read()
+    with pytest.raises(RecipeError, match="Expected INPUT to hold no user, password, or signature"):
+        list_images(["https://me:secret@host/a.tar"])
 
 
 def test_names_that_are_not_utf8_are_listed(folder):
