@@ -1,7 +1,13 @@
-"""Where a machine keeps what it can make or fetch again."""
+"""The folder that the runs of a machine share: what was made once is kept there until nobody asks for it any more."""
 
 import os
+import shutil
+import time
+from collections.abc import Iterable
 from pathlib import Path
+
+UNUSED = 30 * 24 * 3600
+"""Seconds after which what nobody has asked for is removed."""
 
 
 def cache_folder() -> Path:
@@ -10,3 +16,18 @@ def cache_folder() -> Path:
         return Path(named).expanduser().absolute()
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(cache).expanduser().absolute() / "align-finetune"
+
+
+def remove_unused(marks: Iterable[Path]) -> None:
+    """Removes the folders that were not asked for in `UNUSED` seconds; who has their files open keeps them.
+
+    Args:
+        marks: A file of each folder, whose time is set whenever the folder is asked for.
+    """
+    for mark in marks:
+        try:
+            is_old = time.time() - mark.stat().st_mtime > UNUSED
+        except OSError:  # another process was faster, or it is another user's
+            continue
+        if is_old:
+            shutil.rmtree(mark.parent, ignore_errors=True)

@@ -31,7 +31,7 @@ class Concern(NamedTuple):
     Attributes:
         about: The subject, a word for machines.
         message: What was found, in one or two sentences.
-        places: Every row concerned, as `file:row`; empty where no row is.
+        places: The rows concerned, as `file:row`; empty where no row is.
     """
 
     about: str

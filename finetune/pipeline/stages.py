@@ -11,7 +11,7 @@ from peft import PeftModel
 
 from finetune.core.csv_text import format_frame, shield_frame
 from finetune.core.files import read_json, write_folder, write_json, write_text
-from finetune.data.checks.seen import SeenTable
+from finetune.data.checks.seen import write_seen
 from finetune.data.checks.unreadable import SkippedRow, write_skipped
 from finetune.data.remote.places import is_remote
 from finetune.data.remote.store import open_store
@@ -129,7 +129,7 @@ class Train(Stage):
                 shutil.rmtree(folder)
         chosen = suit_machine(work.recipe, work.task, work.data)
         write_json(run.environment, {**_describe_environment(work), "auto": chosen})
-        SeenTable.of(work.data.rows).write(run.table)
+        write_seen(work.data.rows, run.table)
         write_json(run.started, {"inputs": self.inputs(work)})
 
 

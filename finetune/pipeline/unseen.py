@@ -2,14 +2,13 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from finetune.core.console import say
 from finetune.core.errors import RecipeError
 from finetune.data.checks.concerns import count, show_some
-from finetune.data.checks.seen import FORGOTTEN, SeenTable
+from finetune.data.checks.seen import FORGOTTEN, SeenTable, is_as_seen
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.data.table.splits import SPLITS
 from finetune.run.folder import RunFolder
@@ -47,7 +46,7 @@ def keep_unseen(run: RunFolder, data: ImageTextDataModule, split: str, seen: Seq
         raise RecipeError(f"Expected a row that the run has not seen, but got only {what} --anyway counts them.")
     else:
         say(f"warning: Leaves out {what} --anyway counts them.", file=sys.stderr)
-        data.rows = replace(rows, splits=np.where(known, -1, rows.splits).astype(rows.splits.dtype))
+        data.rows = rows.with_splits(np.where(known, -1, rows.splits).astype(rows.splits.dtype))
 
 
 def tell_changes(run: RunFolder, data: ImageTextDataModule) -> None:
@@ -58,7 +57,7 @@ def tell_changes(run: RunFolder, data: ImageTextDataModule) -> None:
         data: The table.
     """
     if run.table.is_file():
-        _tell(SeenTable.read(run.table).compare(data.rows).changes)
+        _tell(() if is_as_seen(data.rows, run.table) else SeenTable.read(run.table).compare(data.rows).changes)
     elif run.environment.is_file():
         say(f"warning: {FORGOTTEN}", file=sys.stderr)
 

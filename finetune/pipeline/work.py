@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from finetune.core.files import fingerprint_file, read_text
+from finetune.core.sealed import fingerprint_once
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.data.remote.places import is_remote
 from finetune.data.remote.store import open_store
@@ -84,7 +85,7 @@ class Work:
         return {
             "base": self.base.fingerprint,
             **{f"base/{file.name}": fingerprint_file(file) for file in prepares},
-            **{str(file): fingerprint_file(file) for file in self.tables},
+            **{str(file): fingerprint_once(file) for file in self.tables},
             **{file.url: file.fingerprint for file in self.remote_tables},
         }
 

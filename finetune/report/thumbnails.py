@@ -5,10 +5,8 @@ from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from finetune.core.errors import TableError
-from finetune.core.files import fingerprint_file
+from finetune.core.sealed import fingerprint_once
 from finetune.data.checks.check import read_settings
 from finetune.data.prepare.images import open_image
 from finetune.data.remote.store import open_store
@@ -29,7 +27,6 @@ class Thumbnails:
 
     def __init__(self, rows: Rows | None, absence: str = "") -> None:
         self._rows = rows
-        self._numbers = np.array([]) if rows is None else rows.numbers.astype(np.dtypes.StringDType())
         self.absence = absence
 
     @classmethod
@@ -48,7 +45,7 @@ class Thumbnails:
             path = Path(table["path"])
             if not path.is_file():
                 return cls(None, f"The table {path} is no longer there.")
-            if fingerprint_file(path) != table["sha256"]:
+            if fingerprint_once(path) != table["sha256"]:
                 return cls(None, f"The table {path} has changed since the run.")
         settings = read_settings(recipe)
         if settings is None:
@@ -69,8 +66,8 @@ class Thumbnails:
         for file_id, file in enumerate(self._rows.files):
             number = place.removeprefix(f"{file}:")
             if number != place:
-                found = np.flatnonzero((self._numbers == number) & (self._rows.file_ids == file_id))
-                return _draw(str(self._rows.images[found[0]])) if len(found) else None
+                row = self._rows.find(file_id, number)
+                return None if row is None else _draw(str(self._rows.images[row]))
         return None
 
 

@@ -100,17 +100,6 @@ def test_two_processes_may_build_at_once(cache: Path) -> None:
     assert [path.name for path in cache.iterdir() if path.is_dir()] == [Path(folders[0]).name]
 
 
-def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("ALIGN_FINETUNE_CACHE", raising=False)
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert mini.cache_folder() == tmp_path / ".cache" / "align-finetune"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert mini.cache_folder() == tmp_path / "xdg" / "align-finetune"
-    monkeypatch.setenv("ALIGN_FINETUNE_CACHE", str(tmp_path / "own"))
-    assert mini.cache_folder() == tmp_path / "own"
-
-
 def test_a_missing_extra_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mini, "find_spec", lambda _: None)
     with pytest.raises(CheckpointError, match=r"to be installed, but it is not.*align-finetune\[mini\]"):

@@ -10,7 +10,6 @@ import numpy as np
 from finetune.core.errors import Concern
 from finetune.data.table.cells import Mask
 from finetune.data.table.rows import Rows
-from finetune.data.table.splits import SPLITS
 
 IMBALANCE = 20
 """How many times as many training rows the largest class may have as the smallest."""
@@ -19,6 +18,10 @@ MIRRORING = {"D4", "HorizontalFlip", "SquareSymmetry", "Transpose"}
 """Transforms of albumentations that exchange left and right."""
 
 SHOWN = 3
+
+MOST_PLACES = 100_000
+"""Rows that a warning lists, so that its list stays small beside the table."""
+
 _SIDES = re.compile(r"\b(left|right)(most|wards?)?\b", re.IGNORECASE)
 
 
@@ -57,8 +60,8 @@ def count(number: int, one: str, many: str) -> str:
 
 
 def places_where(rows: Rows, chosen: Mask) -> tuple[str, ...]:
-    """Returns the places of the chosen rows, each once."""
-    return tuple(dict.fromkeys(rows.place(row) for row in np.flatnonzero(chosen).tolist()))
+    """Returns the places of the chosen rows, each once; of more than `MOST_PLACES` rows those of the first."""
+    return tuple(dict.fromkeys(rows.place(row) for row in np.flatnonzero(chosen)[:MOST_PLACES].tolist()))
 
 
 def _unlabelled(rows: Rows) -> list[Concern]:
@@ -100,8 +103,7 @@ def _single_rows(rows: Rows) -> list[Concern]:
 
 
 def _imbalance(rows: Rows) -> list[Concern]:
-    at, labels = rows.labelled()
-    counts = np.bincount(labels[rows.splits[at] == SPLITS.index("train")], minlength=len(rows.classes))
+    counts = rows.count_labels("train")
     present = np.flatnonzero(counts)
     if not len(present):
         return []

@@ -13,6 +13,8 @@ from finetune.data.table.faults import Fault, TableFaultsError
 from finetune.data.table.rows import Rows
 from finetune.data.table.splits import SPLITS
 
+CHUNK = 100_000  # rows looked at at a time
+
 
 def require_several_classes(rows: Rows) -> None:
     """Checks that training rows differ in their labels.
@@ -25,7 +27,7 @@ def require_several_classes(rows: Rows) -> None:
     """
     training = rows.indices("train")
     labels = rows.label_ids if rows.label_sets is None else rows.caption_ids
-    if len(np.unique(labels[training])) == 1:
+    if _are_equal(labels, training):
         names = " and ".join(rows.classes[label] for label in rows.labels_of(int(training[0])).tolist())
         _refuse(rows, "training rows of at least two classes", "are of the class", names)
 
@@ -40,10 +42,10 @@ def require_several_texts(rows: Rows) -> None:
         TableFaultsError: If they do not, so that each text is true of each image.
     """
     training = rows.indices("train")
-    if len(np.unique(rows.caption_ids[training])) == 1:
+    if _are_equal(rows.caption_ids, training):
         rule = "training captions that differ to the model"
         _refuse(rows, rule, "read to it as", str(rows.captions[training[0]]))
-    if not rows.classes and len(np.unique(rows.image_ids[training])) == 1:
+    if not rows.classes and _are_equal(rows.image_ids, training):
         _refuse(rows, "training rows of at least two images", "show", str(rows.images[training[0]]))
 
 
@@ -97,10 +99,11 @@ def find_untrained(rows: Rows, consequence: str) -> list[Concern]:
         rows: A table with labels.
         consequence: What follows, in a sentence.
     """
-    at, labels = rows.labelled()
-    untrained = np.setdiff1d(labels[rows.splits[at] > SPLITS.index("train")], _labels_in(rows, "train"))
+    measured = np.concatenate([_labels_in(rows, split) for split in SPLITS if split != "train"])
+    untrained = np.setdiff1d(measured, _labels_in(rows, "train"))
     if not len(untrained):
         return []
+    at, labels = rows.labelled()
     chosen = np.zeros(len(rows), dtype=bool)
     chosen[at[np.isin(labels, untrained)]] = True
     chosen &= rows.splits > SPLITS.index("train")
@@ -114,5 +117,10 @@ def find_untrained(rows: Rows, consequence: str) -> list[Concern]:
 
 def _labels_in(rows: Rows, split: str) -> Integers:
     """Returns the label ids that rows of a split have, ascending."""
-    at, labels = rows.labelled()
-    return np.unique(labels[rows.splits[at] == SPLITS.index(split)])
+    return np.flatnonzero(rows.count_labels(split))
+
+
+def _are_equal(values: Integers, rows: Integers) -> bool:
+    """Whether there are rows, and all have the same value; looks no further than the first that has another one."""
+    parts = (values[rows[start : start + CHUNK]] for start in range(0, len(rows), CHUNK))
+    return len(rows) > 0 and all((part == values[rows[0]]).all() for part in parts)

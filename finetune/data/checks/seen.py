@@ -4,7 +4,10 @@
 # ruff: noqa: PTH114, PTH118
 
 import os
+import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -13,12 +16,17 @@ import pandas as pd
 import pyarrow as pa
 from pyarrow import parquet
 
-from finetune.core.files import write_bytes
+from finetune.core.files import write_file
+from finetune.core.freed import give_back
+from finetune.core.sealed import is_sealed, seal
 from finetune.data.checks.check import read_settings
 from finetune.data.checks.concerns import count, show_some
-from finetune.data.table.row_images import Hashes, hash_keys
+from finetune.data.checks.once import place_once
+from finetune.data.table.row_images import hash_keys
 from finetune.data.table.rows import Rows
 from finetune.data.table.splits import SPLITS, UNKNOWN, Codes
+
+CHUNK = 100_000  # rows held as Python objects at a time
 
 FORGOTTEN = "This run has no record of the table it was trained on: an earlier release made it."
 
@@ -52,20 +60,7 @@ class SeenTable:
     @classmethod
     def of(cls, rows: Rows) -> Self:
         """Keeps what is needed of a table."""
-        frame = {"image": [rows.name(row) for row in range(len(rows))], "text": _hash_texts(rows)}
-        splits = pd.Categorical.from_codes(rows.splits, categories=pd.Index(SPLITS))
-        return cls(rows.folder, pd.DataFrame({**frame, "split": splits}))
-
-    def write(self, path: Path) -> None:
-        """Writes it as Parquet.
-
-        Args:
-            path: The file.
-        """
-        table = pa.Table.from_pandas(self.rows, preserve_index=False).replace_schema_metadata({"folder": self.folder})
-        buffer = pa.BufferOutputStream()
-        parquet.write_table(table, buffer, compression="zstd")
-        write_bytes(path, buffer.getvalue().to_pybytes())
+        return cls(rows.folder, pd.concat(_frames(rows), ignore_index=True))
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -135,14 +130,63 @@ def describe_changes(recipe: Path, seen: Path) -> tuple[str, ...]:
         return (FORGOTTEN,)
     settings = read_settings(recipe)
     rows = settings.table.inspect().rows if settings else None
-    return () if rows is None else SeenTable.read(seen).compare(rows).changes
+    return () if rows is None or is_as_seen(rows, seen) else SeenTable.read(seen).compare(rows).changes
 
 
-def _hash_texts(rows: Rows) -> Hashes:
-    """Uint64 array of shape (N,): equal for rows with the same caption and label."""
+def write_seen(rows: Rows, path: Path) -> None:
+    """Writes a table as `SeenTable.read` reads it, as Parquet.
+
+    Args:
+        rows: The table.
+        path: The file.
+    """
+    kept = place_once(rows, "seen.parquet", None)
+    if kept is None or rows.order is None:
+        _write(rows, path)
+        return
+    if not is_sealed(kept):
+        _write(rows, kept)
+        seal(kept)
+        give_back()
+    with kept.open("rb") as source, write_file(path) as file:
+        shutil.copyfileobj(source, file)
+
+
+def is_as_seen(rows: Rows, path: Path) -> bool:
+    """Whether a table is known to be the one that a run saw, without a look at its rows.
+
+    Args:
+        rows: The table as it is now.
+        path: What `write_seen` wrote.
+    """
+    known: bytes = parquet.read_schema(path).metadata.get(b"table", b"")
+    return known != b"" and known.decode() == _key_of(rows)
+
+
+def _write(rows: Rows, path: Path) -> None:
+    metadata = {"folder": rows.folder, "table": _key_of(rows)}
+    tables = (pa.Table.from_pandas(frame, preserve_index=False) for frame in _frames(rows))
+    first = next(tables)
+    schema = first.schema.with_metadata(metadata)
+    with write_file(path) as file, parquet.ParquetWriter(file, schema, compression="zstd") as writer:
+        for table in chain([first], tables):
+            writer.write_table(table.replace_schema_metadata(metadata))
+
+
+def _key_of(rows: Rows) -> str:
+    """What a kept table is known by; empty for any other."""
+    return "" if rows.kept is None or rows.order is None else rows.kept.name
+
+
+def _frames(rows: Rows) -> Iterator[pd.DataFrame]:
+    """Yields what is kept of some rows at a time, at least once."""
     labels = ["" if rows.label_sets else name for name in (*rows.classes, "")]  # the captions name several labels
-    pairs = zip(rows.captions.tolist(), rows.label_ids.tolist(), strict=True)
-    return hash_keys((f"{text}\0{labels[label]}" for text, label in pairs), len(rows), seed=0)
+    for start in range(0, max(1, len(rows)), CHUNK):
+        part = slice(start, min(start + CHUNK, len(rows)))
+        pairs = zip(rows.captions[part].tolist(), rows.label_ids[part].tolist(), strict=True)
+        texts = hash_keys((f"{text}\0{labels[label]}" for text, label in pairs), part.stop - start, seed=0)
+        splits = pd.Categorical.from_codes(rows.splits[part], categories=pd.Index(SPLITS))
+        yield pd.DataFrame({"image": rows.names(part.start, part.stop), "text": texts, "split": splits})
 
 
 def _pair(before: pd.DataFrame, after: pd.DataFrame, keys: list[str]) -> pd.DataFrame:

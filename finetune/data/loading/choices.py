@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.data.table.cells import Integers
+from finetune.data.table.order import group_items
 
 
 @dataclass(frozen=True, eq=False)
@@ -15,11 +16,11 @@ class RowChoices:
 
     Attributes:
         rows: Int64 array of shape (N,): positions in the table, item by item.
-        starts: Int64 array of shape (items + 1,): where each item begins in `rows`, and the end.
+        starts: Int64 array of shape (items,): where each item begins in `rows`; None where each is a single row.
     """
 
     rows: Integers
-    starts: Integers
+    starts: Integers | None = None
 
     @classmethod
     def of_each(cls, rows: Integers) -> Self:
@@ -28,7 +29,7 @@ class RowChoices:
         Args:
             rows: Positions in the table.
         """
-        return cls(rows, np.arange(len(rows) + 1))
+        return cls(rows)
 
     @classmethod
     def of_items(cls, rows: Integers, items: Integers) -> Self:
@@ -38,13 +39,10 @@ class RowChoices:
             rows: Positions in the table, ascending.
             items: Int64 array of shape (N,): the number of each of these rows.
         """
-        _, first, inverse = np.unique(items, return_index=True, return_inverse=True)
-        by_item = np.argsort(first[inverse], kind="stable")
-        starts = np.searchsorted(first[inverse][by_item], np.sort(first))
-        return cls(rows[by_item], np.append(starts, len(rows)))
+        return cls(*group_items(rows, items))
 
     def __len__(self) -> int:
-        return len(self.starts) - 1
+        return len(self.rows if self.starts is None else self.starts)
 
     def labels(self, label_ids: Integers) -> Integers:
         """Returns the label of each item's first row.
@@ -52,7 +50,7 @@ class RowChoices:
         Args:
             label_ids: Int64 array: the label of each row of the table.
         """
-        return label_ids[self.rows[self.starts[:-1]]]
+        return label_ids[self.rows if self.starts is None else self.rows[self.starts]]
 
     def weights(self, weights: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
         """Returns the mean weight of each item's rows.
@@ -60,7 +58,10 @@ class RowChoices:
         Args:
             weights: Float32 array: the weight of each row of the table.
         """
-        return np.add.reduceat(weights[self.rows], self.starts[:-1], dtype=np.float64) / np.diff(self.starts)
+        if self.starts is None:
+            return weights[self.rows].astype(np.float64)
+        lengths = np.diff(self.starts, append=len(self.rows))
+        return np.add.reduceat(weights[self.rows], self.starts, dtype=np.float64) / lengths
 
     def draw(self, position: int, epoch: int, seed: int) -> int:
         """Draws the row of an item that an epoch sees.
@@ -70,7 +71,10 @@ class RowChoices:
             epoch: Epoch, from 0.
             seed: Seed of the run.
         """
-        start, end = int(self.starts[position]), int(self.starts[position + 1])
+        if self.starts is None:
+            return int(self.rows[position])
+        start = int(self.starts[position])
+        end = int(self.starts[position + 1]) if position + 1 < len(self.starts) else len(self.rows)
         chosen = 0
         if end - start > 1:
             first = int(self.rows[start])

@@ -24,6 +24,7 @@ from finetune.data.checks.concerns import MIRRORING, find_concerns, name_steps
 from finetune.data.checks.copies import find_contradictions, find_copies
 from finetune.data.checks.equal_texts import find_equal_captions, find_equal_classes, number_texts
 from finetune.data.checks.limits import find_long_texts, find_small_images
+from finetune.data.checks.once import find_once, number_once
 from finetune.data.checks.unreadable import BadImages, SkippedRow, Unreadable, list_skipped
 from finetune.data.loading.choices import RowChoices
 from finetune.data.loading.dataset import ImageTextDataset
@@ -36,6 +37,7 @@ from finetune.data.prepare.images import ImagePreparation
 from finetune.data.prepare.pixel_cache import PixelCache
 from finetune.data.prepare.texts import TextEncoder, write_prompts
 from finetune.data.table.cells import Integers
+from finetune.data.table.mapped import release_pages
 from finetune.data.table.retention import name_tables
 from finetune.data.table.rows import Rows
 from finetune.data.table.table import Table
@@ -154,7 +156,10 @@ class ImageTextDataModule(LightningDataModule):
     @rows.setter
     def rows(self, rows: Rows) -> None:
         """Takes rows that were read before, those of a table with faults too. Captions of equal tokens become equal."""
-        self._rows = replace(rows, caption_ids=number_texts(rows, self.texts)) if self.table.caption else rows
+        if self.table.caption:
+            ids = number_once(rows, "texts", self.texts.fingerprint, partial(number_texts, rows, self.texts))
+            rows = replace(rows, caption_ids=ids)
+        self._rows = rows
 
     @property
     def kind(self) -> TableKind:
@@ -180,28 +185,28 @@ class ImageTextDataModule(LightningDataModule):
             training: Whether images are augmented, and one template, and one of an image's captions, drawn each epoch.
         """
         table = self.rows
-        rows = table.indices(split) if isinstance(split, str) else split
         if training and self.sampling is not None and self.sampling.replaces_weights:
             table = replace(table, weights=np.ones_like(table.weights))
         if not (training or self.merge_equal_captions or self.table.label):
             table = replace(table, caption_ids=np.arange(len(table)))
+        release_pages()  # of what was looked at to check the table
         return ImageTextDataset(
             rows=table,
-            choices=RowChoices.of_items(rows, self.rows.items[rows]) if training else RowChoices.of_each(rows),
+            choices=RowChoices(*self.rows.group(split)) if training else RowChoices.of_each(self.rows.indices(split)),
             images=self.images,
             texts=self.texts,
             templates=() if self.table.caption else self.templates,
             augmentation=self.augmentation if training else None,
             training=training,
             seed=self.seed,
-            cache=None if training and self.augmentation else self._cache(rows),
+            cache=None if training and self.augmentation else self._cache(split),
         )
 
-    def _cache(self, rows: Integers) -> PixelCache | None:
+    def _cache(self, split: str | Integers) -> PixelCache | None:
         if self.cache is None:
             return None
         folder = cache_folder() / "images" if self.cache == "auto" else Path(self.cache).expanduser().absolute()
-        return PixelCache(folder, self.images, len(np.unique(self.rows.image_ids[rows])))
+        return PixelCache(folder, self.images, self.rows.count_images(split))
 
     def loader(
         self, split: str | Integers, batch_size: int = ROWS_TO_MEASURE, keep_workers: bool = False
@@ -263,7 +268,7 @@ class ImageTextDataModule(LightningDataModule):
         """
         other = copy.copy(self)
         splits = codes.astype(self.rows.splits.dtype)
-        other._rows = replace(self.rows, splits=splits, drawn=splits)
+        other._rows = self.rows.with_splits(splits, splits)
         return other
 
     def with_seed(self, seed: int) -> "ImageTextDataModule":
@@ -277,12 +282,16 @@ class ImageTextDataModule(LightningDataModule):
         return other
 
     def find_concerns(self) -> list[Concern]:
-        """What is seldom meant in the tables; no image is decoded."""
+        """What is seldom meant in the tables; no image is decoded. Of a kept table, what its first start found."""
         mirrors = self.augmentation is not None and bool(MIRRORING & {*name_steps(self.augmentation.compose)})
-        found = [*find_concerns(self.rows, mirrors), *find_copies(self.rows)]
+        rows, texts = self.rows, (self.texts.fingerprint, self.templates, bool(self.table.caption))
+        found = find_once(
+            rows, "concerns", (mirrors, texts), lambda: [*find_concerns(rows, mirrors), *find_copies(rows)]
+        )
         for name, other in self.retention.items():
-            found += [concern.of_table(name) for concern in find_contradictions(other.rows)]
-        return [*found, *self.find_limits(), *self.find_retention_limits()]
+            equal = find_once(other.rows, "contradictions", None, partial(find_contradictions, other.rows))
+            found += [concern.of_table(name) for concern in equal]
+        return [*found, *find_once(rows, "limits", texts, self.find_limits), *self.find_retention_limits()]
 
     def find_limits(self, sizes: npt.NDArray[np.int64] | None = None) -> list[Concern]:
         """What the checkpoint makes of the table: texts cut off or equal; where sizes are known, images enlarged.

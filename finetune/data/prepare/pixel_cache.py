@@ -5,7 +5,6 @@
 
 import os
 import shutil
-import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from finetune.core.cache import remove_unused
 from finetune.data.prepare.images import ImagePreparation, Pixels, try_image
 from finetune.data.prepare.members import Member, read_bytes
 
@@ -26,9 +26,6 @@ except ImportError:  # Windows
 
 SHARE = 0.1
 """Share of the free disk that the images of a split may take."""
-
-UNUSED = 30 * 24 * 3600
-"""Seconds after which images that nobody has asked for are removed."""
 
 DIGEST, CHECK = 16, 4  # bytes of an index entry: the hash of an image file, the checksum of hash and pixels
 PREFIX = "pixels-"
@@ -100,7 +97,7 @@ class PixelCache:
         path = self.folder / f"{PREFIX}{self.prepare.fingerprint}"
         files = self._attempt(_Files, path, shape) if shape else None
         if files:
-            _remove_unused(self.folder)
+            remove_unused(self.folder.glob(f"{PREFIX}*/index"))
         return files if files and self.images <= files.most else None
 
     def _attempt(self, action: Callable[..., Made], *given: object) -> Made | None:
@@ -193,14 +190,3 @@ def _write_all(descriptor: int, content: bytes, place: int) -> None:
     done = 0
     while done < len(content):
         done += os.pwrite(descriptor, content[done:], place + done)
-
-
-def _remove_unused(folder: Path) -> None:
-    """Removes the images of preparations that were not opened for long; who has them open keeps them."""
-    for index in folder.glob(f"{PREFIX}*/index"):
-        try:
-            is_old = time.time() - index.stat().st_mtime > UNUSED
-        except OSError:  # another process was faster, or it is another user's
-            continue
-        if is_old:
-            shutil.rmtree(index.parent, ignore_errors=True)

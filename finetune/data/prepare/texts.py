@@ -1,6 +1,9 @@
 """Encodes texts as a checkpoint's processor does, and writes class names into templates."""
 
+import json
 from collections.abc import Sequence
+from functools import cached_property
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -34,6 +37,16 @@ class TextEncoder:
         tokenizer: Any = processor.tokenizer
         padded: Any = processor(text=[""])  # the processor pads to its limit: 64 for align-base
         return cls(tokenizer, min(len(padded["input_ids"][0]), tokenizer.model_max_length))
+
+    @cached_property
+    def fingerprint(self) -> str | None:
+        """What decides on the tokens of a text; None where the tokenizer does not say."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return None
+        described = json.loads(backend.to_str()) | {"truncation": None, "padding": None}  # as the last call had them
+        content = json.dumps([described, self.max_length], sort_keys=True)
+        return blake2b(content.encode(), digest_size=16).hexdigest()
 
     def encode(self, text: str) -> list[int]:
         """Returns the token ids of a text, truncated but not padded."""

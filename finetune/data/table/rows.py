@@ -1,7 +1,9 @@
 """The rows of a table that was read and has no fault."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -11,12 +13,15 @@ from finetune.data.table.cells import Integers, Mask, Strings
 from finetune.data.table.faults import Fault, TableFaultsError
 from finetune.data.table.filters import Removed
 from finetune.data.table.label_sets import LabelSets
+from finetune.data.table.order import Items, Order, group_items
 from finetune.data.table.splits import SPLITS, Codes
+
+CHUNK = 100_000  # rows looked at at a time
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Columns of N rows, compact enough that worker processes share a million rows.
+    """Columns of N rows: arrays, which worker processes share; in a table that is kept, those of a file.
 
     Attributes:
         source: The table as the user named it: a file, a pattern, or `DataFrame`.
@@ -41,6 +46,8 @@ class Rows:
             keys.
         removed: Each condition of the filter, and how many rows it removed.
         label_sets: The distinct sets of labels in tables with several labels a row; else None.
+        order: The rows by split and item, where a file holds them as well; else they are computed.
+        kept: Where what is computed of the table may be kept too; None where nothing is.
     """
 
     source: str
@@ -60,6 +67,8 @@ class Rows:
     numbers: Integers | Strings
     removed: tuple[Removed, ...] = ()
     label_sets: LabelSets | None = None
+    order: Order | None = None
+    kept: Path | None = None
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -77,9 +86,29 @@ class Rows:
         """Returns the place of a row, as `file:row`."""
         return f"{self.file(row)}:{self.numbers[row]}"
 
+    def find(self, file_id: int, number: str) -> int | None:
+        """Returns the first row of a number, or in a tar of a key; None where there is none.
+
+        Args:
+            file_id: The position of its file in `files`.
+            number: The number as it is written in `place`.
+        """
+        rows = np.flatnonzero(self.file_ids == file_id)
+        if self.numbers.dtype.kind != "i":
+            return next((int(row) for row in rows if self.numbers[row] == number), None)
+        found = rows[self.numbers[rows] == int(number)] if number.isdecimal() else rows[:0]
+        return int(found[0]) if len(found) else None
+
     def name(self, row: int) -> str:
         """Returns the path of a row's image relative to the images' folder, or its place in a tar."""
-        path, prefix = place_of(str(self.images[row])), self.folder.rstrip(os.sep) + os.sep
+        return self._name(str(self.images[row]))
+
+    def names(self, start: int, stop: int) -> list[str]:
+        """Returns the names of the rows from one to before another, see `name`."""
+        return [self._name(image) for image in self.images[start:stop].tolist()]
+
+    def _name(self, image: str) -> str:
+        path, prefix = place_of(image), self.folder.rstrip(os.sep) + os.sep
         name = path.removeprefix(prefix) if path.startswith(prefix) else os.path.relpath(path, self.folder)
         return name.replace(os.sep, "/")
 
@@ -88,13 +117,46 @@ class Rows:
         moved = np.flatnonzero(self.splits != self.drawn)
         return moved[np.sort(np.unique(self.image_ids[moved], return_index=True)[1])]
 
-    def indices(self, split: str) -> Integers:
+    def indices(self, split: str | Integers) -> Integers:
         """Returns the positions of a split's rows, ascending.
 
         Args:
-            split: `train`, `val` or `test`.
+            split: `train`, `val` or `test`; or positions, which are returned as they are.
         """
-        return np.flatnonzero(self.splits == SPLITS.index(split))
+        if not isinstance(split, str):
+            return split
+        code = SPLITS.index(split)
+        return np.flatnonzero(self.splits == code) if self.order is None else self.order.splits[code]
+
+    def group(self, split: str | Integers) -> Items:
+        """Groups rows into the items of which training draws a row each.
+
+        Args:
+            split: As for `indices`.
+        """
+        if self.order is not None and isinstance(split, str) and split == "train":
+            return self.order.items
+        rows = self.indices(split)
+        return group_items(rows, self.items[rows])
+
+    def count_images(self, split: str | Integers) -> int:
+        """Counts the different images of rows.
+
+        Args:
+            split: As for `indices`.
+        """
+        if self.order is not None and isinstance(split, str):
+            return self.order.images[SPLITS.index(split)]
+        return len(np.unique(self.image_ids[self.indices(split)]))
+
+    def with_splits(self, splits: Codes, drawn: Codes | None = None) -> Self:
+        """Returns the same rows, split otherwise.
+
+        Args:
+            splits: Int8 array of shape (N,): positions in `SPLITS`, -1 for no split.
+            drawn: The same, as the draw alone would have it; None leaves it as it is.
+        """
+        return replace(self, splits=splits, drawn=self.drawn if drawn is None else drawn, order=None)
 
     def labels_of(self, row: int) -> Integers:
         """Returns the label ids of a row, ascending: one, or with `label_sets` any number."""
@@ -108,6 +170,26 @@ class Rows:
             return self.label_sets.pairs(self.caption_ids)
         rows = np.flatnonzero(self.label_ids >= 0)
         return rows, self.label_ids[rows]
+
+    def count_labels(self, split: str) -> Integers:
+        """Counts the rows of a split that have each label.
+
+        Args:
+            split: `train`, `val` or `test`.
+
+        Returns:
+            Int64 array of shape (classes,).
+        """
+        found, rows = np.zeros(len(self.classes), dtype=np.int64), self.indices(split)
+        for start in range(0, len(rows), CHUNK):
+            part = rows[start : start + CHUNK]
+            if self.label_sets is None:
+                labels = self.label_ids[part]
+                labels = labels[labels >= 0]
+            else:
+                labels = self.label_sets.pairs(self.caption_ids[part])[1]
+            found += np.bincount(labels, minlength=len(self.classes))
+        return found
 
     def targets(self, rows: Integers) -> Mask:
         """Marks the labels that rows have.

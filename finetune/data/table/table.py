@@ -1,18 +1,21 @@
 """A table of images with captions or labels: its files, the meaning of its columns, and its rows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, cast, get_args
 
 import numpy as np
 
 from finetune.core.errors import RecipeError, did_you_mean
+from finetune.core.freed import give_back
+from finetune.data.remote.transfer import RemoteError
 from finetune.data.table.captions import CaptionList, caption_columns, read_captions
 from finetune.data.table.cells import Cells, Integers
 from finetune.data.table.faults import Fault, TableFaultsError
 from finetune.data.table.filters import Removed, parse_filter
+from finetune.data.table.kept import KeptTable
 from finetune.data.table.label_sets import check_label_separator
 from finetune.data.table.labels import read_labels
 from finetune.data.table.limit import choose_rows
@@ -20,7 +23,7 @@ from finetune.data.table.paths import plain_folder
 from finetune.data.table.places import Place, Source, check_source, expand, write_out
 from finetune.data.table.row_images import Hashes, check_image_ids, check_images, hash_images
 from finetune.data.table.rows import Rows
-from finetune.data.table.sources import TextFormat, find_folder, read_cells
+from finetune.data.table.sources import TextFormat, find_files, find_folder, read_cells
 from finetune.data.table.splits import Draw, RandomSplit, draw_splits, read_splits
 from finetune.data.table.weights import read_weights
 
@@ -148,17 +151,56 @@ class Table:
         Raises:
             TableFaultsError: If there are faults; names all faults of the files, their rows and their images.
         """
-        faults: list[Fault] = []
-        cells, removed = self._read_cells(faults)
-        cells, draw = self._limit(cells)
-        rows = self._build(cells, draw, removed, faults)
+        rows, faults = self._find_kept(self._read)
         if rows is None:
-            raise TableFaultsError(_in_order(faults, cells.files))
+            raise TableFaultsError(faults)
         rows.require(*required)
         return rows
 
     def inspect(self) -> Inspection:
         """Reads the table in spite of its faults, and keeps the rows that have none."""
+        try:
+            return self._find_kept(self._read_in_spite)
+        except TableFaultsError as error:
+            return Inspection(None, error.faults)
+
+    def _find_kept(self, read: Callable[[], Inspection]) -> Inspection:
+        """Opens the rows of a large table where an earlier start kept them; reads the others."""
+        kept = self._kept()
+        if kept is None:
+            return read()
+        if rows := kept.open():
+            return Inspection(rows, ())
+        with kept.held():
+            if rows := kept.open():  # another process was faster
+                return Inspection(rows, ())
+            found = read()
+            if found.rows is None or found.faults:
+                return found
+            rows = kept.keep(found.rows)
+        del found
+        give_back()
+        return Inspection(rows, ())
+
+    def _kept(self) -> KeptTable | None:
+        if not isinstance(self.path, str | PathLike):
+            return None
+        own = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "path"}
+        also = [] if self.names is None else [str(Path(self.names).expanduser())]
+        files = [file for pattern in self._patterns for file in find_files(pattern)]
+        try:
+            return KeptTable.find(self.source, files, also, (own, self._find_folder()))
+        except (TableFaultsError, RemoteError, OSError):  # which reading will explain
+            return None
+
+    def _read(self) -> Inspection:
+        faults: list[Fault] = []
+        cells, removed = self._read_cells(faults)
+        cells, draw = self._limit(cells)
+        rows = self._build(cells, draw, removed, faults)
+        return Inspection(rows, tuple(_in_order(faults, cells.files)))
+
+    def _read_in_spite(self) -> Inspection:
         faults: list[Fault] = []
         try:
             cells, removed = self._read_cells(faults)
@@ -175,13 +217,18 @@ class Table:
         """The table as the user named it."""
         return expand(fspath(self.path)) if isinstance(self.path, str | PathLike) else "DataFrame"
 
+    @property
+    def _patterns(self) -> tuple[str, ...]:
+        """The table's own path or pattern, and those of the splits."""
+        beside = self.split.files.values() if isinstance(self.split, RandomSplit) else ()
+        return (fspath(cast(Place, self.path)), *beside)
+
     def _read_cells(self, faults: list[Fault]) -> tuple[Cells, tuple[Removed, ...]]:
         split = self.split if isinstance(self.split, str) else None
         names = (self.image, *caption_columns(self.caption), self.label, split, self.image_id, self.weight)
         row_filter = None if self.filter is None else parse_filter(self.filter)
         wanted = [name for name in names if name is not None]
-        beside = self.split.files.values() if isinstance(self.split, RandomSplit) else ()
-        source = (fspath(self.path), *beside) if isinstance(self.path, str | PathLike) else self.path
+        source = self._patterns if isinstance(self.path, str | PathLike) else self.path
         cells, removed = read_cells(source, wanted, TextFormat(self.separator, self.quoting), row_filter, faults)
         if row_filter is not None and not len(cells) and not faults:
             counts = "; ".join(f"{condition}: {rows:,}" for condition, rows in removed)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from finetune.data.checks.seen import SeenTable
+from finetune.data.checks.seen import SeenTable, write_seen
 from finetune.data.table.table import RandomSplit, Rows, Table
 
 from ..shards import sample, write_tar
@@ -34,7 +34,7 @@ def changes(seen: SeenTable, rows: Rows) -> list[str]:
 
 def test_what_is_kept_is_a_parquet_file_that_says_what_it_is(tmp_path: Path) -> None:
     rows = read(tmp_path, [("b/1.png", "one", "train"), ("a.png", "two", "test"), ("a.png", "one", "test")])
-    SeenTable.of(rows).write(tmp_path / "table.parquet")
+    write_seen(rows, tmp_path / "table.parquet")
     found = pd.read_parquet(tmp_path / "table.parquet")
     assert found["image"].tolist() == ["b/1.png", "a.png", "a.png"]
     assert found["split"].tolist() == ["train", "test", "test"]

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from finetune.core.cache import UNUSED
 from finetune.data.prepare.images import ImagePreparation, open_image, try_image
-from finetune.data.prepare.pixel_cache import CHECK, DIGEST, UNUSED, PixelCache
+from finetune.data.prepare.pixel_cache import CHECK, DIGEST, PixelCache
 
 from ..images import noise
 from ..processors import align_base, align_mini
