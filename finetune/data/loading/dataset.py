@@ -16,7 +16,7 @@ from finetune.data.prepare.augmentation import Augmentation, Refused
 from finetune.data.prepare.images import ImagePreparation, Pixels, try_image
 from finetune.data.prepare.pixel_cache import PixelCache
 from finetune.data.prepare.texts import TextEncoder
-from finetune.data.table.mapped import release_pages
+from finetune.data.table.mapped import release_sometimes
 from finetune.data.table.rows import Rows
 
 
@@ -54,6 +54,7 @@ class ImageTextDataset(Dataset[Sample | Unreadable]):
 
     def __getitem__(self, key: tuple[int, int]) -> Sample | Unreadable:
         position, epoch = key
+        release_sometimes()
         row = self.choices.draw(position, epoch, self.seed)
         pixels = self._read_pixels(row, epoch)
         if isinstance(pixels, Unreadable):
@@ -106,7 +107,6 @@ class ImageTextDataset(Dataset[Sample | Unreadable]):
 
     def collate_readable(self, items: Sequence[Sample | Unreadable]) -> Collated:
         """Stacks the rows whose images can be read, and puts the others beside them."""
-        release_pages()
         samples = [item for item in items if isinstance(item, Sample)]
         unreadable = [item for item in items if isinstance(item, Unreadable)]
         fault = "" if self.cache is None else self.cache.fault

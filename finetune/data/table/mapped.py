@@ -7,6 +7,7 @@ import mmap
 import os
 from collections.abc import Mapping
 from functools import lru_cache
+from itertools import count
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ from finetune.data.table.cells import Strings, as_strings
 CHUNK = 100_000
 """Texts that are held as Python objects at a time."""
 
+BETWEEN = 8
+"""Rows read at random between two releases: the system maps up to 2 MiB around each value that is asked for."""
+
+_calls = count(1)
 _opened: "WeakSet[MappedFile]" = WeakSet()
 
 
@@ -89,6 +94,12 @@ def release_pages() -> None:
     """Gives back the pages of all mapped files: else a process seems to hold all that it has ever read."""
     for file in tuple(_opened):
         file.release()
+
+
+def release_sometimes() -> None:
+    """Does so once in `BETWEEN` calls: one for each row that is read at random."""
+    if next(_calls) % BETWEEN == 0:
+        release_pages()
 
 
 class MappedArray(npt.NDArray[Any]):
