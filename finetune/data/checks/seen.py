@@ -6,6 +6,7 @@
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -141,13 +142,9 @@ def write_seen(rows: Rows, path: Path) -> None:
         path: The file.
     """
     kept = place_once(rows, "seen.parquet", None)
-    if kept is None or rows.order is None:
+    if kept is None or rows.order is None or not _keep(rows, kept):
         _write(rows, path)
         return
-    if not is_sealed(kept):
-        _write(rows, kept)
-        seal(kept)
-        give_back()
     with kept.open("rb") as source, write_file(path) as file:
         shutil.copyfileobj(source, file)
 
@@ -161,6 +158,16 @@ def is_as_seen(rows: Rows, path: Path) -> bool:
     """
     known: bytes = parquet.read_schema(path).metadata.get(b"table", b"")
     return known != b"" and known.decode() == _key_of(rows)
+
+
+def _keep(rows: Rows, kept: Path) -> bool:
+    """Writes what a later start only copies, and returns whether it is there: a disk may be full."""
+    if not is_sealed(kept):
+        with suppress(OSError):
+            _write(rows, kept)
+            seal(kept)
+            give_back()
+    return is_sealed(kept)
 
 
 def _write(rows: Rows, path: Path) -> None:

@@ -6,7 +6,7 @@
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
@@ -78,7 +78,8 @@ class KeptTable:
             return None
         from finetune.data.table.rows_file import open_rows  # Arrow takes a second, which small tables are spared
 
-        os.utime(self.folder / IMAGES)
+        with suppress(OSError):  # the folder may be another user's
+            os.utime(self.folder / IMAGES)
         return open_rows(path, self.source, self.files, self.folder)
 
     def keep(self, rows: Rows) -> Rows:
