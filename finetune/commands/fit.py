@@ -32,6 +32,7 @@ def _fit(options: argparse.Namespace) -> None:
     if options.config is None:
         raise RecipeError("Expected --config RECIPE. `finetune recipes list` names the shipped ones.")
     path = find_recipe(options.config)
+    from finetune.core import processes
     from finetune.pipeline.recipe import read_recipe
     from finetune.pipeline.run_recipe import run_recipe
     from finetune.pipeline.summary import describe
@@ -39,4 +40,6 @@ def _fit(options: argparse.Namespace) -> None:
     names = {"--run.name": options.run, "--run.folder": options.runs}
     settings = [word for key, value in names.items() if value is not None for word in (key, value)]
     recipe = read_recipe(path, [*options.words, *settings], options.trust)
-    say(describe(run_recipe(recipe, options.overwrite)))
+    run = run_recipe(recipe, options.overwrite)
+    if processes.is_first():
+        say(describe(run))

@@ -22,6 +22,9 @@ def add(commands: Commands) -> None:
         action="store_true",
         help="train again, and replace RUN's training, where recipe, table or base changed; go on where versions did",
     )
+    resume.add_argument(
+        "--devices", metavar="N", help="go on with the training on so many devices (default: as the recipe says)"
+    )
     resume.set_defaults(command=_resume)
 
 
@@ -29,7 +32,10 @@ def _resume(options: argparse.Namespace) -> None:
     from finetune.run.folder import open_run
 
     open_run(options.run)  # a misspelt name need not wait for torch
+    from finetune.core import processes
     from finetune.pipeline.run_recipe import resume_run
     from finetune.pipeline.summary import describe
 
-    say(describe(resume_run(options.run, options.trust, options.anyway)))
+    run = resume_run(options.run, options.trust, options.anyway, options.devices)
+    if processes.is_first():
+        say(describe(run))

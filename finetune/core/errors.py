@@ -21,6 +21,10 @@ class CheckpointError(OSError):
     """A checkpoint, adapter or merged folder is missing, incomplete or not what it claims to be."""
 
 
+class ProcessError(RuntimeError):
+    """One of several processes that train together is gone, or does not answer."""
+
+
 class FileError(OSError):
     """A file cannot be had, or does not hold what it should. The message names it and the repair."""
 

@@ -58,6 +58,15 @@ class Batch(NamedTuple):
     weights: Tensor
     targets: Tensor = torch.empty(0, 0, dtype=torch.bool)
 
+    def ids_of(self, rows: slice) -> "Batch":
+        """Returns some of the rows as an objective sees them: ids, weights and targets, without pixels and tokens.
+
+        Args:
+            rows: Which of them.
+        """
+        inputs = (part[:0] for part in self[:3])
+        return Batch(*inputs, *(part[rows] for part in self[3:]))
+
     @property
     def has_targets(self) -> bool:
         """Whether the table may give an image several labels."""

@@ -51,7 +51,7 @@ def embed_images(
     def encode(batch: Batch) -> Answers:
         return Answers.of(batch, towers.image_features(batch.pixel_values))
 
-    train = embed(encode, data.loader("train"), device, progress=progress)
+    train = embed(encode, data.loader("train"), device, progress=progress, shared=True)
     assert train.image_features is not None
     assert test.image_features is not None
     rows, kind, trained = data.rows, data.kind, train.rows.numpy()

@@ -44,7 +44,7 @@ def evaluate(
 
     Args:
         model: The model.
-        loader: The rows.
+        loader: The rows, of which each of several processes has its part.
         metric: A fresh one, that of the table's kind; it observes the answers.
         device: Where the model runs; None for the fastest.
         progress: Title of a progress bar on a terminal; None shows none.
@@ -53,7 +53,7 @@ def evaluate(
         RecipeError: If the model answers with NaN or infinity.
     """
     device = device or find_device()
-    answers = embed(model.to(device), loader, device, progress=progress)
+    answers = embed(model.to(device), loader, device, progress=progress, shared=True)
     require_finite(answers)
     metric.observe(answers)
     return Evaluation(

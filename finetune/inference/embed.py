@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
+from finetune.core import processes
 from finetune.core.errors import RecipeError
 from finetune.core.types import ClassPrompts, Texts
 from finetune.model.towers import AlignTowers
@@ -26,6 +27,7 @@ def embed(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     progress: str | None = None,
+    shared: bool = False,
 ) -> Found:
     """Asks a model about batches, one after the other.
 
@@ -36,6 +38,8 @@ def embed(
         device: Where the batches are moved.
         dtype: Precision of the forward pass: float32, or what autocast computes in.
         progress: Title of a progress bar on a terminal; None shows none.
+        shared: Whether other processes ask the same model about the other rows of each batch, as the loaders of
+            `ImageTextDataModule` divide them. Each process then has all answers.
 
     Returns:
         The answers to all batches in one named tuple, on the CPU and in float32 or whole numbers. A tensor without
@@ -49,12 +53,27 @@ def embed(
         moved = _rebuild(batch, (part.to(device) if isinstance(part, Tensor) else part for part in batch))
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             found = encode(moved)
-        parts.append(_rebuild(found, map(_keep, found)))
+        kept = _rebuild(found, map(_keep, found))
+        parts.append(gather(kept) if shared else kept)
     if not parts:
         raise ValueError("Expected at least one batch to embed, but got none.")
     like, columns = parts[0], [*zip(*parts, strict=True)][::-1]
     del found, parts  # so that what is joined below is held once
     return _rebuild(like, (_join(columns.pop()) for _ in like))
+
+
+def gather(found: Found) -> Found:
+    """Returns the answers to a whole batch in each of the processes that share it.
+
+    Args:
+        found: The answers to this process's rows: a named tuple of tensors, scalars, and None.
+    """
+    if processes.count() == 1:
+        return found
+    counts = processes.count_rows(max(len(part) for part in found if part is not None and part.ndim))
+    return _rebuild(
+        found, (processes.gather_rows(part, counts) if part is not None and part.ndim else part for part in found)
+    )
 
 
 def embed_texts(towers: AlignTowers, texts: Texts, device: torch.device) -> Tensor:
@@ -158,7 +177,8 @@ def find_device(accelerator: str = "auto", option: str = "trainer.accelerator") 
 def _show(batches: Iterable[Given], title: str | None) -> Iterator[Given]:
     total = len(batches) if isinstance(batches, Sized) else None
     # disable=None shows the bar on a terminal alone.
-    yield from tqdm(batches, title, total, leave=False, disable=True if title is None else None)
+    is_silent = title is None or not processes.is_first()
+    yield from tqdm(batches, title, total, leave=False, disable=True if is_silent else None)
 
 
 def _rebuild(like: Found, fields: Iterable[Any]) -> Found:

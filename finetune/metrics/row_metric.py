@@ -10,7 +10,7 @@ from finetune.metrics.statistics import Figure
 
 
 class RowMetric(Metric, ABC):
-    """A metric of a model's answers to rows.
+    """A metric of a model's answers to rows. Where several processes share the rows, each observes all of them.
 
     Attributes:
         headline: Name of the figure that speaks for the model where there is room for one.
@@ -18,6 +18,9 @@ class RowMetric(Metric, ABC):
 
     headline: str
     full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__(sync_on_compute=False)
 
     @abstractmethod
     def observe(self, answers: Answers) -> None:

@@ -141,6 +141,8 @@ class AlignTowers(nn.Module):
         Returns:
             Tensor of shape (B, D).
         """
+        if not len(pixel_values):
+            return self._no_features(IMAGE)
         if self._kept_features is not None:
             return self._kept_features[IMAGE.name](self._distinct_image_features, hash_rows, pixel_values)
         return self._distinct_image_features(pixel_values)
@@ -154,6 +156,12 @@ class AlignTowers(nn.Module):
 
     def _image_features(self, pixel_values: Tensor) -> Tensor:
         return embed_in_parts(self._embed_images, self.micro_batch, [pixel_values], self._parameters_of(IMAGE))
+
+    def _no_features(self, tower: Tower) -> Tensor:
+        """The features of no rows, with a gradient where those of rows would have one."""
+        has_gradient = torch.is_grad_enabled() and any(one.requires_grad for one in self._parameters_of(tower))
+        nothing = self.temperature.new_zeros(0, self.align.config.projection_dim)
+        return nothing.requires_grad_(has_gradient)
 
     def _embed_images(self, pixel_values: Tensor) -> Tensor:
         images = self.scale_pixels(pixel_values)
@@ -173,6 +181,8 @@ class AlignTowers(nn.Module):
         Returns:
             Tensor of shape (B, D).
         """
+        if not len(input_ids):
+            return self._no_features(TEXT)
         if self._kept_features is not None:
             return self._kept_features[TEXT.name](self._text_features, hash_texts, input_ids, attention_mask)
         return self._text_features(input_ids, attention_mask)

@@ -5,8 +5,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from finetune.core.types import Batch, Embeddings
-from finetune.objectives.objective import Objective, pair_logits, weighted_mean
-from finetune.objectives.positives import positive_mask
+from finetune.objectives.objective import Objective, anchor_pairs, in_chunks, weighted_part
 
 
 class Contrastive(Objective):
@@ -47,11 +46,19 @@ class Contrastive(Objective):
 
     def forward(self, embeddings: Embeddings, batch: Batch) -> Tensor:
         """Returns the scalar loss of one batch; see `Objective.forward`."""
-        logits = pair_logits(embeddings)
-        is_positive = positive_mask(batch)
-        image_losses = anchor_losses(logits, is_positive, self.label_smoothing)
-        text_losses = anchor_losses(logits.T, is_positive.T, self.label_smoothing)
-        return weighted_mean((image_losses + text_losses) / 2, batch.weights)
+        return self.part(embeddings, batch, slice(None))
+
+    def part(self, embeddings: Embeddings, batch: Batch, anchors: slice) -> Tensor:
+        """Returns what some rows add to it; see `Objective.part`."""
+        losses = in_chunks(self._row_losses, embeddings, batch, anchors)
+        return weighted_part(losses, batch.weights, anchors)
+
+    def _row_losses(self, embeddings: Embeddings, batch: Batch, anchors: slice) -> Tensor:
+        of_images, of_texts = (
+            anchor_losses(logits, is_positive, self.label_smoothing)
+            for logits, is_positive in anchor_pairs(embeddings, batch, anchors)
+        )
+        return (of_images + of_texts) / 2
 
 
 def anchor_losses(logits: Tensor, is_positive: Tensor, label_smoothing: float) -> Tensor:

@@ -61,12 +61,19 @@ class CrossEntropy(nn.Module):
             batch: The same B rows: their labels and weights.
         """
         if batch.has_targets:
-            return weighted_mean(self._binary_losses(logits, batch.targets), batch.weights)
+            return weighted_mean(self._binary_losses(logits, batch.targets), self.row_weights(batch))
         row_losses = cross_entropy(logits, batch.label_ids, reduction="none", label_smoothing=self.label_smoothing)
-        weights = batch.weights
-        if self.class_weights is not None:
-            weights = weights * self.class_weights[batch.label_ids]
-        return weighted_mean(row_losses, weights)
+        return weighted_mean(row_losses, self.row_weights(batch))
+
+    def row_weights(self, batch: Batch) -> Tensor:
+        """Returns how much each row counts in the mean, float32 of shape (B,).
+
+        Args:
+            batch: B rows.
+        """
+        if self.class_weights is None or batch.has_targets:
+            return batch.weights
+        return batch.weights * self.class_weights[batch.label_ids]
 
     def _binary_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Returns the mean binary cross-entropy of each row's classes, shape (B,)."""

@@ -1,12 +1,19 @@
 """What every objective is: a scalar loss from the embeddings of one batch."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+from torch.utils.checkpoint import checkpoint
 
 from finetune.core.types import Batch, Embeddings
+from finetune.objectives.positives import positive_mask
+
+PAIRS = 1 << 22
+"""Pairs of image and text whose logits are held at a time."""
 
 
 class Objective(nn.Module, ABC):
@@ -26,6 +33,21 @@ class Objective(nn.Module, ABC):
         Returns:
             Scalar tensor, at least float32.
         """
+
+    def part(self, embeddings: Embeddings, batch: Batch, anchors: slice) -> Tensor:
+        """Returns what some rows add to the loss of a batch: over all rows, the parts sum up to it.
+
+        Where several processes share a batch, each of them asks for its own rows. By default a part is as much of the
+        whole loss as the rows are of the batch. An objective whose rows have losses of their own computes those alone.
+
+        Args:
+            embeddings: As for `forward`.
+            batch: As for `forward`, without pixels and tokens.
+            anchors: The rows.
+        """
+        rows = len(batch.rows)
+        loss: Tensor = self(embeddings, batch)
+        return loss * (len(range(rows)[anchors]) / rows)
 
 
 def cosine_logits(image_features: Tensor, text_features: Tensor, temperature: Tensor) -> Tensor:
@@ -47,19 +69,77 @@ def cosine_logits(image_features: Tensor, text_features: Tensor, temperature: Te
         return image_embeds @ text_embeds.T / temperature.to(dtype)
 
 
-def pair_logits(embeddings: Embeddings) -> Tensor:
-    """Returns the logits of each image with each text of a batch, see `cosine_logits`.
+def anchor_pairs(embeddings: Embeddings, batch: Batch, anchors: slice) -> list[tuple[Tensor, Tensor]]:
+    """Returns how some rows look at a batch: their images at all texts, and their texts at all images.
 
     Args:
-        embeddings: Features of both towers.
+        embeddings: Features of both towers, of B rows.
+        batch: Their ids.
+        anchors: A of the rows.
+
+    Returns:
+        For images and for texts the logits, see `cosine_logits`, and which of the pairs are positives, see
+        `positive_mask`: both of shape (A, B).
 
     Raises:
         ValueError: If a tower was not asked.
     """
-    image_features, text_features, temperature = embeddings
-    if image_features is None or text_features is None:
+    images, texts, temperature = embeddings
+    if images is None or texts is None:
         raise ValueError("Expected features of both towers, but got those of one. Embed the batch with both.")
-    return cosine_logits(image_features, text_features, temperature)
+    ids = batch.ids_of(anchors)
+    logits, mask = cosine_logits(images[anchors], texts, temperature), positive_mask(ids, batch)
+    if len(ids.rows) == len(batch.rows):
+        return [(logits, mask), (logits.T, mask.T)]
+    return [(logits, mask), (cosine_logits(images, texts[anchors], temperature).T, positive_mask(batch, ids).T)]
+
+
+def count_positives(batch: Batch) -> Tensor:
+    """Returns how many of the pairs of a batch are positives, a scalar tensor.
+
+    Args:
+        batch: B rows.
+    """
+    size = max(1, PAIRS // max(1, len(batch.rows)))
+    starts = range(0, len(batch.rows), size)
+    return torch.stack([positive_mask(batch.ids_of(slice(start, start + size)), batch).sum() for start in starts]).sum()
+
+
+def in_chunks(
+    row_losses: Callable[[Embeddings, Batch, slice], Tensor], embeddings: Embeddings, batch: Batch, anchors: slice
+) -> Tensor:
+    """Returns the losses of some rows, computed for a few of them at a time where their pairs are many.
+
+    A chunk is computed again in backward, so that the memory is that of one chunk's pairs.
+
+    Args:
+        row_losses: From embeddings and ids of B rows, and A of the rows, to a tensor of shape (A,).
+        embeddings: Of B rows.
+        batch: Their ids.
+        anchors: Which of them.
+    """
+    rows = range(len(batch.rows))[anchors]
+    size = max(1, PAIRS // max(1, len(batch.rows)))
+    if len(rows) <= size:
+        return row_losses(embeddings, batch, anchors)
+    chunks = [slice(start, min(start + size, rows.stop)) for start in range(rows.start, rows.stop, size)]
+    return torch.cat([_compute_again(row_losses, embeddings, batch, chunk) for chunk in chunks])
+
+
+def _compute_again(row_losses: Callable[[Embeddings, Batch, slice], Tensor], *inputs: Any) -> Tensor:
+    return cast(Tensor, checkpoint(row_losses, *inputs, use_reentrant=False, preserve_rng_state=False))
+
+
+def weighted_part(row_losses: Tensor, weights: Tensor, rows: slice) -> Tensor:
+    """Returns what some rows add to the weighted mean of all.
+
+    Args:
+        row_losses: Float tensor of shape (A,), the losses of these rows.
+        weights: Float tensor of shape (B,), those of all rows, see `weighted_mean`.
+        rows: Which A of the B rows.
+    """
+    weights = weights.to(row_losses.dtype)
+    return (row_losses * weights[rows]).sum() / weights.sum().clamp_min(torch.finfo(row_losses.dtype).tiny)
 
 
 def weighted_mean(row_losses: Tensor, weights: Tensor) -> Tensor:
@@ -73,5 +153,4 @@ def weighted_mean(row_losses: Tensor, weights: Tensor) -> Tensor:
         >>> weighted_mean(torch.tensor([1.0, 4.0]), torch.tensor([3.0, 1.0]))
         tensor(1.7500)
     """
-    weights = weights.to(row_losses.dtype)
-    return (row_losses * weights).sum() / weights.sum().clamp_min(torch.finfo(row_losses.dtype).tiny)
+    return weighted_part(row_losses, weights, slice(None))

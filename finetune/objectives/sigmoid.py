@@ -7,8 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from finetune.core.types import Batch, Embeddings
-from finetune.objectives.objective import Objective, pair_logits, weighted_mean
-from finetune.objectives.positives import positive_mask
+from finetune.objectives.objective import Objective, anchor_pairs, count_positives, in_chunks, weighted_part
 
 
 class Sigmoid(Objective):
@@ -47,10 +46,20 @@ class Sigmoid(Objective):
 
     def forward(self, embeddings: Embeddings, batch: Batch) -> Tensor:
         """Returns the scalar loss of one batch; see `Objective.forward`."""
-        is_positive = positive_mask(batch)
-        positives = is_positive.sum()
-        log_odds = positives.log() - (is_positive.numel() - positives).log()
-        logits = pair_logits(embeddings) + self.bias + log_odds
-        pair_losses = -logsigmoid(logits.where(is_positive, -logits))
-        row_losses = (pair_losses.sum(1) + pair_losses.sum(0)) / 2
-        return weighted_mean(row_losses, batch.weights)
+        return self.part(embeddings, batch, slice(None))
+
+    def part(self, embeddings: Embeddings, batch: Batch, anchors: slice) -> Tensor:
+        """Returns what some rows add to it; see `Objective.part`."""
+        positives = count_positives(batch)
+        log_odds = positives.log() - (len(batch.rows) ** 2 - positives).log()
+
+        def row_losses(embeddings: Embeddings, batch: Batch, rows: slice) -> Tensor:
+            of_images, of_texts = (
+                -logsigmoid(shifted.where(is_positive, -shifted)).sum(1)
+                for logits, is_positive in anchor_pairs(embeddings, batch, rows)
+                for shifted in [logits + self.bias + log_odds]
+            )
+            return (of_images + of_texts) / 2
+
+        losses = in_chunks(row_losses, embeddings, batch, anchors)
+        return weighted_part(losses, batch.weights, anchors)

@@ -18,12 +18,14 @@ from finetune.core.errors import RecipeError, did_you_mean
 from finetune.core.types import Answers
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.data.loading.kinds import TableKind
+from finetune.model.batchnorm import FollowingBatchNorm2d
 from finetune.model.layers import IMAGE, TOWERS
 from finetune.pipeline.choose import check_settings
 from finetune.pipeline.recipe import Recipe
 from finetune.pipeline.train import build_training
 from finetune.run.folder import RunFolder
 from finetune.training.classification_task import ClassificationTask
+from finetune.training.data_parallel import DataParallel
 from finetune.training.schedules import limit_batches, total_steps
 from finetune.training.task import AlignTask
 
@@ -69,10 +71,12 @@ def check_recipe(recipe: Recipe, data: ImageTextDataModule) -> AlignTask:
     check_settings(recipe.run, data)
     trainer = build_training(recipe, data, RunFolder(recipe.folder)).trainer
     check_trainer(trainer)
+    _check_shares(trainer, data)
     steps = _count_steps(trainer, data)
     validates = _check_validation(trainer, data)
     recipe.task_class.require_learnable(data)
     task = recipe.build_trainable()
+    _check_statistics(trainer, task)
     _check_optimizer(task, steps)
     _check_monitors(recipe.build_trainer(), task, data.kind if validates else None)
     return task
@@ -121,14 +125,32 @@ def _find_faults(trainer: Any) -> Iterator[str]:
             "Expected trainer.accumulate_grad_batches to be at least 1, but got "
             f"{trainer.accumulate_grad_batches}. 1 takes a step after each batch."
         )
-    if not isinstance(trainer.strategy, SingleDeviceStrategy):
+    if not isinstance(trainer.strategy, SingleDeviceStrategy | DataParallel):
         yield (
-            f"Expected trainer.strategy to be one of a single device, but got {type(trainer.strategy).__name__}. "
-            "Set it to auto."
+            f"Expected trainer.strategy to be auto, but got {type(trainer.strategy).__name__}: a run has a strategy of "
+            "its own, whose losses compare rows across all devices. Set it to auto."
         )
     for kind, (fault, repair) in _REFUSED.items():
         if any(isinstance(one, kind) for one in trainer.callbacks):
             yield f"Expected trainer.callbacks to name no {kind.__name__}, {fault}, but got one. {repair}"
+
+
+def _check_shares(trainer: Trainer, data: ImageTextDataModule) -> None:
+    """Refuses a batch of which some device would never have a row."""
+    if data.batch_size < trainer.world_size:
+        raise RecipeError(
+            f"Expected data.batch_size to be at least {trainer.world_size}, a row for each device, but got "
+            f"{data.batch_size}. It is the size of the batch that all devices share: raise it, or take fewer devices."
+        )
+
+
+def _check_statistics(trainer: Trainer, task: AlignTask) -> None:
+    """Refuses statistics of a batch where no process has all of its rows."""
+    if trainer.world_size > 1 and any(isinstance(module, FollowingBatchNorm2d) for module in task.modules()):
+        raise RecipeError(
+            "Expected model.image_lora.train_statistics to be false on several devices, but got true: each would "
+            "follow the images of its own rows. Set it to false, or trainer.devices to 1."
+        )
 
 
 def _count_steps(trainer: Trainer, data: ImageTextDataModule) -> int:

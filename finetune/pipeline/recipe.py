@@ -25,6 +25,7 @@ from finetune.pipeline.places import fix_places
 from finetune.pipeline.renamed import refuse_renamed
 from finetune.pipeline.trust import allow_modules, find_modules, refuse_calls
 from finetune.run.settings import RunSettings
+from finetune.training.data_parallel import DataParallel, find_launched
 from finetune.training.task import AlignTask
 from finetune.training.whole_files import WholeFiles
 
@@ -46,6 +47,7 @@ class Recipe:
         self._parser = parser
         self._trust = trust
         self._settled: dict[str, Any] = {}
+        self._one_device = False
         self.run = RunSettings(**config.run.as_dict())
         self.folder = Path(self.run.folder) / (self.run.name or name)
 
@@ -89,6 +91,10 @@ class Recipe:
             values: By key, as in `trainer.precision`.
         """
         self._settled |= values
+
+    def take_one_device(self) -> None:
+        """Lets what is built from now on use one device, whatever the recipe says."""
+        self._one_device = True
 
     @cached_property
     def base(self) -> Base:
@@ -150,6 +156,10 @@ class Recipe:
         if values["precision"] == "auto":
             values["precision"] = None
         values["callbacks"] = [*callbacks, *([named] if isinstance(named, Callback) else named)]
+        if self._take_devices(values):
+            values["use_distributed_sampler"] = False
+            if values["strategy"] == "auto":
+                values["strategy"] = DataParallel(self.run.longest_wait)
         plugins = values["plugins"] or []
         values["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), WholeFiles()]
         if isinstance(loggers, bool | None):
@@ -165,9 +175,26 @@ class Recipe:
                 f"Expected the trainer's values to suit each other and this machine, but got: {error}"
             ) from error
 
+    def _take_devices(self, values: dict[str, Any]) -> bool:
+        """Sets the number of processes where a launcher has started several, and returns whether there are several."""
+        if self._one_device:
+            values["devices"], values["num_nodes"] = 1, 1
+            return False
+        started = find_launched()
+        one = values["devices"] in (1, "1") or (isinstance(values["devices"], list) and len(values["devices"]) == 1)
+        if started is None:
+            return not one or values["num_nodes"] != 1
+        if not one and str(values["devices"]) not in ("auto", "-1", str(started[0])):
+            raise RecipeError(
+                f"Expected trainer.devices to be the {started[0]} processes that were started on this machine, but got "
+                f"{values['devices']}. Leave it out: it follows the launcher."
+            )
+        values["devices"], values["num_nodes"] = started
+        return True
+
     @property
     def device(self) -> torch.device:
-        """Where models are measured: the trainer's one device.
+        """Where models are measured: the trainer's device, of several the first.
 
         Raises:
             RecipeError: If this machine has no such accelerator.
@@ -176,7 +203,7 @@ class Recipe:
         device = find_device(trainer.accelerator)
         if device.type == "cpu" or not isinstance(trainer.devices, list):
             return device
-        return torch.device(device.type, *trainer.devices)
+        return torch.device(device.type, trainer.devices[0])
 
     def _build(self, key: str) -> Any:
         values = self._config[key].clone()
@@ -227,18 +254,12 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = (), trust: Sequence
 
 
 def _check_trainer(trainer: Namespace) -> None:
-    """Refuses what a run cannot prove or do: rounded weights, and several processes that write one folder."""
+    """Refuses what a run cannot prove: rounded weights."""
     if str(trainer.precision) in ("16-true", "bf16-true"):
         repair = f"{str(trainer.precision).removesuffix('true')}mixed"
         raise RecipeError(
             f"Expected trainer.precision to keep the weights in float32, but got {trainer.precision}: the base would "
             f"be rounded, and what is merged would not be what was trained. Set it to {repair}."
-        )
-    one_device = trainer.devices in (1, "1") or (isinstance(trainer.devices, list) and len(trainer.devices) == 1)
-    if not one_device or trainer.num_nodes != 1:
-        raise RecipeError(
-            f"Expected a run on one device, but got trainer.devices {trainer.devices} and trainer.num_nodes "
-            f"{trainer.num_nodes}. Set both to 1, or trainer.devices to a list of one, such as [1] for the second GPU."
         )
 
 

@@ -1,15 +1,20 @@
 """A whole run: started from a recipe, or finished from its folder, stage by stage."""
 
 import logging
+import os
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
+
+from lightning import Trainer
 
 from finetune.core.console import say
 from finetune.core.errors import RecipeError
-from finetune.core.files import write_text
+from finetune.core.files import read_text, write_text
 from finetune.core.places import require_place, require_utf8
 from finetune.data.checks.check import print_warnings
+from finetune.pipeline.devices import connected
 from finetune.pipeline.recipe import Recipe, read_recipe
 from finetune.pipeline.stage import run_stages
 from finetune.pipeline.stages import STAGES, TRAIN
@@ -49,6 +54,28 @@ def run_recipe(recipe: Recipe, overwrite: bool = False) -> RunFolder:
     quieten()
     run = RunFolder(recipe.folder)
     work = Work(recipe, run)
+    trainer = recipe.build_trainer()
+    with ExitStack() as stack:
+        if trainer.is_global_zero and not _was_started_again(recipe, run):
+            _check(work, overwrite)
+            stack.enter_context(hold(run.path))
+            run.create(overwrite, needed=[work.base.folder, *work.tables])
+            write_text(run.recipe, recipe.resolved)
+        elif trainer.is_global_zero:
+            stack.enter_context(hold(run.path))
+        _finish(work, trainer)
+    return run
+
+
+def _was_started_again(recipe: Recipe, run: RunFolder) -> bool:
+    """Whether `torchrun` has started all processes of the run again, after one of them had failed."""
+    is_repeated = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return is_repeated and run.recipe.is_file() and read_text(run.recipe) == recipe.resolved
+
+
+def _check(work: Work, overwrite: bool) -> None:
+    """Finds what would end a run, before anything is written."""
+    run = work.run
     require_utf8(run.path)
     require_place(run.path)
     run.require_free(overwrite)
@@ -56,15 +83,20 @@ def run_recipe(recipe: Recipe, overwrite: bool = False) -> RunFolder:
         with hold(run.path):
             pass
     work.check()
-    print_warnings(work.data.rows, [*work.data.find_concerns(), *recipe.task_class.find_concerns(work.data)])
-    with hold(run.path):
-        run.create(overwrite, needed=[work.base.folder, *work.tables])
-        write_text(run.recipe, recipe.resolved)
+    concerns = [*work.data.find_concerns(), *work.recipe.task_class.find_concerns(work.data)]
+    print_warnings(work.data.rows, concerns)
+
+
+def _finish(work: Work, trainer: Trainer) -> None:
+    """Runs the stages that are left, in all processes."""
+    with connected(trainer):
+        work.device = trainer.strategy.root_device
         run_stages(work, STAGES)
-    return run
 
 
-def resume_run(run: str | Path, trust: Sequence[str] = (), anyway: bool = False) -> RunFolder:
+def resume_run(
+    run: str | Path, trust: Sequence[str] = (), anyway: bool = False, devices: str | None = None
+) -> RunFolder:
     """Runs the stages of a run that are left: those that never ended, and those whose inputs have changed since.
 
     Says what has changed of the table; writes nothing where nothing is left.
@@ -74,6 +106,7 @@ def resume_run(run: str | Path, trust: Sequence[str] = (), anyway: bool = False)
         trust: Modules that the run's recipe may name.
         anyway: Whether a training is done again, and replaced, where what it was made from has changed; and whether an
             unfinished one goes on where versions or the device have.
+        devices: On how many devices to go on, as `trainer.devices`; None for as many as the recipe says.
 
     Returns:
         The finished run's folder.
@@ -86,18 +119,23 @@ def resume_run(run: str | Path, trust: Sequence[str] = (), anyway: bool = False)
     """
     quieten()
     folder = open_run(run)
-    work = Work(read_recipe(folder.recipe, trust=trust), folder)
-    left = [stage for stage in STAGES if not stage.is_done(work)]
-    if not left:
-        say(f"{folder.path} is finished: nothing is left to do.\n")
-        return folder
-    if left[0] in STAGES[:2]:  # the others read nothing that was not checked then
-        work.check()
-        tell_changes(folder, work.data)
-        if not anyway:
-            _refuse_changes(work)
-    with hold(folder.path):
-        run_stages(work, STAGES)
+    overrides = [] if devices is None else ["--trainer.devices", devices]
+    work = Work(read_recipe(folder.recipe, overrides, trust), folder)
+    trainer = work.recipe.build_trainer()
+    with ExitStack() as stack:
+        if trainer.is_global_zero:
+            left = [stage for stage in STAGES if not stage.is_done(work)]
+            if not left:
+                say(f"{folder.path} is finished: nothing is left to do.\n")
+                if trainer.world_size == 1:
+                    return folder
+            elif left[0] in STAGES[:2]:  # the others read nothing that was not checked then
+                work.check()
+                tell_changes(folder, work.data)
+                if not anyway:
+                    _refuse_changes(work)
+            stack.enter_context(hold(folder.path))
+        _finish(work, trainer)
     return folder
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
+from finetune.core import processes
 from finetune.core.console import say
 from finetune.core.errors import CheckpointError, RecipeError, TableError
 from finetune.core.files import read_json, remove_staged, write_json
@@ -22,6 +23,8 @@ class Stage(ABC):
     """One step of a run. Its record names the fingerprints of what it read, the files it left, and rows it skipped."""
 
     name: ClassVar[str]
+    is_shared: ClassVar[bool] = False
+    """Whether all processes of a run have a part in the work; else the first one does it, and the others wait."""
 
     @abstractmethod
     def inputs(self, work: Work) -> dict[str, str]:
@@ -29,7 +32,10 @@ class Stage(ABC):
 
     @abstractmethod
     def make(self, work: Work) -> Sequence[Path]:
-        """Does the work, in place of what an earlier run of the stage left, and returns the files and folders."""
+        """Does the work, in place of what an earlier run of the stage left, and returns the files and folders.
+
+        Of several processes the first one alone writes.
+        """
 
     def is_done(self, work: Work) -> bool:
         """Returns whether the output is there and was made from the inputs as they are now."""
@@ -37,16 +43,31 @@ class Stage(ABC):
 
     def run(self, work: Work) -> None:
         """Does the work, unless it is done. Until the last stage has ended, the run is not finished any more."""
-        inputs, record = self.inputs(work), work.run.stage(self.name)
+        inputs = processes.from_first(lambda: self._begin(work))
+        if inputs is None:
+            return
+        if self.is_shared:
+            made = self.make(work)
+            work.data.share_unreadable()
+            processes.from_first(lambda: self._end(work, inputs, made))
+        else:
+            processes.from_first(lambda: self._end(work, inputs, self.make(work)))
+
+    def _begin(self, work: Work) -> dict[str, str] | None:
+        """The inputs of a stage that is not done, of which nothing is left to be taken for done."""
+        inputs = self.inputs(work)
         changes = self._find_changes(work, inputs)
         if changes == []:
-            return
+            return None
         say(f"stage {self.name}" + (f", again for {', '.join(changes)}" if changes else ""), file=sys.stderr)
-        for outdated in (work.run.finished, record):
+        for outdated in (work.run.finished, work.run.stage(self.name)):
             outdated.unlink(missing_ok=True)
-        outputs = work.places(self.make(work))
+        return inputs
+
+    def _end(self, work: Work, inputs: dict[str, str], made: Sequence[Path]) -> None:
         skipped = [row._asdict() for row in work.data.skipped]
-        write_json(record, {"inputs": inputs, "outputs": outputs, "skipped": skipped})
+        record = {"inputs": inputs, "outputs": work.places(made), "skipped": skipped}
+        write_json(work.run.stage(self.name), record)
 
     def changed_inputs(self, work: Work) -> list[str]:
         """Returns the names of inputs that have changed since the stage was done; none if it was never done."""
@@ -71,7 +92,7 @@ def run_stages(work: Work, stages: Sequence[Stage]) -> None:
         stages: All stages of a run, in their order.
     """
     with _saying_how_to_go_on(work.run.path):
-        remove_staged(work.run.path)
+        processes.from_first(lambda: remove_staged(work.run.path))
         for stage in stages:
             stage.run(work)
 

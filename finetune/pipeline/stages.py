@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from peft import PeftModel
 
+from finetune.core import processes
 from finetune.core.csv_text import format_frame, shield_frame
+from finetune.core.errors import Concern
 from finetune.core.files import read_json, write_folder, write_json, write_text
 from finetune.data.checks.seen import write_seen
 from finetune.data.checks.unreadable import SkippedRow, write_skipped
@@ -49,6 +51,7 @@ class MeasureBase(Stage):
     """Measures the untouched base."""
 
     name = "measure-base"
+    is_shared = True
 
     def inputs(self, work: Work) -> dict[str, str]:
         """What is measured, and on what."""
@@ -59,7 +62,8 @@ class MeasureBase(Stage):
         settings, output = work.recipe.run, work.run.measurement(BASE)
         towers = AlignTowers(work.base.load(), levels=work.base.levels)
         measured, _ = measure_towers(towers, work.data, work.device, settings.neighbours, settings.linear_probe)
-        write_measurement(measured, output)
+        if processes.is_first():
+            write_measurement(measured, output)
         return [output]
 
 
@@ -67,6 +71,7 @@ class Train(Stage):
     """Trains, and writes what was trained: adapter, head, processor, and the witness of both."""
 
     name = "train"
+    is_shared = True
 
     def inputs(self, work: Work) -> dict[str, str]:
         """What is trained, on what, and how."""
@@ -74,17 +79,28 @@ class Train(Stage):
 
     def make(self, work: Work) -> Sequence[Path]:
         """Trains, from where an interrupted training of the same things was saved, or from the start."""
-        run, task, data = work.run, work.task, work.data
+        run, task = work.run, work.task
+        use_choices(work.recipe, task, work.data, processes.from_first(lambda: self._prepare(work)))
+        concerns = fit(work.recipe, task, work.data, run)
+        processes.from_first(lambda: self._write(work, concerns))
+        del work.task
+        return [*_trained(run), run.training, run.environment, run.table]
+
+    def _prepare(self, work: Work) -> dict[str, Any]:
+        """Returns what was found for the machine, now or when a training began that goes on."""
+        run = work.run
         shutil.rmtree(run.adapter, ignore_errors=True)
         run.head.unlink(missing_ok=True)
-        if run.started.is_file() and read_json(run.started)["inputs"] == self.inputs(work):
-            chosen = read_json(run.environment)["auto"]
-            use_choices(work.recipe, task, data, chosen)
-            if self.changed_versions(work):  # which was allowed
-                write_json(run.environment, {**_describe_environment(work), "auto": chosen})
-        else:
+        if not run.started.is_file() or read_json(run.started)["inputs"] != self.inputs(work):
             self._start(work)
-        concerns = fit(work.recipe, task, data, run)
+        chosen: dict[str, Any] = read_json(run.environment)["auto"]
+        if self.changed_versions(work):  # which was allowed
+            write_json(run.environment, {**_describe_environment(work), "auto": chosen})
+        return chosen
+
+    def _write(self, work: Work, concerns: Sequence[Concern]) -> None:
+        """Writes what was trained."""
+        run, task, data = work.run, work.task, work.data
         head = task.head if isinstance(task, ClassificationTask) else None
         write_witness(task.towers, data.held_back(WITNESS_ROWS), run.witness, head)
         with write_folder(run.processor, overwrite=True) as staging:
@@ -98,8 +114,6 @@ class Train(Stage):
         write_json(run.training, {"notices": [concern._asdict() for concern in concerns]})
         for member in run.members(work.recipe.run.soup):
             clear_saves(member.checkpoints)
-        del work.task
-        return [*_trained(run), run.training, run.environment, run.table]
 
     def changed_inputs(self, work: Work) -> list[str]:
         """Returns what has changed since the training was done, or since one began that is not done."""
@@ -137,6 +151,7 @@ class Choose(Stage):
     """Chooses the interpolation and fits the temperature."""
 
     name = "choose"
+    is_shared = True
 
     def inputs(self, work: Work) -> dict[str, str]:
         """What was trained, and what the choice is made by."""
@@ -146,7 +161,9 @@ class Choose(Stage):
     def make(self, work: Work) -> Sequence[Path]:
         """Chooses and writes."""
         run, device = work.run, work.device
-        choose(work.recipe.run, work.data, device, lambda: open_line(run, work.base, device)).write(run.choice)
+        choice = choose(work.recipe.run, work.data, device, lambda: open_line(run, work.base, device))
+        if processes.is_first():
+            choice.write(run.choice)
         return [run.choice]
 
 
@@ -175,6 +192,7 @@ class Measure(Stage):
     """Measures the folders that were exported, so that the figures are those of what a user gets."""
 
     name = "measure"
+    is_shared = True
 
     def inputs(self, work: Work) -> dict[str, str]:
         """What was exported, as the proofs name it, and what it is measured on."""
@@ -185,8 +203,9 @@ class Measure(Stage):
     def make(self, work: Work) -> Sequence[Path]:
         """Measures and writes; beside a classifier the merged checkpoint has a measurement of its own."""
         run, choice, found = work.run, Choice.read(work.run.choice), {}
-        for model in (AFTER, ZERO_SHOT_AFTER):
-            shutil.rmtree(run.measurement(model), ignore_errors=True)
+        if processes.is_first():
+            for model in (AFTER, ZERO_SHOT_AFTER):
+                shutil.rmtree(run.measurement(model), ignore_errors=True)
         if run.merged.is_dir():
             merged = Base.open(run.merged)
             towers = AlignTowers(merged.load(), levels=merged.levels)
@@ -197,7 +216,8 @@ class Measure(Stage):
         for model, (measured, answers) in found.items():
             if model == AFTER:
                 measured = measured._replace(calibration=measure_calibration(choice, answers))
-            write_measurement(measured, run.measurement(model))
+            if processes.is_first():
+                write_measurement(measured, run.measurement(model))
         return [run.measurement(model) for model in found]
 
 

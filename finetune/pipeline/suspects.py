@@ -77,6 +77,7 @@ def find_suspects(recipe: Recipe, folds: int) -> Suspects:
             the recipe trains nothing.
     """
     quieten()
+    recipe.take_one_device()
     data = recipe.build_data()
     data.rows.require("train")
     fold_ids = deal_folds(data.rows, folds, recipe.run.seed)

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import CSVLogger
 from peft import LoraConfig, PeftModel
 from torch import Tensor
 
+from finetune.core import processes
 from finetune.core.errors import Concern, RecipeError
 from finetune.core.files import read_json, write_json
 from finetune.data.loading.datamodule import ImageTextDataModule
@@ -99,7 +100,8 @@ def fit(recipe: Recipe, task: AlignTask, data: ImageTextDataModule, run: RunFold
         return notices
     members, notices = [], []
     for number, folder in enumerate(run.members(recipe.run.soup)):
-        print(f"training {number + 1} of {recipe.run.soup}", file=sys.stderr)
+        if processes.is_first():
+            print(f"training {number + 1} of {recipe.run.soup}", file=sys.stderr)
         seed = member_seed(recipe.run.seed, number)
         build_member = partial(recipe.build_task, seed) if number else lambda: task
         kept, found = _fit_once(recipe, build_member, data.with_seed(seed), folder)
@@ -124,10 +126,10 @@ def _fit_once(
     recipe: Recipe, build_task: Callable[[], AlignTask], data: ImageTextDataModule, run: RunFolder
 ) -> tuple[dict[str, Any], list[Concern]]:
     """Trains once, and returns the checkpoint to keep: of the weights, all that training changes."""
-    if not run.fitted.is_file():
+    if not processes.from_first(run.fitted.is_file):
         seed_everything(data.seed, verbose=False)  # whatever this process has drawn before
         _take_steps(build_task(), data, run, build_training(recipe, data, run))
-    fitted = read_json(run.fitted)
+    fitted = processes.from_first(lambda: read_json(run.fitted))
     kept = torch.load(run.checkpoints / fitted["kept"], map_location="cpu", weights_only=True)
     data.bad_images.reasons.update({int(row): reason for row, reason in fitted["unreadable"].items()})
     return kept, [Concern.of_record(notice) for notice in fitted["notices"]]
@@ -136,7 +138,7 @@ def _fit_once(
 def _take_steps(task: AlignTask, data: ImageTextDataModule, run: RunFolder, training: Training) -> None:
     """Takes the steps that are left, and records which weights to keep."""
     trainer, keep, watch, progress, stop = training
-    checkpoint = progress.recover()
+    checkpoint = processes.from_first(progress.recover)
     with stop.awaited():
         try:
             with freed_memory_kept():
@@ -148,8 +150,10 @@ def _take_steps(task: AlignTask, data: ImageTextDataModule, run: RunFolder, trai
         if not path:
             raise RecipeError("Expected at least one step of training, but got none before trainer.max_time. Raise it.")
         notices = [notice._asdict() for notice in watch.notices]
-        unreadable = data.bad_images.reasons
-        write_json(run.fitted, {"kept": Path(path).name, "notices": notices, "unreadable": unreadable})
+        data.share_unreadable()
+        fitted = {"kept": Path(path).name, "notices": notices, "unreadable": data.bad_images.reasons}
+        processes.from_first(lambda: write_json(run.fitted, fitted))
+        stop.agree()
 
 
 def _take_average(task: AlignTask, base: Base, checkpoints: Sequence[Mapping[str, Any]]) -> None:

@@ -1,6 +1,7 @@
 """The `run` part of a recipe."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Literal
 
 from finetune.core.errors import RecipeError
@@ -34,6 +35,8 @@ class RunSettings:
         save_every: How often a training saves what `finetune resume` needs to go on with it: a number of steps, or a
             time such as `10 minutes`; null only when it is asked to end, by Ctrl-C, SIGTERM or, under SLURM, SIGUSR1.
             Two saves are kept.
+        timeout: How long one of several processes waits for the others within a step, such as `10 minutes`, before it
+            gives them up and ends.
         module_folders: Where modules that are named by `--trust` are looked for, beside the recipe's own folder and the
             working directory. A run notes here where it found them; to be there is not to be trusted.
 
@@ -51,6 +54,7 @@ class RunSettings:
     max_retention_loss: float = 0.05
     calibrate: bool = True
     save_every: int | str | None = "10 minutes"
+    timeout: str = "10 minutes"
     module_folders: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -60,7 +64,7 @@ class RunSettings:
             raise RecipeError(f"Expected run.neighbours to be at least 1 or null, but got {self.neighbours}.")
         if self.soup < 1:
             raise RecipeError(f"Expected run.soup to be at least 1, but got {self.soup}. 1 trains once.")
-        _ = self.save_interval  # refuses what is none
+        _ = self.save_interval, self.longest_wait  # refuse what is none
         if self.interpolation != "auto":
             check_interpolation(self.interpolation, "run.interpolation")
         if not 0 <= self.max_retention_loss <= 1:
@@ -73,3 +77,11 @@ class RunSettings:
     def save_interval(self) -> Interval | None:
         """What `save_every` stands for."""
         return None if self.save_every is None else Interval.parse(self.save_every, "run.save_every")
+
+    @property
+    def longest_wait(self) -> timedelta:
+        """What `timeout` stands for."""
+        seconds = Interval.parse(self.timeout, "run.timeout").seconds
+        if seconds is None:
+            raise RecipeError(f"Expected run.timeout to be a time, such as `10 minutes`, but got {self.timeout!r}.")
+        return timedelta(seconds=seconds)

@@ -10,6 +10,7 @@ from torch.nn import Parameter
 from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader
 
+from finetune.core import processes
 from finetune.core.errors import Concern, RecipeError
 from finetune.core.types import Batch, ClassPrompts, Embeddings
 from finetune.data.checks.learnable import find_untrained, require_several_classes, require_trained_classes
@@ -21,6 +22,7 @@ from finetune.model.base import Checkpoint
 from finetune.model.head import LinearHead, require_classes
 from finetune.model.lora import TowerLora
 from finetune.objectives import CrossEntropy
+from finetune.training.global_loss import row_loss
 from finetune.training.head_start import FromPrompts, HeadStart, Seen
 from finetune.training.schedules import WarmupCosine, parameter_groups
 from finetune.training.task import AlignTask, OptimizerFactory, ScheduleFactory
@@ -129,7 +131,7 @@ class ClassificationTask(AlignTask):
         Raises:
             RuntimeError: If there is no head yet.
         """
-        return cast(Tensor, self.objective(self._require_head()(embeddings.image_features), batch))
+        return row_loss(self.objective, self._require_head()(embeddings.image_features), batch)
 
     def model(self, prompts: ClassPrompts | None) -> RowModel:
         """Returns the image tower with the head, or the class prompts' scores while there is no head.
@@ -163,7 +165,7 @@ class ClassificationTask(AlignTask):
         elif stage == "fit" and self.trainer.ckpt_path is None:  # a checkpoint brings its own
             self.to(device := self.trainer.strategy.root_device)
             start = self.head_start
-            seen = embed(self._see, _take(data.train_dataloader(), start.views, start.rows), device)
+            seen = embed(self._see, _take(data.train_dataloader(), start.views, start.rows), device, shared=True)
             class_embeds = embed_classes(self.towers, data.class_prompts, device).cpu()
             weight, bias = start(class_embeds, self.towers.temperature.detach().cpu(), seen)
             self.head = LinearHead(weight, bias, kind.classes, kind.is_multilabel).to(device)
@@ -223,6 +225,6 @@ def _take(batches: DataLoader[Batch], epochs: int, rows: int) -> Iterator[Batch]
             set_epoch(epoch)
         for batch in batches:
             yield batch
-            seen += len(batch.rows)
+            seen += sum(processes.count_rows(len(batch.rows)))
             if seen >= rows:
                 return

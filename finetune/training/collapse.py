@@ -13,6 +13,7 @@ from torch.nn import Parameter
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
+from finetune.core import processes
 from finetune.core.console import say
 from finetune.core.errors import Concern
 from finetune.core.types import Batch, Embeddings
@@ -21,6 +22,7 @@ from finetune.metrics.geometry import Cloud
 from finetune.model.layers import TOWERS
 from finetune.model.towers import AlignTowers
 from finetune.objectives import positive_mask
+from finetune.training.global_loss import gather_ids
 from finetune.training.schedules import total_steps
 from finetune.training.task import AlignTask
 
@@ -103,12 +105,16 @@ class CollapseWatch(Callback):
     ) -> None:
         """Logs duplicate positives; keeps the loss, and what the loss would be at equal similarities."""
         assert isinstance(pl_module, AlignTask)
-        self._rows = max(self._rows, len(batch.rows))
-        duplicates = (positive_mask(batch).sum(dim=1) > 1).float().mean()
-        pl_module.log("train/duplicate_positives", duplicates, batch_size=len(batch.rows))
+        counts = processes.count_rows(len(batch.rows))
+        rows = sum(counts)
+        self._rows = max(self._rows, rows)
+        mask = positive_mask(batch, gather_ids(batch, counts))
+        duplicates = (mask.sum(dim=1) > 1).float().sum() * len(counts) / rows
+        pl_module.log("train/duplicate_positives", duplicates, batch_size=rows, sync_dist=True)
         if outputs:  # a step that returns nothing is skipped
-            self._epoch["loss"].append(outputs["loss"] * trainer.accumulate_grad_batches)
-            self._epoch["chance"].append(chance_loss(pl_module, batch))
+            loss, chance = outputs["loss"] * trainer.accumulate_grad_batches, chance_loss(pl_module, batch)
+            for name, value in zip(("loss", "chance"), processes.average(torch.stack([loss, chance])), strict=True):
+                self._epoch[name].append(value)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reports concerns about the epoch, from the middle of training on: before, warm-up may explain them."""
@@ -142,7 +148,9 @@ class CollapseWatch(Callback):
         for tower, ids in (("image", batch.image_ids), ("text", batch.caption_ids)):
             features = outputs.get(f"{tower}_features")
             if features is not None:
-                self._clouds[tower].update(features, ids)
+                counts = processes.count_rows(len(ids))
+                everyone = [processes.gather_rows(part, counts) for part in (features, ids)]
+                self._clouds[tower].update(*everyone)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs spread and effective rank of the clouds, and reports which have collapsed."""

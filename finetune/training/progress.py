@@ -5,12 +5,15 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger
 from safetensors.torch import save_file
+from torch import Tensor
 
+from finetune.core import processes
 from finetune.core.console import say
 from finetune.core.files import fingerprint_file, read_json, read_text, write_file, write_folder, write_json, write_text
 from finetune.training.task import AlignTask
@@ -21,7 +24,7 @@ KEPT = 2
 BEST = "best"
 """Name of the checkpoint with the best weights so far."""
 
-_STATE, _LOG, FEATURES = "state.ckpt", "metrics.csv", "features.safetensors"
+_STATE, _LOG = "state.ckpt", "metrics.csv"
 _FINGERPRINTS = "fingerprints.json"
 
 
@@ -51,9 +54,17 @@ class Progress:
         Raises:
             OSError: If it cannot be written; the saves that were there still are.
         """
-        target, saves = self.folder / f"step-{trainer.global_step:08d}", list_saves(self.folder)
-        if target in saves:
+        target = self.folder / f"step-{trainer.global_step:08d}"
+        if processes.from_first(lambda: target in list_saves(self.folder)):
             return
+        kept = processes.from_all(task.towers.list_kept())
+        if processes.is_first():
+            self._write(trainer, target, kept)
+        else:
+            trainer.save_checkpoint(target / _STATE)  # has its part in what the first one writes
+        processes.from_first(lambda: None)
+
+    def _write(self, trainer: Trainer, target: Path, kept: Sequence[Mapping[str, Tensor]]) -> None:
         self.log.save()
         with write_folder(target) as staging:
             trainer.save_checkpoint(staging / _STATE)
@@ -62,7 +73,8 @@ class Progress:
                 shutil.copyfile(logged, staging / _LOG)
             if self.best.is_file():
                 _share(self.best, staging / self.best.name)
-            save_file(task.towers.list_kept(), staging / FEATURES)
+            for rank, features in enumerate(kept):
+                save_file(dict(features), staging / name_features(rank))
             write_json(staging / _FINGERPRINTS, {file.name: fingerprint_file(file) for file in staging.iterdir()})
         for outdated in list_saves(self.folder)[KEPT:]:
             shutil.rmtree(outdated)
@@ -107,6 +119,15 @@ class Progress:
             text = read_text(save / _LOG)
             write_text(Path(writer.metrics_file_path), text)
             writer.metrics_keys = next(csv.reader([text.splitlines()[0]]))
+
+
+def name_features(rank: int) -> str:
+    """Returns the name of the file with the features that a process keeps of a frozen tower.
+
+    Args:
+        rank: The process's number, from 0.
+    """
+    return f"features-{rank}.safetensors" if rank else "features.safetensors"
 
 
 def list_saves(folder: Path) -> list[Path]:

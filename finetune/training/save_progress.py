@@ -9,10 +9,11 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from safetensors.torch import load_file
 
+from finetune.core import processes
 from finetune.core.interval import Interval
 from finetune.data.loading.loader import TrainBatchLoader
 from finetune.training.epoch_log import EpochLog
-from finetune.training.progress import FEATURES, Progress
+from finetune.training.progress import Progress, name_features
 from finetune.training.stop_request import StopRequest
 from finetune.training.task import AlignTask
 
@@ -47,8 +48,8 @@ class SaveProgress(Callback):
         self.stop.listen()
         self._saved_at = (trainer.global_step, time.monotonic())
         if self._loaded is not None and trainer.ckpt_path is not None:
-            features = Path(trainer.ckpt_path).parent / FEATURES
-            if features.is_file():
+            features = Path(trainer.ckpt_path).parent / name_features(processes.rank())
+            if features.is_file() and self._loaded["processes"] == processes.count():
                 pl_module.towers.restore_kept(load_file(features))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
@@ -67,7 +68,8 @@ class SaveProgress(Callback):
         can_go_on = not batch_idx or goes_on_anywhere
         if not can_go_on or batch_idx % trainer.accumulate_grad_batches:
             return
-        if self.stop.signal is not None or self._is_due(trainer.global_step):
+        self.stop.agree()
+        if self.stop.signal is not None or any(processes.sum_counts([self._is_due(trainer.global_step)])):
             self._is_saving = True
             with _before_batch(trainer):
                 self.progress.write(trainer, pl_module)
@@ -84,6 +86,7 @@ class SaveProgress(Callback):
         checkpoint[_KEY] = {
             "batches_that_stepped": trainer.fit_loop.epoch_loop._batches_that_stepped,
             "accumulate_grad_batches": trainer.accumulate_grad_batches,
+            "processes": processes.count(),
             "should_stop": trainer.should_stop,
             "callback_metrics": dict(trainer.callback_metrics),
             "logged": self._logged.read(trainer),
@@ -103,7 +106,9 @@ class SaveProgress(Callback):
         steps, moment = self._saved_at
         if self.every.steps is not None:
             return step - steps >= self.every.steps
-        return self.every.seconds is not None and time.monotonic() - moment >= self.every.seconds
+        return (
+            processes.is_first() and self.every.seconds is not None and time.monotonic() - moment >= self.every.seconds
+        )
 
 
 @contextmanager

@@ -8,7 +8,10 @@ from contextlib import contextmanager
 from threading import current_thread, main_thread
 from types import FrameType
 
+from finetune.core import processes
 from finetune.core.door import drop
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopRequest:
@@ -53,6 +56,12 @@ class StopRequest:
         for number in self._former:
             signal.signal(number, self._note)
 
+    def agree(self) -> None:
+        """Takes a signal that any of several processes has noted for one that this process has noted."""
+        noted = processes.sum_counts([int(self.signal == number) for number in _SIGNALS])
+        if self.signal is None and any(noted):
+            self.signal = next(number for number, times in zip(_SIGNALS, noted, strict=True) if times)
+
     def heed(self) -> None:
         """Ends the process if it was asked to.
 
@@ -68,6 +77,8 @@ class StopRequest:
             signal.raise_signal(number)
             return
         self.signal = signal.Signals(number)
+        if not processes.is_first():
+            return
         try:
             print(f"{self.signal.name}: stops once this step is done and saved; again stops at once", file=sys.stderr)
         except OSError:  # Ctrl-C has ended the program that read the output, too

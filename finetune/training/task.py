@@ -15,6 +15,7 @@ from torch.nn import Parameter
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from finetune.core import processes
 from finetune.core.console import say
 from finetune.core.errors import CheckpointError, Concern, RecipeError
 from finetune.core.types import Answers, Batch, ClassPrompts, Embeddings
@@ -26,6 +27,7 @@ from finetune.data.checks.learnable import (
 )
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.data.loading.kinds import TableKind
+from finetune.inference.embed import gather
 from finetune.inference.models import RowModel, ask_towers, require_finite
 from finetune.metrics.retrieval import Retrieval
 from finetune.metrics.row_metric import RowMetric
@@ -37,6 +39,7 @@ from finetune.model.pixels import read_levels
 from finetune.model.recompute import recompute_blocks
 from finetune.model.towers import AlignTowers
 from finetune.objectives import Contrastive, Objective
+from finetune.training.global_loss import pair_loss
 from finetune.training.micro_batch import ROWS_AT_FIRST, choose_portion, require_micro_batch
 from finetune.training.schedules import WarmupCosine, parameter_groups, total_steps
 
@@ -158,13 +161,13 @@ class AlignTask(LightningModule):
         return cast(Embeddings, self.towers(batch))
 
     def loss(self, embeddings: Embeddings, batch: Batch) -> Tensor:
-        """Returns the objective's loss of a batch.
+        """Returns the objective's loss of a batch; where processes share it, this one's part, see `global_loss`.
 
         Args:
             embeddings: What `self(batch)` returns.
             batch: Ids and weights of the same rows.
         """
-        return cast(Tensor, self.objective(embeddings, batch))
+        return pair_loss(cast(Objective, self.objective), embeddings, batch)
 
     def model(self, prompts: ClassPrompts | None) -> RowModel:
         """Returns the model as it is asked in evaluation, see `finetune.inference.models`.
@@ -178,7 +181,7 @@ class AlignTask(LightningModule):
         """The loss, logged as `train/loss` beside the temperature."""
         loss = self.loss(self(batch), batch)
         size = len(batch.rows)
-        self.log("train/loss", loss, prog_bar=True, batch_size=size)
+        self.log("train/loss", loss, prog_bar=True, batch_size=size, sync_dist=True)
         self.log("train/temperature", self.towers.temperature.detach(), batch_size=size)
         return loss
 
@@ -198,7 +201,8 @@ class AlignTask(LightningModule):
         self.towers.micro_batch = None
         found = choose_portion(self, trained, batch, self.device)
         self.micro_batch = self.towers.micro_batch = found.rows
-        say(found, file=sys.stderr)
+        if processes.is_first():
+            say(found, file=sys.stderr)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor | None]:  # noqa: ARG002
         """The loss as `val/loss`, and the metrics of the table's kind.
@@ -208,7 +212,8 @@ class AlignTask(LightningModule):
         """
         embeddings: Embeddings = self(batch)
         assert embeddings.image_features is not None
-        self.log("val/loss", self.loss(embeddings, batch), prog_bar=True, batch_size=len(batch.rows))
+        size = sum(processes.count_rows(len(batch.rows)))
+        self.log("val/loss", self.loss(embeddings, batch), prog_bar=True, batch_size=size, sync_dist=True)
         scores = self._model.scores(embeddings.image_features)
         self._observe(Answers.of(batch, embeddings.image_features, embeddings.text_features, scores))
         return {"image_features": embeddings.image_features, "text_features": embeddings.text_features}
@@ -225,7 +230,7 @@ class AlignTask(LightningModule):
 
     def _observe(self, answers: Answers) -> None:
         require_finite(answers)
-        self.metric.observe(answers)
+        self.metric.observe(gather(answers))
 
     def _start_evaluation(self) -> None:
         data = getattr(self.trainer, "datamodule", None)  # None where the trainer was given loaders alone

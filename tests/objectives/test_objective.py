@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from finetune.objectives import Contrastive, Sigmoid, cosine_logits
-from finetune.objectives.objective import pair_logits, weighted_mean
+from finetune.objectives.objective import anchor_pairs, weighted_mean
 
 
 def test_class_scores_are_cosines_over_the_temperature():
@@ -23,12 +23,15 @@ def test_half_precision_is_computed_in_float32(make_embeddings, dtype):
     assert found.equal(exact)
 
 
-def test_double_precision_stays(make_embeddings):
+def test_double_precision_stays(make_batch, make_embeddings):
     features = make_embeddings(6, dtype=torch.float64)
     images, texts = (part.detach().numpy() for part in (features.image_features, features.text_features))
     images, texts = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (images, texts))
-    found = pair_logits(features._replace(temperature=torch.tensor(0.05, dtype=torch.float64)))
-    np.testing.assert_allclose(found.detach().numpy(), images @ texts.T / 0.05, rtol=1e-12, atol=1e-12)
+    features = features._replace(temperature=torch.tensor(0.05, dtype=torch.float64))
+    for anchors in (slice(None), slice(2, 5)):
+        of_images, of_texts = (logits.detach().numpy() for logits, _ in anchor_pairs(features, make_batch(6), anchors))
+        np.testing.assert_allclose(of_images, (images[anchors] @ texts.T) / 0.05, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(of_texts, (texts[anchors] @ images.T) / 0.05, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("missing", ["image_features", "text_features"])

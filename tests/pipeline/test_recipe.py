@@ -156,10 +156,6 @@ def test_settings_of_the_run_out_of_range_are_refused(recipe_file, key, value, m
     [
         ("precision", "bf16-true", "to keep the weights in float32, but got bf16-true: .* Set it to bf16-mixed"),
         ("precision", "16-true", "to keep the weights in float32, but got 16-true: .* Set it to 16-mixed"),
-        ("devices", "2", "Expected a run on one device, but got trainer.devices 2 and trainer.num_nodes 1"),
-        ("devices", "auto", "Expected a run on one device, but got trainer.devices auto"),
-        ("devices", "[0,1]", r"Expected a run on one device, but got trainer.devices \[0, 1\]"),
-        ("num_nodes", "2", "Expected a run on one device, but got trainer.devices 1 and trainer.num_nodes 2"),
     ],
 )
 def test_a_trainer_whose_model_could_not_be_proven_is_refused(recipe_file, key, value, message):

@@ -16,6 +16,7 @@ from albumentations import BaseCompose, BasicTransform
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
+from finetune.core import processes
 from finetune.core.cache import cache_folder
 from finetune.core.cores import count_cores
 from finetune.core.errors import Concern
@@ -30,7 +31,7 @@ from finetune.data.loading.choices import RowChoices
 from finetune.data.loading.dataset import ImageTextDataset
 from finetune.data.loading.kinds import TableKind, find_kind
 from finetune.data.loading.loader import BatchLoader, TrainBatchLoader, usual_workers
-from finetune.data.loading.sampler import InOrder, TrainBatches
+from finetune.data.loading.sampler import InOrder, Part, TrainBatches
 from finetune.data.loading.sampling import Sampling
 from finetune.data.prepare.augmentation import Augmentation
 from finetune.data.prepare.images import ImagePreparation
@@ -211,19 +212,19 @@ class ImageTextDataModule(LightningDataModule):
     def loader(
         self, split: str | Integers, batch_size: int = ROWS_TO_MEASURE, keep_workers: bool = False
     ) -> BatchLoader:
-        """Rows in the table's order, without augmentation.
+        """Rows in the table's order, without augmentation. Where there are several processes, they share each batch.
 
         Args:
             split: As for `dataset`.
-            batch_size: Most rows in a batch, where `self.batch_size` is not smaller.
+            batch_size: Most rows that a process has of a batch, where `self.batch_size` is not smaller.
             keep_workers: Whether workers wait for the next time that the loader is gone through.
         """
         dataset = self.dataset(split)
         return BatchLoader(
             cast(Dataset[Batch], dataset),  # what it yields, once collated
             self._report,
-            batch_size=min(batch_size, self.batch_size),
-            sampler=InOrder(len(dataset)),
+            _nothing(dataset),
+            batch_sampler=InOrder(len(dataset), min(batch_size * processes.count(), self.batch_size), _part()),
             num_workers=self.workers,
             collate_fn=dataset.collate_readable,
             persistent_workers=keep_workers and self.workers > 0,
@@ -231,12 +232,13 @@ class ImageTextDataModule(LightningDataModule):
         )
 
     def train_dataloader(self) -> TrainBatchLoader:
-        """Training rows, augmented, in the order of seed and epoch."""
+        """Training rows, augmented, in the order of seed and epoch. Several processes share each batch."""
         dataset = self.dataset("train", training=True)
         return TrainBatchLoader(
             cast(Dataset[Batch], dataset),
             self._report,
-            batch_sampler=TrainBatches(len(dataset), self.batch_size, self.seed, self._draw(dataset.choices)),
+            _nothing(dataset),
+            batch_sampler=TrainBatches(len(dataset), self.batch_size, self.seed, self._draw(dataset.choices), _part()),
             num_workers=self.workers,
             collate_fn=dataset.collate_readable,
             persistent_workers=self.workers > 0,
@@ -338,10 +340,27 @@ class ImageTextDataModule(LightningDataModule):
     def _report(self, unreadable: Sequence[Unreadable]) -> None:
         self.bad_images.report(self.rows, unreadable, self.table.image)
 
+    def share_unreadable(self) -> None:
+        """Lets each of several processes know the rows that the others left out; all of them call it."""
+        for data in (self, *self.retention.values()):
+            for reasons in processes.from_all(data.bad_images.reasons):
+                data.bad_images.reasons.update(reasons)
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: the rows left out so far, as a run that goes on may not meet them again."""
+        self.share_unreadable()
         return {"unreadable": self.bad_images.reasons}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remembers the rows that were left out before the run was stopped."""
         self.bad_images.reasons.update(state_dict["unreadable"])
+
+
+def _nothing(dataset: ImageTextDataset) -> Batch | None:
+    """What stands for a part of a batch without readable images; None where there is one process."""
+    return dataset.collate([]) if processes.count() > 1 else None
+
+
+def _part() -> Part:
+    """Which part of each batch this process has."""
+    return Part(processes.rank(), processes.count())

@@ -113,16 +113,17 @@ class ImageTextDataset(Dataset[Sample | Unreadable]):
         return Collated(self.collate(samples) if samples else None, unreadable, fault)
 
     def collate(self, samples: list[Sample]) -> Batch:
-        """Stacks samples; texts are padded to the longest of them."""
+        """Stacks samples, which may be none; texts are padded to the longest of them."""
         input_ids, attention_mask = self.texts.pad([sample.input_ids for sample in samples])
+        nothing = torch.empty(0, *(self.images.shape or (3, 1, 1)), dtype=torch.uint8)
         return Batch(
-            pixel_values=torch.stack([sample.pixel_values for sample in samples]),
+            pixel_values=torch.stack([sample.pixel_values for sample in samples]) if samples else nothing,
             input_ids=torch.as_tensor(input_ids),
             attention_mask=torch.as_tensor(attention_mask),
-            rows=torch.tensor([sample.row for sample in samples]),
-            image_ids=torch.tensor([sample.image_id for sample in samples]),
-            caption_ids=torch.tensor([sample.caption_id for sample in samples]),
-            label_ids=torch.tensor([sample.label_id for sample in samples]),
-            weights=torch.tensor([sample.weight for sample in samples]),
-            targets=torch.from_numpy(self.rows.targets(np.array([sample.row for sample in samples]))),
+            rows=torch.tensor([sample.row for sample in samples], dtype=torch.int64),
+            image_ids=torch.tensor([sample.image_id for sample in samples], dtype=torch.int64),
+            caption_ids=torch.tensor([sample.caption_id for sample in samples], dtype=torch.int64),
+            label_ids=torch.tensor([sample.label_id for sample in samples], dtype=torch.int64),
+            weights=torch.tensor([sample.weight for sample in samples], dtype=torch.float32),
+            targets=torch.from_numpy(self.rows.targets(np.array([sample.row for sample in samples], dtype=np.int64))),
         )

@@ -38,14 +38,23 @@ class BatchLoader(DataLoader[Batch]):
     Args:
         dataset: The rows.
         report: Receives the unreadable rows of a batch, in the main process, before the loader yields the batch.
+        nothing: A batch of no rows, which stands for one of which no image can be read where processes share each
+            batch, as the others wait for this one. None leaves such batches out.
         options: The options of `DataLoader`.
     """
 
     needs_every_batch = False
 
-    def __init__(self, dataset: Dataset[Batch], report: Callable[[Sequence[Unreadable]], None], **options: Any) -> None:
+    def __init__(
+        self,
+        dataset: Dataset[Batch],
+        report: Callable[[Sequence[Unreadable]], None],
+        nothing: Batch | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(dataset, worker_init_fn=outlast_signals, **options)
         self.report = report
+        self.nothing = nothing
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         """Yields the batches.
@@ -59,9 +68,10 @@ class BatchLoader(DataLoader[Batch]):
                 warnings.warn(fault, stacklevel=1)  # Python shows a warning once
             if unreadable:
                 self.report(unreadable)
-            if batch is not None:
+            found = self.nothing if batch is None else batch
+            if found is not None:
                 is_empty = False
-                yield batch
+                yield found
             elif self.needs_every_batch:
                 raise _nothing_left("training batch", unreadable, "Or raise data.batch_size, if it is small.")
         if is_empty and unreadable:

@@ -1,6 +1,7 @@
 """Orders rows: training rows as seed and epoch decide, evaluation rows as they stand."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -10,6 +11,36 @@ from finetune.data.table.cells import Integers
 
 REPEAT = 1 << 32
 """A row's key adds this to the epoch each time the row comes again, so that it is augmented differently."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which part of each batch a process takes: as many rows as each of the others, or one more.
+
+    Attributes:
+        number: The process's, from 0.
+        count: How many processes share the batch.
+    """
+
+    number: int
+    count: int
+
+    def of(self, start: int, stop: int) -> tuple[int, int]:
+        """Returns where the part of a batch starts and stops.
+
+        Args:
+            start: Where the batch starts.
+            stop: Where it stops.
+
+        Example:
+            >>> [Part(number, 3).of(10, 17) for number in range(3)]
+            [(10, 12), (12, 14), (14, 17)]
+        """
+        length = stop - start
+        return start + length * self.number // self.count, start + length * (self.number + 1) // self.count
+
+
+WHOLE = Part(0, 1)
 
 
 class TrainBatches(Sampler[list[tuple[int, int]]]):
@@ -26,6 +57,7 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         seed: Seed of the order.
         draw: Returns the rows of an epoch in their order, given seed and epoch; None takes every row once, in an order
             that is never held in memory as a whole.
+        part: Which part of each batch is yielded.
 
     Example:
         >>> batches = TrainBatches(length=5, batch_size=3, seed=0)
@@ -34,12 +66,18 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
     """
 
     def __init__(
-        self, length: int, batch_size: int, seed: int, draw: Callable[[int, int], Integers] | None = None
+        self,
+        length: int,
+        batch_size: int,
+        seed: int,
+        draw: Callable[[int, int], Integers] | None = None,
+        part: Part = WHOLE,
     ) -> None:
         self.length = length
         self.batch_size = batch_size
         self.seed = seed
         self.draw = draw
+        self.part = part
         self.epoch = 0
         self.delivered = 0
 
@@ -60,7 +98,7 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         """Yields the batches of the epoch that were not delivered yet."""
         order, repeats = self._open_epoch()
         for number in range(self.delivered, len(self)):
-            positions = np.arange(self._start(number), self._start(number + 1))
+            positions = np.arange(*self.part.of(self._start(number), self._start(number + 1)))
             epochs = np.full(len(positions), self.epoch) if repeats is None else self.epoch + repeats[positions]
             yield [*zip(order[positions].tolist(), epochs.tolist(), strict=True)]
 
@@ -77,27 +115,33 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         return number * size + min(number, larger)
 
 
-class InOrder(Sampler[tuple[int, int]]):
-    """The keys of all rows as they stand, made one by one.
+class InOrder(Sampler[list[tuple[int, int]]]):
+    """Batches of the keys of all rows as they stand, made one by one.
 
     Workers could not share a list of keys: counting its references writes to its pages, which copies them.
 
     Args:
         length: Number of rows.
+        batch_size: Number of rows in a batch; the last one may have less.
+        part: Which part of each batch is yielded, of no rows where the batch has too few.
 
     Example:
-        >>> list(InOrder(2))
-        [(0, 0), (1, 0)]
+        >>> list(InOrder(3, batch_size=2))
+        [[(0, 0), (1, 0)], [(2, 0)]]
     """
 
-    def __init__(self, length: int) -> None:
+    def __init__(self, length: int, batch_size: int, part: Part = WHOLE) -> None:
         self.length = length
+        self.batch_size = batch_size
+        self.part = part
 
     def __len__(self) -> int:
-        return self.length
+        return -(-self.length // self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return ((position, 0) for position in range(self.length))
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for start in range(0, self.length, self.batch_size):
+            rows = range(*self.part.of(start, min(start + self.batch_size, self.length)))
+            yield [(position, 0) for position in rows]
 
 
 def _count_earlier(order: Integers) -> Integers:
