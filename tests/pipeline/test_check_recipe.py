@@ -127,7 +127,7 @@ REFUSED = [
     (["--trainer.overfit_batches", "1"], "overfit_batches to be 0, but got 1"),
     (["--trainer.fast_dev_run", "true"], r"fast_dev_run to be false, .*such as --trainer\.max_steps 3"),
     (["--trainer.enable_checkpointing", "false"], "`enable_checkpointing=False` but found `ModelCheckpoint`"),
-    (["--trainer.strategy", "ddp"], "strategy to be one of a single device, but got DDPStrategy"),
+    (["--trainer.strategy", "ddp"], "strategy to be auto, but got DDPStrategy"),
     (["--trainer.callbacks", EARLY % "val_loss"], r"EarlyStopping .* but got 'val_loss'\. Did you mean 'val/loss'"),
     (["--trainer.callbacks", EARLY % "val/loss", "--trainer.limit_val_batches", "0"], "but got 'val/loss'"),
     (["--trainer.callbacks", EARLY % "train/los"], "but got 'train/los'. Did you mean 'train/loss'"),
