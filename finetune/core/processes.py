@@ -31,6 +31,7 @@ def open_groups(timeout: timedelta) -> None:
         timeout: How long a message within a step may take.
     """
     if not _groups:
+        _groups["device"] = dist.new_group(timeout=timeout)
         _groups["step"] = dist.new_group(backend="gloo", timeout=timeout)
         _groups["stage"] = dist.new_group(backend="gloo", timeout=_PATIENCE)
 
@@ -170,9 +171,12 @@ def find_loss(error: BaseException) -> ProcessError | None:
         return None
     said = str(error).partition("] ")[2] or str(error)
     what = "one does not answer" if "imed out" in said or "imeout" in said else "one has ended"
+    where = (
+        f"process {dist.get_rank()} of {dist.get_world_size()}" if dist.is_initialized() else "one that waited for it"
+    )
     return ProcessError(
-        f"Expected all {dist.get_world_size()} processes of the training to go on, but {what} "
-        f"(noticed by process {dist.get_rank()}: {said.splitlines()[0].partition('. ')[0]})."
+        f"Expected all processes of the training to go on, but {what} "
+        f"(noticed by {where}: {said.splitlines()[0].partition('. ')[0]})."
     )
 
 
@@ -197,6 +201,6 @@ def _are_several() -> bool:
     return bool(_groups) and not _is_alone
 
 
-def _group_of(tensor: Tensor) -> dist.ProcessGroup | None:
+def _group_of(tensor: Tensor) -> dist.ProcessGroup:
     """The way by which a tensor travels: the device's own, or gloo's."""
-    return _groups["step"] if tensor.is_cpu else None
+    return _groups["step" if tensor.is_cpu else "device"]

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from lightning import Trainer
 
 from finetune.core import processes
-from finetune.training.data_parallel import DataParallel
+from finetune.training.data_parallel import DataParallel, Launcher
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def connected(trainer: Trainer) -> Iterator[None]:
         yield
         return
     launcher = strategy.launcher
-    assert launcher is not None
+    assert isinstance(launcher, Launcher)
     try:
         launcher.launch(strategy.setup_environment)
         yield
@@ -37,8 +37,9 @@ def connected(trainer: Trainer) -> Iterator[None]:
         if isinstance(stop, SystemExit) and not is_first:
             raise SystemExit(0) from None
         if lost := processes.find_loss(stop):
+            failed = launcher.find_failed(seconds=1.0)
             launcher.kill(signal.SIGKILL)
-            for note in getattr(stop, "__notes__", ()):
+            for note in [*([f"It was {failed}."] if failed else []), *getattr(stop, "__notes__", ())]:
                 lost.add_note(note)
             raise lost from stop
         raise

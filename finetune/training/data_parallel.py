@@ -25,7 +25,7 @@ from finetune.core.console import say
 from finetune.core.door import FAULT
 
 _GRACE = 10.0
-"""Seconds in which the first process may notice by itself that another has ended."""
+"""Seconds in which the first process may notice by itself that another has failed."""
 
 
 class DataParallel(DDPStrategy):
@@ -41,8 +41,8 @@ class DataParallel(DDPStrategy):
     """
 
     def __init__(self, timeout: timedelta = timedelta(minutes=10), **options: Any) -> None:
-        super().__init__(timeout=timeout, **options)
-        self._patience = timeout
+        super().__init__(**options)
+        self._longest_wait = timeout
 
     def _configure_launcher(self) -> None:
         assert self.cluster_environment is not None
@@ -50,8 +50,26 @@ class DataParallel(DDPStrategy):
 
     def setup_environment(self) -> None:
         """Connects the processes."""
+        restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        if restarts != "0" and not dist.is_initialized():
+            self._connect_again(restarts)
         super().setup_environment()
-        processes.open_groups(self._patience)
+        processes.open_groups(self._longest_wait)
+
+    def _connect_again(self, restarts: str) -> None:
+        """Connects processes that `torchrun` has started again.
+
+        Its store still holds the addresses of those that have ended, to which a process would connect that is faster
+        than the others. So each start has keys of its own.
+        """
+        world = int(os.environ["WORLD_SIZE"])
+        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), world, is_master=False)  # type: ignore[attr-defined]
+        dist.init_process_group(
+            self._get_process_group_backend(),
+            store=dist.PrefixStore(f"start-{restarts}", store),  # type: ignore[attr-defined]
+            rank=int(os.environ["RANK"]),
+            world_size=world,
+        )
 
     def configure_ddp(self) -> None:
         """Gives all processes the trained weights of the first, in place of Lightning's wrapper."""
@@ -124,7 +142,7 @@ def find_launched() -> tuple[int, int] | None:
 
 
 class Launcher(_SubprocessScriptLauncher):
-    """Lightning's launcher, which starts this program once for each further device, and says where one fails."""
+    """Lightning's launcher: it starts this program once for each further device, and knows which of them failed."""
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:  # noqa: ARG002
         """Starts the other processes, unless they are there, and calls a function in each.
@@ -143,16 +161,29 @@ class Launcher(_SubprocessScriptLauncher):
         _set_num_threads_if_needed(num_processes=self.num_processes)
         return function(*args, **kwargs)
 
+    def find_failed(self, seconds: float = 0.0) -> str | None:
+        """Returns which of the processes that were started here has failed, and how; None where none has.
+
+        Args:
+            seconds: How long to wait until one has.
+        """
+        end = time.monotonic() + seconds
+        while True:
+            codes = [process.poll() for process in self.procs]
+            for number, code in enumerate(codes, 1):
+                if code:
+                    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+                    return f"process {number}, which {how}"
+            if time.monotonic() >= end:
+                return None
+            time.sleep(0.05)
+
     def _watch(self) -> None:
-        """Waits until a process fails, says so, and ends all where the first one does not end by itself."""
-        while not any(codes := [process.poll() for process in self.procs]):
-            if None not in codes:
+        """Ends all processes where one has failed and the first one, waiting for it, does not end by itself."""
+        while not (failed := self.find_failed(1.0)):
+            if all(process.poll() == 0 for process in self.procs):
                 return
-            time.sleep(0.2)
-        number, code = next((number, code) for number, code in enumerate(codes, 1) if code)
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        say(f"process {number} of {len(codes)} that were started beside the first {how}", file=sys.stderr)
         time.sleep(_GRACE)
-        for process in self.procs:
-            process.kill()
+        say(f"error: {failed}: all are ended.", file=sys.stderr)
+        self.kill(signal.SIGKILL)
         os._exit(FAULT)
