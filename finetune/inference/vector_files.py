@@ -140,7 +140,7 @@ class NumpyFile(VectorFile):
 
     def read_pieces(self) -> Iterator[Piece]:
         """Yields the rows."""
-        vectors = np.load(self.place, mmap_mode="r")
+        vectors = np.load(self.place, mmap_mode="r", allow_pickle=False)
         with self._beside("jsonl").open("rb") as rows:
             for start in range(0, len(vectors), ROWS):
                 ids, values = zip(*(json.loads(row).values() for row in islice(rows, ROWS)), strict=True)
