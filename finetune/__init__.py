@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from finetune.evaluation.evaluate import evaluate
     from finetune.export.artifacts import verify
     from finetune.inference.classify import classify
+    from finetune.inference.vector_folder import read_vectors
     from finetune.model.base import Base
     from finetune.model.head import LinearHead
     from finetune.model.lora import TowerLora
@@ -57,6 +58,7 @@ _HOME = {
     "evaluate": "evaluation.evaluate",
     "export_run": "pipeline.export_run",
     "read_recipe": "pipeline.recipe",
+    "read_vectors": "inference.vector_folder",
     "resume_run": "pipeline.run_recipe",
     "run_recipe": "pipeline.run_recipe",
     "verify": "export.artifacts",
@@ -101,6 +103,7 @@ __all__ = [
     "evaluate",
     "export_run",
     "read_recipe",
+    "read_vectors",
     "resume_run",
     "run_recipe",
     "verify",

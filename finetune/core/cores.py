@@ -25,7 +25,7 @@ def count_share() -> int:
 
 def count_processes() -> int:
     """Returns how many processes were started together, on this machine and others, by `torchrun` or `srun`."""
-    return _read_number("WORLD_SIZE", _read_number("SLURM_NTASKS", 1))
+    return _read_number("WORLD_SIZE", _read_number("SLURM_STEP_NUM_TASKS", 1))
 
 
 def find_local_rank() -> int:

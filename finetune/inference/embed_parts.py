@@ -136,17 +136,19 @@ def embed_parts(files: PartFiles, parts: Sequence[Part], is_over: Callable[[], b
     Returns:
         What this process has done, and which parts cannot be read.
     """
-    left = [part for part in parts if files.find(part) is None]
+    titles = [f"part {at} of {len(parts)}" for at in range(1, len(parts) + 1)]
+    left = [(title, part) for title, part in zip(titles, parts, strict=True) if files.find(part) is None]
     tally = Tally(found=len(parts) - len(left))
     with tqdm(unit=" rows", leave=False, disable=None) as bar:
         while left and not is_over():
-            before, left = left, [part for part in left if not _settle(files, part, tally, bar)]
+            before = left
+            left = [(title, part) for title, part in before if not _settle(files, part, title, tally, bar)]
             if len(before) == len(left):
                 time.sleep(PAUSE)
     return tally
 
 
-def _settle(files: PartFiles, part: Part, tally: Tally, bar: "tqdm[Never]") -> bool:
+def _settle(files: PartFiles, part: Part, title: str, tally: Tally, bar: "tqdm[Never]") -> bool:
     """Embeds a part unless it is done or held; returns whether nothing is left to do of it."""
     if files.find(part) is not None:
         return True
@@ -166,6 +168,7 @@ def _settle(files: PartFiles, part: Part, tally: Tally, bar: "tqdm[Never]") -> b
             tally.rows += rows
             held.renew()
 
+        bar.set_description(title)
         assert files.embedder.towers  # opened before time is taken
         started, rows = time.perf_counter(), tally.rows
         files.write(part, entries, note)
@@ -173,5 +176,5 @@ def _settle(files: PartFiles, part: Part, tally: Tally, bar: "tqdm[Never]") -> b
         tally.parts, tally.seconds = tally.parts + 1, tally.seconds + seconds
         if bar.disable:
             done = tally.rows - rows
-            say(f"{part.name}: {done:,} rows, {done / seconds:.1f}/s", sys.stderr, flush=True)
+            say(f"{title}, {part.name}: {done:,} rows, {done / seconds:.1f}/s", sys.stderr, flush=True)
         return True
