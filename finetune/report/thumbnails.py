@@ -84,7 +84,7 @@ def _draw(path: str) -> str | None:
     """PNG or JPEG, whichever is smaller; None where the file is no longer an image."""
     try:
         image = open_image(path)
-    except TableError:
+    except (TableError, RemoteError):
         return None
     image.thumbnail((SIDE, SIDE))
     kinds = []

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from finetune.core.errors import Concern
 from finetune.data.checks.concerns import count, places_where, show_some
 from finetune.data.prepare.members import place_of, read_bytes, size_of
+from finetune.data.remote.places import is_remote
 from finetune.data.table.cells import Integers, Mask
 from finetune.data.table.rows import Rows
 
@@ -37,7 +38,7 @@ class Trait(NamedTuple):
 
 
 def find_copies(rows: Rows) -> list[Concern]:
-    """Finds pictures that several splits hold, and contradictions. Only files of equal size are read.
+    """Finds pictures that several splits hold, and contradictions. Only files of equal size are read, no remote ones.
 
     Args:
         rows: The table.
@@ -117,6 +118,7 @@ def _group_by_content(paths: list[str], files: Integers, values: Sequence[npt.ND
     sizes = np.array([_size(path) for path in paths], dtype=np.int64)
     contents = np.arange(len(paths))
     doubtful = np.isin(sizes, np.concatenate([_with_several(sizes[files], each) for each in values]))
+    doubtful &= ~np.array([*map(is_remote, paths)], dtype=bool)  # to read them is to fetch every shard
     for limit in (BEGINNING, None):
         groups: dict[tuple[int, bytes], list[int]] = defaultdict(list)
         contents[doubtful] = np.flatnonzero(doubtful)

@@ -21,11 +21,13 @@ class Unreadable(NamedTuple):
         row: Position of the row in the table.
         reason: The reason in a few words.
         repair: What helps where augmentations fail on an image that can be read; else empty.
+        is_lost: Whether its shard cannot be fetched, which stops a run in any case; the reason is then a whole message.
     """
 
     row: int
     reason: str
     repair: str = ""
+    is_lost: bool = False
 
 
 class SkippedRow(NamedTuple):
@@ -72,12 +74,14 @@ class BadImages:
             column: The column of the image paths.
 
         Raises:
-            TableError: If an unreadable image is an error.
+            TableError: If an unreadable image is an error, or a shard cannot be fetched.
         """
+        if lost := [found.reason for found in unreadable if found.is_lost]:
+            raise TableError(lost[0])
         if self.on_bad_image == "error":
             faults = dict.fromkeys(image_fault(rows, found, column) for found in unreadable)
             raise TableError(f"{TableFaultsError([*faults])}\n`finetune check --full` finds all such images.")
-        self.reasons.update({row: reason for row, reason, _ in unreadable})
+        self.reasons.update({found.row: found.reason for found in unreadable})
 
 
 def image_fault(rows: Rows, unreadable: Unreadable, column: str) -> Fault:
@@ -88,7 +92,7 @@ def image_fault(rows: Rows, unreadable: Unreadable, column: str) -> Fault:
         unreadable: The row and the reason.
         column: The column of the image paths.
     """
-    row, reason, repair = unreadable
+    row, reason, repair, _ = unreadable
     rule = "an image that suits data.augmentations"
     if not repair:
         rule = f"a whole image ({', '.join(FORMATS)})"

@@ -16,6 +16,7 @@ from finetune.data.prepare.augmentation import Augmentation, Refused
 from finetune.data.prepare.images import ImagePreparation, Pixels, try_image
 from finetune.data.prepare.pixel_cache import PixelCache
 from finetune.data.prepare.texts import TextEncoder
+from finetune.data.remote.transfer import RemoteError
 from finetune.data.table.mapped import release_sometimes
 from finetune.data.table.rows import Rows
 
@@ -24,8 +25,8 @@ from finetune.data.table.rows import Rows
 class ImageTextDataset(Dataset[Sample | Unreadable]):
     """The rows of one split. Items are asked for by (position, epoch), as augmentation depends on the epoch.
 
-    A row whose image cannot be read or augmented is returned as `Unreadable`: an error raised in a worker would arrive
-    as a traceback.
+    A row whose image cannot be read, fetched or augmented is returned as `Unreadable`: an error raised in a worker
+    would arrive as a traceback.
 
     Args:
         rows: The whole table.
@@ -56,7 +57,10 @@ class ImageTextDataset(Dataset[Sample | Unreadable]):
         position, epoch = key
         release_sometimes()
         row = self.choices.draw(position, epoch, self.seed)
-        pixels = self._read_pixels(row, epoch)
+        try:
+            pixels = self._read_pixels(row, epoch)
+        except RemoteError as error:
+            return Unreadable(row, str(error), is_lost=True)
         if isinstance(pixels, Unreadable):
             return pixels
         return Sample(

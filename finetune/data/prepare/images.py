@@ -16,6 +16,7 @@ from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError, feature
 
 from finetune.core.errors import CheckpointError, TableError
 from finetune.data.prepare.members import Member, place_of, size_of
+from finetune.data.remote.transfer import RemoteError
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # out of 43 that Pillow would open
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -41,6 +42,7 @@ def open_image(path: str | Path, content: bytes = b"") -> Image.Image:
 
     Raises:
         TableError: If the file is missing, damaged, in another format, or has more than `MOST_PIXELS` pixels.
+        RemoteError: If its shard cannot be fetched.
     """
     member = Member.parse(str(path))
     if member is None and not os.path.isfile(path):  # noqa: PTH113 (never raises); opening a pipe would wait
@@ -56,6 +58,8 @@ def open_image(path: str | Path, content: bytes = b"") -> Image.Image:
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             return convert_to_rgb(image)
+    except RemoteError:
+        raise
     except Exception as error:  # decoders raise all kinds: OSError, SyntaxError, struct.error, ...
         raise TableError(
             f"Expected {place_of(str(path))} to be a whole image ({', '.join(FORMATS)}), but got: {_explain(error)}. "
@@ -64,7 +68,15 @@ def open_image(path: str | Path, content: bytes = b"") -> Image.Image:
 
 
 def try_image(path: str | Path, content: bytes = b"") -> Image.Image | str:
-    """Opens an image as `open_image` does, or returns in a few words why it cannot be read."""
+    """Opens an image as `open_image` does, or returns in a few words why it cannot be read.
+
+    Args:
+        path: As for `open_image`.
+        content: As for `open_image`.
+
+    Raises:
+        RemoteError: If its shard cannot be fetched, which says nothing of the image.
+    """
     try:
         return open_image(path, content)
     except TableError as error:

@@ -40,6 +40,12 @@ class Refusal(NamedTuple):
     repair: str
 
 
+_ELSEWHERE = Refusal(
+    "an image on this machine, as the table is on another",
+    "Name the folder of the images on this machine (--data.table.images), or put them into tar shards.",
+)
+
+
 @dataclass(frozen=True)
 class _Folder:
     """The files of one folder, listed once: that is faster than looking for each file, above all on network disks."""
@@ -118,6 +124,9 @@ def find_images(
         place = path if member is None else member.tar
         if is_remote(place) and place in files:
             continue
+        if is_remote(folder):
+            refused[name] = _ELSEWHERE
+            continue
         parent, base = os.path.split(place)
         listed = folders.get(parent)
         if listed is None:
@@ -133,9 +142,6 @@ def find_images(
 def _refuse(value: str, folder: _Folder, name: str) -> Refusal:
     if not value.strip():
         return Refusal("the path of an image", "Fill it in or remove the row.")
-    if is_remote(folder.path):
-        repair = "Name the folder of the images on this machine (--data.table.images), or put them into tar shards."
-        return Refusal("an image on this machine, as the table is on another", repair)
     if is_remote(value):
         return Refusal("the path of an image on this machine", "Download it first, e.g. with img2dataset.")
     if "\\" in value and os.sep == "/":

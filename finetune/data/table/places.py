@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.core.errors import RecipeError
-from finetune.data.remote.places import check_remote, is_remote
+from finetune.data.remote.places import check_remote, hide, is_remote
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -35,6 +35,20 @@ def expand(place: str) -> str:
         place: A path, a URL, or a pattern of either.
     """
     return place if is_remote(place) else str(Path(place).expanduser())
+
+
+def check_local(key: str, place: object) -> None:
+    """Refuses a URL where files are read from this machine alone.
+
+    Args:
+        key: The recipe's key.
+        place: What it holds.
+
+    Raises:
+        RecipeError: If it is a URL. The message shows no secret.
+    """
+    if isinstance(place, str) and is_remote(place):
+        raise RecipeError(f"Expected {key} to be on this machine, but got {hide(place)!r}. Download it first.")
 
 
 def check_source(source: object) -> None:

@@ -20,7 +20,7 @@ from finetune.data.table.label_sets import check_label_separator
 from finetune.data.table.labels import read_labels
 from finetune.data.table.limit import choose_rows
 from finetune.data.table.paths import plain_folder
-from finetune.data.table.places import Place, Source, check_source, expand, write_out
+from finetune.data.table.places import Place, Source, check_local, check_source, expand, write_out
 from finetune.data.table.row_images import Hashes, check_image_ids, check_images, hash_images
 from finetune.data.table.rows import Rows
 from finetune.data.table.sources import TextFormat, find_files, find_folder, read_cells
@@ -54,7 +54,9 @@ class Table:
     stay what they are, and spaces around captions, labels and splits do not count.
 
     Args:
-        path: File, or pattern such as `part-*.parquet`; in Python also a `Path` or a DataFrame.
+        path: File, or pattern such as `part-*.parquet`, on this machine or a server (`s3://`, `gs://`, `hf://`,
+            `https://`), where spans such as `{00000..00099}.tar` name files too; in Python also a `Path` or a
+            DataFrame.
         image: Column of image paths.
         caption: Column of captions. Several columns, or `{json_list: COLUMN}` with a list in each cell, give an image
             several captions: training draws one each epoch, evaluation keeps all.
@@ -104,6 +106,8 @@ class Table:
     def __post_init__(self) -> None:
         write_out(self, "path", "images", "names")
         check_source(self.path)
+        check_local("data.table.images", self.images)
+        check_local("data.table.names", self.names)
         if self.caption is None and self.label is None:
             raise RecipeError(
                 "Expected data.table.caption or data.table.label to name a column, but got neither. "

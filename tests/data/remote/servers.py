@@ -162,3 +162,32 @@ def run_cutter(cutter: Cutter) -> Iterator[Cutter]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def run_s3(bucket: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Serves the files of a folder below `set/` in a bucket of an S3 server, which the environment names."""
+    pytest.importorskip("moto.server", reason="moto is not installed: pip install -e .[dev]")
+    pytest.importorskip("s3fs", reason="s3fs is not installed: pip install -e .[remote]")
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    url = "http://{}:{}".format(*server.get_host_and_port())
+    settings = {
+        "ENDPOINT_URL": url,
+        "ACCESS_KEY_ID": "anybody",
+        "SECRET_ACCESS_KEY": "any",
+        "DEFAULT_REGION": "us-east-1",
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    try:
+        client = boto3.client("s3")
+        client.create_bucket(Bucket=bucket)
+        for path in filter(Path.is_file, folder.iterdir()):
+            client.upload_file(str(path), bucket, f"set/{path.name}")
+        yield url
+    finally:
+        server.stop()
