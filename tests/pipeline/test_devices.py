@@ -40,7 +40,11 @@ class Stops(Callback):
 """
 
 CAPTIONS = {"model": {"init_args": {"text_lora": {"rank": 2}}}, "table": {"caption": "caption"}}
-LABELS = {"model": {"class_path": "finetune.ClassificationTask", "init_args": {}}, "table": {"label": "label"}}
+CALM = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.0005}}
+LABELS = {
+    "model": {"class_path": "finetune.ClassificationTask", "init_args": {"optimizer": CALM}},
+    "table": {"label": "label"},
+}
 FROZEN = {"model": {"init_args": {"image_lora": None, "text_lora": {"rank": 2}}}, "table": {"caption": "caption"}}
 
 
