@@ -30,6 +30,7 @@ _EXPECTED_WARNINGS = (
     r".*Checkpoint directory .* exists",
     r".*smaller than the logging interval",
     r".*treespec",  # lightning on torch 2.13
+    r"It is recommended to use `self.log\(.*sync_dist=True",  # what is logged is the same in all processes
     r"(?s).*does not round-trip",  # tuples of albumentations in YAML, read back as lists all the same
 )
 
