@@ -81,7 +81,10 @@ def test_what_is_in_use_stays(shards: tuple[str, list[bytes]], tmp_path: Path) -
             assert names(store.folder) == ["0.tar", "1.tar", "3.tar"]  # more than the limit, as two are in use
         other.communicate(b"\n")
     store.fetch(url.format(4))
-    assert names(store.folder) == ["3.tar", "4.tar"]
+    kept = names(store.folder)  # of 1 and 3, both used a moment ago, either: the clock of files is coarse
+    assert len(kept) == 2
+    assert "4.tar" in kept
+    assert "0.tar" not in kept
 
 
 @needs_nginx
