@@ -156,7 +156,10 @@ class Recipe:
         if values["precision"] == "auto":
             values["precision"] = None
         values["callbacks"] = [*callbacks, *([named] if isinstance(named, Callback) else named)]
-        if self._take_devices(values):
+        if self._one_device:
+            values["devices"], values["num_nodes"] = 1, 1
+        elif several := self.find_devices():
+            values["devices"], values["num_nodes"] = several
             values["use_distributed_sampler"] = False
             if values["strategy"] == "auto":
                 values["strategy"] = DataParallel(self.run.longest_wait)
@@ -175,22 +178,23 @@ class Recipe:
                 f"Expected the trainer's values to suit each other and this machine, but got: {error}"
             ) from error
 
-    def _take_devices(self, values: dict[str, Any]) -> bool:
-        """Sets the number of processes where a launcher has started several, and returns whether there are several."""
-        if self._one_device:
-            values["devices"], values["num_nodes"] = 1, 1
-            return False
+    def find_devices(self) -> tuple[Any, int] | None:
+        """Returns the devices of a machine and the number of machines; None where there is one device.
+
+        Raises:
+            RecipeError: If `torchrun` or `srun` has started another number of processes than the recipe says.
+        """
+        devices, nodes = self._config.trainer.devices, self._config.trainer.num_nodes
         started = find_launched()
-        one = values["devices"] in (1, "1") or (isinstance(values["devices"], list) and len(values["devices"]) == 1)
+        one = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)
         if started is None:
-            return not one or values["num_nodes"] != 1
-        if not one and str(values["devices"]) not in ("auto", "-1", str(started[0])):
+            return None if one and nodes == 1 else (devices, nodes)
+        if not one and str(devices) not in ("auto", "-1", str(started[0])):
             raise RecipeError(
                 f"Expected trainer.devices to be the {started[0]} processes that were started on this machine, but got "
-                f"{values['devices']}. Leave it out: it follows the launcher."
+                f"{devices}. Leave it out: it follows the launcher."
             )
-        values["devices"], values["num_nodes"] = started
-        return True
+        return started
 
     @property
     def device(self) -> torch.device:

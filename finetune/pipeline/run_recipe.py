@@ -55,17 +55,23 @@ def run_recipe(recipe: Recipe, overwrite: bool = False) -> RunFolder:
     quieten()
     run = RunFolder(recipe.folder)
     work = Work(recipe, run)
-    trainer = recipe.build_trainer()
+    trainer = recipe.build_trainer() if recipe.find_devices() else None
     with ExitStack() as stack:
-        if trainer.is_global_zero and not _was_started_again(recipe, run):
-            _check(work, overwrite)
+        if _is_first(trainer):
+            is_new = not _was_started_again(recipe, run)
+            if is_new:
+                _check(work, overwrite)
             stack.enter_context(hold(run.path))
-            run.create(overwrite, needed=[work.base.folder, *work.tables])
-            write_text(run.recipe, recipe.resolved)
-        elif trainer.is_global_zero:
-            stack.enter_context(hold(run.path))
+            if is_new:
+                run.create(overwrite, needed=[work.base.folder, *work.tables])
+                write_text(run.recipe, recipe.resolved)
         _finish(work, trainer)
     return run
+
+
+def _is_first(trainer: Trainer | None) -> bool:
+    """Whether this process is the first of several, or the only one, before they are connected."""
+    return trainer is None or trainer.is_global_zero
 
 
 def _was_started_again(recipe: Recipe, run: RunFolder) -> bool:
@@ -88,8 +94,11 @@ def _check(work: Work, overwrite: bool) -> None:
     print_warnings(work.data.rows, concerns)
 
 
-def _finish(work: Work, trainer: Trainer) -> None:
-    """Runs the stages that are left, in all processes."""
+def _finish(work: Work, trainer: Trainer | None) -> None:
+    """Runs the stages that are left, in all processes. Of a single device no trainer says where it is."""
+    if trainer is None:
+        run_stages(work, STAGES)
+        return
     with connected(trainer):
         work.device = trainer.strategy.root_device
         run_stages(work, STAGES)
@@ -122,13 +131,13 @@ def resume_run(
     folder = open_run(run)
     overrides = [] if devices is None else ["--trainer.devices", devices]
     work = Work(read_recipe(folder.recipe, overrides, trust), folder)
-    trainer = work.recipe.build_trainer()
+    trainer = work.recipe.build_trainer() if work.recipe.find_devices() else None
     with ExitStack() as stack:
-        if trainer.is_global_zero:
+        if _is_first(trainer):
             left = [stage for stage in STAGES if not stage.is_done(work)]
             if not left:
                 say(f"{folder.path} is finished: nothing is left to do.\n")
-                if trainer.world_size == 1:
+                if trainer is None:
                     return folder
             elif left[0] in STAGES[:2]:  # the others read nothing that was not checked then
                 work.check()
