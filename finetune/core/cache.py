@@ -3,7 +3,7 @@
 import os
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 UNUSED = 30 * 24 * 3600
@@ -24,10 +24,28 @@ def remove_unused(marks: Iterable[Path]) -> None:
     Args:
         marks: A file of each folder, whose time is set whenever the folder is asked for.
     """
+    for mark in _find_unused(marks):
+        shutil.rmtree(mark.parent, ignore_errors=True)
+
+
+def remove_unused_files(files: Iterable[Path]) -> None:
+    """Removes the files that were not written anew in `UNUSED` seconds.
+
+    Args:
+        files: Files of the cache.
+
+    Raises:
+        OSError: If one is another user's.
+    """
+    for file in _find_unused(files):
+        file.unlink(missing_ok=True)
+
+
+def _find_unused(marks: Iterable[Path]) -> Iterator[Path]:
     for mark in marks:
         try:
             is_old = time.time() - mark.stat().st_mtime > UNUSED
         except OSError:  # another process was faster, or it is another user's
             continue
         if is_old:
-            shutil.rmtree(mark.parent, ignore_errors=True)
+            yield mark

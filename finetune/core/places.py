@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from finetune.core.errors import FileError
 
@@ -24,6 +25,19 @@ def is_there(path: Path) -> bool:
         path: Any path.
     """
     return os.path.exists(path)  # noqa: PTH110 (raises nothing)
+
+
+def is_at(file: IO[bytes], place: Path) -> bool:
+    """Whether an open file is the one at a place still: another process may have removed or replaced it.
+
+    Args:
+        file: The file.
+        place: Its path.
+    """
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), place.stat())
+    except FileNotFoundError:
+        return False
 
 
 def is_device(target: Path) -> bool:

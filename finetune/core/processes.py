@@ -1,4 +1,4 @@
-"""The processes that train one model together: which of them this one is, and what they tell each other.
+"""The processes that train one model together: which of them this one is, and the messages between them.
 
 A training on one device is one process, and so is code outside of a training: then all of this does nothing.
 """
@@ -38,7 +38,7 @@ def open_groups(timeout: timedelta) -> None:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Lets this process work as if there were no others: they are told nothing, and do not wait for it."""
+    """Lets this process work as if there were no others: no message passes, and none waits for it."""
     global _is_alone
     before, _is_alone = _is_alone, True
     try:

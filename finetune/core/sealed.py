@@ -1,10 +1,12 @@
 """Fingerprints of large files, taken once; and seals, by which a kept file is known to be as it was written."""
 
+import os
 import time
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 
-from finetune.core.cache import UNUSED, cache_folder
+from finetune.core.cache import cache_folder, remove_unused_files
 from finetune.core.files import fingerprint_file, read_json, write_json, write_text
 
 SMALL = 1 << 20
@@ -14,6 +16,19 @@ SETTLED = 2.0
 """Seconds after which a file that changes again has another time of change, on the coarsest disks."""
 
 _SEAL = ".sha256"
+
+
+def state_of(path: str | Path) -> list[int]:
+    """Returns size, time of change in nanoseconds, and inode of a file or folder.
+
+    Args:
+        path: The file or folder.
+
+    Raises:
+        OSError: If there is none.
+    """
+    found = os.stat(path)  # noqa: PTH116 (of a path or a string)
+    return [found.st_size, found.st_mtime_ns, found.st_ino]
 
 
 def fingerprint_once(path: Path) -> str:
@@ -27,7 +42,7 @@ def fingerprint_once(path: Path) -> str:
     Raises:
         OSError: If it cannot be read.
     """
-    state = _state(path)
+    state = state_of(path)
     if state[0] <= SMALL:
         return fingerprint_file(path)
     note = _note(path)
@@ -38,7 +53,7 @@ def fingerprint_once(path: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         pass
     found = fingerprint_file(path)
-    if time.time() - state[1] / 1e9 > SETTLED and _state(path) == state:
+    if time.time() - state[1] / 1e9 > SETTLED and state_of(path) == state:
         _remember(note, state, found)
     return found
 
@@ -54,7 +69,7 @@ def seal(path: Path) -> None:
     """
     found = fingerprint_file(path)
     write_text(_seal_of(path), found)
-    _remember(_note(path), _state(path), found)
+    _remember(_note(path), state_of(path), found)
 
 
 def is_sealed(path: Path) -> bool:
@@ -82,22 +97,12 @@ def _seal_of(path: Path) -> Path:
     return path.with_name(path.name + _SEAL)
 
 
-def _state(path: Path) -> list[int]:
-    """Size, time of change in nanoseconds, and inode."""
-    found = path.stat()
-    return [found.st_size, found.st_mtime_ns, found.st_ino]
-
-
 def _note(path: Path) -> Path:
     place = str(path.absolute()).encode(errors="surrogateescape")
     return cache_folder() / "fingerprints" / f"{blake2b(place, digest_size=16).hexdigest()}.json"
 
 
 def _remember(note: Path, state: list[int], found: str) -> None:
-    try:
+    with suppress(OSError):
         write_json(note, {"state": state, "sha256": found})
-        for other in note.parent.glob("*.json"):
-            if time.time() - other.stat().st_mtime > UNUSED:  # it costs one reading of its file
-                other.unlink()
-    except OSError:
-        pass
+        remove_unused_files(note.parent.glob("*.json"))  # each costs one reading of its file

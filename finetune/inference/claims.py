@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 
-from finetune.core.places import name_place
+from finetune.core.places import is_at, name_place
 from finetune.run.lock import NO_LOCKS
 
 EXPIRES = 600.0
@@ -77,7 +77,7 @@ def _take(place: Path) -> FileIO | None:
             return None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        is_ours = _is_at(file, place)
+        is_ours = is_at(file, place)  # else its former holder has removed it
     except OSError as error:
         if error.errno not in (*NO_LOCKS, *_HELD):
             file.close()
@@ -88,14 +88,6 @@ def _take(place: Path) -> FileIO | None:
         return file
     file.close()
     return None
-
-
-def _is_at(file: FileIO, place: Path) -> bool:
-    """Whether the file that was locked is still the one at its place: its former holder may have removed it."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), place.stat())
-    except FileNotFoundError:
-        return False
 
 
 def _is_expired(place: Path) -> bool:

@@ -119,7 +119,7 @@ def list_texts(named: Sequence[str], column: str, rows: int = ROWS) -> Found:
 
 
 def _divide(groups: Sequence[Group], column: str, rows: int, are_files: bool) -> Iterator[Part]:
-    """Yields the parts of groups; groups of equal names are told apart by where they lie."""
+    """Yields the parts of groups; groups of equal names get a hash of where they lie."""
     groups = list({_place(group.place): group for group in groups}.values())  # a pattern may name a tar once more
     stems = [re.sub(r"[^\w.-]+", "_", group.stem).lstrip(".")[:80] or "rows" for group in groups]
     times = Counter(stem.lower() for stem in stems)

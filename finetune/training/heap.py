@@ -5,6 +5,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from finetune.core.freed import give_back
+
 _MXFAST, _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = 1, -1, -3, -4  # malloc.h
 _MEANWHILE = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_MXFAST, 0))
 """Fast bins hold back the crumbs between aligned blocks, without which a freed block is too small for the next one."""
@@ -35,4 +37,4 @@ def freed_memory_kept() -> Iterator[None]:
     finally:
         for name, value in _AFTERWARDS:
             tune(name, value)
-        ctypes.CDLL(None).malloc_trim(0)
+        give_back()

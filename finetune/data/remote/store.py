@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from finetune.core.cache import cache_folder
 from finetune.core.errors import RecipeError
-from finetune.core.places import name_place
+from finetune.core.places import is_at, name_place
 from finetune.data.remote.patterns import find_remote
 from finetune.data.remote.transfer import RemoteError, RemoteFile, Transfer
 
@@ -185,7 +185,7 @@ class Store:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with part.open("ab") as target:
                 fcntl.flock(target, fcntl.LOCK_EX)
-                if path.exists() or not _is_at(target, part):  # another process was at it
+                if path.exists() or not is_at(target, part):  # another process was at it
                     _unlock(target)
                     return
                 try:
@@ -234,7 +234,7 @@ def _open_whole(path: Path, size: int | None) -> BinaryIO | None:
     except FileNotFoundError:
         return None
     fcntl.flock(source, fcntl.LOCK_SH)
-    if _is_at(source, path):  # not removed before it was locked
+    if is_at(source, path):  # not removed before it was locked
         if size is None or os.fstat(source.fileno()).st_size == size:
             return source
         path.unlink(missing_ok=True)
@@ -255,19 +255,12 @@ def _unlock(file: BinaryIO) -> None:
     fcntl.flock(file, fcntl.LOCK_UN)
 
 
-def _is_at(file: BinaryIO, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
-
-
 def _remove_unused(path: Path) -> bool:
     """Removes a file, unless a process reads or fetches it."""
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_there = _is_at(file, path)
+            is_there = is_at(file, path)
             if is_there:
                 path.unlink()
             _unlock(file)

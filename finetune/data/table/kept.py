@@ -1,7 +1,7 @@
 """Large tables are read once: their rows are kept in a file, which the starts, workers and ranks that follow open."""
 
 # Strings and os.path, as a Path object for each of a million images would take seconds.
-# ruff: noqa: PTH112, PTH116, PTH120
+# ruff: noqa: PTH112, PTH120
 
 import os
 import warnings
@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from finetune.core.cache import cache_folder, remove_unused
 from finetune.core.files import read_json, write_json
-from finetune.core.sealed import break_seal, fingerprint_once, is_sealed, seal
+from finetune.core.sealed import break_seal, fingerprint_once, is_sealed, seal, state_of
 from finetune.data.prepare import members
 from finetune.data.prepare.members import Member
 from finetune.data.remote.places import is_remote
@@ -141,12 +141,7 @@ def _content_of(file: str) -> tuple[object, ...]:
         known = open_store().known(file)
         return (known.fingerprint,) if known.version else ()
     path = str(Path(file).absolute())
-    return (path, *_state(path)) if path.lower().endswith(".tar") else (path, fingerprint_once(Path(path)))
-
-
-def _state(path: str) -> list[int]:
-    found = os.stat(path)
-    return [found.st_size, found.st_mtime_ns, found.st_ino]
+    return (path, *state_of(path)) if path.lower().endswith(".tar") else (path, fingerprint_once(Path(path)))
 
 
 def _folders_of(rows: Rows) -> list[str]:
@@ -168,7 +163,7 @@ def _describe(place: str, former: Sequence[object] = ()) -> list[object]:
         place: The folder or tar.
         former: What it was; its hash is taken over where nothing changed.
     """
-    state: list[object] = [*_state(place)]
+    state: list[object] = [*state_of(place)]
     if former and state == [*former[:3]]:
         return [*former]
     if not os.path.isdir(place):

@@ -11,8 +11,9 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Self
 
-from finetune.core.cache import cache_folder
+from finetune.core.cache import cache_folder, remove_unused_files
 from finetune.core.files import write_file
+from finetune.core.sealed import SETTLED
 from finetune.data.prepare.images import EXTENSIONS
 from finetune.data.remote.store import open_store
 from finetune.data.table.bounds import MOST_BYTES
@@ -24,12 +25,6 @@ _FORM = "1"
 
 _KEPT = 1 << 16
 """Bytes of the largest text that an index keeps."""
-
-_FRESH = 2.0
-"""Seconds in which a file can be written again without another date."""
-
-_UNUSED = 30 * 24 * 3600
-"""Seconds after which an index that nobody has asked for is removed."""
 
 
 class Entry(NamedTuple):
@@ -84,7 +79,7 @@ class Tar:
             path: As the user named it.
         """
         about, place = path.stat(), str(path.absolute())
-        is_settled = time.time() - about.st_mtime > _FRESH
+        is_settled = time.time() - about.st_mtime > SETTLED
         known_by = f"{place} {about.st_size} {about.st_mtime_ns} {about.st_ctime_ns}" if is_settled else ""
         return cls(str(path), place, known_by, lambda: nullcontext(path))
 
@@ -145,9 +140,7 @@ def _write_index(path: Path, entries: list[Entry]) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with write_file(path) as file:
             pq.write_table(pa.table(columns, names=list(Entry._fields)), file, compression="zstd")
-        for other in path.parent.glob("*.parquet"):
-            if time.time() - other.stat().st_mtime > _UNUSED:
-                other.unlink()
+        remove_unused_files(path.parent.glob("*.parquet"))
 
 
 class _Header(tarfile.TarInfo):
