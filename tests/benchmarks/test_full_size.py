@@ -1,10 +1,11 @@
 """The recipe for retrieval on a checkpoint of align-base's full size, in a process of its own."""
 
 import json
-import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -13,17 +14,15 @@ from transformers import AlignModel
 
 from finetune.model.base import Base
 
-ROOT = Path(__file__).parents[2]
-
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base(load_benchmarks: Callable[..., dict[str, ModuleType]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights, but the sizes, image processor and vocabulary of align-base."""
     folder = tmp_path_factory.mktemp("base") / "align-base"
     folder.mkdir()
-    runpy.run_path(str(ROOT / "benchmarks" / "align_base.py"))["write_random_base"](folder)
+    load_benchmarks(full_size="align_base")["full_size"].write_random_base(folder)
     return folder
 
 
