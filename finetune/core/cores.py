@@ -20,12 +20,18 @@ def count_share() -> int:
     """Returns how many cores are this process's, where `torchrun` or `srun` started several on this machine."""
     if "SLURM_CPUS_PER_TASK" in os.environ:
         return max(1, min(count_cores(), _read_number("SLURM_CPUS_PER_TASK", 1)))
-    return max(1, count_cores() // _read_number("LOCAL_WORLD_SIZE", 1))
+    return max(1, count_cores() // count_local_processes())
 
 
 def count_processes() -> int:
     """Returns how many processes were started together, on this machine and others, by `torchrun` or `srun`."""
     return _read_number("WORLD_SIZE", _read_number("SLURM_STEP_NUM_TASKS", 1))
+
+
+def count_local_processes() -> int:
+    """Returns how many of those run on this machine; `srun` has as many on each."""
+    machines = max(1, _read_number("SLURM_STEP_NUM_NODES", 1))
+    return max(1, _read_number("LOCAL_WORLD_SIZE", _read_number("SLURM_STEP_NUM_TASKS", 1) // machines))
 
 
 def find_local_rank() -> int:

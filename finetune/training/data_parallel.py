@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 
 from finetune.core import processes
 from finetune.core.console import say
+from finetune.core.cores import count_local_processes, count_processes
 from finetune.core.door import FAULT
 
 _GRACE = 10.0
@@ -131,14 +132,10 @@ def find_launched() -> tuple[int, int] | None:
     Returns:
         None where neither has started several.
     """
-    found = (1, 1)
-    if TorchElasticEnvironment.detect():
-        local = int(os.environ["LOCAL_WORLD_SIZE"])
-        found = local, int(os.environ["WORLD_SIZE"]) // local
-    elif SLURMEnvironment.detect() and "SLURM_STEP_NUM_TASKS" in os.environ:  # of srun, not of the batch script
-        nodes = int(os.environ["SLURM_STEP_NUM_NODES"])
-        found = int(os.environ["SLURM_STEP_NUM_TASKS"]) // nodes, nodes
-    return None if found == (1, 1) else found
+    if not (TorchElasticEnvironment.detect() or SLURMEnvironment.detect()):
+        return None
+    started, local = count_processes(), count_local_processes()
+    return None if started == 1 else (local, started // local)
 
 
 class Launcher(_SubprocessScriptLauncher):

@@ -2,9 +2,16 @@
 
 import pytest
 
-from finetune.core.cores import count_cores, count_processes, count_share, find_local_rank
+from finetune.core.cores import count_cores, count_local_processes, count_processes, count_share, find_local_rank
 
-VARIABLES = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_RANK", "SLURM_STEP_NUM_TASKS", "SLURM_CPUS_PER_TASK")
+VARIABLES = (
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "LOCAL_RANK",
+    "SLURM_STEP_NUM_TASKS",
+    "SLURM_STEP_NUM_NODES",
+    "SLURM_CPUS_PER_TASK",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -31,3 +38,10 @@ def test_srun_says_how_many_cores_a_process_has(monkeypatch):
     for given in (1, 10_000):
         monkeypatch.setenv("SLURM_CPUS_PER_TASK", str(given))
         assert (count_processes(), count_share(), find_local_rank()) == (4, min(given, count_cores()), 3)
+
+
+def test_srun_has_as_many_on_each_machine(monkeypatch):
+    assert count_local_processes() == 1
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", str(3 * count_cores()))
+    monkeypatch.setenv("SLURM_STEP_NUM_NODES", "3")
+    assert (count_local_processes(), count_share()) == (count_cores(), 1)

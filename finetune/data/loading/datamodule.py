@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from finetune.core import processes
 from finetune.core.cache import cache_folder
-from finetune.core.cores import count_cores
+from finetune.core.cores import count_share
 from finetune.core.errors import Concern
 from finetune.core.types import Batch, ClassPrompts, Sample
 from finetune.data.checks.concerns import MIRRORING, find_concerns, name_steps
@@ -112,7 +112,7 @@ class ImageTextDataModule(LightningDataModule):
         self.augmentation = Augmentation(augmentations) if augmentations else None
         self.batch_size = batch_size
         self.num_workers = num_workers
-        self.workers = usual_workers(count_cores()) if num_workers == "auto" else num_workers
+        self.workers = usual_workers(count_share()) if num_workers == "auto" else num_workers
         self.seed = seed
         self.bad_images = BadImages(on_bad_image)
         self.sampling = sampling

@@ -5,7 +5,7 @@ import statistics
 import time
 from collections.abc import Iterator
 
-from finetune.core.cores import count_cores
+from finetune.core.cores import count_share
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.data.loading.loader import peek
 
@@ -27,7 +27,7 @@ def suggest_workers(data: ImageTextDataModule, step: float, at_most: float = 2.0
         at_most: Seconds after which no further batch is read; one is read in any case.
         cores: Cores that this process may use; None asks the system.
     """
-    return count_workers(time_loading(data, at_most), step, cores or count_cores())
+    return count_workers(time_loading(data, at_most), step, cores or count_share())
 
 
 def time_loading(data: ImageTextDataModule, at_most: float = 2.0) -> float:
