@@ -1,5 +1,6 @@
 """Runs on several devices, in real processes: they end as a run on one device does, stopped, killed or not."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -115,6 +116,38 @@ def test_three_processes_of_torchrun_end_as_one(write_recipe, tmp_path, kind):
     finetune("fit", "--config", recipe, "--run.name", "one", cwd=tmp_path)
     finetune("fit", "--config", recipe, "--run.name", "three", cwd=tmp_path, start=torchrun(3))
     assert_alike(RunFolder(tmp_path / "runs" / "three"), RunFolder(tmp_path / "runs" / "one"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (CAPTIONS, ["--trainer.accumulate_grad_batches", 2, "--model.micro_batch", 2]),
+        (LABELS, ["--data.sampling", "finetune.ClassBalanced", "--trainer.val_check_interval", 2]),
+    ],
+    ids=["batches of several steps", "balanced classes"],
+)
+def test_further_ways_of_training_end_as_on_one(write_recipe, tmp_path, kind, words):
+    recipe = write_recipe(kind)
+    for devices in (1, 2):
+        finetune("fit", "--config", recipe, "--run", devices, "--trainer.devices", devices, *words, cwd=tmp_path)
+    assert_alike(*(RunFolder(tmp_path / "runs" / name) for name in ("2", "1")))
+
+
+@pytest.mark.slow
+def test_an_image_that_one_process_cannot_read_is_left_out_by_all(write_recipe, colour_table, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(colour_table.parent, folder)
+    rows = pd.read_csv(colour_table)
+    damaged = folder / rows.image[rows.split == "train"].iloc[4]
+    damaged.write_bytes(damaged.read_bytes()[:40])
+    words = ("--config", write_recipe(), "--data.table.path", folder / colour_table.name, "--data.on_bad_image", "skip")
+    for devices in (1, 2):
+        finetune("fit", *words, "--run", devices, "--trainer.devices", devices, cwd=tmp_path)
+    one, two = (RunFolder(tmp_path / "runs" / name) for name in ("1", "2"))
+    assert damaged.name in one.skipped.read_text()
+    assert two.skipped.read_text() == one.skipped.read_text()
+    assert_alike(two, one)
 
 
 @pytest.mark.slow
