@@ -44,20 +44,20 @@ PAIRS = ([16, 64], [64, 1024], [128, 8192], [128, 32768], [512, 32768])
 """Rows of a device, and of all devices, whose loss is timed."""
 
 
-def batch_sizes(processes: int, rows: int, most: int) -> list[int]:
+def batch_sizes(processes: int, rows: int, same: int) -> list[int]:
     """Batches that a number of processes trains with, the smallest first: weak, strong, and of one process one between.
 
     Args:
         processes: How many.
         rows: Rows of each, where the batch grows with their number.
-        most: Rows of the largest batch, that of as many processes as there are.
+        same: Rows of the batch that all numbers of processes share.
 
     Example:
         >>> batch_sizes(1, 16, 64), batch_sizes(2, 16, 64), batch_sizes(4, 16, 64)
         ([16, 32, 64], [32, 64], [64])
     """
-    between = [2 * rows] if processes == 1 and 2 * rows < most else []
-    return sorted({rows * processes, most, *between})
+    between = [2 * rows] if processes == 1 and 2 * rows < same else []
+    return sorted({rows * processes, same, *between})
 
 
 def start(options: argparse.Namespace, words: Sequence[str], processes: int = 1) -> None:
@@ -88,7 +88,7 @@ def train(options: argparse.Namespace, job: Job, processes: int, folder: Path) -
         processes: How many.
         folder: An empty one.
     """
-    sizes = batch_sizes(processes, options.rows, options.rows * max(options.processes))
+    sizes = batch_sizes(processes, options.rows, options.batch_size)
     trials = {
         "jobs": [dataclasses.asdict(dataclasses.replace(job, batch_size=size)) for size in sizes],
         **{"split": options.split, "folder": str(folder / "runs"), "repeats": 9},
@@ -133,7 +133,8 @@ def measure_all(options: argparse.Namespace) -> Record:
             (folder / "base").mkdir()
             write_random_base(folder / "base")
             checkpoint = str(folder / "base")
-        steps, most = options.warmup + options.steps + options.split + 1, options.rows * max(options.processes)
+        steps = options.warmup + options.steps + options.split + 1
+        most = max(options.batch_size, options.rows * max(options.processes))
         table = draw_tables(folder, most, steps)["captions"]
         job = Job(
             *("captions", "ours", checkpoint, str(table), options.image_size, most),
@@ -168,7 +169,10 @@ def find_spread(trainings: Sequence[Record]) -> list[float]:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, nargs="+", help="how many, 1 among them (1 2 4; on GPUs up to all)")
-    parser.add_argument("--rows", type=int, help="of each process in weak scaling (16; 128 on CUDA)")
+    parser.add_argument("--rows", type=int, help="of each process, weak scaling (16; 4 of --random; 64 on GPUs)")
+    parser.add_argument(
+        "--batch-size", type=int, help="of all processes, strong scaling (four times that; 128 on GPUs)"
+    )
     parser.add_argument("--steps", type=int, default=8, help="timed steps of a training (%(default)s)")
     parser.add_argument("--warmup", type=int, default=3, help="steps before them (%(default)s)")
     parser.add_argument("--split", type=int, default=4, help="steps after them whose messages are timed (%(default)s)")
@@ -193,12 +197,13 @@ def fill_in(options: argparse.Namespace) -> None:
     options.processes = options.processes or ([n for n in (1, 2, 4, 8, 16) if n <= cards] if cards else [1, 2, 4])
     if 1 not in options.processes or (cards and max(options.processes) > cards):
         raise SystemExit(
-            f"Expected --processes to hold 1 and at most {cards or 'any number'}, but got {options.processes}."
+            f"Expected --processes to hold 1, and no more than {cards or 'you like'}, but got {options.processes}."
         )
     share = max(1, count_cores() // max(options.processes))
     options.threads = options.threads or (share if cards else 1)
     options.workers = (min(share, 12) if cards else 0) if options.workers is None else options.workers
-    options.rows = options.rows or (128 if cards else 16)
+    options.rows = options.rows or (64 if cards else 4 if options.random else 16)
+    options.batch_size = options.batch_size or (128 if cards else 4 * options.rows)
     options.image_size = options.image_size or (289 if options.random else 96)
 
 
@@ -208,7 +213,19 @@ def main() -> None:
     disable_progress_bar()
     load = os.getloadavg()[0]
     found = measure_all(options)
-    kept = ("rows", "steps", "warmup", "split", "rounds", "threads", "workers", "image_size", "bf16", "random")
+    kept = (
+        "rows",
+        "batch_size",
+        "steps",
+        "warmup",
+        "split",
+        "rounds",
+        "threads",
+        "workers",
+        "image_size",
+        "bf16",
+        "random",
+    )
     settings: dict[str, Any] = {key: getattr(options, key) for key in kept}
     settings["checkpoint"] = "align-base's shape, random weights" if options.random else Path(options.checkpoint).name
     machine = {**describe_device(), "cores": count_cores(), "threads": options.threads, "load": load}

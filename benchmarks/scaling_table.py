@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from scaling_costs import RESULTS, Record, fit_costs, group, median_of, read_results, step_seconds
-from scaling_model import Plan, memory_bytes, received_bytes, simulate_seconds
+from scaling_model import Plan, memory_bytes, predict_step, received_bytes, simulate_seconds
 from scaling_plan import EXAMPLE, describe_plan
 
 KINDS = {"gather": "gather", "reduce": "all-reduce", "small": "counts and waiting"}
@@ -54,12 +54,12 @@ def describe_scaling(results: Record) -> str:
     """
     found = group(results["trainings"])
     counts = sorted({processes for processes, _ in found})
-    rows, cores = results["settings"]["rows"], _devices(results)
+    rows, same, cores = results["settings"]["rows"], results["settings"]["batch_size"], _devices(results)
     lines = [
         "| | processes | batch | images/s | times one | at most | efficiency | CPU ms/image | by CPU time |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for name, size in (("same rows a process", None), ("same batch", rows * counts[-1])):
+    for name, size in (("same rows a process", None), ("same batch", same)):
         alone = found[1, size or rows]
         for processes in counts:
             own, most = found[processes, size or rows * processes], min(processes, cores)
@@ -121,50 +121,63 @@ def describe_costs(results: Record) -> str:
             f"| a gathered row: features, ids, gradients back | {row / costs.gather_rate:.2g} | {row:,.0f} |",
             f"| adapter gradients, once to each neighbour | {gradients / costs.reduce_rate:.2g} | {gradients:,} |",
         ]
-    size = shard["bytes"]
+    size, rows = shard["bytes"], shard["rows"]
+    headers, index = rows * shard["headers"], rows * shard["index"]
     lines += [
         f"| a stored picture, read and decoded | {costs.decode:.2g} | {size['picture']:,.0f} |",
-        f"| a row of a shard at the first start: headers | {shard['headers']:.2g} | {size['tar']:,.0f} |",
-        f"| a row of a shard at later starts: its index | {shard['index']:.2g} | {size['kept']:.0f} |",
+        f"| a shard of {rows:,} rows, first start: headers | {headers:.2g} | {rows * size['tar']:,.0f} |",
+        f"| the same, later starts: its index | {index:.2g} | {rows * size['kept']:,.0f} |",
         f"| a batch of {order['batch_size']:,} of {order['rows']:,} rows, its order | {order['later']:.2g} | |",
     ]
     return "\n".join(lines)
 
 
 def describe_check(results: Record) -> str:
-    """Writes what the unit costs predict beside what was measured.
+    """Writes what the unit costs predict beside what was measured: seconds, bytes between processes, and memory.
 
     Args:
         results: A file of `scaling.py`.
     """
-    costs = fit_costs(results)
+    costs, of_cpu = fit_costs(results), fit_costs(by_cpu(results))
     lines = [
-        "| processes | batch | s/step | predicted | error | MB sent | predicted | error | GiB | predicted |",
-        f"|{' ---: |' * 10}",
+        "| processes | batch | s/step | predicted | error | CPU s | predicted | error | MB sent | predicted | error "
+        "| GiB | predicted |",
+        f"|{' ---: |' * 13}",
     ]
     for (processes, size), own in group(results["trainings"]).items():
-        plan = Plan(processes, size, _devices(results))
-        seconds = step_seconds(own)
-        several = processes > 1
-        expected = float(np.median(simulate_seconds(costs, plan, results["spread"])))
+        plan, several = Plan(processes, size, _devices(results)), processes > 1
+        seconds = float(np.median(simulate_seconds(costs, plan, results["spread"])))
+        alone = predict_step(of_cpu, Plan(processes, size))
         wire, sent = median_of(own, "wire") / 1e6, processes * received_bytes(costs, plan) / 1e6
         cells = [
-            *(
-                f"{processes}",
-                f"{size}",
-                f"{seconds:.3f}",
-                f"{expected:.3f}",
-                f"{100 * (expected / seconds - 1):+.0f} %",
-            ),
-            *(
-                (f"{wire:.2f}", f"{sent:.2f}", f"{100 * (sent / wire - 1):+.1f} %")
-                if several and wire
-                else ("", "", "")
-            ),
+            *(f"{processes}", f"{size}", *compare(step_seconds(own), seconds)),
+            *compare(median_of(own, "cpu_seconds") * size, processes * (alone.compute + alone.loss)),
+            *(compare(wire, sent) if several and wire else ["", "", ""]),
             *(f"{median_of(own, 'memory') / 2**30:.2f}", f"{memory_bytes(costs, plan) / 2**30:.2f}"),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def compare(measured: float, predicted: float) -> list[str]:
+    """Writes two numbers, and how far the second is off.
+
+    Example:
+        >>> compare(0.5, 0.45)
+        ['0.500', '0.450', '-10 %']
+    """
+    off = 100 * (predicted / measured - 1)
+    return [f"{measured:.3f}", f"{predicted:.3f}", f"{off:+.1f} %" if abs(off) < 2 else f"{off:+.0f} %"]
+
+
+def by_cpu(results: Record) -> Record:
+    """Puts the rate at which the processor's time would allow a training in the place of the one that was measured.
+
+    Args:
+        results: A file of `scaling.py`.
+    """
+    trainings = [{**one, "rates": [1 / one["cpu_seconds"]]} for one in results["trainings"]]
+    return {**results, "trainings": trainings}
 
 
 def tables_of(results: Record) -> dict[str, str]:

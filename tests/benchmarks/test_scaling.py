@@ -119,7 +119,8 @@ def measured(costs):
             "messages": {"gather": 18.0, "reduce": 1.0, "small": 8.0},
         }
         return {
-            **{"processes": processes, "batch_size": rows, "rates": [rows / seconds], "cpu_seconds": seconds / rows},
+            **{"processes": processes, "batch_size": rows, "rates": [rows / seconds]},
+            "cpu_seconds": processes * seconds / rows,
             **{
                 "memory": 3e8 + 2e7 * rows / processes,
                 "gradient_bytes": 4e6,
@@ -153,8 +154,8 @@ def measured(costs):
         "messages": messages,
         "units": {"loss": loss, "shard": shard, "order": order},
         "spread": [0.9, 1.0, 1.1],
-        "settings": {**dict.fromkeys(("rows", "steps", "warmup", "rounds"), 16), "bf16": False, "image_size": 96}
-        | {"checkpoint": "align-mini"},
+        "settings": {**dict.fromkeys(("rows", "steps", "warmup", "rounds"), 16), "batch_size": 64, "bf16": False}
+        | {"checkpoint": "align-mini", "image_size": 96},
         "machine": {"cores": 2, "threads": 1, "cpu": "CPU", "torch": "2", "load": 0.0},
     }
 
@@ -170,7 +171,10 @@ def test_tables_say_what_was_measured(modules, costs):
     assert scaling[4][:7] == ["same rows a process", "4 (share the cores)", "64", "64.0", "1.05", "2", "0.52"]
     assert scaling[6][:7] == ["same batch", "2", "64", "91.4", "1.06", "2", "0.53"]
     assert "| 4 | 64 | 1.000 | 80.0 % | 10.0 % | 5.0 % | 5.0 % |" in tables["split"]
-    assert "| 747,000,000 | 1.27e+04 | 130 | 9.71 | 4.2 |" in tables["plan"]
+    assert "| 747,000,000 | 12.7 TB | 130 GB | 9.71 GB | 4.15 h |" in tables["plan"]
+    predicted = 0.1 + 0.32 + 0.002 + 1e-7 * 32 * 64  # of two processes: what one costs, for half of the rows
+    assert "| 2 | 64 | 0.700 |" in tables["check"]
+    assert f"| 1.400 | {2 * predicted:.3f} |" in tables["check"]
     page = "".join(f"<!-- {name} -->\nold\n<!-- / -->\n" for name in tables)
     filled = modules["table"].fill_page(page, tables)
     assert all(table in filled for table in tables.values())
@@ -186,7 +190,8 @@ def test_what_is_given_stands_for_what_was_measured(modules, costs):
     assert (found.step, found.image, found.gather_rate, found.hop) == (0, 1e-3, 1e10, 1e-5)
     assert found.pair == pytest.approx(1e-8)  # ten times as fast as measured, as images are
     assert found.gather_bytes == 7788 + 3 * 2 * 320 * 4
-    assert given == ["images per second 1000", "network 1e+10", "latency 1e-05", "dimension 640"]
+    assert given[:-1] == ["images per second 1000", "network 1e+10", "latency 1e-05", "dimension 640"]
+    assert "pairs per second 1e+08, faster than measured" in given[-1]
     alone = {**measured(costs), "messages": []}
     with pytest.raises(SystemExit, match="--network and --latency"):
         modules["plan"].describe_plan(alone, [])
@@ -195,7 +200,23 @@ def test_what_is_given_stands_for_what_was_measured(modules, costs):
 
 @pytest.mark.slow
 def test_two_processes_are_measured(modules, tiny, tmp_path, monkeypatch, capsys):
-    words = ["--processes", "1", "2", "--rows", "4", "--steps", "2", "--warmup", "1", "--split", "1", "--rounds", "1"]
+    words = [
+        "--processes",
+        "1",
+        "2",
+        "--rows",
+        "4",
+        "--batch-size",
+        "8",
+        "--steps",
+        "2",
+        "--warmup",
+        "1",
+        "--split",
+        "1",
+        "--rounds",
+        "1",
+    ]
     more = ["--image-size", "64", "--checkpoint", tiny, "--results", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["scaling.py", *words, *more])
     modules["command"].main()
