@@ -60,11 +60,10 @@ def gather_ids(batch: Batch, counts: list[int]) -> Batch:
         counts: How many rows each process has.
     """
     ids = batch.ids_of(slice(None))
+    names = ("rows", "image_ids", "caption_ids", "label_ids")
+    whole = processes.gather_rows(torch.stack([getattr(ids, name) for name in names], dim=1), counts)  # one message
     return ids._replace(
-        rows=processes.gather_rows(ids.rows, counts),
-        image_ids=processes.gather_rows(ids.image_ids, counts),
-        caption_ids=processes.gather_rows(ids.caption_ids, counts),
-        label_ids=processes.gather_rows(ids.label_ids, counts),
+        **dict(zip(names, whole.unbind(1), strict=True)),
         weights=processes.gather_rows(ids.weights, counts),
         targets=processes.gather_rows(ids.targets, counts) if ids.has_targets else ids.targets,
     )
