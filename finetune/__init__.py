@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from finetune.evaluation.evaluate import evaluate
     from finetune.export.artifacts import verify
     from finetune.inference.classify import classify
+    from finetune.inference.search import search
     from finetune.inference.vector_folder import read_vectors
     from finetune.model.base import Base
     from finetune.model.head import LinearHead
@@ -61,6 +62,7 @@ _HOME = {
     "read_vectors": "inference.vector_folder",
     "resume_run": "pipeline.run_recipe",
     "run_recipe": "pipeline.run_recipe",
+    "search": "inference.search",
     "verify": "export.artifacts",
 }
 _RENAMED = {
@@ -106,6 +108,7 @@ __all__ = [
     "read_vectors",
     "resume_run",
     "run_recipe",
+    "search",
     "verify",
 ]
 

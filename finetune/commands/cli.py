@@ -16,6 +16,7 @@ from finetune.commands import (
     recipes,
     report,
     resume,
+    search,
     suspects,
     test,
     verify,
@@ -23,7 +24,22 @@ from finetune.commands import (
 from finetune.core.door import run_command
 from finetune.core.places import expand_home
 
-COMMANDS = (fit, resume, test, compare, classify, embed, export, verify, report, check, suspects, prepare, recipes)
+COMMANDS = (
+    fit,
+    resume,
+    test,
+    compare,
+    classify,
+    embed,
+    search,
+    export,
+    verify,
+    report,
+    check,
+    suspects,
+    prepare,
+    recipes,
+)
 """In the order in which the help lists them."""
 
 

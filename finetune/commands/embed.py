@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.commands.options import Commands, add_output
+from finetune.commands.options import Commands, add_output, whole_number
 from finetune.core.console import say
 from finetune.core.cores import count_processes
 from finetune.core.errors import RecipeError
@@ -40,15 +40,11 @@ def add(commands: Commands) -> None:
     embed.add_argument("--float16", action="store_true", help="keep vectors in half precision")
     embed.add_argument("--raw", action="store_true", help="keep the length of vectors, which is 1 otherwise")
     embed.add_argument("--device", default="auto", help="cpu, gpu, or auto for the fastest (default)")
-    embed.add_argument("--batch-size", type=_count, metavar="N", help="images or texts at a time (32, 256)")
-    embed.add_argument("--part-rows", type=_count, default=2048, metavar="N", help="rows a part (2048); a tar is one")
+    embed.add_argument("--batch-size", type=whole_number, metavar="N", help="images or texts at a time (32, 256)")
+    embed.add_argument(
+        "--part-rows", type=whole_number, default=2048, metavar="N", help="rows a part (2048); a tar is one"
+    )
     embed.set_defaults(command=_embed)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, but got {text}")
-    return int(text)
 
 
 def _embed(options: argparse.Namespace) -> None:

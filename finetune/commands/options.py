@@ -104,3 +104,17 @@ def check_file(file: Path | None, overwrite: bool, option: str = "--output") -> 
         raise RecipeError(f"Expected {option} to name a file in a folder that exists, but got {file}. {repair}")
     require_place(file)
     refuse_existing(file, overwrite)
+
+
+def whole_number(text: str) -> int:
+    """Reads a number of things, for the help to say what was wrong.
+
+    Args:
+        text: What the user wrote.
+
+    Raises:
+        ArgumentTypeError: If it is no whole number of 1 or more.
+    """
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, but got {text}")
+    return int(text)

@@ -20,6 +20,7 @@ from finetune.inference.embed import TEXTS, embed, embed_text_features
 from finetune.inference.pictures import IMAGES, Pictures, PixelBatch
 from finetune.inference.vectors import FloatArray, Skipped, Space
 from finetune.model.base import Base
+from finetune.model.layers import IMAGE, TEXT, Tower
 from finetune.model.pixels import read_levels
 from finetune.model.towers import AlignTowers
 
@@ -64,7 +65,7 @@ class Embedder(ABC):
         space: What decides on the vectors.
     """
 
-    tower: ClassVar[str]
+    tower: ClassVar[Tower]
     usual_batch: ClassVar[int]
 
     def __init__(
@@ -80,8 +81,16 @@ class Embedder(ABC):
         self._base = base
         self._levels = read_levels(processor.image_processor)
         self._towers: AlignTowers | None = None
-        facts = (describe_processor(processor), self.tower, storage.normalised, base.dimension, storage.dtype)
-        self.space = Space(base.public_name, base.fingerprint, *facts)
+        self.space = Space(
+            model=base.public_name,
+            fingerprint=base.fingerprint,
+            processor=describe_processor(processor),
+            tower=self.tower.name,
+            tower_fingerprint=base.fingerprint_tower(self.tower),
+            normalised=storage.normalised,
+            dimension=base.dimension,
+            dtype=storage.dtype,
+        )
 
     @property
     def towers(self) -> AlignTowers:
@@ -121,7 +130,7 @@ class Embedder(ABC):
 class ImageEmbedder(Embedder):
     """The image tower; images that cannot be read have no vector."""
 
-    tower, usual_batch = "image", IMAGES
+    tower, usual_batch = IMAGE, IMAGES
 
     def __init__(self, base: Base, processor: AlignProcessor, *settings: Any) -> None:
         super().__init__(base, processor, *settings)
@@ -149,7 +158,7 @@ class ImageEmbedder(Embedder):
 class TextEmbedder(Embedder):
     """The text tower; texts that are equal to it are embedded once."""
 
-    tower, usual_batch = "text", TEXTS
+    tower, usual_batch = TEXT, TEXTS
 
     def __init__(self, base: Base, processor: AlignProcessor, *settings: Any) -> None:
         super().__init__(base, processor, *settings)

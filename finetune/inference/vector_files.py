@@ -2,7 +2,7 @@
 
 import json
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from finetune.core.errors import FileError
 from finetune.core.files import write_bytes, write_file
-from finetune.inference.vectors import Facts, Piece
+from finetune.inference.vectors import Facts, FloatArray, Piece, VectorSource
 
 KEY = "align_finetune"
 """Under which a file's own metadata holds the facts."""
@@ -23,7 +23,7 @@ ROWS = 4096
 """Rows read at a time."""
 
 
-class VectorFile(ABC):
+class VectorFile(VectorSource):
     """A file of vectors.
 
     Args:
@@ -54,17 +54,8 @@ class VectorFile(ABC):
     def _read_facts(self) -> str | bytes | None:
         """Returns the facts as JSON; None where the file holds none."""
 
-    @abstractmethod
-    def read_pieces(self) -> Iterator[Piece]:
-        """Yields the rows."""
-
     def read_facts(self) -> Facts:
-        """Reads what the file says of itself.
-
-        Raises:
-            FileError: If it is no whole file of vectors.
-            OSError: If it cannot be read.
-        """
+        """Reads what the file says of itself, see `VectorSource.read_facts`."""
         with self.place.open("rb"):  # the system's own error, which names the file
             pass
         try:
@@ -84,27 +75,36 @@ class ParquetFile(VectorFile):
     def write(self, facts: Facts, pieces: Iterable[Piece]) -> None:
         """Writes a row group for each piece, see `VectorFile.write`."""
         names, space = ["id", facts.space.column, "vector"], facts.space
-        kind = pa.list_(pa.from_numpy_dtype(np.dtype(space.dtype)), space.dimension)
-        fields = list(zip(names, (pa.string(), pa.string(), kind), strict=True))
+        number = pa.field("element", pa.from_numpy_dtype(np.dtype(space.dtype)), nullable=False)
+        kinds = (pa.string(), pa.string(), pa.list_(number, space.dimension))
+        fields = [pa.field(name, kind, nullable=False) for name, kind in zip(names, kinds, strict=True)]
         schema = pa.schema(fields, metadata={KEY: facts.as_json()})
-        settings: dict[str, Any] = {"use_dictionary": False, "write_statistics": names[:1], "compression": "zstd"}
+        settings: dict[str, Any] = {"use_dictionary": False, "write_statistics": names[:1]}
+        settings["compression"] = {"id": "zstd", space.column: "zstd", "vector.list.element": "none"}
         with write_file(self.place) as file, pq.ParquetWriter(file, schema, **settings) as writer:
             for piece in pieces:
                 numbers = pa.array(np.ascontiguousarray(piece.vectors).reshape(-1))
-                columns = [piece.ids, piece.values, pa.FixedSizeListArray.from_arrays(numbers, space.dimension)]
+                columns = [piece.ids, piece.values, pa.FixedSizeListArray.from_arrays(numbers, type=kinds[2])]
                 writer.write_table(pa.table(columns, schema=schema))
 
     def _read_facts(self) -> bytes | None:
         found: bytes | None = (pq.read_metadata(self.place).metadata or {}).get(KEY.encode())
         return found
 
-    def read_pieces(self) -> Iterator[Piece]:
-        """Yields the rows."""
+    def read_names(self) -> Iterator[tuple[list[str], list[str]]]:
+        """Reads the first two columns."""
+        for ids, values in self._read_columns(["id", self.read_facts().space.column]):
+            yield ids.to_pylist(), values.to_pylist()
+
+    def read_vectors(self) -> Iterator[FloatArray]:
+        """Reads the last column."""
+        for (vectors,) in self._read_columns(["vector"]):
+            yield vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(vectors), -1)
+
+    def _read_columns(self, names: list[str]) -> Iterator[list[pa.Array]]:
         with pq.ParquetFile(self.place, memory_map=True) as file:
-            for batch in file.iter_batches(ROWS):
-                ids, values, vectors = batch.columns
-                found = vectors.flatten().to_numpy(zero_copy_only=False).reshape(len(vectors), -1)
-                yield Piece(ids.to_pylist(), values.to_pylist(), found)
+            for batch in file.iter_batches(ROWS, columns=names, use_threads=False):
+                yield batch.columns
 
 
 class NumpyFile(VectorFile):
@@ -138,13 +138,18 @@ class NumpyFile(VectorFile):
         facts = self._beside("json").read_bytes()
         return facts if all(file.is_file() for file in self.files) else None
 
-    def read_pieces(self) -> Iterator[Piece]:
-        """Yields the rows."""
-        vectors = np.load(self.place, mmap_mode="r", allow_pickle=False)
+    def read_names(self) -> Iterator[tuple[list[str], list[str]]]:
+        """Reads the lines."""
         with self._beside("jsonl").open("rb") as rows:
-            for start in range(0, len(vectors), ROWS):
-                ids, values = zip(*(json.loads(row).values() for row in islice(rows, ROWS)), strict=True)
-                yield Piece(list(ids), list(values), vectors[start : start + ROWS])
+            while some := [json.loads(row).values() for row in islice(rows, ROWS)]:
+                ids, values = zip(*some, strict=True)
+                yield list(ids), list(values)
+
+    def read_vectors(self) -> Iterator[FloatArray]:
+        """Maps the array into memory."""
+        vectors = np.load(self.place, mmap_mode="c", allow_pickle=False)  # torch takes no array that is read-only
+        for start in range(0, len(vectors), ROWS):
+            yield vectors[start : start + ROWS]
 
 
 class SafetensorsFile(VectorFile):
@@ -197,16 +202,22 @@ class SafetensorsFile(VectorFile):
         with safe_open(self.place, framework="np") as file:
             return (file.metadata() or {}).get(KEY)
 
-    def read_pieces(self) -> Iterator[Piece]:
-        """Yields the rows."""
+    def read_names(self) -> Iterator[tuple[list[str], list[str]]]:
+        """Cuts the bytes into texts."""
         column = self.read_facts().space.column
         with safe_open(self.place, framework="np") as file:
-            vectors = file.get_slice("vectors")
             texts = [(file.get_slice(f"{name}.bytes"), file.get_tensor(f"{name}.offsets")) for name in ("id", column)]
+            for start in range(0, len(texts[0][1]) - 1, ROWS):
+                ids, values = (_cut(content, offsets[start : start + ROWS + 1]) for content, offsets in texts)
+                yield ids, values
+
+    def read_vectors(self) -> Iterator[FloatArray]:
+        """Reads parts of the tensor."""
+        with safe_open(self.place, framework="np") as file:
+            vectors = file.get_slice("vectors")
             rows = vectors.get_shape()[0]
             for start in range(0, rows, ROWS):
-                ids, values = (_cut(content, offsets[start : start + ROWS + 1]) for content, offsets in texts)
-                yield Piece(ids, values, vectors[start : min(start + ROWS, rows)])
+                yield vectors[start : min(start + ROWS, rows)]
 
 
 def _cut(content: Any, offsets: Any) -> list[str]:

@@ -7,13 +7,13 @@ from pathlib import Path
 from finetune.core.errors import FileError
 from finetune.core.files import read_json, remove_staged, require_own, write_text
 from finetune.inference.vector_files import VectorFile, find_format
-from finetune.inference.vectors import Facts, Piece, Space, Vectors
+from finetune.inference.vectors import Facts, FloatArray, Space, Vectors, VectorSource
 
 INDEX = "index.json"
 """The file of a folder that says what its other files are; without a list of files while these are being made."""
 
 
-class VectorFolder:
+class VectorFolder(VectorSource):
     """A folder of files of vectors.
 
     Args:
@@ -77,14 +77,15 @@ class VectorFolder:
         self._list_files()
         return self._read()[0]
 
-    def read_pieces(self) -> Iterator[Piece]:
-        """Yields the rows of all files.
-
-        Raises:
-            FileError: As `read_facts`, or if a file is damaged.
-        """
+    def read_names(self) -> Iterator[tuple[list[str], list[str]]]:
+        """Reads one file after the other."""
         for file in self._list_files():
-            yield from file.read_pieces()
+            yield from file.read_names()
+
+    def read_vectors(self) -> Iterator[FloatArray]:
+        """Reads one file after the other."""
+        for file in self._list_files():
+            yield from file.read_vectors()
 
     def _list_files(self) -> list[VectorFile]:
         names = self._read()[1]
@@ -136,7 +137,7 @@ def open_file(place: Path) -> VectorFile:
     return kind(place)
 
 
-def open_vectors(place: Path) -> VectorFile | VectorFolder:
+def open_vectors(place: Path) -> VectorSource:
     """Opens what `finetune embed` has written: a file, or a folder of files. Nothing is read yet.
 
     Args:

@@ -1,6 +1,7 @@
 """Vectors of images or texts with their ids, and the facts without which they mean nothing: who made them, and how."""
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Self
@@ -8,7 +9,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-FORMAT, VERSION = "align-finetune vectors", 1
+FORMAT, VERSION = "align-finetune vectors", 2
 """What a file says that it is, and the version of what it says."""
 
 FloatArray = npt.NDArray[Any]  # float32 or float16
@@ -16,13 +17,14 @@ FloatArray = npt.NDArray[Any]  # float32 or float16
 
 @dataclass(frozen=True)
 class Space:
-    """What decides on the vector of an image or text. Vectors can be compared where fingerprint and `normalised` agree.
+    """What decides on the vector of an image or text.
 
     Attributes:
         model: The checkpoint's public name.
         fingerprint: SHA-256 of its weights, see `Base.fingerprint`.
         processor: How images and texts are prepared, see `finetune.inference.embedder.describe_processor`.
         tower: `image` or `text`.
+        tower_fingerprint: SHA-256 of this tower's weights alone, see `Base.fingerprint_tower`.
         normalised: Whether vectors have length 1.
         dimension: Numbers of a vector.
         dtype: `float32` or `float16`, in which vectors are stored.
@@ -32,6 +34,7 @@ class Space:
     fingerprint: str
     processor: dict[str, Any]
     tower: str
+    tower_fingerprint: str
     normalised: bool
     dimension: int
     dtype: str
@@ -113,6 +116,32 @@ class Piece(NamedTuple):
     ids: list[str]
     values: list[str]
     vectors: FloatArray
+
+
+class VectorSource(ABC):
+    """Vectors in files, which are read a few thousand rows at a time."""
+
+    @abstractmethod
+    def read_facts(self) -> Facts:
+        """Reads what the files say of themselves.
+
+        Raises:
+            FileError: If they are no whole files of vectors.
+            OSError: If they cannot be read.
+        """
+
+    @abstractmethod
+    def read_names(self) -> Iterator[tuple[list[str], list[str]]]:
+        """Yields the ids of rows, and their paths or texts."""
+
+    @abstractmethod
+    def read_vectors(self) -> Iterator[FloatArray]:
+        """Yields the vectors of the same rows."""
+
+    def read_pieces(self) -> Iterator[Piece]:
+        """Yields the rows whole."""
+        for (ids, values), vectors in zip(self.read_names(), self.read_vectors(), strict=True):
+            yield Piece(ids, values, vectors)
 
 
 class Vectors(NamedTuple):

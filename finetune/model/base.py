@@ -13,10 +13,11 @@ from transformers import AlignConfig, AlignModel, AlignProcessor, AutoImageProce
 from finetune.core.errors import CheckpointError, RecipeError, did_you_mean
 from finetune.core.exchange import restore_folder
 from finetune.model.checkpoint_folder import check_folder, check_processor, read_object
+from finetune.model.layers import Tower
 from finetune.model.mini import MINI, open_mini
 from finetune.model.pixels import read_levels
 from finetune.model.pretrained import open_model, opening
-from finetune.model.weights import Weights
+from finetune.model.weights import Weights, fingerprint_state
 
 HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?")
 # What is downloaded of a hub id; adapter_config.json is among it, so that an adapter is recognised as one.
@@ -102,6 +103,17 @@ class Base:
             CheckpointError: If a file is damaged.
         """
         return self._weights.fingerprint
+
+    def fingerprint_tower(self, tower: Tower) -> str:
+        """Returns the SHA-256 of one tower's weights, as `state_dict` gives them: equal where only the other was tuned.
+
+        Args:
+            tower: The tower.
+
+        Raises:
+            CheckpointError: As `load`.
+        """
+        return fingerprint_state({name: value for name, value in self.state_dict().items() if tower.owns(name)})
 
     @cached_property
     def public_name(self) -> str:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from finetune.core.errors import RecipeError
@@ -15,7 +15,8 @@ from finetune.run.folder import open_run
 
 _FOLDER = Path(__file__).parent
 _PICTURE = "data:image/"
-_TEMPLATE, _STYLE = "report.html.j2", "style.css"
+STYLE = _FOLDER / "style.css"
+"""What all pages look like."""
 
 
 def write_report(run: str | Path) -> Path:
@@ -51,14 +52,23 @@ def render(facts: Facts, thumbnails: Thumbnails) -> str:
         facts: The run.
         thumbnails: Of its table.
     """
-    environment = Environment(
-        loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    return environment.get_template(_TEMPLATE).render(
+    return open_template("report.html.j2").render(
         facts=facts,
         sections=build_sections(facts, thumbnails),
-        style=Markup((_FOLDER / _STYLE).read_text(encoding="utf-8")),
+        style=Markup(STYLE.read_text(encoding="utf-8")),
         summary=summarise(facts),
         verdict=describe_verdict(facts),
         without_images=thumbnails.absence,
     )
+
+
+def open_template(name: str) -> Template:
+    """Opens the template of a page, which escapes whatever is put into it.
+
+    Args:
+        name: A file of this package.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template(name)

@@ -67,7 +67,7 @@ class Thumbnails:
             number = place.removeprefix(f"{file}:")
             if number != place:
                 row = self._rows.find(file_id, number)
-                return None if row is None else _draw(str(self._rows.images[row]))
+                return None if row is None else draw_thumbnail(str(self._rows.images[row]))
         return None
 
 
@@ -80,8 +80,15 @@ def _miss_remote(url: str, version: str) -> str:
     return "" if now == version else f"The table {url} has changed since the run."
 
 
-def _draw(path: str) -> str | None:
-    """PNG or JPEG, whichever is smaller; None where the file is no longer an image."""
+def draw_thumbnail(path: str) -> str | None:
+    """Returns an image, made small, as a data URI: PNG or JPEG, whichever is smaller.
+
+    Args:
+        path: Its path or address.
+
+    Returns:
+        None where the file is no longer an image.
+    """
     try:
         image = open_image(path)
     except (TableError, RemoteError):

@@ -15,14 +15,14 @@ from finetune.core.errors import FileError
 from finetune.inference import vector_files
 from finetune.inference.vector_files import FORMATS, KEY, NumpyFile, ParquetFile, SafetensorsFile
 from finetune.inference.vector_folder import VectorFolder, read_vectors
-from finetune.inference.vectors import FORMAT, Facts, Piece, Skipped, Space
+from finetune.inference.vectors import FORMAT, VERSION, Facts, Piece, Skipped, Space
 
 IDS = ["1.png", 'a, "b"\n\r.png', "Käse/ 🧀.png", "=1+1", "", "NA", "7"]
 VALUES = [f"/images/{name}" for name in IDS]
 
 
 def space(tower: str = "image", dtype: str = "float32") -> Space:
-    return Space("align-mini", "ab" * 32, {"size": [96, 96], "black": [-1.0] * 3}, tower, True, 5, dtype)
+    return Space("align-mini", "ab" * 32, {"size": [96, 96], "black": [-1.0] * 3}, tower, "cd" * 32, True, 5, dtype)
 
 
 def facts(rows: int = 7, **settings: str) -> Facts:
@@ -69,7 +69,7 @@ def test_others_read_parquet(tmp_path):
     assert frame["id"].tolist() == IDS
     np.testing.assert_array_equal(np.stack(frame["vector"].tolist()), vectors)
     told = json.loads(pq.read_schema(tmp_path / "a.parquet").metadata[KEY.encode()])
-    assert (told["format"], told["version"], told["fingerprint"]) == (FORMAT, 1, "ab" * 32)
+    assert (told["format"], told["version"], told["fingerprint"]) == (FORMAT, VERSION, "ab" * 32)
 
 
 def test_others_read_numpy(tmp_path):
@@ -125,8 +125,8 @@ def test_what_is_no_file_of_vectors_is_refused(tmp_path):
 
 def test_another_version_is_refused():
     told = json.loads(facts().as_json())
-    with pytest.raises(ValueError, match="version 2, where this toolkit reads version 1"):
-        Facts.of_json(json.dumps(told | {"version": 2}))
+    with pytest.raises(ValueError, match="version 3, where this toolkit reads version 2"):
+        Facts.of_json(json.dumps(told | {"version": 3}))
     del told["tower"]
     with pytest.raises(ValueError, match=r"incomplete facts .*'tower'"):
         Facts.of_json(json.dumps(told))
