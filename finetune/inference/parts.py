@@ -11,6 +11,7 @@ from finetune.data.remote.places import is_remote
 from finetune.data.remote.store import open_store
 from finetune.data.table.cells import as_strings
 from finetune.data.table.faults import Fault
+from finetune.data.table.scratch import gather
 from finetune.data.table.sources import TextFormat, read_cells
 from finetune.inference.vectors import Skipped
 
@@ -120,7 +121,7 @@ def read_column(file: str, column: str) -> Entries:
     faults: list[Fault] = []
     cells, _ = read_cells((file,), [column], TextFormat(), None, faults)
     if faults:
-        cells = cells.without(faults)
+        cells = gather(cells.without(faults))
     ids = [str(number) for number in cells.numbers.tolist()]
     found = drop_empty(file, ids, cells.columns[column].tolist())
     return found._replace(skipped=(*list_faults(faults), *found.skipped))

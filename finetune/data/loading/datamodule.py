@@ -38,9 +38,9 @@ from finetune.data.prepare.images import ImagePreparation
 from finetune.data.prepare.pixel_cache import PixelCache
 from finetune.data.prepare.texts import TextEncoder, write_prompts
 from finetune.data.table.cells import Integers
-from finetune.data.table.mapped import release_pages
 from finetune.data.table.retention import name_tables
 from finetune.data.table.rows import Rows
+from finetune.data.table.stored import release_pages
 from finetune.data.table.table import Table
 from finetune.model.base import Base, Checkpoint
 

@@ -17,8 +17,8 @@ from finetune.data.prepare.images import ImagePreparation, Pixels, try_image
 from finetune.data.prepare.pixel_cache import PixelCache
 from finetune.data.prepare.texts import TextEncoder
 from finetune.data.remote.transfer import RemoteError
-from finetune.data.table.mapped import release_sometimes
 from finetune.data.table.rows import Rows
+from finetune.data.table.stored import release_sometimes
 
 
 @dataclass(frozen=True)

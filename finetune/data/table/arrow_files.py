@@ -1,11 +1,11 @@
 """Parquet files and DataFrames as cells, filtered while Arrow scans them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import reduce
 from operator import and_
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -24,8 +24,11 @@ FRAME = "DataFrame"
 BATCH = 1 << 15  # rows decoded at a time; with four batches read ahead, memory stays small
 
 
-def read_parquet(path: Path, names: Sequence[str], row_filter: RowFilter | None) -> tuple[Cells, list[int]]:
-    """Reads columns of a Parquet file. Rows are counted from 0, as pandas' `iloc` does.
+Reading: TypeAlias = Iterator[tuple[Cells, list[int]]]
+
+
+def read_parquet(path: Path, names: Sequence[str], row_filter: RowFilter | None) -> Reading:
+    """Reads columns of a Parquet file, some rows at a time. Rows are counted from 0, as pandas' `iloc` does.
 
     Texts stay as they are, numbers are written out, lists become JSON, null and NaN are empty cells.
 
@@ -34,21 +37,21 @@ def read_parquet(path: Path, names: Sequence[str], row_filter: RowFilter | None)
         names: The columns to keep.
         row_filter: Which rows to keep.
 
-    Returns:
-        The cells, and how many rows each condition of the filter removed.
+    Yields:
+        Cells, at least once; and how many rows each condition of the filter removed, with the first.
 
     Raises:
         TableFaultsError: If the file cannot be read or lacks a column.
     """
     try:
-        return _scan(ds.dataset(str(path), format="parquet"), str(path), names, row_filter)
+        yield from _scan(ds.dataset(str(path), format="parquet"), str(path), names, row_filter)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         rule, repair = "a whole Parquet file of texts and numbers", "Write it again, or save the table as CSV."
         raise TableFaultsError([Fault(str(path), rule, repair, value=str(error))]) from error
 
 
-def read_frame(frame: "DataFrame", names: Sequence[str], row_filter: RowFilter | None) -> tuple[Cells, list[int]]:
-    """Reads columns of a DataFrame. Rows are counted from 0, as its `iloc` does.
+def read_frame(frame: "DataFrame", names: Sequence[str], row_filter: RowFilter | None) -> Reading:
+    """Reads columns of a DataFrame, some rows at a time. Rows are counted from 0, as its `iloc` does.
 
     Args:
         frame: The table; `str` turns the names of its columns into texts.
@@ -64,7 +67,7 @@ def read_frame(frame: "DataFrame", names: Sequence[str], row_filter: RowFilter |
         raise TableFaultsError(wrong)
     try:
         table = pa.table({name: _as_array(frame[name]) for name in wanted})
-        return _scan(ds.dataset(table), FRAME, names, row_filter)
+        yield from _scan(ds.dataset(table), FRAME, names, row_filter)
     except pa.ArrowException as error:
         rule, repair = "columns of texts and numbers", "Convert them first."
         raise TableFaultsError([Fault(FRAME, rule, repair, value=str(error))]) from error
@@ -82,9 +85,7 @@ def _as_array(series: Any) -> pa.Array:
         )
 
 
-def _scan(
-    dataset: ds.Dataset, file: str, names: Sequence[str], row_filter: RowFilter | None
-) -> tuple[Cells, list[int]]:
+def _scan(dataset: ds.Dataset, file: str, names: Sequence[str], row_filter: RowFilter | None) -> Reading:
     names_found = dataset.schema.names
     faults = check_width(file, None, len(names_found))
     faults = faults or check_columns(file, None, names_found, columns_to_read(names, row_filter))
@@ -102,21 +103,22 @@ def _scan(
             rule, repair = "numbers where data.table.filter compares with numbers", "Compare with texts, or convert it."
             raise TableFaultsError([Fault(file, rule, repair, value=str(error))]) from error
         met = reduce(and_, conditions)
-    pieces: list[list[Strings]] = [[as_strings([])] for _ in names]
     scanner = dataset.scanner(
         columns=list(names), filter=met, batch_size=BATCH, batch_readahead=4, fragment_readahead=1
     )
-    for batch in scanner.to_batches():
-        for name, column, piece in zip(names, batch.columns, pieces, strict=True):
-            piece.append(_as_cells(column, file, name))
-    columns = {name: np.concatenate(piece) for name, piece in zip(names, pieces, strict=True)}
-    length = len(next(iter(columns.values())))
-    numbers = np.arange(length) if kept is None else np.flatnonzero(kept)
-    assert len(numbers) == length, (len(numbers), length)  # both scans keep the order of the rows
-    if kept is None and not length:
-        raise TableFaultsError([Fault(file, "a table with rows", "Write one for each image.")])
     nested = frozenset(name for name in names if _is_list(dataset.schema.field(name).type))
-    return Cells.of_file(file, numbers, columns, nested), counts
+    numbers = None if kept is None else np.flatnonzero(kept)
+    start = 0
+    yield Cells.of_file(file, np.empty(0, np.int64), {name: as_strings([]) for name in names}, nested), counts
+    for batch in scanner.to_batches():
+        columns = {name: _as_cells(column, file, name) for name, column in zip(names, batch.columns, strict=True)}
+        stop = start + len(batch)
+        own = np.arange(start, stop) if numbers is None else numbers[start:stop]
+        yield Cells.of_file(file, own, columns, nested), [0] * len(counts)
+        start = stop
+    assert numbers is None or len(numbers) == start, (len(numbers), start)  # both scans keep the order of the rows
+    if numbers is None and not start:
+        raise TableFaultsError([Fault(file, "a table with rows", "Write one for each image.")])
 
 
 def _is_list(kind: pa.DataType) -> bool:

@@ -1,6 +1,6 @@
 """How large the parts of a table may be: more than any table needs, and less than memory holds."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -36,24 +36,18 @@ def find_long_cells(cells: Cells) -> Iterator[Fault]:
     Args:
         cells: The table's cells.
     """
-    for name, column in cells.columns.items():
-        lengths = np.strings.str_len(column)
-        rule, repair = f"at most {MOST_CHARACTERS:,} characters", "Shorten the text or remove the row."
-        for fault in cells.faults_where(lengths > MOST_CHARACTERS, name, rule, repair):
-            yield fault._replace(value=f"{len(fault.value or ''):,} characters")
+    rule, repair = f"at most {MOST_CHARACTERS:,} characters", "Shorten the text or remove the row."
+    for part in cells.parts():
+        for name, column in part.columns.items():
+            for fault in part.faults_where(np.strings.str_len(column) > MOST_CHARACTERS, name, rule, repair):
+                yield fault._replace(value=f"{len(fault.value or ''):,} characters")
 
 
-def join_within(pieces: Iterable[bytes], size: int) -> bytes | None:
-    """Joins what a file of some size is decompressed to; None once that is too much to be a table.
+def may_become(size: int, length: int) -> bool:
+    """Whether a file may have so many bytes when it is decompressed.
 
     Args:
-        pieces: The decompressed bytes.
         size: Number of bytes of the compressed file.
+        length: Number of bytes that were read of it.
     """
-    found, length = list[bytes](), 0
-    for piece in pieces:
-        found.append(piece)
-        length += len(piece)
-        if length > max(ANY_RATIO, LARGEST_RATIO * size):
-            return None
-    return b"".join(found)
+    return length <= max(ANY_RATIO, LARGEST_RATIO * size)

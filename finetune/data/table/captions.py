@@ -1,7 +1,7 @@
 """Reads the captions of each row: from one column, from several, or from a list in the cell."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -10,6 +10,7 @@ import numpy as np
 from finetune.core.errors import RecipeError
 from finetune.data.table.cells import Cells, Integers, Strings, as_strings
 from finetune.data.table.faults import Fault
+from finetune.data.table.scratch import MEMORY, Scratch
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,9 @@ def caption_columns(caption: CaptionColumns | None) -> tuple[str, ...]:
     return tuple(caption)
 
 
-def read_captions(cells: Cells, caption: CaptionColumns, faults: list[Fault]) -> tuple[Strings, Integers]:
+def read_captions(
+    cells: Cells, caption: CaptionColumns, faults: list[Fault], scratch: Scratch = MEMORY
+) -> tuple[Strings, Integers]:
     """Reads the captions of all rows; spaces around them do not count.
 
     With several columns, a row may leave some of them empty, but not all.
@@ -53,31 +56,40 @@ def read_captions(cells: Cells, caption: CaptionColumns, faults: list[Fault]) ->
         cells: Cells that include the columns.
         caption: The columns.
         faults: Receives a fault for each row without a caption, or with a list where one text is expected.
+        scratch: Where the captions lie.
 
     Returns:
         The captions, row by row, and the position in `cells` of each caption's row.
     """
-    if isinstance(caption, CaptionList):
-        return _read_lists(cells, caption.json_list, faults)
-    names = caption_columns(caption)
+    names, is_list = caption_columns(caption), isinstance(caption, CaptionList)
+    rule = "a caption" if len(names) == 1 else f"a caption in one of {', '.join(names)}"
+    repair = "Fill it in or remove the row."
+    if is_list:
+        rule, repair = "a JSON list of captions", 'Write it as in ["a cat", "a cat on a sofa"], each caption filled in.'
+    captions, counts = scratch.column(), list[Integers]()
+    for part in cells.parts(*names):
+        texts, own = _read_lists(part, names[0]) if is_list else _read_filled(part, names)
+        captions.append(texts)
+        counts.append(own)
+    lengths = np.concatenate(counts)
+    if not is_list:
+        for name in names:
+            advice = f"Set data.table.caption to {{json_list: {name}}}, or write one text."
+            faults += cells.faults_of_nested(name, advice)
+    faults += cells.faults_where(lengths == 0, names[0], rule, repair)
+    return captions.finish(), np.repeat(np.arange(len(cells)), lengths)
+
+
+def _read_filled(cells: Cells, names: Sequence[str]) -> tuple[Strings, Integers]:
+    """The captions that are filled in, row by row, and how many each row has."""
     texts = np.stack([np.strings.strip(cells.columns[name]) for name in names], axis=1)
     filled = texts != ""
-    for name in names:
-        repair = f"Set data.table.caption to {{json_list: {name}}}, or write one text."
-        faults += cells.faults_of_nested(name, repair)
-    rule = "a caption" if len(names) == 1 else f"a caption in one of {', '.join(names)}"
-    faults += cells.faults_where(~filled.any(axis=1), names[0], rule, "Fill it in or remove the row.")
-    return texts[filled], np.nonzero(filled)[0]
+    return texts[filled], filled.sum(axis=1)
 
 
-def _read_lists(cells: Cells, column: str, faults: list[Fault]) -> tuple[Strings, Integers]:
-    values = cells.columns[column].tolist()
-    parsed = list(_parse_lists(values))
-    wrong = np.array([not texts for texts in parsed], dtype=bool)
-    repair = 'Write it as in ["a cat", "a cat on a sofa"], each caption filled in.'
-    faults += cells.faults_where(wrong, column, "a JSON list of captions", repair)
-    lengths = [len(texts) for texts in parsed]
-    return as_strings([text for texts in parsed for text in texts]), np.repeat(np.arange(len(parsed)), lengths)
+def _read_lists(cells: Cells, column: str) -> tuple[Strings, Integers]:
+    parsed = [*_parse_lists(cells.columns[column].tolist())]
+    return as_strings([text for texts in parsed for text in texts]), np.array([*map(len, parsed)], dtype=np.int64)
 
 
 def _parse_lists(values: list[str]) -> Iterator[list[str]]:

@@ -19,6 +19,7 @@ Floats: TypeAlias = npt.NDArray[np.float64]
 Mask: TypeAlias = npt.NDArray[np.bool_]
 
 CHUNK = 10_000  # rows held as Python objects at a time
+PART = 100_000  # rows looked at at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +30,7 @@ class Cells:
         files: The table's files, as the user named them.
         file_ids: Int32 array of shape (N,): the position in `files` of each row's file.
         numbers: Array of shape (N,): each row's number in its file (int64), or its key in a tar (strings).
-        columns: A string array of shape (N,) for each requested column.
+        columns: A string array of shape (N,) for each requested column, or what is read like one (`StoredStrings`).
         nested: The columns in which some file holds lists or objects, written as JSON.
     """
 
@@ -50,8 +51,10 @@ class Cells:
         return cls((file,), np.zeros(len(numbers), np.int32), numbers, columns, nested)
 
     @classmethod
-    def gather(cls, file: str, names: Sequence[str], records: Iterable[tuple[int, Sequence[str]]]) -> Self:
-        """Gathers rows into columns, holding few rows as Python objects at a time.
+    def of_records(
+        cls, file: str, names: Sequence[str], records: Iterable[tuple[int, Sequence[str]]]
+    ) -> Iterator[Self]:
+        """Yields the columns of some rows at a time, at least once; few rows are Python objects at a time.
 
         They are held as tuples of texts, which Python's garbage collector soon leaves alone; lists it would visit again
         and again.
@@ -61,31 +64,26 @@ class Cells:
             names: The columns.
             records: Number and cells of each row, the cells in the order of `names`.
         """
-        pieces: list[list[Strings]] = [[as_strings([])] for _ in names]
-        numbers: list[Integers] = [np.empty(0, np.int64)]
         remaining = iter(records)
-        while chunk := [(number, tuple(record)) for number, record in islice(remaining, CHUNK)]:
-            numbers.append(np.array([number for number, _ in chunk], dtype=np.int64))
-            for position, piece in enumerate(pieces):
-                piece.append(as_strings([record[position] for _, record in chunk]))
-        columns = {name: np.concatenate(piece) for name, piece in zip(names, pieces, strict=True)}
-        return cls.of_file(file, np.concatenate(numbers), columns)
+        is_first = True
+        while (chunk := [(number, tuple(record)) for number, record in islice(remaining, CHUNK)]) or is_first:
+            is_first = False
+            numbers = np.array([number for number, _ in chunk], dtype=np.int64)
+            columns = zip(*(record for _, record in chunk), strict=True) if chunk else ((),) * len(names)
+            yield cls.of_file(
+                file, numbers, {name: as_strings(cells) for name, cells in zip(names, columns, strict=True)}
+            )
 
-    @classmethod
-    def join(cls, parts: Sequence["Cells"]) -> "Cells":
-        """Stacks the rows of several files."""
-        if len(parts) == 1:
-            return parts[0]
-        offsets = np.cumsum([0, *(len(part.files) for part in parts[:-1])])
-        return cls(
-            files=tuple(file for part in parts for file in part.files),
-            file_ids=np.concatenate(
-                [part.file_ids + np.int32(offset) for part, offset in zip(parts, offsets, strict=True)]
-            ),
-            numbers=np.concatenate([part.numbers for part in parts]),
-            columns={name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns},
-            nested=frozenset().union(*(part.nested for part in parts)),
-        )
+    def parts(self, *names: str) -> Iterator["Cells"]:
+        """Yields some rows at a time, at least once, with columns as arrays.
+
+        Args:
+            names: The columns; none for all.
+        """
+        for start in range(0, max(1, len(self)), PART):
+            rows = slice(start, start + PART)
+            columns = {name: self.columns[name][rows] for name in names or self.columns}
+            yield Cells(self.files, self.file_ids[rows], self.numbers[rows], columns, self.nested)
 
     def select(self, names: Sequence[str]) -> "Cells":
         """Keeps some of the columns."""
@@ -96,11 +94,27 @@ class Cells:
         columns = {name: column[kept] for name, column in self.columns.items()}
         return Cells(self.files, self.file_ids[kept], self.numbers[kept], columns, self.nested)
 
-    def without(self, faults: Iterable[Fault]) -> "Cells":
-        """Drops the rows that a fault names."""
+    def where(self, kept: Mask) -> Iterator["Cells"]:
+        """Yields the rows that a mask chooses, some at a time.
+
+        Args:
+            kept: Bool array of shape (N,).
+        """
+        start = 0
+        for part in self.parts():
+            yield part.take(kept[start : start + len(part)])
+            start += len(part)
+
+    def without(self, faults: Iterable[Fault]) -> Iterator["Cells"]:
+        """Yields the rows that no fault names, some at a time.
+
+        Args:
+            faults: The faults.
+        """
         faulty = {(fault.file, fault.row) for fault in faults}
-        places = zip(self.file_ids.tolist(), self.numbers.tolist(), strict=True)
-        return self.take(np.array([(self.files[file], row) not in faulty for file, row in places], dtype=bool))
+        for part in self.parts():
+            places = zip(part.file_ids.tolist(), part.numbers.tolist(), strict=True)
+            yield part.take(np.array([(self.files[file], row) not in faulty for file, row in places], dtype=bool))
 
     def faults_where(self, wrong: Mask, column: str, rule: str, repair: Callable[[str], str] | str) -> Iterator[Fault]:
         """Yields a fault for each wrong cell of a column.
@@ -123,14 +137,29 @@ class Cells:
             column: The column.
             repair: How to repair a cell.
         """
-        if column in self.nested:  # in any other column, a text that looks like JSON is a text
-            ends = [text[:1] + text[-1:] for text in self.columns[column].tolist()]
-            yield from self.faults_where(np.isin(ends, ["[]", "{}"]), column, "a text", repair)
+        if column not in self.nested:  # there, a text that looks like JSON is a text
+            return
+        for part in self.parts(column):
+            ends = [text[:1] + text[-1:] for text in part.columns[column].tolist()]
+            yield from part.faults_where(np.isin(ends, ["[]", "{}"]), column, "a text", repair)
 
 
 def as_strings(values: Sequence[str]) -> Strings:
     """Copies strings into one compact array."""
     return np.array(values, dtype=np.dtypes.StringDType())
+
+
+def find_distinct(texts: Strings) -> tuple[Strings, Integers, Integers]:
+    """Returns each text once, sorted; its first position; and for each text its number among them.
+
+    `np.unique` does so by a stable sort. Without `return_index` it sorts by another one, which ends the process on
+    strings in some orders, such as sorted twice over (seen with NumPy 2.4.6).
+
+    Args:
+        texts: String array of shape (N,).
+    """
+    distinct, first, inverse = np.unique(texts, return_index=True, return_inverse=True)
+    return distinct, first, inverse.astype(np.int64)
 
 
 def parse_numbers(values: Strings) -> tuple[Floats, Mask]:

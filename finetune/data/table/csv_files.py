@@ -18,15 +18,16 @@ from finetune.data.table.quotes import (
     long_fields,
     quotes_enclose,
 )
-from finetune.data.table.text_files import read_text
+from finetune.data.table.text_files import Blocks, TextFile, count_lines
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 OTHER_QUOTES = "'`\u2018\u2019\u201a\u201c\u201d\u201e\u00ab\u00bb"
 
 
-@long_fields()
-def read_csv(path: Path, names: Sequence[str], separator: str, quoting: str | None, faults: list[Fault]) -> Cells:
-    """Reads columns of a text file with a header. The header is row 1.
+def read_csv(
+    path: Path, names: Sequence[str], separator: str, quoting: str | None, faults: list[Fault]
+) -> Iterator[Cells]:
+    """Reads columns of a text file with a header, some rows at a time. The header is row 1.
 
     Quoted fields may hold separators, doubled quotes and line ends. Blank lines are skipped but counted. No field
     becomes a missing value or a number: "NA" and "007" stay what they are.
@@ -42,7 +43,14 @@ def read_csv(path: Path, names: Sequence[str], separator: str, quoting: str | No
     Raises:
         TableFaultsError: If the file cannot be read or its header cannot be used.
     """
-    file, text = str(path), read_text(path, _row_at)
+    with long_fields():
+        yield from _read(path, names, separator, quoting, faults)
+
+
+def _read(
+    path: Path, names: Sequence[str], separator: str, quoting: str | None, faults: list[Fault]
+) -> Iterator[Cells]:
+    file, text = str(path), TextFile.open(path, _row_at)
     enclose = quotes_enclose(text, separator) if quoting is None else quoting == "minimal"
     records = Records(text, separator, enclose, file, faults)
     rows = iter(records)
@@ -55,22 +63,23 @@ def read_csv(path: Path, names: Sequence[str], separator: str, quoting: str | No
     if wrong := check_columns(file, header_row, header, names):
         raise TableFaultsError([_explain_separator(fault, header, separator) for fault in wrong])
     positions = [header.index(name) for name in names]
-    doubts = quoting is None and enclose and '"' in text
-    spaces = doubts and has_spaced(text, separator)
+    doubts = quoting is None and enclose and text.has_quotes
+    spaces = doubts and any(has_spaced(block, separator) for block in text.blocks())
     checks = _Checks(file, header, separator, positions[0], records, doubts, spaces)
-    before = len(faults)
+    before, count = len(faults), 0
     whole = checks.select(rows, faults)
-    cells = Cells.gather(file, names, ((number, [fields[at] for at in positions]) for number, fields in whole))
-    if not len(cells) and len(faults) == before:
+    for part in Cells.of_records(file, names, ((number, [fields[at] for at in positions]) for number, fields in whole)):
+        count += len(part)
+        yield part
+    if not count and len(faults) == before:
         raise TableFaultsError([Fault(file, "rows below the header", "Write one for each image.")])
-    return cells
 
 
-def _row_at(before: str) -> int:
+def _row_at(before: Blocks) -> int:
     try:
-        return sum(1 for _ in csv.reader(io.StringIO(f"{before}x", newline="")))
+        return sum(1 for _ in csv.reader(line for block in before() for line in io.StringIO(block, newline="")))
     except csv.Error:
-        return before.count("\n") + 1
+        return count_lines(before)
 
 
 def _explain_separator(fault: Fault, header: list[str], separator: str) -> Fault:

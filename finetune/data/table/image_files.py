@@ -4,8 +4,10 @@
 # ruff: noqa: PTH112, PTH113, PTH118, PTH122, PTH208
 
 import os
+from array import array
+from bisect import bisect_left
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -17,20 +19,8 @@ import numpy as np
 from finetune.core.errors import suggest
 from finetune.data.prepare.members import Member
 from finetune.data.remote.places import is_remote
-from finetune.data.table.cells import Integers, Strings, as_strings
+from finetune.data.table.cells import Strings, as_strings, find_distinct
 from finetune.data.table.paths import plain_paths
-
-
-class ImageFiles(NamedTuple):
-    """The image of each row.
-
-    Attributes:
-        paths: String array of shape (images,): absolute paths, each once, sorted.
-        ids: Int64 array of shape (N,): the position in `paths` of each row's image.
-    """
-
-    paths: Strings
-    ids: Integers
 
 
 class Refusal(NamedTuple):
@@ -53,13 +43,25 @@ class _Folder:
     path: str
 
     @cached_property
-    def files(self) -> Mapping[str, bool] | None:
-        """Its files, and whether each is a link."""
+    def _listing(self) -> "tuple[array[int], frozenset[str]] | None":
+        """Hashes of its files' names, ascending, 8 bytes each; and the names of those that are links."""
+        hashes, links = array("q"), set[str]()
         try:
             with os.scandir(self.path) as entries:
-                return {entry.name: entry.is_symlink() for entry in entries if _is_file(entry)}
+                for entry in filter(_is_file, entries):
+                    hashes.append(hash(entry.name))
+                    if entry.is_symlink():
+                        links.add(entry.name)
         except (OSError, ValueError):  # ValueError: a name that holds NUL
             return None
+        return array("q", np.sort(np.frombuffer(hashes, np.int64)).tobytes()), frozenset(links)
+
+    def __contains__(self, name: str) -> bool:
+        if self._listing is None:
+            return False
+        known, _ = self._listing
+        at = bisect_left(known, key := hash(name))
+        return at < len(known) and known[at] == key
 
     @cached_property
     def real(self) -> str:
@@ -69,11 +71,11 @@ class _Folder:
     def locate(self, name: str) -> str:
         """Returns where a file lies once links are followed."""
         path = os.path.join(self.real, name)
-        return os.path.realpath(path) if (self.files or {}).get(name) else path
+        return os.path.realpath(path) if self._listing is not None and name in self._listing[1] else path
 
     @cached_property
     def _nearest(self) -> dict[str, str]:
-        names = sorted(self.files or (), reverse=True)  # of several the first in order stays
+        names = sorted(_list_files(self.path), reverse=True)  # of several the first in order stays
         exact, decoded = {_fold(name): name for name in names}, {_fold(unquote(name)): name for name in names}
         stems = {os.path.splitext(key)[0]: name for key, name in (decoded | exact).items()}
         return stems | decoded | exact
@@ -93,50 +95,68 @@ class _Folder:
 
     def explain_missing(self, name: str) -> str:
         """Says that there is no such file, and names the one that differs only in case, spelling or ending, if any."""
-        if self.files is None:
+        if self._listing is None:
             near, missing = self._alike, f"{self.path} is no folder that can be listed."
             return missing if near in (None, self.path) else f"{missing} {suggest(self.path, str(near))}"
         near, missing = _find_near(name, self._nearest), f"No file is at {self.path}{os.sep}{name}."
         return missing if near is None else f"{missing} {suggest(name, near)}"
 
 
-def find_images(
-    values: Strings, folder: str, roots: Sequence[str] | None = None, files: Container[str] = ()
-) -> tuple[ImageFiles, dict[str, Refusal]]:
-    """Finds the file of each row's image.
+@dataclass(frozen=True)
+class ImageSearch:
+    """Finds the files of images.
 
     Args:
-        values: String array of shape (N,): absolute paths, paths relative to `folder`, or addresses in tars.
-        folder: Absolute path.
+        folder: Absolute path that the images' paths are relative to.
         roots: Absolute paths of the folders that images lie in, links followed; None for anywhere.
         files: Absolute paths of files that may lie anywhere: the tars that the table itself is read from.
-
-    Returns:
-        The files, and the reason for each value that names no file.
     """
-    names, inverse = np.unique(values, return_inverse=True)
-    paths = [*plain_paths(names.tolist(), folder, files)]
-    within = None if roots is None else tuple(os.path.realpath(root).rstrip(os.sep) + os.sep for root in roots)
-    folders: dict[str, _Folder] = {}
-    refused: dict[str, Refusal] = {}
-    for name, path in zip(names.tolist(), paths, strict=True):
+
+    folder: str
+    roots: Sequence[str] | None = None
+    files: Container[str] = ()
+    _folders: dict[str, _Folder] = field(default_factory=dict)
+
+    @cached_property
+    def _within(self) -> tuple[str, ...] | None:
+        if self.roots is None:
+            return None
+        return tuple(os.path.realpath(root).rstrip(os.sep) + os.sep for root in self.roots)
+
+    def find(self, values: Strings) -> tuple[Strings, dict[str, Refusal]]:
+        """Finds the file of each row's image.
+
+        Args:
+            values: String array of shape (N,): absolute paths, paths relative to the folder, or addresses in tars.
+
+        Returns:
+            String array of shape (N,): absolute paths, or addresses; and the reason for each value that names no file.
+        """
+        names, _, inverse = find_distinct(values)
+        paths = [*plain_paths(names.tolist(), self.folder, self.files)]
+        refused = {}
+        for name, path in zip(names.tolist(), paths, strict=True):
+            if (refusal := self._refuse(name, path)) is not None:
+                refused[name] = refusal
+        return as_strings(paths)[inverse], refused
+
+    def _refuse(self, name: str, path: str) -> Refusal | None:
+        """Why a name, as a plain path, is refused."""
         member = Member.parse(path)
         place = path if member is None else member.tar
-        if is_remote(place) and place in files:
-            continue
-        if is_remote(folder):
-            refused[name] = _ELSEWHERE
-            continue
+        if is_remote(place) and place in self.files:
+            return None
+        if is_remote(self.folder):
+            return _ELSEWHERE
         parent, base = os.path.split(place)
-        listed = folders.get(parent)
+        listed = self._folders.get(parent)
         if listed is None:
-            listed = folders[parent] = _Folder(parent)
-        if listed.files is None or base not in listed.files:
-            refused[name] = _refuse(name, listed, base)
-        elif within is not None and place not in files and not (real := listed.locate(base)).startswith(within):
-            refused[name] = _refuse_outside(real, folder)
-    distinct, ids = np.unique(as_strings(paths), return_inverse=True)
-    return ImageFiles(distinct, ids[inverse].astype(np.int64)), refused
+            listed = self._folders[parent] = _Folder(parent)
+        if base not in listed:
+            return _refuse(name, listed, base)
+        if self._within is None or place in self.files or (real := listed.locate(base)).startswith(self._within):
+            return None
+        return _refuse_outside(real, self.folder)
 
 
 def _refuse(value: str, folder: _Folder, name: str) -> Refusal:
@@ -165,6 +185,14 @@ def _list(folder: str) -> list[str]:
     try:
         return os.listdir(folder)
     except OSError:
+        return []
+
+
+def _list_files(folder: str) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries if _is_file(entry)]
+    except (OSError, ValueError):
         return []
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from finetune.data.table.bounds import MOST_BYTES
 from finetune.data.table.cells import Cells, check_columns
 from finetune.data.table.faults import Fault, TableFaultsError
-from finetune.data.table.text_files import read_text
+from finetune.data.table.text_files import TextFile
 
 _DECODER = json.JSONDecoder(
     parse_int=str, parse_float=str, parse_constant=lambda constant: None if constant == "NaN" else constant
@@ -53,8 +53,8 @@ class Fields:
         return check_columns(file, None, list(self.found), self.names)
 
 
-def read_json_lines(path: Path, names: Sequence[str], faults: list[Fault]) -> Cells:
-    """Reads columns of a file with a JSON object on each line. A row's number is its line's.
+def read_json_lines(path: Path, names: Sequence[str], faults: list[Fault]) -> Iterator[Cells]:
+    """Reads columns of a file with a JSON object on each line, some rows at a time. A row's number is its line's.
 
     Numbers keep the characters they are written with, lists stay JSON; null, NaN and absent keys are empty cells.
 
@@ -66,18 +66,20 @@ def read_json_lines(path: Path, names: Sequence[str], faults: list[Fault]) -> Ce
     Raises:
         TableFaultsError: If the file cannot be read, is empty, or lacks a key.
     """
-    file, text = str(path), read_text(path, lambda before: before.count("\n") + 1)
-    fields, before = Fields(names), len(faults)
-    cells = Cells.gather(file, names, _read_lines(text, fields, file, faults))
-    if not len(cells) and len(faults) == before:
+    file, text = str(path), TextFile.open(path)
+    fields, before, count = Fields(names), len(faults), 0
+    for part in Cells.of_records(file, names, _read_lines(text, fields, file, faults)):
+        count += len(part)
+        yield replace(part, nested=frozenset(fields.nested))
+    if not count and len(faults) == before:
         raise TableFaultsError([Fault(file, "a JSON object on each line", "Write one for each image.")])
     if fields.found and (missing := fields.missing(file)):
         raise TableFaultsError([*faults, *missing])
-    return replace(cells, nested=frozenset(fields.nested))
 
 
-def _read_lines(text: str, fields: Fields, file: str, faults: list[Fault]) -> Iterator[tuple[int, list[str]]]:
-    for number, line in enumerate(text.split("\n"), start=1):  # splitlines would also split within texts
+def _read_lines(text: TextFile, fields: Fields, file: str, faults: list[Fault]) -> Iterator[tuple[int, list[str]]]:
+    lines = (line for block in text.blocks() for line in block.removesuffix("\n").split("\n"))
+    for number, line in enumerate(lines, start=1):  # splitlines would also split within texts
         if not line.strip():
             continue
         if len(line) > MOST_BYTES:

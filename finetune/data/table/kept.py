@@ -4,6 +4,7 @@
 # ruff: noqa: PTH112, PTH120
 
 import os
+import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -23,6 +24,7 @@ from finetune.data.prepare.members import Member
 from finetune.data.remote.places import is_remote
 from finetune.data.remote.store import open_store
 from finetune.data.table.rows import Rows
+from finetune.data.table.scratch import Scratch
 
 KEPT_FROM = 4 << 20
 """Bytes of a table's files from which its rows are kept; fewer are read in less than a second."""
@@ -100,12 +102,37 @@ class KeptTable:
             seal(path)
             return self.open() or rows
         except OSError as error:
-            warnings.warn(
-                f"The rows of {self.source} are not kept in {self.folder.parent}: {error.strerror or error}. "
-                "Each start reads the table anew. Set ALIGN_FINETUNE_CACHE to another folder.",
-                stacklevel=2,
-            )
+            self.warn(error)
             return rows
+
+    def warn(self, error: OSError) -> None:
+        """Says that the rows are not kept.
+
+        Args:
+            error: Why nothing can be written.
+        """
+        warnings.warn(
+            f"The rows of {self.source} are not kept in {self.folder.parent}: {error.strerror or error}. "
+            "Each start reads the table anew. Set ALIGN_FINETUNE_CACHE to another folder.",
+            stacklevel=2,
+        )
+
+    @contextmanager
+    def scratch(self) -> Iterator[Scratch]:
+        """Makes a folder for what has been read, as long as the table is read.
+
+        Raises:
+            OSError: If it cannot be made.
+        """
+        from finetune.data.table.disk_scratch import DiskScratch
+
+        folder = self.folder / "reading"
+        shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
+        folder.mkdir(mode=0o700, parents=True)
+        try:
+            yield DiskScratch(folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     @contextmanager
     def held(self) -> Iterator[None]:

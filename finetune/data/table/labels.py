@@ -9,12 +9,13 @@ from typing import NamedTuple
 import numpy as np
 
 from finetune.core.errors import did_you_mean
-from finetune.data.table.cells import Cells, Integers, Strings, as_strings
+from finetune.data.table.cells import Cells, Integers, Strings, as_strings, find_distinct
 from finetune.data.table.faults import Fault
 from finetune.data.table.label_sets import LabelSets, split_labels
 from finetune.data.table.places import Place
 from finetune.data.table.quotes import Records, is_spaced, long_fields
-from finetune.data.table.text_files import check_file, read_text
+from finetune.data.table.scratch import MEMORY, Scratch, strip_column
+from finetune.data.table.text_files import TextFile, check_file
 
 
 class Labels(NamedTuple):
@@ -33,12 +34,17 @@ class Labels(NamedTuple):
     sets: LabelSets | None = None
 
     def texts(self) -> Strings:
-        """Returns the names of each row's labels, a string array of shape (N,)."""
-        return as_strings(self.classes if self.sets is None else self.sets.join(self.classes))[self.text_ids]
+        """Returns the text of each `text_ids`: the name of a class, or those of a set."""
+        return as_strings(self.classes if self.sets is None else self.sets.join(self.classes))
 
 
 def read_labels(
-    cells: Cells, column: str | None, separator: str | None, names: Place | None, faults: list[Fault]
+    cells: Cells,
+    column: str | None,
+    separator: str | None,
+    names: Place | None,
+    faults: list[Fault],
+    scratch: Scratch = MEMORY,
 ) -> Labels:
     """Reads the labels of each row; spaces around them do not count.
 
@@ -48,6 +54,7 @@ def read_labels(
         separator: What separates the labels in a cell, which may then be empty; None for one label a row.
         names: File of display names, or None.
         faults: Receives a fault for each row that lacks its label or has a list of labels, and the faults of the names.
+        scratch: Where the labels lie while they are numbered.
 
     Raises:
         TableFaultsError: If the file of names cannot be read.
@@ -60,22 +67,23 @@ def read_labels(
     nested = [*cells.faults_of_nested(column, repair)]
     faults += nested
     if separator is not None:
-        labels = _read_several(cells, column, separator, faults)
+        labels = _read_several(cells, column, separator, faults, scratch)
     else:
-        values: Strings = np.strings.strip(cells.columns[column])
-        faults += cells.faults_where(values == "", column, "a label", "Fill it in or remove the row.")
-        classes, label_ids = number_classes(values)
-        labels = Labels(classes, label_ids, label_ids)
+        values, empty = strip_column(cells, column, scratch)
+        faults += cells.faults_where(empty, column, "a label", "Fill it in or remove the row.")
+        first, inverse = scratch.number(values)
+        classes, numbers = number_classes(values[first])
+        labels = Labels(classes, label_ids := numbers[inverse], label_ids)
     if names is None or nested:
         return labels
     given = [label for label in labels.classes if label]  # an empty one is a fault already
     return labels._replace(classes=name_classes(given, Path(names).expanduser(), faults))
 
 
-def _read_several(cells: Cells, column: str, separator: str, faults: list[Fault]) -> Labels:
+def _read_several(cells: Cells, column: str, separator: str, faults: list[Fault], scratch: Scratch) -> Labels:
     """Reads several labels a row; an empty cell is a row without labels."""
-    distinct, cell_ids = np.unique(cells.columns[column], return_inverse=True)
-    parts = split_labels(distinct.tolist(), separator)
+    first, cell_ids = scratch.number(cells.columns[column])
+    parts = split_labels(cells.columns[column][first].tolist(), separator)
     classes, label_ids = number_classes(as_strings([label for labels in parts for label in labels]))
     if len(cells) and not classes:
         repair = "Fill in the labels that each image has."
@@ -102,7 +110,7 @@ def number_classes(labels: Strings) -> tuple[tuple[str, ...], Integers]:
         >>> number_classes(as_strings(["10", "9", "10"]))
         (('9', '10'), array([1, 0, 1]))
     """
-    names, inverse = np.unique(labels, return_inverse=True)
+    names, _, inverse = find_distinct(labels)
     order = sorted(range(len(names)), key=lambda position: _natural_key(str(names[position])))
     positions = np.empty(len(order), dtype=np.int64)
     positions[order] = np.arange(len(order))
@@ -135,9 +143,8 @@ def name_classes(labels: Sequence[str], path: Path, faults: list[Fault]) -> tupl
     """
     file = str(path)
     check_file(path, "data.table.names")
-    text = read_text(path, lambda before: before.count("\n") + 1)
     names: dict[str, str] = {}
-    records = Records(text, ",", True, file, faults)
+    records = Records(TextFile.open(path), ",", True, file, faults)
     for number, record in records:
         fields = [part.strip() for part in record]
         if not any(fields):

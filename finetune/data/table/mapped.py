@@ -1,33 +1,20 @@
 """Columns that stay in an Arrow file: read where they lie, and opened by other processes by the file's path."""
 
 # Plain functions, as Rows hold columns in the hot path of each worker.
-# ruff: noqa: PTH116, PTH123
+# ruff: noqa: PTH116
 
-import mmap
 import os
 from collections.abc import Mapping
 from functools import lru_cache
-from itertools import count
-from operator import index
 from pathlib import Path
 from typing import Any
-from weakref import WeakSet
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from finetune.core.files import write_file
-from finetune.data.table.cells import Strings, as_strings
-
-CHUNK = 100_000
-"""Texts that are held as Python objects at a time."""
-
-BETWEEN = 8
-"""Rows read at random between two releases: the system maps up to 2 MiB around each value that is asked for."""
-
-_calls = count(1)
-_opened: "WeakSet[MappedFile]" = WeakSet()
+from finetune.data.table.stored import StoredStrings, map_file
 
 
 class MappedFile:
@@ -42,12 +29,9 @@ class MappedFile:
     """
 
     def __init__(self, path: str) -> None:
-        with open(path, "rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        batches = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(self._map)))
+        batches = pa.ipc.open_file(pa.BufferReader(map_file(path)))
         self._batch = batches.get_batch(0)
         self.metadata: dict[bytes, bytes] = batches.schema.metadata or {}
-        _opened.add(self)
 
     def numbers(self, name: str) -> npt.NDArray[Any]:
         """Returns a column of numbers without copying it; of lists, their `NAME/values` or their `NAME/offsets`."""
@@ -66,11 +50,6 @@ class MappedFile:
         """Whether a column holds texts."""
         return bool(pa.types.is_large_string(self._batch.schema.field(name).type))
 
-    def release(self) -> None:
-        """Gives back the pages that were read; asked for again, they mostly are in the system's memory still."""
-        if hasattr(self._map, "madvise"):
-            self._map.madvise(mmap.MADV_DONTNEED)
-
 
 def open_mapped(path: str) -> MappedFile:
     """Opens a file, once in each process as long as it is the same file.
@@ -88,18 +67,6 @@ def open_mapped(path: str) -> MappedFile:
 @lru_cache(maxsize=16)
 def _open(path: str, *_: int) -> MappedFile:
     return MappedFile(path)
-
-
-def release_pages() -> None:
-    """Gives back the pages of all mapped files: else a process seems to hold all that it has ever read."""
-    for file in tuple(_opened):
-        file.release()
-
-
-def release_sometimes() -> None:
-    """Does so once in `BETWEEN` calls: one for each row that is read at random."""
-    if next(_calls) % BETWEEN == 0:
-        release_pages()
 
 
 class MappedArray(npt.NDArray[Any]):
@@ -139,8 +106,8 @@ def map_numbers(path: str, name: str, start: int = 0, stop: int | None = None) -
     return found
 
 
-class MappedStrings:
-    """A column of texts in a file, each of them decoded when it is asked for; pickled as the place in the file.
+class MappedStrings(StoredStrings):
+    """A column of texts in an Arrow file, pickled as the place in the file.
 
     Args:
         path: The file.
@@ -148,45 +115,11 @@ class MappedStrings:
     """
 
     def __init__(self, path: str, name: str) -> None:
+        super().__init__(*open_mapped(path).texts(name))
         self._place = path, name
-        self._starts, self._content = open_mapped(path).texts(name)
 
     def __reduce__(self) -> Any:
         return MappedStrings, self._place
-
-    def __len__(self) -> int:
-        return len(self._starts) - 1
-
-    @property
-    def dtype(self) -> np.dtypes.StringDType:
-        """The type of the arrays that the texts are read into."""
-        return np.dtypes.StringDType()
-
-    def __getitem__(self, rows: Any) -> Any:
-        """Returns one text, or a string array of those that a slice, positions or a mask choose."""
-        if not isinstance(rows, slice | list | np.ndarray):
-            return self._read(index(rows))
-        if isinstance(rows, slice):
-            at = np.arange(*rows.indices(len(self)))
-        else:
-            at = np.asarray(rows)
-            at = np.flatnonzero(at) if at.dtype == bool else at
-        parts = (at[start : start + CHUNK].tolist() for start in range(0, len(at), CHUNK))
-        return np.concatenate([as_strings([]), *(as_strings([*map(self._read, part)]) for part in parts)])
-
-    def _read(self, row: int) -> str:
-        row = range(len(self))[row]  # counts from the end where it is negative
-        return self._content[self._starts[row] : self._starts[row + 1]].tobytes().decode()
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Strings:
-        """Reads all texts into an array."""
-        found: Strings = self[:]
-        return found if dtype is None else found.astype(dtype)
-
-    def tolist(self) -> list[str]:
-        """Reads all texts."""
-        found: list[str] = self[:].tolist()
-        return found
 
 
 def write_columns(path: Path, columns: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
@@ -211,9 +144,6 @@ def write_columns(path: Path, columns: Mapping[str, Any], metadata: Mapping[str,
 def _as_arrow(column: Any) -> pa.Array:
     if isinstance(column, pa.Array):
         return column
-    if column.dtype != np.dtypes.StringDType():
-        return pa.array(column)
-    parts = [
-        pa.array(column[start : start + CHUNK].tolist(), pa.large_string()) for start in range(0, len(column), CHUNK)
-    ]
-    return pa.concat_arrays(parts) if parts else pa.array([], pa.large_string())
+    if isinstance(column, StoredStrings):
+        return column.arrow
+    return pa.array(column.tolist(), pa.large_string()) if column.dtype == np.dtypes.StringDType() else pa.array(column)

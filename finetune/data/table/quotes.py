@@ -1,13 +1,12 @@
 """Records of a text file with separators: whether quotes enclose its cells, and which quotes swallowed rows."""
 
 import csv
-import io
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 
 from finetune.data.table.faults import Fault
+from finetune.data.table.text_files import TextFile
 
 LONGEST_FIELD = 1 << 26  # characters; a longer field is a quote that was never closed
 NONE = "If quotes are part of the texts, pass --data.table.quoting none"
@@ -28,19 +27,28 @@ class Records:
     """The records of a text that are not blank, each with its number; broken quotes end them and become a fault.
 
     Args:
-        text: Content of the file.
+        text: The file.
         separator: The character between fields.
         enclose: Whether quotes enclose fields; else they are characters like any other.
-        file: The file, for the fault.
+        file: How faults name the file.
         faults: Receives the fault.
     """
 
-    def __init__(self, text: str, separator: str, enclose: bool, file: str, faults: list[Fault]) -> None:
+    def __init__(self, text: TextFile, separator: str, enclose: bool, file: str, faults: list[Fault]) -> None:
         self._reader = csv.reader(
-            _lines(text), delimiter=separator, strict=True, quoting=csv.QUOTE_MINIMAL if enclose else csv.QUOTE_NONE
+            self._remember(text.lines()),
+            delimiter=separator,
+            strict=True,
+            quoting=csv.QUOTE_MINIMAL if enclose else csv.QUOTE_NONE,
         )
         self._text, self._file, self._faults = text, file, faults
         self._start = 0  # lines before the current record
+        self._recent: list[str] = []  # the current record's, and the line before it
+
+    def _remember(self, lines: Iterator[str]) -> Iterator[str]:
+        for line in lines:
+            self._recent.append(line)
+            yield line
 
     def __iter__(self) -> Iterator[tuple[int, list[str]]]:
         """Yields number and fields of each record, the number as a spreadsheet shows it, from 1."""
@@ -50,6 +58,7 @@ class Records:
                 if fields:
                     yield number, fields
                 self._start = self._reader.line_num
+                del self._recent[:-1]
         except csv.Error as error:
             rule, opening = "fields quoted as in CSV", self.lines()[0].rstrip("\r\n")
             repair = f"Close each quoted field, and double the quotes inside it ({error}). {NONE}. "
@@ -60,50 +69,41 @@ class Records:
         """Whether the current record is written on a single line."""
         return self._reader.line_num - self._start == 1
 
-    def lines(self) -> tuple[str, ...]:
+    def lines(self) -> list[str]:
         """Returns the lines of the current record, with their ends."""
-        return self._all_lines[self._start : max(self._reader.line_num, self._start + 1)]
+        return self._recent[min(self._start, 1) :]
 
     def is_cut(self) -> bool:
         """Whether a lone carriage return ends the current record or the one before, in a text with other line ends."""
-        around = self._all_lines[max(0, self._start - 1) : self._reader.line_num]
-        return "\n" in self._text and any(line.endswith("\r") for line in around)
-
-    @cached_property
-    def _all_lines(self) -> tuple[str, ...]:
-        return tuple(_lines(self._text))  # a list of them would be searched by each garbage collection
+        return self._text.has_newlines and any(line.endswith("\r") for line in self._recent)
 
 
-def _lines(text: str) -> io.StringIO:
-    return io.StringIO(text, newline="")  # keeps line ends as they are
-
-
-def quotes_enclose(text: str, separator: str) -> bool:
+def quotes_enclose(text: TextFile, separator: str) -> bool:
     """Decides whether quotes enclose fields, on which files with tabs do not agree.
 
     They do, except where tabs cut each line into as many fields as the header, whatever its quotes, and one of these
     lines breaks the rules of CSV: its quote is not closed, or not doubled inside a text, or follows a space.
 
     Args:
-        text: Content of the file.
+        text: The file.
         separator: The character between fields.
     """
-    if separator != "\t" or '"' not in text:
+    if separator != "\t" or not text.has_quotes:
         return True
-    rows = (line for line in _lines(text) if line.strip("\r\n"))
+    rows = (line for line in text.lines() if line.strip("\r\n"))
     width = next(rows, "").count(separator)
     if any(line.count(separator) != width for line in rows):
         return True
     return _closes_in_each_line(text, separator)
 
 
-def _closes_in_each_line(text: str, separator: str) -> bool:
-    reader = csv.reader(_lines(text), delimiter=separator, strict=True)
+def _closes_in_each_line(text: TextFile, separator: str) -> bool:
+    reader = csv.reader(text.lines(), delimiter=separator, strict=True)
     try:
         is_closed = all(reader.line_num == number for number, _ in enumerate(reader, start=1))
     except csv.Error:
         return False
-    return is_closed and not has_spaced(text, separator)
+    return is_closed and not any(has_spaced(block, separator) for block in text.blocks())
 
 
 def has_spaced(text: str, separator: str) -> bool:

@@ -1,10 +1,10 @@
 """Finds a table's files (one, many by a pattern, or a DataFrame) and reads each with the reader of its format."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from glob import escape, glob
+from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -18,6 +18,7 @@ from finetune.data.table.faults import Fault, TableFaultsError, naming, of_remot
 from finetune.data.table.filters import Removed, RowFilter, columns_to_read
 from finetune.data.table.json_lines import read_json_lines
 from finetune.data.table.paths import plain_folder
+from finetune.data.table.scratch import MEMORY, GrowingCells, Scratch
 from finetune.data.table.text_files import COMPRESSIONS, check_file
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class TextFormat(NamedTuple):
 
 
 Read: TypeAlias = tuple[Cells, tuple[Removed, ...]]
+Reading: TypeAlias = Iterator[tuple[Cells, list[int]]]
 
 
 def read_cells(
@@ -51,8 +53,9 @@ def read_cells(
     text_format: TextFormat,
     row_filter: RowFilter | None,
     faults: list[Fault],
+    scratch: Scratch = MEMORY,
 ) -> Read:
-    """Reads and filters columns of all files of a table.
+    """Reads and filters columns of all files of a table, some rows at a time.
 
     Args:
         source: Paths, or patterns such as `part-*.parquet`; or a DataFrame.
@@ -60,6 +63,7 @@ def read_cells(
         text_format: How text files are written.
         row_filter: Which rows to keep.
         faults: Receives the faults of rows.
+        scratch: Where the cells lie.
 
     Returns:
         The cells, and how many rows each condition of the filter removed.
@@ -67,23 +71,28 @@ def read_cells(
     Raises:
         TableFaultsError: If a file cannot be read or lacks a column, with the faults of all files.
     """
-    parts: list[tuple[Cells, list[int]]] = []
+    conditions = row_filter.conditions if row_filter else ()
+    grown, totals = GrowingCells(scratch), [0] * len(conditions)
     broken: list[Fault] = []
-    for read_part in _readers(source, list(dict.fromkeys(names)), text_format, row_filter, faults):
+    for reading in _readings(source, list(dict.fromkeys(names)), text_format, row_filter, faults):
         try:
-            parts.append(read_part())
+            grown.append(_count_removed(reading, totals))
         except RemoteError as error:
             broken.append(of_remote(error))
         except TableFaultsError as error:
             broken += error.faults
     if broken:
         raise TableFaultsError([*faults, *broken])
-    totals = map(sum, zip(*(counts for _, counts in parts), strict=True))
-    conditions = row_filter.conditions if row_filter else ()
-    removed = tuple(Removed(condition.text, rows) for condition, rows in zip(conditions, totals, strict=True))
-    cells = Cells.join([cells for cells, _ in parts])
+    cells = grown.finish()
     faults += find_long_cells(cells)
-    return cells, removed
+    return cells, tuple(Removed(condition.text, rows) for condition, rows in zip(conditions, totals, strict=True))
+
+
+def _count_removed(reading: Reading, totals: list[int]) -> Iterator[Cells]:
+    """Adds up how many rows each condition removed."""
+    for cells, counts in reading:
+        totals[:] = map(add, totals, counts)
+        yield cells
 
 
 def find_files(pattern: str) -> list[str]:
@@ -137,44 +146,45 @@ def _count_literal(path: Path) -> int:
     return next(wild, len(parts))
 
 
-def _readers(
+def _readings(
     source: "tuple[str, ...] | DataFrame",
     names: list[str],
     text_format: TextFormat,
     row_filter: RowFilter | None,
     faults: list[Fault],
-) -> list[Callable[[], tuple[Cells, list[int]]]]:
+) -> list[Reading]:
     if not isinstance(source, tuple):
         from finetune.data.table.arrow_files import read_frame  # Arrow takes a second, which CSV is spared
 
-        return [partial(read_frame, source, names, row_filter)]
+        return [read_frame(source, names, row_filter)]
     files = [file for pattern in source for file in find_files(pattern)]
     tars = [file for file in files if _kind_of(file) == TAR]
     if 0 < len(tars) < len(files):
         other, repair = next(file for file in files if file not in tars), "Let the pattern end in .tar."
         raise TableFaultsError([Fault(other, f"only tars beside {tars[0]}", repair, value=Path(other).name)])
-    return [partial(_read_file, file, names, text_format, row_filter, faults) for file in files]
+    return [_read_file(file, names, text_format, row_filter, faults) for file in files]
 
 
 def _read_file(
     file: str, names: list[str], text_format: TextFormat, row_filter: RowFilter | None, faults: list[Fault]
-) -> tuple[Cells, list[int]]:
+) -> Reading:
     if _kind_of(file) == TAR:
         from finetune.data.table.tar_files import read_tar  # imports Pillow, which other tables are spared
         from finetune.data.table.tar_index import Tar
 
         tar = Tar.of_remote(file) if is_remote(file) else Tar.of_path(Path(file))
-        return _filter(read_tar(tar, columns_to_read(names, row_filter), faults), names, row_filter, faults)
-    if not is_remote(file):
-        return _read_path(Path(file), names, text_format, row_filter, faults)
-    with open_store().open(file) as path, naming(path, file, faults):
-        cells, counts = _read_path(path, names, text_format, row_filter, faults)
-    return replace(cells, files=(file,)), counts
+        yield from _filter(read_tar(tar, columns_to_read(names, row_filter), faults), names, row_filter, faults)
+    elif not is_remote(file):
+        yield from _read_path(Path(file), names, text_format, row_filter, faults)
+    else:
+        with open_store().open(file) as path, naming(path, file, faults):
+            for cells, counts in _read_path(path, names, text_format, row_filter, faults):
+                yield replace(cells, files=(file,)), counts
 
 
 def _read_path(
     path: Path, names: list[str], text_format: TextFormat, row_filter: RowFilter | None, faults: list[Fault]
-) -> tuple[Cells, list[int]]:
+) -> Reading:
     kind = _kind_of(path.name)
     if kind in PARQUET:
         from finetune.data.table.arrow_files import read_parquet
@@ -182,22 +192,23 @@ def _read_path(
         return read_parquet(path, names, row_filter)
     wanted = columns_to_read(names, row_filter)
     if kind in JSON_LINES:
-        cells = read_json_lines(path, wanted, faults)
+        parts = read_json_lines(path, wanted, faults)
     else:
         separator = text_format.separator or ("\t" if kind in TABS else ",")
-        cells = read_csv(path, wanted, separator, text_format.quoting, faults)
-    return _filter(cells, names, row_filter, faults)
+        parts = read_csv(path, wanted, separator, text_format.quoting, faults)
+    return _filter(parts, names, row_filter, faults)
 
 
-def _filter(
-    cells: Cells, names: list[str], row_filter: RowFilter | None, faults: list[Fault]
-) -> tuple[Cells, list[int]]:
+def _filter(parts: Iterator[Cells], names: list[str], row_filter: RowFilter | None, faults: list[Fault]) -> Reading:
     if row_filter is None:
-        return cells, []
+        for cells in parts:
+            yield cells, []
+        return
     from finetune.data.table.arrow_filter import filter_cells
 
-    cells, counts = filter_cells(cells, row_filter, faults)
-    return cells.select(names), counts
+    for cells in parts:
+        kept, counts = filter_cells(cells, row_filter, faults)
+        yield kept.select(names), counts
 
 
 def _kind_of(file: str) -> str:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from finetune.core.errors import RecipeError, did_you_mean
 from finetune.data.remote.places import check_remote, is_remote
-from finetune.data.table.cells import Cells, Integers
+from finetune.data.table.cells import Cells, Integers, Strings
 from finetune.data.table.faults import Fault, TableFaultsError
 from finetune.data.table.places import Place, write_out
 from finetune.data.table.row_images import Hashes
@@ -189,11 +189,15 @@ def read_splits(cells: Cells, column: str, faults: list[Fault]) -> Codes:
         column: The column.
         faults: Receives a fault for each cell that names no split; its code is `UNKNOWN`.
     """
-    names = np.strings.strip(cells.columns[column])
+    codes = np.concatenate([_find_codes(np.strings.strip(part.columns[column])) for part in cells.parts(column)])
+    faults += cells.faults_where(codes == UNKNOWN, column, "train, val or test", _suggest_split)
+    return codes
+
+
+def _find_codes(names: Strings) -> Codes:
     codes = np.full(len(names), UNKNOWN, dtype=np.int8)
     for code, split in enumerate(SPLITS):
         codes[names == split] = code
-    faults += cells.faults_where(codes == UNKNOWN, column, "train, val or test", _suggest_split)
     return codes
 
 

@@ -4,44 +4,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Literal, NamedTuple, cast, get_args
-
-import numpy as np
+from typing import Literal, cast, get_args
 
 from finetune.core.errors import RecipeError, did_you_mean
 from finetune.core.freed import give_back
 from finetune.data.remote.transfer import RemoteError
-from finetune.data.table.captions import CaptionList, caption_columns, read_captions
-from finetune.data.table.cells import Cells, Integers
+from finetune.data.table.captions import CaptionList, caption_columns
 from finetune.data.table.faults import Fault, TableFaultsError
-from finetune.data.table.filters import Removed, parse_filter
+from finetune.data.table.filters import parse_filter
 from finetune.data.table.kept import KeptTable
 from finetune.data.table.label_sets import check_label_separator
-from finetune.data.table.labels import read_labels
-from finetune.data.table.limit import choose_rows
 from finetune.data.table.paths import plain_folder
 from finetune.data.table.places import Place, Source, check_local, check_source, expand, write_out
-from finetune.data.table.row_images import Hashes, check_image_ids, check_images, hash_images
+from finetune.data.table.reading import Inspection, TableReading
 from finetune.data.table.rows import Rows
-from finetune.data.table.sources import TextFormat, find_files, find_folder, read_cells
-from finetune.data.table.splits import Draw, RandomSplit, draw_splits, read_splits
-from finetune.data.table.weights import read_weights
+from finetune.data.table.scratch import MEMORY, Scratch
+from finetune.data.table.sources import find_files, find_folder
+from finetune.data.table.splits import RandomSplit
 
 Quoting = Literal["minimal", "none"]
 
 __all__ = ["CaptionList", "Inspection", "RandomSplit", "Rows", "Table"]
-
-
-class Inspection(NamedTuple):
-    """What a table holds in spite of its faults.
-
-    Attributes:
-        rows: The rows without fault, or None if there are none.
-        faults: Everything that is wrong, by file and row.
-    """
-
-    rows: Rows | None
-    faults: tuple[Fault, ...]
 
 
 @dataclass(frozen=True)
@@ -168,53 +151,45 @@ class Table:
         except TableFaultsError as error:
             return Inspection(None, error.faults)
 
-    def _find_kept(self, read: Callable[[], Inspection]) -> Inspection:
+    def _read(self, scratch: Scratch = MEMORY) -> Inspection:
+        return TableReading(self, scratch).read()
+
+    def _read_in_spite(self, scratch: Scratch) -> Inspection:
+        return TableReading(self, scratch).read_in_spite()
+
+    def _find_kept(self, read: Callable[[Scratch], Inspection]) -> Inspection:
         """Opens the rows of a large table where an earlier start kept them; reads the others."""
         kept = self._kept()
         if kept is None:
-            return read()
+            return read(MEMORY)
         if rows := kept.open():
             return Inspection(rows, ())
         with kept.held():
             if rows := kept.open():  # another process was faster
                 return Inspection(rows, ())
-            found = read()
-            if found.rows is None or found.faults:
-                return found
-            rows = kept.keep(found.rows)
-        del found
+            found = self._read_large(kept, read)
         give_back()
-        return Inspection(rows, ())
+        return found
+
+    def _read_large(self, kept: KeptTable, read: Callable[[Scratch], Inspection]) -> Inspection:
+        try:
+            with kept.scratch() as scratch:
+                found = read(scratch)
+                return found if found.rows is None or found.faults else Inspection(kept.keep(found.rows), ())
+        except OSError as error:
+            kept.warn(error)
+            return read(MEMORY)
 
     def _kept(self) -> KeptTable | None:
         if not isinstance(self.path, str | PathLike):
             return None
         own = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "path"}
         also = [] if self.names is None else [str(Path(self.names).expanduser())]
-        files = [file for pattern in self._patterns for file in find_files(pattern)]
+        files = [file for pattern in self.patterns for file in find_files(pattern)]
         try:
-            return KeptTable.find(self.source, files, also, (own, self._find_folder()))
+            return KeptTable.find(self.source, files, also, (own, self.find_folder()))
         except (TableFaultsError, RemoteError, OSError):  # which reading will explain
             return None
-
-    def _read(self) -> Inspection:
-        faults: list[Fault] = []
-        cells, removed = self._read_cells(faults)
-        cells, draw = self._limit(cells)
-        rows = self._build(cells, draw, removed, faults)
-        return Inspection(rows, tuple(_in_order(faults, cells.files)))
-
-    def _read_in_spite(self) -> Inspection:
-        faults: list[Fault] = []
-        try:
-            cells, removed = self._read_cells(faults)
-            cells, draw = self._limit(cells)
-            rows = self._build(cells, draw, removed, faults)
-            if rows is None and len(whole := cells.without(faults)):
-                rows = self._build(whole, None, removed, [])
-        except TableFaultsError as error:
-            return Inspection(None, tuple(dict.fromkeys([*faults, *error.faults])))
-        return Inspection(rows, tuple(_in_order(faults, cells.files)))
 
     @property
     def source(self) -> str:
@@ -222,93 +197,17 @@ class Table:
         return expand(fspath(self.path)) if isinstance(self.path, str | PathLike) else "DataFrame"
 
     @property
-    def _patterns(self) -> tuple[str, ...]:
-        """The table's own path or pattern, and those of the splits."""
+    def patterns(self) -> tuple[str, ...]:
+        """The paths or patterns of a table that is no DataFrame: its own, and those of the splits."""
         beside = self.split.files.values() if isinstance(self.split, RandomSplit) else ()
         return (fspath(cast(Place, self.path)), *beside)
 
-    def _read_cells(self, faults: list[Fault]) -> tuple[Cells, tuple[Removed, ...]]:
-        split = self.split if isinstance(self.split, str) else None
-        names = (self.image, *caption_columns(self.caption), self.label, split, self.image_id, self.weight)
-        row_filter = None if self.filter is None else parse_filter(self.filter)
-        wanted = [name for name in names if name is not None]
-        source = self._patterns if isinstance(self.path, str | PathLike) else self.path
-        cells, removed = read_cells(source, wanted, TextFormat(self.separator, self.quoting), row_filter, faults)
-        if row_filter is not None and not len(cells) and not faults:
-            counts = "; ".join(f"{condition}: {rows:,}" for condition, rows in removed)
-            rule, repair = "rows that pass data.table.filter", f"Rows removed by each condition: {counts}."
-            raise TableFaultsError([Fault(self.source, rule, repair, value=self.filter)])
-        return cells, removed
+    def find_folder(self) -> str:
+        """Returns the folder that image paths are relative to.
 
-    def _limit(self, cells: Cells) -> tuple[Cells, Draw | None]:
-        """Keeps as many rows as asked for, and their splits: those of the whole table. None where all are kept."""
-        if self.limit_rows is None or self.limit_rows >= len(cells):
-            return cells, None
-        label_ids = read_labels(cells, self.label, self.label_separator, None, []).label_ids
-        seed = self.split.seed if isinstance(self.split, RandomSplit) else 0
-        hashes = hash_images(cells, self.image, self.image_id, self._find_folder(), seed)
-        draw = self._split(cells, label_ids, [], hashes)
-        kept = choose_rows(self.limit_rows, hashes, draw.splits, label_ids)
-        return cells.take(kept), draw.take(kept)
-
-    def _split(self, cells: Cells, label_ids: Integers, faults: list[Fault], hashes: Hashes | None = None) -> Draw:
-        """Reads or draws the split of each row."""
-        if isinstance(self.split, str):
-            codes = read_splits(cells, self.split, faults)
-            return Draw(codes, codes)
-        if hashes is None:
-            hashes = hash_images(cells, self.image, self.image_id, self._find_folder(), self.split.seed)
-        return draw_splits(self.split, cells, hashes, label_ids)
-
-    def _build(self, cells: Cells, draw: Draw | None, removed: tuple[Removed, ...], faults: list[Fault]) -> Rows | None:
-        """Interprets the cells, whose splits may be known, or returns None if there are faults."""
-        folder = self._find_folder()
-        folders = [folder] * len(cells.files)
-        if self.images is None and isinstance(self.split, RandomSplit):
-            folders = self.split.folders_of(cells.files, folder)
-        is_free = self.outside or (self.images is None and not isinstance(self.path, str | PathLike))
-        files = check_images(cells, self.image, folders, faults, None if is_free else sorted(set(folders)))
-        captions, at = None, np.arange(len(cells))
-        if self.caption is not None:
-            captions, at = read_captions(cells, self.caption, faults)
-        labels = read_labels(cells, self.label, self.label_separator, self.names, faults)
-        weights = read_weights(cells, self.weight, faults)
-        image_ids = files.ids
-        if self.image_id is not None:
-            image_ids = check_image_ids(cells, self.image_id, faults)
-        if isinstance(self.split, str):
-            draw = self._split(cells, labels.label_ids, faults)
-        if faults:
-            return None
-        if draw is None:
-            draw = self._split(cells, labels.label_ids, faults)
-        if self.image_id == self.image:  # the same name in the folders of two splits is two images
-            image_ids = files.ids
-        if captions is None:
-            captions, caption_ids = labels.texts(), labels.text_ids
-        else:
-            caption_ids = np.unique(captions, return_inverse=True)[1].astype(np.int64)
-        return Rows(
-            source=self.source,
-            files=cells.files,
-            images=files.paths[files.ids][at],
-            captions=captions,
-            label_ids=labels.label_ids[at],
-            classes=labels.classes,
-            image_ids=image_ids[at],
-            caption_ids=caption_ids,
-            splits=draw.splits[at],
-            drawn=draw.drawn[at],
-            folder=folder,
-            weights=weights[at],
-            items=(np.arange(len(cells)) if self.image_id is None else image_ids)[at],
-            file_ids=cells.file_ids[at],
-            numbers=cells.numbers[at],
-            removed=removed,
-            label_sets=labels.sets,
-        )
-
-    def _find_folder(self) -> str:
+        Raises:
+            TableFaultsError: If `images` names none.
+        """
         if self.images is None:
             return find_folder(fspath(self.path)) if isinstance(self.path, str | PathLike) else str(Path.cwd())
         folder = Path(self.images).expanduser().absolute()
@@ -318,8 +217,3 @@ class Table:
             rule = "data.table.images to be a folder"
             raise TableFaultsError([Fault(self.source, rule, repair, value=str(self.images))])
         return plain_folder(str(folder))
-
-
-def _in_order(faults: list[Fault], files: tuple[str, ...]) -> list[Fault]:
-    place = {file: at for at, file in enumerate(files)}
-    return sorted(faults, key=lambda fault: (place.get(fault.file, -1), fault.row is not None, fault.row or 0))

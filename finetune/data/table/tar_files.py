@@ -19,8 +19,10 @@ IMAGE, JSON, KEY = "image", "json", "\0key"
 Sample: TypeAlias = dict[str, Entry]  # by ending
 
 
-def read_tar(tar: Tar, names: Sequence[str], faults: list[Fault]) -> Cells:
-    """Reads columns of a tar. Members with the same name up to the first dot are one sample, known by that name.
+def read_tar(tar: Tar, names: Sequence[str], faults: list[Fault]) -> Iterator[Cells]:
+    """Reads columns of a tar, some rows at a time.
+
+    Members with the same name up to the first dot are one sample, known by that name.
 
     The columns are `image`, the address of the picture (see `Member`); each other ending, such as `txt`, with the
     text of that member; and the fields of the member `json`, which is opened only for a column found nowhere else.
@@ -37,14 +39,16 @@ def read_tar(tar: Tar, names: Sequence[str], faults: list[Fault]) -> Cells:
     samples = _list_samples(tar, faults)
     endings = {ending for sample in samples.values() for ending in sample} - PICTURES - {JSON}
     fields = Fields(names, found=dict.fromkeys([IMAGE, *sorted(endings)]))
-    cells = Cells.gather(file, [KEY, *names], enumerate(_read_samples(tar, samples, fields, faults)))
-    if not len(cells) and len(faults) == before:
+    count = 0
+    for part in Cells.of_records(file, [KEY, *names], enumerate(_read_samples(tar, samples, fields, faults))):
+        count += len(part)
+        keys = part.columns[KEY]
+        yield Cells.of_file(file, keys, part.select(names).columns, frozenset(fields.nested))
+    if not count and len(faults) == before:
         repair = "Write KEY.jpg, KEY.txt and KEY.json for each, or remove the tar."
         raise TableFaultsError([Fault(file, "a tar with samples", repair)])
-    if len(cells) and (missing := fields.missing(file)):
+    if count and (missing := fields.missing(file)):
         raise TableFaultsError([*faults, *missing])
-    nested = frozenset(fields.nested)
-    return Cells.of_file(file, cells.columns[KEY], {name: cells.columns[name] for name in names}, nested)
 
 
 def _list_samples(tar: Tar, faults: list[Fault]) -> dict[str, Sample]:

@@ -1,14 +1,19 @@
-"""Reads a table's file as text, and decompresses it if its name says so."""
+"""Reads a table's file as text, block by block, and decompresses it if its name says so."""
 
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self, TypeAlias
 
 from finetune.core.errors import did_you_mean
-from finetune.data.table.bounds import LARGEST_RATIO, join_within
+from finetune.data.table.bounds import LARGEST_RATIO, may_become
 from finetune.data.table.faults import Fault, TableFaultsError
 
-PIECE = 16 << 20  # bytes decompressed at a time
+PIECE = 4 << 20  # bytes read at a time
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+
+Blocks: TypeAlias = Callable[[], Iterator[str]]
 
 
 def check_file(path: Path, role: str = "the table") -> None:
@@ -31,43 +36,125 @@ def check_file(path: Path, role: str = "the table") -> None:
     raise TableFaultsError([Fault(str(path), f"{role} to be a file", repair)])
 
 
-def read_text(path: Path, row_at: Callable[[str], int]) -> str:
-    """Reads a UTF-8 file, with or without byte order mark, plain or compressed with gzip or Zstandard.
+def count_lines(before: Blocks) -> int:
+    """Returns the number of the line that a text ends in, from 1.
 
     Args:
-        path: The file.
-        row_at: Returns the row that a text ends in, so that a fault can name it.
-
-    Raises:
-        TableFaultsError: If the file cannot be read, is not UTF-8, or holds NUL characters.
+        before: The text.
     """
-    file, content = str(path), _read_bytes(path)
-    try:
-        text = content.decode().removeprefix("\ufeff")  # "utf-8-sig" would count an error's position after the mark
-    except UnicodeDecodeError as error:
-        row = row_at(content[: error.start].decode("utf-8-sig"))
-        found = f"byte 0x{content[error.start]:02x} at position {error.start}"
-        raise TableFaultsError([Fault(file, "UTF-8 text", _explain_bytes(content), row, value=found)]) from error
-    if "\0" in text:
-        row = row_at(text[: text.index("\0")])
-        raise TableFaultsError([Fault(file, "text without NUL characters", _explain_bytes(content), row, value="\0")])
-    return text
+    return sum(block.count("\n") for block in before()) + 1
 
 
-def _read_bytes(path: Path) -> bytes:
+@dataclass(frozen=True)
+class TextFile:
+    """A UTF-8 file, with or without byte order mark, plain or compressed with gzip or Zstandard.
+
+    Attributes:
+        path: The file.
+        has_quotes: Whether there is a double quote in it.
+        has_newlines: Whether some line ends in a line feed.
+    """
+
+    path: Path
+    has_quotes: bool
+    has_newlines: bool
+
+    @classmethod
+    def open(cls, path: Path, row_at: Callable[[Blocks], int] = count_lines) -> Self:
+        """Reads the file once, to see that it is text.
+
+        Args:
+            path: The file.
+            row_at: Returns the row that a text ends in, so that a fault can name it.
+
+        Raises:
+            TableFaultsError: If the file cannot be read, is not UTF-8, or holds NUL characters.
+        """
+        file, start, nul, beginning = str(path), 0, -1, b""
+        has_quotes = has_newlines = False
+
+        def fault(position: int, rule: str, value: str) -> TableFaultsError:
+            row = row_at(lambda: _read_until(path, position))
+            return TableFaultsError([Fault(file, rule, _explain_bytes(beginning), row, value=value)])
+
+        for block in _read_blocks(path):
+            beginning = beginning or block[:8]
+            try:
+                block.decode()
+            except UnicodeDecodeError as error:
+                position = start + error.start
+                found = f"byte 0x{block[error.start]:02x} at position {position}"
+                raise fault(position, "UTF-8 text", found) from error
+            if nul < 0 and b"\0" in block:
+                nul = start + block.index(b"\0")
+            has_quotes = has_quotes or b'"' in block
+            has_newlines = has_newlines or b"\n" in block
+            start += len(block)
+        if nul >= 0:
+            raise fault(nul, "text without NUL characters", "\0")
+        return cls(path, has_quotes, has_newlines)
+
+    def blocks(self) -> Iterator[str]:
+        """Yields the text in blocks that end in a line feed; the last one need not."""
+        return _decode(_read_blocks(self.path))
+
+    def lines(self) -> Iterator[str]:
+        """Yields the lines with their ends, whichever these are."""
+        for block in self.blocks():
+            yield from io.StringIO(block, newline="")
+
+
+def _decode(blocks: Iterator[bytes]) -> Iterator[str]:
+    for number, block in enumerate(blocks):
+        text = block.decode()
+        yield text if number else text.removeprefix("\ufeff")  # "utf-8-sig" would count positions after the mark
+
+
+def _read_until(path: Path, position: int) -> Iterator[str]:
+    """Yields the text before a position; its last line, which may be empty, is told from none by an `x`."""
+
+    def cut() -> Iterator[bytes]:
+        left = position
+        for block in _read_blocks(path):
+            yield block if left >= len(block) else block[:left] + b"x"
+            left -= len(block)
+            if left < 0:
+                return
+
+    return _decode(cut())
+
+
+def _read_blocks(path: Path) -> Iterator[bytes]:
+    """Yields the bytes of a file, cut behind line feeds."""
+    rest = list[bytes]()
+    for piece in _read_pieces(path):
+        head, end, tail = piece.rpartition(b"\n")
+        if end:
+            yield b"".join([*rest, head, end])
+            rest.clear()
+        rest.append(tail)
+    if any(rest):
+        yield b"".join(rest)
+
+
+def _read_pieces(path: Path) -> Iterator[bytes]:
     compression = COMPRESSIONS.get(path.suffix.lower())
     try:
         if compression is None:
-            return path.read_bytes()
+            with path.open("rb", buffering=0) as file:
+                yield from iter(lambda: file.read(PIECE), b"")
+            return
         import pyarrow as pa  # takes a second, which plain files are spared
 
+        size, length = path.stat().st_size, 0
         with pa.OSFile(str(path)) as file, pa.CompressedInputStream(file, compression) as stream:
-            content = join_within(iter(lambda: stream.read(PIECE), b""), path.stat().st_size)
-        if content is None:
-            rule = f"a table that is at most {LARGEST_RATIO} times as large when it is decompressed"
-            repair = "Do not use this file unless you know why; if you do, decompress it first."
-            raise TableFaultsError([Fault(str(path), rule, repair, value="more")])
-        return content
+            while piece := stream.read(PIECE):
+                length += len(piece)
+                if not may_become(size, length):
+                    rule = f"a table that is at most {LARGEST_RATIO} times as large when it is decompressed"
+                    repair = "Do not use this file unless you know why; if you do, decompress it first."
+                    raise TableFaultsError([Fault(str(path), rule, repair, value="more")])
+                yield piece
     except OSError as error:
         rule = "a file that can be read" if compression is None else f"a whole file compressed with {compression}"
         repair = "Check its permissions and disk."

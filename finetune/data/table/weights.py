@@ -17,7 +17,8 @@ def read_weights(cells: Cells, column: str | None, faults: list[Fault]) -> npt.N
     """
     if column is None:
         return np.ones(len(cells), dtype=np.float32)
-    numbers, wrong = parse_numbers(cells.columns[column])
+    parts = [parse_numbers(part.columns[column]) for part in cells.parts(column)]
+    numbers, wrong = (np.concatenate(part) for part in zip(*parts, strict=True))
     with np.errstate(over="ignore"):  # numbers beyond 3e38 become infinite
         weights = numbers.astype(np.float32)
     wrong |= ~np.isfinite(weights) | (numbers < 0)

@@ -11,7 +11,7 @@ import pytest
 
 from finetune.core.errors import TableError
 from finetune.data.table.faults import TableFaultsError
-from finetune.data.table.image_files import find_images
+from finetune.data.table.image_files import ImageSearch
 from finetune.data.table.paths import plain_folder, plain_paths
 from finetune.data.table.table import Table
 
@@ -160,7 +160,7 @@ def test_plain_folders_against_the_system(tree: Path) -> None:
 )
 def test_a_name_as_the_web_writes_it_is_offered_the_files(tmp_path: Path, value: str, name: str) -> None:
     (tmp_path / name).touch()
-    _, refused = find_images(pd.Series([value]).to_numpy(), str(tmp_path))
+    _, refused = ImageSearch(str(tmp_path)).find(pd.Series([value]).to_numpy())
     assert f"Did you mean {name!r}?" in refused[value].repair
 
 
@@ -169,7 +169,7 @@ def test_a_name_as_the_web_writes_it_is_offered_the_files(tmp_path: Path, value:
 )
 def test_a_folder_that_is_nearly_right_is_offered(tmp_path: Path, value: str, name: str) -> None:
     (tmp_path / name).mkdir(parents=True)
-    _, refused = find_images(pd.Series([value]).to_numpy(), str(tmp_path))
+    _, refused = ImageSearch(str(tmp_path)).find(pd.Series([value]).to_numpy())
     assert refused[value].repair.endswith(f"is no folder that can be listed. Did you mean '{tmp_path / name}'?")
 
 
@@ -222,3 +222,21 @@ def test_brackets_that_match_nothing_are_explained(tmp_path: Path, name: str) ->
     with pytest.raises(TableError, match=r"Expected files that match the pattern, but got none") as caught:
         captions(tmp_path / "u*.csv").read()
     assert "between the brackets" not in str(caught.value)
+
+
+def test_rows_sorted_twice_over(tmp_path: Path) -> None:
+    """NumPy's default sort of strings ends the process on this order."""
+    (tmp_path / "img").mkdir()
+    names = sorted(f"img/{number}.png" for number in range(300))
+    for name in names:
+        (tmp_path / name).touch()
+    label = [f"class {number:03}" for number in range(300)]
+    frame = pd.DataFrame(
+        {"image": names * 2, "caption": label * 2, "label": label * 2, "split": ["train", "test"] * 300}
+    )
+    pd.DataFrame(columns).to_csv(tmp_path / "t.csv", index=False)
+    rows = Table(str(tmp_path / "t.csv"), caption="caption", label="label", split="split").read()
+    assert rows.image_ids.tolist() == rows.caption_ids.tolist() == rows.label_ids.tolist() == [*range(300)] * 2
+    shown, faults = Table(str(tmp_path / "t.csv"), caption="caption", images=str(tmp_path / "img")).inspect()
+    assert shown is None
+    assert len(faults) == 600
