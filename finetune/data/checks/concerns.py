@@ -8,6 +8,7 @@ from unicodedata import normalize
 import numpy as np
 
 from finetune.core.errors import Concern
+from finetune.data.checks.many_texts import SHOWN, DistinctTexts, in_parts
 from finetune.data.table.cells import Mask
 from finetune.data.table.rows import Rows
 
@@ -16,8 +17,6 @@ IMBALANCE = 20
 
 MIRRORING = {"D4", "HorizontalFlip", "SquareSymmetry", "Transpose"}
 """Transforms of albumentations that exchange left and right."""
-
-SHOWN = 3
 
 MOST_PLACES = 100_000
 """Rows that a warning lists, so that its list stays small beside the table."""
@@ -37,15 +36,20 @@ def find_concerns(rows: Rows, mirrors: bool) -> list[Concern]:
     return [*found, *_sides(rows)] if mirrors else found
 
 
-def show_some(values: Iterable[object]) -> str:
+def show_some(values: Iterable[object], total: int | None = None) -> str:
     """Lists the first few values, and counts the others.
+
+    Args:
+        values: The values.
+        total: How many there are, if not all are given.
 
     Example:
         >>> show_some("abcde")
         "'a', 'b', 'c' and 2 more"
     """
     known = [repr(str(value)) for value in values]
-    more = f" and {len(known) - SHOWN:,} more" if len(known) > SHOWN else ""
+    total = len(known) if total is None else total
+    more = f" and {total - SHOWN:,} more" if total > SHOWN else ""
     return ", ".join(known[:SHOWN]) + more
 
 
@@ -145,21 +149,23 @@ def _shared_captions(rows: Rows) -> list[Concern]:
     shared = (least < most)[rows.caption_ids]
     if not shared.any():
         return []
-    texts = list(dict.fromkeys(rows.captions[shared].tolist()))
-    message = f"{count(len(texts), 'caption describes', 'captions describe')} different classes: {show_some(texts)}."
+    texts = DistinctTexts(in_parts(rows.captions, np.flatnonzero(shared)))
+    shown = show_some(texts.shown, texts.count)
+    message = f"{count(texts.count, 'caption describes', 'captions describe')} different classes: {shown}."
     return [Concern("caption_of_several_classes", message, places_where(rows, shared))]
 
 
 def _sides(rows: Rows) -> list[Concern]:
     training = rows.indices("train")
     says = np.zeros(len(rows), dtype=bool)
-    says[training] = [_SIDES.search(text) is not None for text in rows.captions[training].tolist()]
+    parts = in_parts(rows.captions, training)
+    says[training] = np.fromiter((_SIDES.search(text) is not None for part in parts for text in part), bool)
     if not says.any():
         return []
-    texts = dict.fromkeys(rows.captions[says].tolist())
+    texts = DistinctTexts(in_parts(rows.captions, np.flatnonzero(says)))
     message = (
         f"An augmentation mirrors images, but {count(int(says.sum()), 'row says', 'rows say')} left or right: "
-        f"{show_some(texts)}."
+        f"{show_some(texts.shown, texts.count)}."
     )
     return [Concern("mirrored_sides", message, places_where(rows, says))]
 

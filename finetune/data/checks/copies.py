@@ -1,8 +1,6 @@
 """Finds the same picture in two splits or of two classes: by its path or id, and by the bytes of its file."""
 
-from collections import defaultdict
 from collections.abc import Sequence
-from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,12 +9,14 @@ import numpy.typing as npt
 
 from finetune.core.errors import Concern
 from finetune.data.checks.concerns import count, places_where, show_some
+from finetune.data.checks.many_texts import DistinctTexts, digest, find_leaders, in_parts
 from finetune.data.prepare.members import place_of, read_bytes, size_of
 from finetune.data.remote.places import is_remote
-from finetune.data.table.cells import Integers, Mask
+from finetune.data.table.cells import Integers, Mask, number_strings
 from finetune.data.table.rows import Rows
 
 BEGINNING = 1 << 14  # bytes that distinguish most files of equal size
+REMOTE = -2  # the size of a file that is not looked at: to read it is to fetch its shard
 
 
 class Trait(NamedTuple):
@@ -75,8 +75,8 @@ def _class_of(rows: Rows) -> list[Trait]:
 def _find_shared(rows: Rows, traits: Sequence[Trait]) -> list[Concern]:
     if not traits:
         return []
-    paths, files = np.unique(rows.images, return_inverse=True)
-    contents = _group_by_content(paths.tolist(), files, [trait.values for trait in traits])
+    first, files = number_strings(rows.images)
+    contents = _group_by_content(rows, first, files, [trait.values for trait in traits])
     found = []
     for trait in traits:
         shared = _with_several(rows.image_ids, trait.values)
@@ -101,8 +101,10 @@ def _find_shared(rows: Rows, traits: Sequence[Trait]) -> list[Concern]:
 
 def _describe(where: str, advice: str, rows: Rows, chosen: Mask, images: int) -> tuple[str, tuple[str, ...]]:
     """Writes the message on the chosen rows, and returns it with their places."""
-    names = dict.fromkeys(Path(place_of(path)).name for path in rows.images[chosen].tolist())
-    message = f"{count(images, 'image is', 'images are')} {where}: {show_some(names)}{advice}"
+    parts = in_parts(rows.images, np.flatnonzero(chosen))
+    names = DistinctTexts([Path(place_of(path)).name for path in part] for part in parts)
+    shown = show_some(names.shown, names.count)
+    message = f"{count(images, 'image is', 'images are')} {where}: {shown}{advice}"
     return message, places_where(rows, chosen)
 
 
@@ -113,21 +115,22 @@ def _with_several(ids: Integers, values: npt.NDArray[np.integer]) -> Integers:
     return np.unique(pairs[1:][pairs[1:] == pairs[:-1]])
 
 
-def _group_by_content(paths: list[str], files: Integers, values: Sequence[npt.NDArray[np.integer]]) -> Integers:
+def _group_by_content(
+    rows: Rows, first: Integers, files: Integers, values: Sequence[npt.NDArray[np.integer]]
+) -> Integers:
     """Numbers the files, equal for equal bytes; this is exact where equal files have several of some values."""
-    sizes = np.array([_size(path) for path in paths], dtype=np.int64)
-    contents = np.arange(len(paths))
+    paths = (path for part in in_parts(rows.images, first) for path in part)
+    sizes = np.fromiter((REMOTE if is_remote(path) else _size(path) for path in paths), np.int64)
+    contents = np.arange(len(first))
     doubtful = np.isin(sizes, np.concatenate([_with_several(sizes[files], each) for each in values]))
-    doubtful &= ~np.array([*map(is_remote, paths)], dtype=bool)  # to read them is to fetch every shard
+    doubtful &= sizes != REMOTE
     for limit in (BEGINNING, None):
-        groups: dict[tuple[int, bytes], list[int]] = defaultdict(list)
-        contents[doubtful] = np.flatnonzero(doubtful)
-        for at in np.flatnonzero(doubtful).tolist():
-            groups[int(sizes[at]), _digest(paths[at], limit)].append(at)
-        doubtful = np.zeros(len(paths), dtype=bool)
-        for members in (members for members in groups.values() if len(members) > 1):
-            doubtful[members] = sizes[members[0]] > BEGINNING
-            contents[members] = members[0]
+        at = np.flatnonzero(doubtful)
+        paths = (path for part in in_parts(rows.images, first[at]) for path in part)
+        keys = digest(_key(path, size, limit) for path, size in zip(paths, sizes[at].tolist(), strict=True))
+        leaders = find_leaders(keys)
+        contents[at] = at[leaders]
+        doubtful[at] = (np.bincount(leaders)[leaders] > 1) & (sizes[at] > BEGINNING)
     return contents
 
 
@@ -138,8 +141,9 @@ def _size(path: str) -> int:
         return -1
 
 
-def _digest(path: str, limit: int | None) -> bytes:
+def _key(path: str, size: int, limit: int | None) -> bytes:
+    """What is equal for files of equal size whose bytes, or first bytes, are equal."""
     try:
-        return blake2b(read_bytes(path, limit), digest_size=16).digest()
+        return size.to_bytes(8) + read_bytes(path, limit)
     except OSError:
         return path.encode()  # equal to no other file; opening the image reports the error

@@ -9,6 +9,7 @@ import numpy as np
 from finetune.core.errors import Concern
 from finetune.data.checks.concerns import count, places_where, show_some
 from finetune.data.checks.limits import CHUNK, bound_tokens, has_bert_rules
+from finetune.data.checks.many_texts import SHOWN, Digests, DistinctTexts, digest, find_leaders, in_parts
 from finetune.data.prepare.texts import TextEncoder, write_prompts
 from finetune.data.table.cells import Integers
 from finetune.data.table.rows import Rows
@@ -28,14 +29,26 @@ def number_texts(rows: Rows, encoder: TextEncoder) -> Integers:
         Int64 array of shape (N,): the caption ids, or of captions that are equal as tokens the least.
     """
     ids, first, inverse = np.unique(rows.caption_ids, return_index=True, return_inverse=True)
-    texts: list[str] = rows.captions[first].tolist()
-    least: dict[str, int] = {}
-    leaders = np.array([least.setdefault(key, at) for at, key in enumerate(_keys(texts, encoder))], dtype=np.int64)
-    together = np.flatnonzero(np.bincount(leaders)[leaders] > 1).tolist()
-    numbers, earliest = np.arange(len(texts)), dict[tuple[int, ...], int]()
-    for at, tokens in zip(together, _encode([texts[at] for at in together], encoder), strict=True):
-        numbers[at] = earliest.setdefault(tokens, at)
+    keys = np.empty(len(ids), "S16")
+    _fill(keys, (digest(map(str.encode, _keys(texts, encoder))) for texts in in_parts(rows.captions, first)))
+    leaders = find_leaders(keys)
+    together = np.flatnonzero(np.bincount(leaders)[leaders] > 1)
+    tokens = np.empty(len(together), "S16")
+    _fill(tokens, (_digest_tokens(texts, encoder) for texts in in_parts(rows.captions, first[together])))
+    numbers = np.arange(len(ids))
+    numbers[together] = together[find_leaders(tokens)]
     return ids[numbers][inverse]
+
+
+def _fill(values: Digests, parts: Iterable[Digests]) -> None:
+    start = 0
+    for part in parts:
+        values[start : start + len(part)] = part
+        start += len(part)
+
+
+def _digest_tokens(texts: list[str], encoder: TextEncoder) -> Digests:
+    return digest(np.array(tokens, dtype=np.int64).tobytes() for tokens in _encode(texts, encoder))
 
 
 def find_equal_captions(rows: Rows, encoder: TextEncoder) -> list[Concern]:
@@ -45,17 +58,26 @@ def find_equal_captions(rows: Rows, encoder: TextEncoder) -> list[Concern]:
         rows: The table, with caption ids as `number_texts` returns them.
         encoder: The checkpoint's.
     """
-    _, first, inverse = np.unique(rows.caption_ids, return_index=True, return_inverse=True)
-    shared = np.isin(rows.caption_ids, rows.caption_ids[rows.captions != rows.captions[first][inverse]])
-    if not shared.any():
+    ids, first, inverse = np.unique(rows.caption_ids, return_index=True, return_inverse=True)
+    later = np.flatnonzero(first[inverse] != np.arange(len(rows)))  # than the first row of their number
+    pairs = zip(in_parts(rows.captions, later), in_parts(rows.captions, first[inverse[later]]), strict=True)
+    differs = np.array([own != other for part in pairs for own, other in zip(*part, strict=True)], dtype=bool)
+    is_shared = np.zeros(len(ids), dtype=bool)
+    is_shared[inverse[later[differs]]] = True
+    if not is_shared.any():
         return []
-    texts: dict[int, dict[str, None]] = {}
-    for number, text in zip(rows.caption_ids[shared].tolist(), rows.captions[shared].tolist(), strict=True):
-        texts.setdefault(number, {})[text] = None
-    number = sum(map(len, texts.values()))
+    shared = is_shared[inverse]
+    number = DistinctTexts(in_parts(rows.captions, np.flatnonzero(shared))).count
+    groups = np.flatnonzero(is_shared)
+    groups = groups[np.argsort(first[groups])]
+    texts = [
+        DistinctTexts(in_parts(rows.captions, np.flatnonzero(inverse == group)), in_order=True)
+        for group in groups[:SHOWN].tolist()
+    ]
+    described = _show_groups([(group.shown, group.count) for group in texts], len(groups), encoder)
     message = (
-        f"{number:,} different captions are {count(len(texts), 'text', 'texts')} to the model: "
-        f"{_show_groups(texts.values(), encoder)}. In training, captions equal to it match each other's images."
+        f"{number:,} different captions are {count(len(groups), 'text', 'texts')} to the model: "
+        f"{described}. In training, captions equal to it match each other's images."
     )
     return [Concern("equal_captions", message, places_where(rows, shared))]
 
@@ -80,19 +102,23 @@ def find_equal_classes(classes: Sequence[str], templates: Sequence[str], encoder
     groups = [names for names in group_classes(classes, templates, encoder) if len(names) > 1]
     if not groups:
         return []
+    described = _show_groups([(sorted(names), len(names)) for names in groups], len(groups), encoder)
     message = (
         f"{sum(map(len, groups)):,} classes have the prompts of another one, as the model reads them: "
-        f"{_show_groups(groups, encoder)}. Class prompts cannot tell them apart, so zero-shot figures take one for the "
+        f"{described}. Class prompts cannot tell them apart, so zero-shot figures take one for the "
         "other, and training without a head does so too. Give each a name of its own (data.table.names)."
     )
     return [Concern("equal_classes", message)]
 
 
-def _show_groups(groups: Iterable[Iterable[str]], encoder: TextEncoder) -> str:
-    found = [sorted(texts) for texts in groups]
-    shown = [f"{show_some(text[:LONGEST] for text in texts)} (read as {_read(texts[0], encoder)!r})" for texts in found]
-    more = f"; and {len(found) - 3:,} more such groups" if len(found) > 3 else ""
-    return "; ".join(shown[:3]) + more
+def _show_groups(groups: Sequence[tuple[Sequence[str], int]], total: int, encoder: TextEncoder) -> str:
+    """Shows the first groups: of each the first texts, and how many there are."""
+    shown = [
+        f"{show_some((text[:LONGEST] for text in texts), size)} (read as {_read(texts[0], encoder)!r})"
+        for texts, size in groups[:SHOWN]
+    ]
+    more = f"; and {total - SHOWN:,} more such groups" if total > SHOWN else ""
+    return "; ".join(shown) + more
 
 
 def _read(text: str, encoder: TextEncoder) -> str:

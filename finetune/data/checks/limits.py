@@ -1,6 +1,7 @@
 """Warns of what a checkpoint's limits do to a table: texts that it cuts off, images that it enlarges."""
 
 from collections import Counter
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
@@ -10,9 +11,10 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from finetune.core.errors import Concern
 from finetune.data.checks.concerns import count, places_where, show_some
+from finetune.data.checks.many_texts import SHOWN, DistinctTexts, digest, in_parts
 from finetune.data.prepare.images import ImagePreparation
 from finetune.data.prepare.texts import TextEncoder, write_prompts
-from finetune.data.table.cells import Integers, as_strings
+from finetune.data.table.cells import PART, Integers, find_distinct
 from finetune.data.table.rows import Rows
 
 CHUNK = 10_000  # texts encoded at a time
@@ -26,24 +28,51 @@ def find_long_texts(rows: Rows, templates: tuple[str, ...], texts: TextEncoder) 
         templates: Sentences that labels are written into; empty for captions.
         texts: The checkpoint's text encoder.
     """
-    distinct = as_strings(write_prompts(rows.classes, templates)) if templates else np.unique(rows.captions)
-    most = texts.max_length - texts.tokenizer.num_special_tokens_to_add()
-    doubtful = distinct[bound_tokens(distinct.tolist(), texts.tokenizer) > most]
-    lost = np.zeros(len(doubtful), dtype=np.int64)
-    for start in range(0, len(doubtful), CHUNK):
-        chunk = doubtful[start : start + CHUNK].tolist()
-        made = texts.tokenizer(chunk, truncation=False, verbose=False, return_attention_mask=False, return_length=True)
-        lost[start : start + CHUNK] = np.maximum(0, np.array(made["length"]) - texts.max_length)
-    long = doubtful[lost > 0]
-    if not len(long):
+    if templates:
+        prompts = write_prompts(rows.classes, templates)
+        lost = _count_lost(prompts, texts)
+        long = [text for text, tokens in zip(prompts, lost.tolist(), strict=True) if tokens]
+        return _describe("class prompt", long, len(long), int(lost.sum()), texts) if long else []
+    total, is_long = 0, np.zeros(len(rows), dtype=bool)
+    digests, shown = np.empty(0, "S16"), list[str]()
+    for start in range(0, len(rows), PART):
+        distinct, _, inverse = find_distinct(rows.captions[start : start + PART])
+        lost = _count_lost(distinct.tolist(), texts)
+        is_long[start : start + PART] = (lost > 0)[inverse]
+        long = distinct[lost > 0].tolist()
+        own = digest(map(str.encode, long))
+        total += int(lost[lost > 0][~np.isin(own, digests)].sum())
+        digests, shown = np.union1d(digests, own), sorted({*shown, *long[:SHOWN]})[:SHOWN]
+    if not len(digests):
         return []
-    kind = "class prompt" if templates else "caption"
+    return _describe("caption", shown, len(digests), total, texts, places_where(rows, is_long))
+
+
+def _count_lost(texts: list[str], encoder: TextEncoder) -> Integers:
+    """How many tokens of each text are cut off."""
+    most = encoder.max_length - encoder.tokenizer.num_special_tokens_to_add()
+    doubtful = np.flatnonzero(bound_tokens(texts, encoder.tokenizer) > most)
+    lost = np.zeros(len(texts), dtype=np.int64)
+    for start in range(0, len(doubtful), CHUNK):
+        at = doubtful[start : start + CHUNK]
+        made = encoder.tokenizer(
+            [texts[number] for number in at.tolist()],
+            truncation=False,
+            verbose=False,
+            return_attention_mask=False,
+            return_length=True,
+        )
+        lost[at] = np.maximum(0, np.array(made["length"]) - encoder.max_length)
+    return lost
+
+
+def _describe(
+    kind: str, long: Sequence[str], number: int, lost: int, texts: TextEncoder, places: tuple[str, ...] = ()
+) -> list[Concern]:
     message = (
-        f"{count(len(long), f'{kind} is', f'{kind}s are')} longer than {texts.max_length} tokens; "
-        f"{count(int(lost.sum()), 'token is', 'tokens are')} cut off: "
-        f"{show_some(text[:40] for text in long.tolist())}."
+        f"{count(number, f'{kind} is', f'{kind}s are')} longer than {texts.max_length} tokens; "
+        f"{count(lost, 'token is', 'tokens are')} cut off: {show_some((text[:40] for text in long), number)}."
     )
-    places = () if templates else places_where(rows, np.isin(rows.captions, long))
     return [Concern("long_texts", message, places)]
 
 
@@ -83,7 +112,7 @@ def find_small_images(rows: Rows, sizes: npt.NDArray[np.int64], images: ImagePre
         return []
     height, width = images.size
     small = (sizes[:, 0] > 0) & ((sizes[:, 0] < width) | (sizes[:, 1] < height))
-    distinct = len(np.unique(rows.images[small]))
+    distinct = DistinctTexts(in_parts(rows.images, np.flatnonzero(small))).count
     if not distinct:
         return []
     smaller = count(distinct, "image is", "images are")

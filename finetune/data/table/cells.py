@@ -162,6 +162,19 @@ def find_distinct(texts: Strings) -> tuple[Strings, Integers, Integers]:
     return distinct, first, inverse.astype(np.int64)
 
 
+def number_strings(column: Any) -> tuple[Integers, Integers]:
+    """Numbers texts in their order, which is that of the code points; equal texts alike.
+
+    Args:
+        column: N texts, an array or `StoredStrings`.
+
+    Returns:
+        The position of the first row of each distinct text, in the order of the texts, and an int64 array of shape (N,)
+        with the number of each row's text.
+    """
+    return find_distinct(column)[1:] if isinstance(column, np.ndarray) else column.number()
+
+
 def parse_numbers(values: Strings) -> tuple[Floats, Mask]:
     """Reads cells as numbers.
 

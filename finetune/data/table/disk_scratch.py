@@ -78,7 +78,3 @@ class DiskScratch(Scratch):
         for start in range(0, max(1, len(at)), PART):
             column.append(values[at[start : start + PART]])
         return column.finish()
-
-    def number(self, texts: StoredStrings) -> tuple[Integers, Integers]:
-        """Numbers texts; see `Scratch.number`."""
-        return texts.number()

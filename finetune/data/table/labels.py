@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from finetune.core.errors import did_you_mean
-from finetune.data.table.cells import Cells, Integers, Strings, as_strings, find_distinct
+from finetune.data.table.cells import Cells, Integers, Strings, as_strings, find_distinct, number_strings
 from finetune.data.table.faults import Fault
 from finetune.data.table.label_sets import LabelSets, split_labels
 from finetune.data.table.places import Place
@@ -67,11 +67,11 @@ def read_labels(
     nested = [*cells.faults_of_nested(column, repair)]
     faults += nested
     if separator is not None:
-        labels = _read_several(cells, column, separator, faults, scratch)
+        labels = _read_several(cells, column, separator, faults)
     else:
         values, empty = strip_column(cells, column, scratch)
         faults += cells.faults_where(empty, column, "a label", "Fill it in or remove the row.")
-        first, inverse = scratch.number(values)
+        first, inverse = number_strings(values)
         classes, numbers = number_classes(values[first])
         labels = Labels(classes, label_ids := numbers[inverse], label_ids)
     if names is None or nested:
@@ -80,9 +80,9 @@ def read_labels(
     return labels._replace(classes=name_classes(given, Path(names).expanduser(), faults))
 
 
-def _read_several(cells: Cells, column: str, separator: str, faults: list[Fault], scratch: Scratch) -> Labels:
+def _read_several(cells: Cells, column: str, separator: str, faults: list[Fault]) -> Labels:
     """Reads several labels a row; an empty cell is a row without labels."""
-    first, cell_ids = scratch.number(cells.columns[column])
+    first, cell_ids = number_strings(cells.columns[column])
     parts = split_labels(cells.columns[column][first].tolist(), separator)
     classes, label_ids = number_classes(as_strings([label for labels in parts for label in labels]))
     if len(cells) and not classes:

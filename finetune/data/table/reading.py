@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from finetune.data.table.captions import caption_columns, read_captions
-from finetune.data.table.cells import Cells, Integers
+from finetune.data.table.cells import Cells, Integers, number_strings
 from finetune.data.table.faults import Fault, TableFaultsError
 from finetune.data.table.filters import Removed, parse_filter
 from finetune.data.table.labels import read_labels
@@ -136,12 +136,12 @@ class TableReading:
         if draw is None:
             draw = self._split(cells, labels.label_ids, faults)
         if image_ids is None or table.image_id == table.image:  # the same name in two splits' folders is two images
-            image_ids = scratch.number(images)[1]
+            image_ids = number_strings(images)[1]
         items = np.arange(len(cells)) if table.image_id is None else image_ids
         if captions is None:
             captions, caption_ids = scratch.take(labels.texts(), labels.text_ids), labels.text_ids
         else:
-            caption_ids = scratch.number(captions)[1]
+            caption_ids = number_strings(captions)[1]
         return Rows(
             source=table.source,
             files=cells.files,

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from finetune.data.prepare.members import place_of
 from finetune.data.remote.places import is_remote
-from finetune.data.table.cells import Cells, Integers, Strings, as_strings
+from finetune.data.table.cells import Cells, Integers, Strings, as_strings, number_strings
 from finetune.data.table.faults import Fault
 from finetune.data.table.image_files import ImageSearch
 from finetune.data.table.paths import plain_folder, plain_paths
@@ -71,7 +71,7 @@ def check_image_ids(cells: Cells, column: str, faults: list[Fault], scratch: Scr
     """Returns the id of each row's image as a number."""
     names, empty = strip_column(cells, column, scratch)
     faults += cells.faults_where(empty, column, "the id of an image", "Fill it in or remove the row.")
-    return scratch.number(names)[1]
+    return number_strings(names)[1]
 
 
 def hash_images(cells: Cells, column: str, id_column: str | None, folder: str, seed: int) -> Hashes:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from finetune.data.table.cells import Cells, Integers, Mask, Strings, find_distinct
+from finetune.data.table.cells import Cells, Integers, Mask, Strings
 
 
 class Growing:
@@ -51,18 +51,6 @@ class Scratch:
             at: The positions.
         """
         return values[at]
-
-    def number(self, texts: Any) -> tuple[Integers, Integers]:
-        """Numbers texts in their order, which is that of the code points; equal texts alike.
-
-        Args:
-            texts: A finished column of N texts.
-
-        Returns:
-            The position of the first row of each distinct text, in the order of the texts, and an int64 array of shape
-            (N,) with the number of each row's text.
-        """
-        return find_distinct(texts)[1:]
 
 
 MEMORY = Scratch()

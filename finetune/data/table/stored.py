@@ -118,7 +118,7 @@ class StoredStrings:
         return found
 
     def number(self) -> tuple[Integers, Integers]:
-        """Numbers the texts, see `Scratch.number`, in 32 bytes a text."""
+        """Numbers the texts, see `number_strings`, in 32 bytes a text."""
         ranks = pc.rank(self.arrow, tiebreaker="dense").to_numpy().view(np.int64) - 1
         release_pages()
         first = np.empty(int(ranks.max(initial=-1)) + 1, dtype=np.int64)

@@ -231,9 +231,7 @@ def test_rows_sorted_twice_over(tmp_path: Path) -> None:
     for name in names:
         (tmp_path / name).touch()
     label = [f"class {number:03}" for number in range(300)]
-    frame = pd.DataFrame(
-        {"image": names * 2, "caption": label * 2, "label": label * 2, "split": ["train", "test"] * 300}
-    )
+    columns = {"image": names * 2, "caption": label * 2, "label": label * 2, "split": ["train", "test"] * 300}
     pd.DataFrame(columns).to_csv(tmp_path / "t.csv", index=False)
     rows = Table(str(tmp_path / "t.csv"), caption="caption", label="label", split="split").read()
     assert rows.image_ids.tolist() == rows.caption_ids.tolist() == rows.label_ids.tolist() == [*range(300)] * 2
