@@ -94,15 +94,20 @@ def anchor_pairs(embeddings: Embeddings, batch: Batch, anchors: slice) -> list[t
     return [(logits, mask), (cosine_logits(images, texts[anchors], temperature).T, positive_mask(batch, ids).T)]
 
 
-def count_positives(batch: Batch) -> Tensor:
-    """Returns how many of the pairs of a batch are positives, a scalar tensor.
+def count_positives(batch: Batch, anchors: slice = slice(None)) -> Tensor:
+    """Returns how many positives some rows have in a batch, an int64 tensor of shape (A,).
+
+    Few pairs are held at a time.
 
     Args:
         batch: B rows.
+        anchors: A of them.
     """
+    rows = range(len(batch.rows))[anchors]
     size = max(1, PAIRS // max(1, len(batch.rows)))
-    starts = range(0, len(batch.rows), size)
-    return torch.stack([positive_mask(batch.ids_of(slice(start, start + size)), batch).sum() for start in starts]).sum()
+    chunks = [slice(start, min(start + size, rows.stop)) for start in range(rows.start, rows.stop, size)]
+    counts = [positive_mask(batch.ids_of(chunk), batch).sum(1) for chunk in chunks]
+    return torch.cat(counts) if counts else batch.rows.new_zeros(0)
 
 
 def in_chunks(

@@ -50,7 +50,7 @@ class Sigmoid(Objective):
 
     def part(self, embeddings: Embeddings, batch: Batch, anchors: slice) -> Tensor:
         """Returns what some rows add to it; see `Objective.part`."""
-        positives = count_positives(batch)
+        positives = count_positives(batch).sum()
         log_odds = positives.log() - (len(batch.rows) ** 2 - positives).log()
 
         def row_losses(embeddings: Embeddings, batch: Batch, rows: slice) -> Tensor:

@@ -21,7 +21,7 @@ from finetune.inference.models import CALM_DOWN
 from finetune.metrics.geometry import Cloud
 from finetune.model.layers import TOWERS
 from finetune.model.towers import AlignTowers
-from finetune.objectives import positive_mask
+from finetune.objectives.objective import count_positives
 from finetune.training.global_loss import gather_ids
 from finetune.training.schedules import total_steps
 from finetune.training.task import AlignTask
@@ -34,6 +34,9 @@ LEAST_RANK = 0.1
 
 AT_CHANCE = 0.99
 """Share of the loss at equal similarities above which an epoch has learned nothing."""
+
+CHANCE_EVERY = 16
+"""Batches between two for which the loss at equal similarities is computed; the first so many all have it."""
 
 FEW_STEPS = 30
 """Steps of a training that may be too short to leave the loss at chance."""
@@ -101,25 +104,30 @@ class CollapseWatch(Callback):
         pl_module: LightningModule,
         outputs: Any,
         batch: Batch,
-        batch_idx: int,  # noqa: ARG002
+        batch_idx: int,
     ) -> None:
-        """Logs duplicate positives; keeps the loss, and what the loss would be at equal similarities."""
+        """Logs duplicate positives; keeps the loss, and now and then what it would be at equal similarities."""
         assert isinstance(pl_module, AlignTask)
         counts = processes.count_rows(len(batch.rows))
         rows = sum(counts)
         self._rows = max(self._rows, rows)
-        mask = positive_mask(batch, gather_ids(batch, counts))
-        duplicates = (mask.sum(dim=1) > 1).float().sum() * len(counts) / rows
-        pl_module.log("train/duplicate_positives", duplicates, batch_size=rows, sync_dist=True)
+        start = sum(counts[: processes.rank()])
+        positives = count_positives(gather_ids(batch, counts), slice(start, start + len(batch.rows)))
+        found = {"duplicates": (positives > 1).float().sum() * len(counts) / rows}
         if outputs:  # a step that returns nothing is skipped
-            loss, chance = outputs["loss"] * trainer.accumulate_grad_batches, chance_loss(pl_module, batch)
-            for name, value in zip(("loss", "chance"), processes.average(torch.stack([loss, chance])), strict=True):
-                self._epoch[name].append(value)
+            found["loss"] = outputs["loss"] * trainer.accumulate_grad_batches
+            if batch_idx < CHANCE_EVERY or batch_idx % CHANCE_EVERY == 0:
+                found["chance"] = chance_loss(pl_module, batch)
+        means = processes.average(torch.stack([value.float() for value in found.values()]))
+        shared = dict(zip(found, means, strict=True))
+        pl_module.log("train/duplicate_positives", shared.pop("duplicates"), batch_size=rows)
+        for name, value in shared.items():
+            self._epoch[name].append(value)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reports concerns about the epoch, from the middle of training on: before, warm-up may explain them."""
         assert isinstance(pl_module, AlignTask)
-        if not self._epoch["loss"] or 2 * trainer.global_step < total_steps(trainer):
+        if not self._epoch["chance"] or 2 * trainer.global_step < total_steps(trainer):
             return
         means = {name: torch.stack(values).mean().item() for name, values in self._epoch.items() if values}
         about_loss = find_loss_concern(means["loss"], means["chance"], self._rows, total_steps(trainer))
