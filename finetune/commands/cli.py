@@ -9,6 +9,7 @@ from finetune.commands import (
     check,
     classify,
     compare,
+    doctor,
     embed,
     export,
     fit,
@@ -39,6 +40,7 @@ COMMANDS = (
     suspects,
     prepare,
     recipes,
+    doctor,
 )
 """In the order in which the help lists them."""
 
