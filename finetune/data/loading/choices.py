@@ -44,13 +44,22 @@ class RowChoices:
     def __len__(self) -> int:
         return len(self.rows if self.starts is None else self.starts)
 
+    def firsts(self, start: int = 0, stop: int | None = None) -> Integers:
+        """Returns the position in the table of each item's first row.
+
+        Args:
+            start: The first item.
+            stop: The item after the last; None for the end.
+        """
+        return self.rows[start:stop] if self.starts is None else self.rows[self.starts[start:stop]]
+
     def labels(self, label_ids: Integers) -> Integers:
         """Returns the label of each item's first row.
 
         Args:
             label_ids: Int64 array: the label of each row of the table.
         """
-        return label_ids[self.rows if self.starts is None else self.rows[self.starts]]
+        return label_ids[self.firsts()]
 
     def weights(self, weights: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
         """Returns the mean weight of each item's rows.

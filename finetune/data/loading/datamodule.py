@@ -29,10 +29,12 @@ from finetune.data.checks.once import find_once, number_once
 from finetune.data.checks.unreadable import BadImages, SkippedRow, Unreadable, list_skipped
 from finetune.data.loading.choices import RowChoices
 from finetune.data.loading.dataset import ImageTextDataset
+from finetune.data.loading.fetch_ahead import require_room
 from finetune.data.loading.kinds import TableKind, find_kind
 from finetune.data.loading.loader import BatchLoader, TrainBatchLoader, usual_workers
 from finetune.data.loading.sampler import InOrder, Part, TrainBatches
 from finetune.data.loading.sampling import Sampling
+from finetune.data.loading.shard_order import Shards
 from finetune.data.prepare.augmentation import Augmentation
 from finetune.data.prepare.images import ImagePreparation
 from finetune.data.prepare.pixel_cache import PixelCache
@@ -40,12 +42,16 @@ from finetune.data.prepare.texts import TextEncoder, write_prompts
 from finetune.data.table.cells import Integers
 from finetune.data.table.retention import name_tables
 from finetune.data.table.rows import Rows
+from finetune.data.table.sources import is_remote_tar
 from finetune.data.table.stored import release_pages
 from finetune.data.table.table import Table
 from finetune.model.base import Base, Checkpoint
 
 ROWS_TO_MEASURE = 64
 """Rows that are measured at a time, so that measuring in a process of its own takes no more memory than training."""
+
+PREFETCHED = 2
+"""Batches that each worker prepares before they are asked for."""
 
 
 class ImageTextDataModule(LightningDataModule):
@@ -74,6 +80,8 @@ class ImageTextDataModule(LightningDataModule):
         cache: Folder that keeps images as they were decoded and resized, where they are not augmented and take no more
             than a tenth of the free disk; `auto` for one beside align-mini (`$ALIGN_FINETUNE_CACHE`, else
             `~/.cache/align-finetune`), null for none.
+        mix_shards: Shards on servers whose training rows are mixed with each other at a time, while as many are
+            fetched; the rows of other tables are mixed all together.
 
     Raises:
         ValueError: If a number is out of its range, a template has no `{}`, `on_bad_image` is another word, or the
@@ -95,11 +103,13 @@ class ImageTextDataModule(LightningDataModule):
         sampling: Sampling | None = None,
         merge_equal_captions: bool = True,
         cache: str | None = "auto",
+        mix_shards: int = 16,
     ) -> None:
         super().__init__()
         for name, value, least, most in (
             ("batch_size", batch_size, 1, math.inf),
             ("num_workers", 0 if num_workers == "auto" else num_workers, 0, 1024),
+            ("mix_shards", mix_shards, 1, math.inf),
         ):
             if not least <= value <= most:
                 bound = f"at least {least}" if value < least else f"at most {most:,}"
@@ -120,6 +130,7 @@ class ImageTextDataModule(LightningDataModule):
             sampling.check(table.label, table.weight)
         self.merge_equal_captions = merge_equal_captions
         self.cache = cache
+        self.mix_shards = mix_shards
         base = Base.open(checkpoint)
         self.processor = base.processor(image_size)
         build_retention = partial(
@@ -224,26 +235,62 @@ class ImageTextDataModule(LightningDataModule):
             cast(Dataset[Batch], dataset),  # what it yields, once collated
             self._report,
             _nothing(dataset),
-            batch_sampler=InOrder(len(dataset), min(batch_size * processes.count(), self.batch_size), _part()),
+            batch_sampler=InOrder(
+                len(dataset),
+                min(batch_size * processes.count(), self.batch_size),
+                _part(),
+                self._shards(dataset.choices),
+                self._behind,
+            ),
             num_workers=self.workers,
             collate_fn=dataset.collate_readable,
+            prefetch_factor=PREFETCHED if self.workers else None,
             persistent_workers=keep_workers and self.workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
 
     def train_dataloader(self) -> TrainBatchLoader:
-        """Training rows, augmented, in the order of seed and epoch. Several processes share each batch."""
+        """Training rows, augmented, in the order of seed and epoch. Several processes share each batch.
+
+        Raises:
+            RecipeError: If the shards that are mixed take more than may be fetched.
+        """
         dataset = self.dataset("train", training=True)
+        shards = self._shards(dataset.choices)
+        if shards is not None:
+            require_room(shards, self.mix_shards)
         return TrainBatchLoader(
             cast(Dataset[Batch], dataset),
             self._report,
             _nothing(dataset),
-            batch_sampler=TrainBatches(len(dataset), self.batch_size, self.seed, self._draw(dataset.choices), _part()),
+            batch_sampler=TrainBatches(
+                len(dataset),
+                self.batch_size,
+                self.seed,
+                self._draw(dataset.choices),
+                _part(),
+                shards,
+                self.mix_shards,
+                self._behind,
+            ),
             num_workers=self.workers,
             collate_fn=dataset.collate_readable,
+            prefetch_factor=PREFETCHED if self.workers else None,
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
+
+    def _shards(self, choices: RowChoices) -> Shards | None:
+        """The shards that rows lie in, if some are on servers."""
+        if not len(choices) or not any(map(is_remote_tar, self.rows.files)):
+            return None
+        shards = Shards.of_rows(self.rows.files, self.rows.file_ids, choices)
+        return shards if any(map(is_remote_tar, shards.places)) else None
+
+    @property
+    def _behind(self) -> int:
+        """How many batches workers may have been asked for, and not have made yet."""
+        return PREFETCHED * self.workers
 
     def _draw(self, choices: RowChoices) -> Callable[[int, int], Integers] | None:
         if self.sampling is None:

@@ -6,8 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 from torch.utils.data import Sampler
 
+from finetune.data.loading.fetch_ahead import Keys, fetch_ahead
 from finetune.data.loading.permutation import KeyedPermutation
+from finetune.data.loading.shard_order import BlockPermutation, Blocks, Shards
 from finetune.data.table.cells import Integers
+
+_Order = KeyedPermutation | BlockPermutation | Integers
 
 REPEAT = 1 << 32
 """A row's key adds this to the epoch each time the row comes again, so that it is augmented differently."""
@@ -58,6 +62,10 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         draw: Returns the rows of an epoch in their order, given seed and epoch; None takes every row once, in an order
             that is never held in memory as a whole.
         part: Which part of each batch is yielded.
+        shards: The rows' shards, if they are remote: the rows of a block of them are mixed, and the next block is
+            fetched meanwhile.
+        mixed: Most shards in a block.
+        behind: How many batches that were yielded before may not be read yet.
 
     Example:
         >>> batches = TrainBatches(length=5, batch_size=3, seed=0)
@@ -72,12 +80,18 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         seed: int,
         draw: Callable[[int, int], Integers] | None = None,
         part: Part = WHOLE,
+        shards: Shards | None = None,
+        mixed: int = 1,
+        behind: int = 0,
     ) -> None:
         self.length = length
         self.batch_size = batch_size
         self.seed = seed
         self.draw = draw
         self.part = part
+        self.shards = shards
+        self.mixed = mixed
+        self.behind = behind
         self.epoch = 0
         self.delivered = 0
 
@@ -94,19 +108,28 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
     def __len__(self) -> int:
         return -(-self.length // self.batch_size)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[Keys]:
         """Yields the batches of the epoch that were not delivered yet."""
-        order, repeats = self._open_epoch()
+        if self.shards is None:
+            return self._read_order(None)
+        blocks = self.shards.in_blocks(self.mixed, [self.seed, self.epoch])
+        return fetch_ahead(self._read_order(blocks), blocks, self.behind)
+
+    def _read_order(self, blocks: Blocks | None) -> Iterator[Keys]:
+        order, repeats = self._open_epoch(blocks)
         for number in range(self.delivered, len(self)):
             positions = np.arange(*self.part.of(self._start(number), self._start(number + 1)))
             epochs = np.full(len(positions), self.epoch) if repeats is None else self.epoch + repeats[positions]
             yield [*zip(order[positions].tolist(), epochs.tolist(), strict=True)]
 
-    def _open_epoch(self) -> tuple[KeyedPermutation | Integers, Integers | None]:
+    def _open_epoch(self, blocks: Blocks | None) -> tuple[_Order, Integers | None]:
         """The rows in their order, and what is added to the epoch of those that came before; None where none has."""
+        key = [self.seed, self.epoch]
         if self.draw is None:
-            return KeyedPermutation(self.length, [self.seed, self.epoch]), None
+            return KeyedPermutation(self.length, key) if blocks is None else BlockPermutation(blocks, key), None
         order = self.draw(self.seed, self.epoch)
+        if blocks is not None:
+            order = blocks.arrange(order)
         return order, REPEAT * _count_earlier(order)
 
     def _start(self, number: int) -> int:
@@ -124,21 +147,31 @@ class InOrder(Sampler[list[tuple[int, int]]]):
         length: Number of rows.
         batch_size: Number of rows in a batch; the last one may have less.
         part: Which part of each batch is yielded, of no rows where the batch has too few.
+        shards: The rows' shards, if they are remote: the next is fetched while one is read.
+        behind: How many batches that were yielded before may not be read yet.
 
     Example:
         >>> list(InOrder(3, batch_size=2))
         [[(0, 0), (1, 0)], [(2, 0)]]
     """
 
-    def __init__(self, length: int, batch_size: int, part: Part = WHOLE) -> None:
+    def __init__(
+        self, length: int, batch_size: int, part: Part = WHOLE, shards: Shards | None = None, behind: int = 0
+    ) -> None:
         self.length = length
         self.batch_size = batch_size
         self.part = part
+        self.shards = shards
+        self.behind = behind
 
     def __len__(self) -> int:
         return -(-self.length // self.batch_size)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[Keys]:
+        batches = self._read_order()
+        return batches if self.shards is None else fetch_ahead(batches, self.shards.in_order(), self.behind)
+
+    def _read_order(self) -> Iterator[Keys]:
         for start in range(0, self.length, self.batch_size):
             rows = range(*self.part.of(start, min(start + self.batch_size, self.length)))
             yield [(position, 0) for position in rows]

@@ -4,9 +4,7 @@ import os
 import posixpath
 import re
 import shutil
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -16,22 +14,15 @@ from typing import BinaryIO
 from finetune.core.cache import cache_folder
 from finetune.core.errors import RecipeError
 from finetune.core.places import is_at, name_place
+from finetune.data.remote.locks import HAS_LOCKS, close, lock, lock_or_wait, open_shared, open_to_write, remove_unused
 from finetune.data.remote.patterns import find_remote
 from finetune.data.remote.transfer import RemoteError, RemoteFile, Transfer
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 LIMIT = "ALIGN_FINETUNE_REMOTE_LIMIT"
 """The variable that says how much the folder may hold, such as `200GB`."""
 
 _SHARE = 0.5
 """Of the disk's free room, what the folder may take where nobody says how much."""
-
-_HELD = 16
-"""Shards that a process keeps open, those it read last."""
 
 _FORGIVEN = 60.0
 """Seconds after which a file that could not be had is asked for again: each row of a shard that is gone would ask."""
@@ -56,12 +47,16 @@ def _parse_limit(text: str) -> int:
     return int(float(found[1]) * _UNITS[found[2].upper()])
 
 
+class NoRoomError(Exception):
+    """A file that is fetched ahead finds no room, as all that could make it is in use."""
+
+
 class Store:
     """Files that were fetched, each whole and under a name that says its URL and version.
 
     Who reads a file holds a shared lock on it, who fetches one an exclusive lock; what is locked is not removed. The
     system lets go of a lock when its process ends. Where room is needed, the files that were used longest ago go first;
-    those in use are kept, even if they are more than the limit.
+    those in use are kept, even if they are more than the limit. What is being fetched counts as if it were there.
 
     Args:
         folder: Where the files lie. It is yours alone to read.
@@ -76,8 +71,6 @@ class Store:
         self._known: dict[str, RemoteFile] = {}
         self._listed: dict[str, list[RemoteFile]] = {}
         self._failed: dict[str, tuple[float, RemoteError]] = {}
-        self._held: OrderedDict[str, BinaryIO] = OrderedDict()
-        self._lock = threading.Lock()
 
     def find(self, pattern: str) -> list[RemoteFile]:
         """Asks a server which files a URL or pattern names, and remembers their versions.
@@ -113,21 +106,23 @@ class Store:
         return self._known[url]
 
     @contextmanager
-    def open(self, url: str) -> Iterator[Path]:
+    def open(self, url: str, ahead: bool = False) -> Iterator[Path]:
         """Yields the path of a file, fetched if need be, which stays there as long as the block runs.
 
         Args:
             url: The file.
+            ahead: Whether it is fetched within the limit only, as nobody asks for it yet.
 
         Raises:
             RemoteError: If it cannot be had.
+            NoRoomError: If it is fetched ahead, and the files in use leave no room.
         """
         file = self.known(url)
-        source = self._open(file)
+        source = self._open(file, ahead)
         try:
             yield self._path(file)
         finally:
-            _close(source)
+            close(source)
 
     def fetch(self, url: str) -> None:
         """Fetches a file unless it is there.
@@ -138,7 +133,7 @@ class Store:
         Raises:
             RemoteError: If it cannot be had.
         """
-        _close(self._open(self.known(url)))
+        close(self._open(self.known(url)))
 
     def read(self, url: str, offset: int, length: int) -> bytes:
         """Reads a part of a file, which is fetched whole if need be.
@@ -151,31 +146,37 @@ class Store:
         Raises:
             RemoteError: If it cannot be had.
         """
-        with self._lock:
-            if url not in self._held:
-                self._held[url] = self._open(self.known(url))
-            self._held.move_to_end(url)
-            content = os.pread(self._held[url].fileno(), length, offset)
-            while len(self._held) > _HELD:
-                _close(self._held.popitem(last=False)[1])
-        return content
+        source = self._open(self.known(url))
+        try:
+            return os.pread(source.fileno(), length, offset)
+        finally:
+            close(source)
+
+    @property
+    def room(self) -> int:
+        """Most bytes that the files may take together."""
+        with name_place(self.folder):
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            return self._limit(sum(size for _, size, _ in self._list()))
+
+    def _limit(self, held: int) -> int:
+        return int(_SHARE * (shutil.disk_usage(self.folder).free + held)) if self.limit is None else self.limit
 
     def _path(self, file: RemoteFile) -> Path:
         return self.folder / f"{file.fingerprint}-{posixpath.basename(file.url)[-100:]}"
 
-    def _open(self, file: RemoteFile) -> BinaryIO:
+    def _open(self, file: RemoteFile, ahead: bool = False) -> BinaryIO:
         """Opens a file under a shared lock."""
-        if fcntl is None:
+        if not HAS_LOCKS:
             raise RemoteError(file.url, "to be read on Linux or macOS", "Windows", "Download it first.")
         path = self._path(file)
         while True:
-            source = _open_whole(path, file.size)
+            source = open_shared(path, file.size)
             if source is not None:
-                os.utime(source.fileno())
                 return source
-            self._fetch(file, path)
+            self._fetch(file, path, ahead)
 
-    def _fetch(self, file: RemoteFile, path: Path) -> None:
+    def _fetch(self, file: RemoteFile, path: Path, ahead: bool) -> None:
         """Fetches a file, or waits until another process has."""
         failed_at, error = self._failed.get(file.url, (-_FORGIVEN, None))
         if error is not None and time.monotonic() - failed_at < _FORGIVEN:
@@ -183,15 +184,13 @@ class Store:
         part = path.with_name(f"{path.name}.part")
         with name_place(path):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with part.open("ab") as target:
-                fcntl.flock(target, fcntl.LOCK_EX)
-                if path.exists() or not is_at(target, part):  # another process was at it
-                    _unlock(target)
+            with open_to_write(part) as target, lock_or_wait(target) as is_held:
+                if not is_held or path.exists() or not is_at(target, part):  # another process was at it
                     return
                 try:
-                    self._make_room(file.url, file.size or 0)
-                    target.truncate(0)
+                    self._reserve(file, target, ahead)
                     self.transfer.fetch(file, target)
+                    target.truncate()
                     target.flush()
                     os.fsync(target.fileno())
                     part.replace(path)
@@ -200,22 +199,19 @@ class Store:
                     if isinstance(stop, RemoteError):
                         self._failed[file.url] = time.monotonic(), stop
                     raise
-                finally:
-                    _unlock(target)
 
-    def _make_room(self, url: str, needed: int) -> None:
+    def _reserve(self, file: RemoteFile, target: BinaryIO, ahead: bool) -> None:
+        """Makes room for a file, which counts from now on; one process or thread does so at a time."""
+        with open_to_write(self.folder.with_name(f"{self.folder.name}.lock")) as turn, lock(turn):
+            target.truncate(0)
+            self._make_room(file.url, file.size or 0, ahead)
+            target.truncate(file.size or 0)
+
+    def _make_room(self, url: str, needed: int, ahead: bool) -> None:
         """Removes the files that were used longest ago, and leaves those in use."""
-        entries = []
-        for path in self.folder.iterdir():
-            try:
-                about = path.stat()
-            except OSError:  # another process was faster
-                continue
-            entries.append((about.st_mtime_ns, about.st_size, path))
+        entries = self._list()
         held = sum(size for _, size, _ in entries)
-        limit = self.limit
-        if limit is None:
-            limit = int(_SHARE * (shutil.disk_usage(self.folder).free + held))
+        limit = self._limit(held)
         if needed > limit:
             rule = f"to fit into what fetched files may take ({limit:,} bytes in {self.folder})"
             repair = f"Raise ${LIMIT}, or put $ALIGN_FINETUNE_CACHE on a larger disk."
@@ -223,48 +219,18 @@ class Store:
         for _, size, path in sorted(entries):
             if held + needed <= limit:
                 return
-            if _remove_unused(path):
+            if remove_unused(path):
                 held -= size
+        if ahead and held + needed > limit:
+            raise NoRoomError
 
-
-def _open_whole(path: Path, size: int | None) -> BinaryIO | None:
-    """Opens a file under a shared lock; None where it is not there, or not as long as it should be."""
-    try:
-        source = path.open("rb")
-    except FileNotFoundError:
-        return None
-    fcntl.flock(source, fcntl.LOCK_SH)
-    if is_at(source, path):  # not removed before it was locked
-        if size is None or os.fstat(source.fileno()).st_size == size:
-            return source
-        path.unlink(missing_ok=True)
-    _unlock(source)
-    source.close()
-    return None
-
-
-def _close(source: BinaryIO) -> None:
-    """Lets go of a file that was in use until now."""
-    os.utime(source.fileno())
-    _unlock(source)
-    source.close()
-
-
-def _unlock(file: BinaryIO) -> None:
-    """Lets go of a lock, which closing alone would not: a process that was forked meanwhile has the file open too."""
-    fcntl.flock(file, fcntl.LOCK_UN)
-
-
-def _remove_unused(path: Path) -> bool:
-    """Removes a file, unless a process reads or fetches it."""
-    try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_there = is_at(file, path)
-            if is_there:
-                path.unlink()
-            _unlock(file)
-            return is_there
-    except OSError:  # in use, or removed by another process
-        pass
-    return False
+    def _list(self) -> list[tuple[int, int, Path]]:
+        """When each file was used last, and its size."""
+        entries = []
+        for path in self.folder.iterdir():
+            try:
+                about = path.stat()
+            except OSError:  # another process was faster
+                continue
+            entries.append((about.st_mtime_ns, about.st_size, path))
+        return entries

@@ -211,6 +211,15 @@ def _filter(parts: Iterator[Cells], names: list[str], row_filter: RowFilter | No
         yield kept.select(names), counts
 
 
+def is_remote_tar(file: str) -> bool:
+    """Whether a table's file is a shard on a server.
+
+    Args:
+        file: A path or a URL.
+    """
+    return is_remote(file) and _kind_of(file) == TAR
+
+
 def _kind_of(file: str) -> str:
     """Returns the extension that says how a file is written, compression aside."""
     suffixes = [suffix.lower() for suffix in Path(file).suffixes]

@@ -170,6 +170,7 @@ def run_s3(bucket: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     pytest.importorskip("moto.server", reason="moto is not installed: pip install -e .[dev]")
     pytest.importorskip("s3fs", reason="s3fs is not installed: pip install -e .[remote]")
     import boto3
+    import s3fs
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -183,6 +184,7 @@ def run_s3(bucket: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     }
     for name, value in settings.items():
         monkeypatch.setenv(f"AWS_{name}", value)
+    s3fs.S3FileSystem.clear_instance_cache()  # what asks the server of an earlier test
     try:
         client = boto3.client("s3")
         client.create_bucket(Bucket=bucket)

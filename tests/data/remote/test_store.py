@@ -2,10 +2,13 @@
 
 import fcntl
 import os
+import queue
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +125,28 @@ def test_many_at_once_fetch_each_file_once(
     assert not wrong
     assert len([line for line in served[0].requests()[before:] if line.startswith("GET")]) == 6
     assert names(tmp_path / "store") == [f"{number}.tar" for number in range(6)]
+
+
+@needs_nginx
+def test_who_waits_for_a_fetch_does_not_wait_for_those_who_read(
+    shards: tuple[str, list[bytes]], served: tuple[Nginx, Path], tmp_path: Path
+) -> None:
+    url, contents = shards
+    slow = url.replace(served[0].url, f"{served[0].url}/slow").format(0)
+    found = queue.SimpleQueue[bytes]()
+    thread = threading.Thread(target=lambda: found.put(Store(tmp_path / "store").read(slow, 0, SIZE)), daemon=True)
+    with open_store_slowly(tmp_path / "store", slow, thread):
+        assert found.get(timeout=10) == contents[0]
+
+
+@contextmanager
+def open_store_slowly(folder: Path, url: str, meanwhile: threading.Thread) -> Iterator[None]:
+    """Fetches a file that another thread waits for, and keeps it in use."""
+    starter = threading.Timer(0.03, meanwhile.start)
+    starter.start()
+    with Store(folder).open(url):
+        assert meanwhile.ident is not None, "the transfer was over before anyone waited"
+        yield
 
 
 def test_a_failed_fetch_leaves_nothing(tmp_path: Path, quick: Transfer) -> None:

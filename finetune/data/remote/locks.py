@@ -1,0 +1,128 @@
+"""Files that the processes of a machine read, write and remove at once, under locks of the system.
+
+The system lets go of a lock when its process ends.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from finetune.core.places import is_at
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+HAS_LOCKS = fcntl is not None
+"""Whether the system has such locks."""
+
+
+def open_shared(path: Path, size: int | None) -> BinaryIO | None:
+    """Opens a file that nobody may remove until `close`.
+
+    Args:
+        path: The file.
+        size: Number of its bytes; None where that is not known.
+
+    Returns:
+        The file; None where it is not there, or not as long as it should be.
+    """
+    try:
+        source = path.open("rb")
+    except FileNotFoundError:
+        return None
+    fcntl.flock(source, fcntl.LOCK_SH)
+    if is_at(source, path):  # not removed before it was locked
+        if size is None or os.fstat(source.fileno()).st_size == size:
+            return source
+        path.unlink(missing_ok=True)
+    _unlock(source)
+    source.close()
+    return None
+
+
+def close(source: BinaryIO) -> None:
+    """Lets go of a file that was in use until now, and notes the time.
+
+    Args:
+        source: The file.
+    """
+    os.utime(source.fileno())
+    _unlock(source)
+    source.close()
+
+
+def open_to_write(path: Path) -> BinaryIO:
+    """Opens a file, made where it is not there, and leaves what it holds.
+
+    Args:
+        path: The file.
+    """
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b")
+
+
+@contextmanager
+def lock(file: BinaryIO) -> Iterator[None]:
+    """Holds a file for oneself as long as the block runs; others wait.
+
+    Args:
+        file: The file, open for writing.
+    """
+    fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        _unlock(file)
+
+
+@contextmanager
+def lock_or_wait(file: BinaryIO) -> Iterator[bool]:
+    """Holds a file for oneself as long as the block runs, or waits until another no longer does.
+
+    Who waits must not wait for those who read the file afterwards, as they may do so for long.
+
+    Args:
+        file: The file, open for writing.
+
+    Yields:
+        Whether it is held.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_held = True
+    except BlockingIOError:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        is_held = False
+    try:
+        yield is_held
+    finally:
+        _unlock(file)
+
+
+def remove_unused(path: Path) -> bool:
+    """Removes a file, unless somebody reads or holds it.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Whether it was removed.
+    """
+    try:
+        with path.open("r+b") as file:  # on NFS, what is locked for oneself has to be open for writing
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_there = is_at(file, path)
+            if is_there:
+                path.unlink()
+            _unlock(file)
+            return is_there
+    except OSError:  # in use, or removed by another process
+        return False
+
+
+def _unlock(file: BinaryIO) -> None:
+    """Lets go of a lock, which closing alone would not: a process that was forked meanwhile has the file open too."""
+    fcntl.flock(file, fcntl.LOCK_UN)
