@@ -4,6 +4,7 @@ The system lets go of a lock when its process ends.
 """
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,7 +51,8 @@ def close(source: BinaryIO) -> None:
     Args:
         source: The file.
     """
-    os.utime(source.fileno())
+    now = time.time_ns()  # the system's own clock for files stands still for milliseconds
+    os.utime(source.fileno(), ns=(now, now))
     _unlock(source)
     source.close()
 

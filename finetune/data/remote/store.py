@@ -185,7 +185,10 @@ class Store:
         with name_place(path):
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with open_to_write(part) as target, lock_or_wait(target) as is_held:
-                if not is_held or path.exists() or not is_at(target, part):  # another process was at it
+                if not is_held or not is_at(target, part):  # another process is or was at it
+                    return
+                if path.exists():
+                    part.unlink()
                     return
                 try:
                     self._reserve(file, target, ahead)
