@@ -174,6 +174,8 @@ def _read(file: RemoteFile, start: int, piece: int, ranges: bool) -> Iterator[by
             try:
                 content = source.read(int(min(piece, end - start)))
             except ValueError as error:  # fsspec's word for it
+                if not ranges:
+                    raise
                 raise _NoRangesError from error
             if not content and file.size is None:
                 return
