@@ -11,7 +11,7 @@ import numpy.typing as npt
 from finetune.data.loading.choices import RowChoices
 from finetune.data.loading.permutation import KeyedPermutation
 from finetune.data.table.cells import Integers
-from finetune.data.table.mapped import release_pages
+from finetune.data.table.stored import release_pages
 
 _CHUNK = 1 << 20
 
