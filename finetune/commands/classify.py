@@ -14,7 +14,7 @@ def add(commands: Commands) -> None:
     """
     classify = commands.add_parser("classify", help="probabilities of labels for images, zero-shot or by a head")
     classify.add_argument("model", metavar="MODEL", help="a hub id, a folder, align-mini, or a run")
-    classify.add_argument("images", metavar="IMAGE", nargs="+", help="image files, folders of them, or tables")
+    classify.add_argument("images", metavar="IMAGE", nargs="+", help="image files, folders, tables, tars; - for paths")
     classify.add_argument(
         "--label",
         action="append",
@@ -22,30 +22,33 @@ def add(commands: Commands) -> None:
         help="a label, worded as the model reads it; two or more. Without any a run's head answers, for its classes",
     )
     classify.add_argument("--column", default="image", help="a table's column of images (default: image)")
-    add_output(classify, "CSV", "write image, label, probability")
+    add_output(classify, "TABLE", "write image, label, probability, as .csv or .parquet")
     classify.set_defaults(command=_classify)
 
 
 def _classify(options: argparse.Namespace) -> None:
-    check_file(options.output, options.overwrite)
-    from finetune.core.csv_text import format_frame, shield_frame
-    from finetune.core.files import write_text
-    from finetune.data.checks.concerns import count
-    from finetune.inference.classify import classify
-    from finetune.inference.listing import list_images
+    from finetune.core.frame_files import check_ending, write_frame
 
-    images, hidden = list_images(options.images, options.column)
-    found = classify(options.model, images, options.label)
+    check_file(options.output, options.overwrite)
+    check_ending(options.output)
+    from finetune.data.checks.concerns import count
+    from finetune.inference.classify import classify_listed
+    from finetune.inference.embed import find_device
+    from finetune.inference.list_parts import read_images
+
+    images, faulty, hidden = read_images(options.images, options.column)
+    found = classify_listed(options.model, images, options.label, find_device())
     say(f"answered by {found.answered_by}")
     for image, rows in found.rows.groupby("image", sort=False):
         say(image)
         for label, probability in zip(rows["label"], rows["probability"], strict=True):
             say(f"  {probability:.6f}  {label}")
-    if found.skipped:
-        say(f"skipped     {count(len(found.skipped), 'image', 'images')}, as they cannot be read")
-    for path, reason in found.skipped:
+    skipped = [*faulty, *found.skipped]
+    if skipped:
+        say(f"skipped     {count(len(skipped), 'image', 'images')}, as they cannot be read")
+    for path, reason in skipped:
         say(f"  {path}: {reason}")
     if hidden:
         say(f"left out    {count(len(hidden), 'hidden file', 'hidden files')}, such as {hidden[0]}")
     if options.output:
-        write_text(options.output, format_frame(shield_frame(found.rows)))
+        write_frame(options.output, found.rows)

@@ -67,7 +67,14 @@ def classify(
     if not paths:
         raise TableError("Expected at least one image, but got none.")
     require_files(paths)
-    device = device or find_device()
+    return classify_listed(model, paths, labels, device or find_device())
+
+
+def classify_listed(model: str | Path, paths: Sequence[str], labels: Sequence[str], device: torch.device) -> Classified:
+    """Classifies one or more images, of which those that are not there are left out like damaged ones.
+
+    The arguments and errors are those of `classify`.
+    """
     head = _find_head(Path(model))
     if labels:
         if head == Path(model):

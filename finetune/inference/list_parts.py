@@ -4,7 +4,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +15,7 @@ from finetune.core.errors import RecipeError, TableError
 from finetune.core.places import show
 from finetune.data.remote.places import check_remote, is_remote
 from finetune.data.table.faults import TableFaultsError
+from finetune.data.table.paths import plain_paths
 from finetune.data.table.sources import find_files
 from finetune.data.table.splits import RandomSplit
 from finetune.data.table.table import Table
@@ -56,6 +57,20 @@ class Found(NamedTuple):
     hidden: list[str]
 
 
+class Images(NamedTuple):
+    """The images that all words of the user name.
+
+    Attributes:
+        images: Paths as they are named, and addresses in tars, each once: those of files first, then word by word.
+        skipped: Rows of tables and tars that name none.
+        hidden: As in `Found`.
+    """
+
+    images: list[str]
+    skipped: list[Skipped]
+    hidden: list[str]
+
+
 def list_images(named: Sequence[str], column: str = IMAGE, rows: int = ROWS) -> Found:
     """Lists images in parts. What a table names several times is one image.
 
@@ -67,24 +82,30 @@ def list_images(named: Sequence[str], column: str = IMAGE, rows: int = ROWS) -> 
     Raises:
         TableError: If a file does not exist, a folder holds no image, or a table cannot be read.
     """
-    _check_urls(named)
-    hidden: list[str] = []
-    files = [word for word in named if word != STDIN and not is_table(Path(word)) and not Path(word).is_dir()]
-    require_files(files)
-    groups = [Group("images", "", _plain_entries(zip(files, files, strict=True)))] if files else []
-    for word in dict.fromkeys(named):
-        if word == STDIN:
-            groups.append(Group("stdin", word, _plain_entries((line, line) for line in _read_lines() if line)))
-        elif Path(word).is_dir():
-            images, left_out = list_folder(Path(word))
-            hidden += left_out
-            named_there = [Path(image).relative_to(word).as_posix() for image in images]
-            groups.append(Group(Path(word).resolve().name, word, _plain_entries(zip(named_there, images, strict=True))))
-        elif is_tar(Path(word)):
-            groups += [Group(Path(tar).stem, tar, None) for tar in find_files(word)]
-        elif is_table(Path(word)):
-            groups.append(Group(Path(word).stem, word, _read_images(word, column)))
+    groups, hidden = _group_images(named, column, _plain_entries)
     return Found(_require_distinct([*_divide(groups, IMAGE, rows, are_files=True)]), hidden)
+
+
+def read_images(named: Iterable[str | Path], column: str = IMAGE) -> Images:
+    """Lists images in one part, tars too.
+
+    Args:
+        named: As for `list_images`.
+        column: Likewise.
+
+    Raises:
+        TableError: As `list_images`, or if a tar cannot be read, or nothing is left that could be an image.
+    """
+    groups, hidden = _group_images([*map(str, named)], column, _named_entries)
+    found = [ShardPart(at.stem, at.place, IMAGE).read() if at.entries is None else at.entries for at in groups]
+    values = [value for entries in found for value in entries.values]
+    skipped = [left_out for entries in found for left_out in entries.skipped]
+    if skipped and not values:
+        raise TableError(f"Expected images to read, but got none: {skipped[0].place}: {skipped[0].reason}.")
+    distinct: dict[str, str] = {}
+    for value, place in zip(values, plain_paths(values, str(Path.cwd())), strict=True):
+        distinct.setdefault(place, value)
+    return Images([*distinct.values()], skipped, hidden)
 
 
 def list_texts(named: Sequence[str], column: str, rows: int = ROWS) -> Found:
@@ -116,6 +137,30 @@ def list_texts(named: Sequence[str], column: str, rows: int = ROWS) -> Found:
             for file in find_files(word)
         ]
     return Found(_require_distinct([*_divide(groups, column, rows, are_files=False)]), [])
+
+
+def _group_images(
+    named: Sequence[str], column: str, enter: Callable[[Iterable[tuple[str, str]]], Entries]
+) -> tuple[list[Group], list[str]]:
+    """The groups of images that words name, and hidden files; `enter` makes entries of ids and paths of files."""
+    _check_urls(named)
+    hidden: list[str] = []
+    files = [word for word in named if word != STDIN and not is_table(Path(word)) and not Path(word).is_dir()]
+    require_files(files)
+    groups = [Group("images", "", enter(zip(files, files, strict=True)))] if files else []
+    for word in dict.fromkeys(named):
+        if word == STDIN:
+            groups.append(Group("stdin", word, enter((line, line) for line in _read_lines() if line)))
+        elif Path(word).is_dir():
+            images, left_out = list_folder(Path(word))
+            hidden += left_out
+            named_there = [Path(image).relative_to(word).as_posix() for image in images]
+            groups.append(Group(Path(word).resolve().name, word, enter(zip(named_there, images, strict=True))))
+        elif is_tar(Path(word)):
+            groups += [Group(Path(tar).stem, tar, None) for tar in find_files(word)]
+        elif is_table(Path(word)):
+            groups.append(Group(Path(word).stem, word, _read_images(word, column)))
+    return groups, hidden
 
 
 def _divide(groups: Sequence[Group], column: str, rows: int, are_files: bool) -> Iterator[Part]:
@@ -169,6 +214,12 @@ def _plain_entries(named: Iterable[tuple[str, str]]) -> Entries:
     strange = tuple(Skipped(show(path), "its name is not UTF-8") for _, path in rows if show(path) != path)
     paths = [os.path.abspath(path) for _, path in whole]  # noqa: PTH100 (a Path for each of a million takes seconds)
     return Entries([row for row, _ in whole], paths, strange)
+
+
+def _named_entries(named: Iterable[tuple[str, str]]) -> Entries:
+    """Ids and paths of files as they are."""
+    rows = list(named)
+    return Entries([row for row, _ in rows], [path for _, path in rows])
 
 
 def _read_lines() -> list[str]:

@@ -1,64 +1,17 @@
-"""The images that a user names: files, folders of them, and tables with a column of them."""
+"""What words of a user name: image files that are there, folders of them, tables, tars."""
 
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 from finetune.core.errors import TableError, did_you_mean
 from finetune.data.checks.concerns import count
 from finetune.data.prepare.images import EXTENSIONS
 from finetune.data.prepare.members import Member
-from finetune.data.table.paths import plain_paths
 from finetune.data.table.sources import JSON_LINES, PARQUET, TABS, TAR
-from finetune.data.table.splits import RandomSplit
-from finetune.data.table.table import Table
 from finetune.data.table.text_files import COMPRESSIONS
 
 TABLES = frozenset({".csv", *TABS, *JSON_LINES, *PARQUET, TAR})
-
-
-class Listing(NamedTuple):
-    """What a user's arguments name.
-
-    Attributes:
-        images: Paths of images, and addresses of those in tars, each once.
-        hidden: Files in the folders that were left out, as they or a folder around them are hidden.
-    """
-
-    images: tuple[str, ...]
-    hidden: tuple[str, ...]
-
-
-def list_images(named: Iterable[str | Path], column: str = "image") -> Listing:
-    """Returns the images of files, folders and tables, in the order of the arguments, then of their names or rows.
-
-    Args:
-        named: Image files, which are not opened; folders, with those below them; and tables, in any format that a
-            recipe's table may have.
-        column: The column of a table that holds the paths of images.
-
-    Raises:
-        TableError: If a file does not exist, a folder holds no image, or a table has a fault.
-    """
-    images: list[str] = []
-    hidden: list[str] = []
-    for path in map(Path, named):
-        if path.is_dir():
-            found, left_out = list_folder(path)
-            images += found
-            hidden += left_out
-        elif is_table(path):
-            # Each row has its own path for a caption: whatever the table says of its images, nobody asks for it.
-            table = Table(str(path), image=column, caption=column, split=RandomSplit(val=0.0, test=0.0))
-            images += table.read(required=()).images.tolist()
-        else:
-            images.append(str(path))
-    require_files(images)
-    distinct: dict[str, str] = {}
-    for image, place in zip(images, plain_paths(images, str(Path.cwd())), strict=True):
-        distinct.setdefault(place, image)
-    return Listing(tuple(distinct.values()), tuple(hidden))
 
 
 def require_files(images: Iterable[str]) -> None:

@@ -1,6 +1,8 @@
 """`finetune classify`: by a head or by text prompts, and which of the two answers."""
 
+import io
 import re
+import sys
 
 import pandas as pd
 import pytest
@@ -9,6 +11,9 @@ from PIL import Image
 from transformers import AlignModel, AlignProcessor, AutoImageProcessor, AutoModelForImageClassification
 
 from finetune.commands.cli import main
+from finetune.inference.classify import classify
+
+from ..data.shards import picture, write_tar
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +130,29 @@ def test_a_head_is_applied_to_a_table(with_head, colour_table, capsys, tmp_path)
 def test_a_misspelt_checkpoint_is_named(refused, images):
     labels = ("--label", "a cat", "--label", "a dog")
     assert "Did you mean 'align-mini'" in refused("classify", "algin-mini", images[0], *labels)
+
+
+def test_tars_and_standard_input_are_classified_into_parquet(with_head, images, capsys, tmp_path, monkeypatch):
+    """A cut picture in a tar, a hidden file, and a path of nothing are listed."""
+    content = {"a.jpg": picture(0), "b.jpg": picture(1)[:200], "c.jpg": picture(2), "._c.jpg": b"of a Mac"}
+    write_tar(tmp_path / "0.tar", content)
+    lines = "".join(f"{path}\n" for path in (*images, tmp_path / "absent.png"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
+    table = tmp_path / "found.parquet"
+    assert main(["classify", str(with_head.path), "-", f"{tmp_path}/*.tar", "--output", str(table)]) == 0
+    shown = capsys.readouterr().out
+    assert f"skipped     2 images, as they cannot be read\n  {tmp_path}/absent.png: no file\n" in shown
+    assert f"  {tmp_path}/0.tar:b.jpg: " in shown
+    found = pd.read_parquet(table)
+    assert list(found.columns) == ["image", "label", "probability"]
+    named = [*map(str, images), f"{tmp_path}/0.tar:a.jpg", f"{tmp_path}/0.tar:c.jpg"]
+    assert found["image"].tolist() == [path for path in named for _ in range(3)]
+    for name, number in (("a", 0), ("c", 2)):
+        (tmp_path / f"{name}.jpg").write_bytes(picture(number))
+    alone = classify(with_head.path, [*images, tmp_path / "a.jpg", tmp_path / "c.jpg"])
+    assert found["probability"].tolist() == pytest.approx(alone.rows["probability"].tolist(), abs=1e-6)
+
+
+def test_another_kind_of_output_is_refused(refused, with_head, images, tmp_path):
+    found = refused("classify", with_head.path, images[0], "--output", tmp_path / "found.json")
+    assert "Expected --output to end in .csv or .parquet, but got" in found
