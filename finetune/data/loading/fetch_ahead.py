@@ -39,10 +39,11 @@ def require_room(shards: Shards, mixed: int) -> None:
     sizes = sorted((store.known(place).size or 0 for place in {*shards.places} if is_remote(place)), reverse=True)
     needed, room = sum(sizes[: 2 * longest]), store.room
     if needed > room:
+        fewer = "Lower data.mix_shards, or raise" if longest > 1 else "Raise"
         raise RecipeError(
-            f"Expected room for {longest:,} shards that are mixed at a time (data.mix_shards), and those that are "
-            f"fetched meanwhile, up to {needed:,} bytes, but got {room:,} in {store.folder}. "
-            f"Lower data.mix_shards, raise ${LIMIT}, or put $ALIGN_FINETUNE_CACHE on a larger disk."
+            f"Expected room for the shards that are mixed at a time ({longest:,}, by data.mix_shards) and as many that "
+            f"are fetched meanwhile, up to {needed:,} bytes, but got {room:,} in {store.folder}. "
+            f"{fewer} ${LIMIT}, or put $ALIGN_FINETUNE_CACHE on a larger disk."
         )
 
 
