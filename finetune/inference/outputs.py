@@ -11,7 +11,7 @@ from finetune.core.files import refuse_existing
 from finetune.core.places import require_place
 from finetune.inference.vector_files import FORMATS, ParquetFile, VectorFile, find_format
 from finetune.inference.vector_folder import VectorFolder
-from finetune.inference.vectors import Facts, Space
+from finetune.inference.vectors import Facts, Space, VectorSource
 
 LIKE_A_FILE = re.compile(r"\.[A-Za-z]{2,11}")
 """An ending that no folder should have, such as that of a format misspelt."""
@@ -27,10 +27,12 @@ class Output(ABC):
     Attributes:
         parts: The folder of the parts' files.
         kind: The format of these.
+        whole: What the parts become.
     """
 
     parts: Path
     kind: type[VectorFile]
+    whole: VectorSource
 
     def __init__(self, place: Path, overwrite: bool) -> None:
         self.place = place
@@ -41,9 +43,12 @@ class Output(ABC):
         """The file by which one process claims to write the end of the output."""
         return self.place.with_name(f".{self.place.name}.claim")
 
-    @abstractmethod
     def find(self) -> Facts | None:
         """Returns what the output says of itself; None where it is not there, or not whole."""
+        try:
+            return self.whole.read_facts()
+        except OSError:
+            return None
 
     @abstractmethod
     def begin(self, space: Space, source: Sequence[str], files: Sequence[VectorFile]) -> None:
@@ -82,14 +87,7 @@ class FileOutput(Output):
         self.parts = place.with_name(f"{place.name}.parts")
         format_of_place = find_format(place)
         assert format_of_place is not None
-        self._file = format_of_place(place)
-
-    def find(self) -> Facts | None:
-        """Reads the file's facts."""
-        try:
-            return self._file.read_facts()
-        except OSError:
-            return None
+        self.whole: VectorFile = format_of_place(place)
 
     def begin(self, space: Space, source: Sequence[str], files: Sequence[VectorFile]) -> None:
         """Refuses a file of something else, and makes the folder of the parts; former ones are replaced."""
@@ -99,7 +97,7 @@ class FileOutput(Output):
     def end(self, facts: Facts, files: Sequence[VectorFile]) -> None:
         """Joins the parts, of which few rows are held at a time, and removes them."""
         VectorFolder(self.parts).end(facts, files)
-        self._file.write(facts, VectorFolder(self.parts).read_pieces())
+        self.whole.write(facts, VectorFolder(self.parts).read_pieces())
         self.tidy()
 
     def tidy(self) -> None:
@@ -120,27 +118,20 @@ class FolderOutput(Output):
         super().__init__(place, overwrite)
         self.parts = place
         self.kind = kind
-        self._folder = VectorFolder(place)
+        self.whole: VectorFolder = VectorFolder(place)
 
     @property
     def claim(self) -> Path:
         """A file in the folder, see `Output.claim`."""
         return self.place / ".index.claim"
 
-    def find(self) -> Facts | None:
-        """Reads the facts of the index, if all files were done."""
-        try:
-            return self._folder.read_facts()
-        except OSError:
-            return None
-
     def begin(self, space: Space, source: Sequence[str], files: Sequence[VectorFile]) -> None:
         """Makes the folder, or goes on with one of the same space."""
-        self._folder.begin(space, source, files, self.overwrite)
+        self.whole.begin(space, source, files, self.overwrite)
 
     def end(self, facts: Facts, files: Sequence[VectorFile]) -> None:
         """Writes the index."""
-        self._folder.end(facts, files)
+        self.whole.end(facts, files)
 
     def tidy(self) -> None:
         """Removes nothing: the parts are the output."""
