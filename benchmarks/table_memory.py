@@ -4,11 +4,14 @@
 
 Writes CSV tables of captions whose rows take turns in a thousand image files, each row an image of its own by its id.
 For each of them the data module is started as `finetune fit` does: rows, checks, loader, and the first batch. The first
-start reads the CSV and keeps the rows in a file; the starts after it open that file. Each start is a process.
+start reads the CSV and keeps the rows in a file; the starts after it open that file. Each start is a process. Of first
+starts, a line through the two largest tables gives what 10 and 100 million rows would take.
 
-Memory is that of a second start, after `--batches` batches: of the main process and of the worker that holds most.
-`own` is what a process has written (RssAnon), which nobody can take from it. `share` counts mapped files too, each
-page divided by the processes that hold it (Pss), though the system takes back such pages whenever it needs them.
+A first start's peak is what its process had written (RssAnon) at most, sampled every 20 ms, and `with files` counts
+mapped pages too (VmHWM). The rest is memory of a second start, after `--batches` batches: of the main process and of
+the worker that holds most. `own` is what a process has written, which nobody can take from it. `share` counts mapped
+files too, each page divided by the processes that hold it (Pss), though the system takes back such pages whenever it
+needs them.
 """
 
 import argparse
@@ -27,6 +30,7 @@ from typing import Any
 
 import numpy as np
 from growth_tables import IMAGES, WORDS
+from memory_watch import MemoryWatch
 from PIL import Image
 
 CHUNK = 100_000
@@ -54,14 +58,15 @@ def write_table(folder: Path, rows: int) -> Path:
     return path
 
 
-def memory_of(process: int) -> dict[str, float]:
-    """Reads what a process has written and its share of all it holds, in MiB."""
-    status = Path(f"/proc/{process}/status").read_text()
-    shared = Path(f"/proc/{process}/smaps_rollup").read_text()
-    own, share = re.search(r"RssAnon:\s+(\d+)", status), re.search(r"^Pss:\s+(\d+)", shared, re.MULTILINE)
-    assert own is not None
-    assert share is not None
-    return {"own": int(own[1]) / 1024, "share": int(share[1]) / 1024}
+def memory_of(process: int, names: tuple[str, ...] = ("own", "share")) -> dict[str, float]:
+    """Reads what a process has written, and its share of all it holds, in MiB."""
+    found = {}
+    for name in names:
+        file, field = {"own": ("status", "RssAnon"), "share": ("smaps_rollup", "Pss")}[name]
+        line = re.search(rf"^{field}:\s+(\d+)", Path(f"/proc/{process}/{file}").read_text(), re.MULTILINE)
+        assert line is not None
+        found[name] = int(line[1]) / 1024
+    return found
 
 
 def start(table: str, workers: int, batches: int, method: str | None) -> dict[str, Any]:
@@ -73,6 +78,7 @@ def start(table: str, workers: int, batches: int, method: str | None) -> dict[st
         multiprocessing.set_start_method(method, force=True)
     base = Base.open("align-mini")
     base.processor(32)  # imports
+    watch = MemoryWatch(0.02, _read_own)
     settings = Table(table, caption="caption", image_id="id", images=str(Path(table).parent / "images"))
     parts, started, busy = {}, time.perf_counter(), time.process_time()
     data = ImageTextDataModule(settings, base, image_size=32, num_workers=workers)
@@ -86,11 +92,17 @@ def start(table: str, workers: int, batches: int, method: str | None) -> dict[st
     parts["cpu"] = time.process_time() - busy
     for _ in islice(stream, batches - 1):
         pass
+    watch.stop()
     found = [memory_of(child.pid) for child in multiprocessing.active_children() if child.pid]
     peak = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
     worst = {name: max((one[name] for one in found), default=0.0) for name in ("own", "share")}
     assert peak is not None
-    return {"seconds": parts, "main": memory_of(os.getpid()), "worker": worst, "peak": int(peak[1]) / 1024}
+    peaks = {"own": watch.peak / MIB, "with files": int(peak[1]) / 1024}
+    return {"seconds": parts, "main": memory_of(os.getpid()), "worker": worst, "peak": peaks}
+
+
+def _read_own() -> int:
+    return round(memory_of(os.getpid(), ("own",))["own"] * MIB)
 
 
 def start_process(table: Path, options: argparse.Namespace, cache: Path) -> dict[str, Any]:
@@ -125,18 +137,36 @@ def main() -> None:
         first = [start_process(table, options, cache) for table in tables]
         rounds = [[start_process(table, options, cache) for table in tables] for _ in range(options.repeats)]
     print(
-        "| rows | first start, s | its peak, MiB | second start, s | main own, MiB | share | worker own | share |\n"
-        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+        "| rows | first start, s | processor, s | peak, own MiB | with files | second start, s | main own, MiB | share "
+        "| worker own | share |\n" + "| ---: " * 10 + "|"
     )
     least = [_median(rounds, 0, *keys) for keys in KEYS]
+    seconds, busy, own, whole = ([float(one[kind][name]) for one in first] for kind, name in FIRST)
     for at, rows in enumerate(options.rows):
-        seconds = _median(rounds, at, "seconds", "all")
         more = [_median(rounds, at, *keys) - base for keys, base in zip(KEYS, least, strict=True)]
-        cells = [f"{rows:,}", f"{first[at]['seconds']['all']:.1f}", f"{first[at]['peak']:,.0f}", f"{seconds:.2f}"]
+        cells = [f"{rows:,}", f"{seconds[at]:.1f}", f"{busy[at]:.1f}", f"{own[at] - own[0]:+,.0f}"]
+        cells += [f"{whole[at] - whole[0]:+,.0f}", f"{_median(rounds, at, 'seconds', 'all'):.2f}"]
         print(f"| {' | '.join([*cells, *(f'{value:+,.0f}' for value in more)])} |")
     print(f"\nMemory is above that of the table of {options.rows[0]:,} rows.")
+    if len(first) > 1:
+        for rows in (10_000_000, 100_000_000):
+            time_, memory = (extrapolate(options.rows, values, rows) for values in (busy, own))
+            print(f"{rows:,} rows would take {time_:,.0f} s of a processor and {memory - own[0]:,.0f} MiB.")
 
 
+def extrapolate(rows: list[int], values: list[float], to: int) -> float:
+    """Goes on along the line through the last two values.
+
+    Args:
+        rows: Where the values were measured.
+        values: The values.
+        to: Where the line ends.
+    """
+    slope = (values[-1] - values[-2]) / (rows[-1] - rows[-2])
+    return float(values[-1] + (to - rows[-1]) * slope)
+
+
+FIRST = (("seconds", "all"), ("seconds", "cpu"), ("peak", "own"), ("peak", "with files"))
 KEYS = (("main", "own"), ("main", "share"), ("worker", "own"), ("worker", "share"))
 
 

@@ -11,7 +11,7 @@ from finetune.data.checks.concerns import count, places_where, show_some
 from finetune.data.checks.limits import CHUNK, bound_tokens, has_bert_rules
 from finetune.data.checks.many_texts import SHOWN, Digests, DistinctTexts, digest, find_leaders, in_parts
 from finetune.data.prepare.texts import TextEncoder, write_prompts
-from finetune.data.table.cells import Integers
+from finetune.data.table.cells import Integers, find_first_rows
 from finetune.data.table.rows import Rows
 
 LONGEST = 40  # letters shown of a text
@@ -28,16 +28,16 @@ def number_texts(rows: Rows, encoder: TextEncoder) -> Integers:
     Returns:
         Int64 array of shape (N,): the caption ids, or of captions that are equal as tokens the least.
     """
-    ids, first, inverse = np.unique(rows.caption_ids, return_index=True, return_inverse=True)
-    keys = np.empty(len(ids), "S16")
-    _fill(keys, (digest(map(str.encode, _keys(texts, encoder))) for texts in in_parts(rows.captions, first)))
+    first = find_first_rows(rows.caption_ids)
+    numbers, used = np.arange(len(first)), np.flatnonzero(first >= 0)
+    keys = np.empty(len(used), "S16")
+    _fill(keys, (digest(map(str.encode, _keys(texts, encoder))) for texts in in_parts(rows.captions, first[used])))
     leaders = find_leaders(keys)
-    together = np.flatnonzero(np.bincount(leaders)[leaders] > 1)
+    together = used[np.bincount(leaders)[leaders] > 1]
     tokens = np.empty(len(together), "S16")
     _fill(tokens, (_digest_tokens(texts, encoder) for texts in in_parts(rows.captions, first[together])))
-    numbers = np.arange(len(ids))
     numbers[together] = together[find_leaders(tokens)]
-    return ids[numbers][inverse]
+    return numbers[rows.caption_ids]
 
 
 def _fill(values: Digests, parts: Iterable[Digests]) -> None:
@@ -58,20 +58,21 @@ def find_equal_captions(rows: Rows, encoder: TextEncoder) -> list[Concern]:
         rows: The table, with caption ids as `number_texts` returns them.
         encoder: The checkpoint's.
     """
-    ids, first, inverse = np.unique(rows.caption_ids, return_index=True, return_inverse=True)
-    later = np.flatnonzero(first[inverse] != np.arange(len(rows)))  # than the first row of their number
-    pairs = zip(in_parts(rows.captions, later), in_parts(rows.captions, first[inverse[later]]), strict=True)
-    differs = np.array([own != other for part in pairs for own, other in zip(*part, strict=True)], dtype=bool)
-    is_shared = np.zeros(len(ids), dtype=bool)
-    is_shared[inverse[later[differs]]] = True
+    first = find_first_rows(rows.caption_ids)
+    leaders = first[rows.caption_ids]
+    later = np.flatnonzero(leaders != np.arange(len(rows)))  # than the first row of their number
+    pairs = zip(in_parts(rows.captions, later), in_parts(rows.captions, leaders[later]), strict=True)
+    differs = np.fromiter((own != other for part in pairs for own, other in zip(*part, strict=True)), bool)
+    is_shared = np.zeros(len(first), dtype=bool)
+    is_shared[rows.caption_ids[later[differs]]] = True
     if not is_shared.any():
         return []
-    shared = is_shared[inverse]
+    shared = is_shared[rows.caption_ids]
     number = DistinctTexts(in_parts(rows.captions, np.flatnonzero(shared))).count
     groups = np.flatnonzero(is_shared)
     groups = groups[np.argsort(first[groups])]
     texts = [
-        DistinctTexts(in_parts(rows.captions, np.flatnonzero(inverse == group)), in_order=True)
+        DistinctTexts(in_parts(rows.captions, np.flatnonzero(rows.caption_ids == group)), in_order=True)
         for group in groups[:SHOWN].tolist()
     ]
     described = _show_groups([(group.shown, group.count) for group in texts], len(groups), encoder)

@@ -47,8 +47,12 @@ def find_leaders(values: Digests) -> Integers:
         >>> find_leaders(digest([b"a", b"b", b"a"]))
         array([0, 1, 0])
     """
-    _, first, inverse = np.unique(values, return_index=True, return_inverse=True)
-    found: Integers = first[inverse]
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    is_first = np.append(True, ordered[1:] != ordered[:-1])[: len(order)]
+    del ordered
+    found = np.empty(len(order), dtype=np.int64)
+    found[order] = np.repeat(order[is_first], np.diff(np.flatnonzero(is_first), append=len(order)))
     return found
 
 

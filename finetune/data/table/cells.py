@@ -162,6 +162,26 @@ def find_distinct(texts: Strings) -> tuple[Strings, Integers, Integers]:
     return distinct, first, inverse.astype(np.int64)
 
 
+def find_first_rows(numbers: Integers) -> Integers:
+    """Returns the first position of each number, in 8 bytes each.
+
+    Args:
+        numbers: Int64 array of shape (N,), of at least 0.
+
+    Returns:
+        Int64 array of shape (largest number + 1,): -1 for a number that is nowhere.
+
+    Example:
+        >>> find_first_rows(np.array([2, 0, 2]))
+        array([ 1, -1,  0])
+    """
+    found = np.full(int(numbers.max(initial=-1)) + 1, -1, dtype=np.int64)
+    for start in reversed(range(0, len(numbers), PART)):
+        part = numbers[start : start + PART]
+        found[part[::-1]] = np.arange(start, start + len(part))[::-1]  # of equal numbers the last that is written stays
+    return found
+
+
 def number_strings(column: Any) -> tuple[Integers, Integers]:
     """Numbers texts in their order, which is that of the code points; equal texts alike.
 

@@ -60,7 +60,7 @@ def read_labels(
         TableFaultsError: If the file of names cannot be read.
     """
     if column is None:
-        nothing = np.full(len(cells), -1, dtype=np.int64)
+        nothing = scratch.keep(np.full(len(cells), -1, dtype=np.int64))
         return Labels((), nothing, nothing)
     joined = "|" if separator is None else separator
     repair = f"Write its labels as one text, cat{joined}dog, with data.table.label_separator {joined!r}."

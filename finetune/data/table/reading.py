@@ -126,8 +126,9 @@ class TableReading:
         captions, at = None, np.arange(len(cells))
         if table.caption is not None:
             captions, at = read_captions(cells, table.caption, faults, scratch)
+        at = scratch.keep(at)
         labels = read_labels(cells, table.label, table.label_separator, table.names, faults, scratch)
-        weights = read_weights(cells, table.weight, faults)
+        weights = scratch.keep(read_weights(cells, table.weight, faults))
         image_ids = None if table.image_id is None else check_image_ids(cells, table.image_id, faults, scratch)
         if isinstance(table.split, str):
             draw = self._split(cells, labels.label_ids, faults)
@@ -136,12 +137,12 @@ class TableReading:
         if draw is None:
             draw = self._split(cells, labels.label_ids, faults)
         if image_ids is None or table.image_id == table.image:  # the same name in two splits' folders is two images
-            image_ids = number_strings(images)[1]
+            image_ids = scratch.keep(number_strings(images)[1])
         items = np.arange(len(cells)) if table.image_id is None else image_ids
         if captions is None:
             captions, caption_ids = scratch.take(labels.texts(), labels.text_ids), labels.text_ids
         else:
-            caption_ids = number_strings(captions)[1]
+            caption_ids = scratch.keep(number_strings(captions)[1])
         return Rows(
             source=table.source,
             files=cells.files,
@@ -150,7 +151,7 @@ class TableReading:
             label_ids=scratch.take(labels.label_ids, at),
             classes=labels.classes,
             image_ids=scratch.take(image_ids, at),
-            caption_ids=scratch.keep(caption_ids),
+            caption_ids=caption_ids,
             splits=scratch.take(draw.splits, at),
             drawn=scratch.take(draw.drawn, at),
             folder=folder,

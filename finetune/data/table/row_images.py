@@ -71,7 +71,8 @@ def check_image_ids(cells: Cells, column: str, faults: list[Fault], scratch: Scr
     """Returns the id of each row's image as a number."""
     names, empty = strip_column(cells, column, scratch)
     faults += cells.faults_where(empty, column, "the id of an image", "Fill it in or remove the row.")
-    return number_strings(names)[1]
+    numbers: Integers = scratch.keep(number_strings(names)[1])
+    return numbers
 
 
 def hash_images(cells: Cells, column: str, id_column: str | None, folder: str, seed: int) -> Hashes:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from finetune.data.table.cells import PART, Integers, Strings, as_strings
+from finetune.data.table.cells import PART, Integers, Strings, as_strings, find_first_rows
 
 BETWEEN = 8
 """Rows read at random between two releases: the system maps up to 2 MiB around each value that is asked for."""
@@ -121,6 +121,4 @@ class StoredStrings:
         """Numbers the texts, see `number_strings`, in 32 bytes a text."""
         ranks = pc.rank(self.arrow, tiebreaker="dense").to_numpy().view(np.int64) - 1
         release_pages()
-        first = np.empty(int(ranks.max(initial=-1)) + 1, dtype=np.int64)
-        first[ranks[::-1]] = np.arange(len(ranks))[::-1]  # of equal ranks the last that is written stays
-        return first, ranks
+        return find_first_rows(ranks), ranks
