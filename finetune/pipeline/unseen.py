@@ -8,7 +8,7 @@ import numpy as np
 from finetune.core.console import say
 from finetune.core.errors import RecipeError
 from finetune.data.checks.concerns import count, show_some
-from finetune.data.checks.seen import FORGOTTEN, SeenTable, is_as_seen
+from finetune.data.checks.seen import FORGOTTEN, compare_seen, is_as_seen
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.data.table.splits import SPLITS
 from finetune.run.folder import RunFolder
@@ -31,7 +31,7 @@ def keep_unseen(run: RunFolder, data: ImageTextDataModule, split: str, seen: Seq
         say(f"warning: {FORGOTTEN} Rows it was trained on cannot be told from others.", file=sys.stderr)
         return
     rows = data.rows
-    changes, former = SeenTable.read(run.table).compare(rows)
+    changes, former = compare_seen(rows, run.table)
     _tell(changes)
     measured = rows.splits == SPLITS.index(split)
     known = measured & np.isin(former, [SPLITS.index(name) for name in seen])
@@ -57,7 +57,7 @@ def tell_changes(run: RunFolder, data: ImageTextDataModule) -> None:
         data: The table.
     """
     if run.table.is_file():
-        _tell(() if is_as_seen(data.rows, run.table) else SeenTable.read(run.table).compare(data.rows).changes)
+        _tell(() if is_as_seen(data.rows, run.table) else compare_seen(data.rows, run.table).changes)
     elif run.environment.is_file():
         say(f"warning: {FORGOTTEN}", file=sys.stderr)
 

@@ -23,6 +23,7 @@ from finetune.core.sealed import is_sealed, seal
 from finetune.data.checks.check import read_settings
 from finetune.data.checks.concerns import count, show_some
 from finetune.data.checks.once import place_once
+from finetune.data.table.cells import number_strings
 from finetune.data.table.row_images import hash_keys
 from finetune.data.table.rows import Rows
 from finetune.data.table.splits import SPLITS, UNKNOWN, Codes
@@ -120,6 +121,21 @@ class SeenTable:
         return names.map(lambda name: found.get(name, name))
 
 
+def compare_seen(rows: Rows, path: Path) -> Comparison:
+    """Compares a table with what a run saw; where it is known to be the same, no table is held in memory.
+
+    Args:
+        rows: The table as it is now.
+        path: What `write_seen` wrote.
+    """
+    if not is_as_seen(rows, path):
+        return SeenTable.read(path).compare(rows)
+    first, images = number_strings(rows.images)
+    former = np.full(len(first), len(SPLITS), dtype=np.int8)
+    np.minimum.at(former, images, rows.splits)
+    return Comparison((), former[images])
+
+
 def describe_changes(recipe: Path, seen: Path) -> tuple[str, ...]:
     """Says what has changed of a run's table; nothing where the table cannot be read any more.
 
@@ -131,7 +147,7 @@ def describe_changes(recipe: Path, seen: Path) -> tuple[str, ...]:
         return (FORGOTTEN,)
     settings = read_settings(recipe)
     rows = settings.table.inspect().rows if settings else None
-    return () if rows is None or is_as_seen(rows, seen) else SeenTable.read(seen).compare(rows).changes
+    return () if rows is None or is_as_seen(rows, seen) else compare_seen(rows, seen).changes
 
 
 def write_seen(rows: Rows, path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +21,11 @@ class GrowingFile(Growing):
     """
 
     def __init__(self, path: Path) -> None:
-        self._path, self._ends_path = path, path.with_suffix(".ends")
-        self._file, self._ends = path.open("wb"), self._ends_path.open("wb")
+        self._path, self._file = path, path.open("wb")
         self._type: np.dtype[Any] | np.dtypes.StringDType = np.dtype(np.int64)
+        self._ends_path = path.with_suffix(".ends")
+        self._ends: BinaryIO | None = None
         self._written = 0
-        self._ends.write(np.zeros(1, np.int64).data)
 
     def append(self, part: npt.NDArray[Any]) -> None:
         """Adds rows; see `Growing.append`."""
@@ -33,6 +33,9 @@ class GrowingFile(Growing):
         if part.dtype != np.dtypes.StringDType():
             self._file.write(np.ascontiguousarray(part).data)
             return
+        if self._ends is None:
+            self._ends = self._ends_path.open("wb")
+            self._ends.write(np.zeros(1, np.int64).data)
         texts = pa.array(part.tolist(), pa.large_string())
         _, starts, content = texts.buffers()
         ends = np.frombuffer(starts, np.int64)[1 : len(texts) + 1]
@@ -43,10 +46,10 @@ class GrowingFile(Growing):
     def finish(self) -> Any:
         """Maps the whole column."""
         self._file.close()
-        self._ends.close()
         content = map_file(str(self._path))
-        if self._type != np.dtypes.StringDType():
+        if self._ends is None:
             return np.frombuffer(content, self._type)
+        self._ends.close()
         return StoredStrings(np.frombuffer(map_file(str(self._ends_path)), np.int64), np.frombuffer(content, np.uint8))
 
 

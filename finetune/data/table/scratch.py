@@ -83,7 +83,9 @@ class GrowingCells:
             self._numbers.append(part.numbers)
             self._file_ids.append(part.file_ids + offset)
             for name, values in part.columns.items():
-                self._columns.setdefault(name, self._scratch.column()).append(values)
+                if name not in self._columns:
+                    self._columns[name] = self._scratch.column()
+                self._columns[name].append(values)
             self._nested |= part.nested
 
     def finish(self) -> Cells:

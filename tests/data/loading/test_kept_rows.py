@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from finetune.data.checks.once import place_once
-from finetune.data.checks.seen import SeenTable, is_as_seen, write_seen
+from finetune.data.checks.seen import SeenTable, compare_seen, is_as_seen, write_seen
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.data.table import kept
 from finetune.data.table.table import Table
@@ -55,6 +55,11 @@ def test_batches_concerns_and_the_table_a_run_keeps_are_the_same(build, settings
         seen = SeenTable.read(tmp_path / "found.parquet")
         assert seen.rows.equals(SeenTable.read(tmp_path / "expected.parquet").rows)
         assert seen.compare(expected.rows).changes == ()
+        for path in (tmp_path / "found.parquet", tmp_path / "expected.parquet"):  # as known, and by a comparison
+            changes, former = compare_seen(data.rows, path)
+            assert changes == ()
+            assert former.dtype == np.int8
+            assert np.array_equal(former, seen.compare(data.rows).former)
 
 
 def _loaders(data: ImageTextDataModule):

@@ -1,5 +1,7 @@
 """Rows drawn by class or by weight: the shares they should have, and the same ones after a stop."""
 
+from itertools import chain
+
 import albumentations
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from torch.utils.data import Dataset
 from finetune.core.errors import RecipeError, TableError
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.data.loading.loader import Collated, TrainBatchLoader
-from finetune.data.loading.sampler import REPEAT, TrainBatches
+from finetune.data.loading.sampler import REPEAT, Part, TrainBatches
 from finetune.data.loading.sampling import ClassBalanced, WeightedRows
 from finetune.data.table.table import Table
 from finetune.pipeline.recipe import read_recipe
@@ -246,3 +248,28 @@ def test_recipe_names_the_sampling(uneven, tmp_path):
         read_recipe(recipe, ["--data.sampling.powr", "0.5"])
     with pytest.raises(RecipeError, match="data.table.weight to name a column"):
         read_recipe(recipe, ["--data.sampling", "finetune.WeightedRows"]).build_data()
+
+
+# ---- on several processes
+
+
+@pytest.mark.parametrize("sampling", [None, ClassBalanced(), ClassBalanced(0.5), WeightedRows()], ids=repr)
+@pytest.mark.parametrize("delivered", [0, 5])
+def test_processes_share_the_batches_of_one(sampling, delivered):
+    """Rows and how often each came before, at any number of processes, and from a batch that another number reached."""
+    drawn = weights(rows=len(LABELS))
+
+    def batches(part: Part, epoch: int) -> list[list[tuple[int, int]]]:
+        draw = None if sampling is None else lambda seed, epoch: sampling.order(LABELS, drawn, seed, epoch)
+        found = TrainBatches(len(LABELS), 13, 4, draw, part)
+        found.set_epoch(epoch)
+        found.delivered = delivered
+        return [*found]
+
+    for epoch in range(2):
+        whole = batches(Part(0, 1), epoch)
+        for count in (2, 3):
+            parts = [batches(Part(number, count), epoch) for number in range(count)]
+            assert [[*chain(*batch)] for batch in zip(*parts, strict=True)] == whole
+            assert all(max(map(len, batch)) - min(map(len, batch)) <= 1 for batch in zip(*parts, strict=True))
+    assert whole != batches(Part(0, 1), epoch=0)

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import fields
@@ -13,7 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from finetune.data.table import kept
+from finetune.data.checks import limits, many_texts
+from finetune.data.table import cells, disk_scratch, kept, stored, text_files
 from finetune.data.table.faults import TableFaultsError
 from finetune.data.table.kept import IMAGES, ROWS
 from finetune.data.table.label_sets import LabelSets
@@ -128,6 +130,68 @@ def test_what_is_opened_is_what_was_read(
         assert rows.kept is not None
         check_equal(expected, rows)
     assert len(places()) == 1
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets few rows, and few bytes, be read at a time."""
+    for module in (cells, disk_scratch, stored, many_texts, limits):
+        monkeypatch.setattr(module, "PART", 7)
+    monkeypatch.setattr(cells, "CHUNK", 5)
+    monkeypatch.setattr(text_files, "PIECE", 64)
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz", "t.jsonl", "t.parquet"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"caption": ("caption", "other"), "image_id": "id", "split": "split", "weight": "weight"},
+        {"caption": CaptionList("list"), "label": "label", "filter": "score > 10 and label != 'dog'"},
+        {"label": "labels", "label_separator": "|", "limit_rows": 40},
+    ],
+    ids=str,
+)
+def test_parts_do_not_show(
+    frame: pd.DataFrame, tmp_path: Path, name: str, settings: dict[str, object], request: pytest.FixtureRequest
+) -> None:
+    """The rows, and what is wrong with them, however few are read at a time."""
+    frame.loc[len(frame)] = {**frame.loc[3], "caption": 'in\r\ntwo lines, "quoted"', "score": "70"}
+    wrong = frame.copy()
+    for at, column in enumerate(["image", "caption", "other", "list", "label", "labels", "split", "weight", "score"]):
+        wrong.loc[at * 5 : at * 5 + 1, column] = ["x", ""]
+    tables = []
+    for at, rows in enumerate((frame, wrong)):
+        path = tmp_path / f"{at}{name}"
+        if name == "t.jsonl":
+            to_json_lines(rows, path)
+        else:
+            rows.to_parquet(path) if name == "t.parquet" else rows.to_csv(path, index=False)
+        tables.append(Table(str(path), **settings))  # type: ignore[arg-type]
+    expected, faulty = read(tables[0]), tables[1].inspect()
+    assert faulty.faults
+    request.getfixturevalue("small_parts")
+    check_equal(expected, read(tables[0]))
+    check_equal(expected, tables[0].read(required=()))
+    again = tables[1].inspect()
+    assert again.faults == faulty.faults
+    assert (again.rows is None) == (faulty.rows is None)
+    if faulty.rows is not None and again.rows is not None:
+        check_equal(faulty.rows, again.rows)
+        assert pickle.loads(pickle.dumps(again.rows)).captions.tolist() == faulty.rows.captions.tolist()
+    assert not [*tmp_path.glob("cache/tables/*/reading")]
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_a_large_table_is_not_held_in_memory(path: Path, frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_files, "PIECE", 100_000)
+    texts = [f"{row} " + "long caption " * 1000 for row in range(len(frame))]
+    pd.concat([frame.assign(caption=texts)] * 10).to_csv(path, index=False)
+    assert path.stat().st_size > 7e6
+    tracemalloc.start()
+    rows = Table(str(path), caption="caption", split="split").read()
+    assert tracemalloc.get_traced_memory()[1] < 3e6
+    tracemalloc.stop()
+    assert rows.captions[-1] == texts[-1].strip()
 
 
 @pytest.mark.parametrize("name", ["t.tsv", "t.csv.gz", "t.jsonl", "t.parquet", "*.tar"])
