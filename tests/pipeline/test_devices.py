@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from finetune.pipeline.check_recipe import check_recipe
 from finetune.pipeline.recipe import read_recipe
 from finetune.run.folder import RunFolder
 
+from ..data.remote.servers import needs_nginx, run_nginx
+from ..data.shards import sample, write_tar
 from .results import contents
 
 STOPS = """
@@ -163,6 +166,33 @@ def test_a_stopped_run_goes_on_with_any_number(write_recipe, tmp_path, devices):
     if devices == 2:
         assert contents(cut) == contents(whole)  # to the last bit
     assert_alike(cut, whole)
+
+
+@needs_nginx
+@pytest.mark.slow
+def test_shards_of_a_server_are_read_by_all_and_in_one_order(write_recipe, tmp_path, monkeypatch):
+    """Stopped on two devices and ended on one, it is the run that one device made, with each shard fetched once."""
+    served = tmp_path / "served"
+    served.mkdir()
+    for shard in range(6):
+        write_tar(served / f"{shard}.tar", *(sample(5 * shard + row, split="train") for row in range(5)))
+    for number, split in enumerate(("val", "test")):
+        write_tar(served / f"{split}.tar", *(sample(40 + 10 * number + row, split=split) for row in range(5)))
+    with run_nginx(served, tmp_path / "nginx") as nginx:
+        words: list[object] = ["--data.table.path", f"{nginx.url}/*.tar", "--data.table.caption", "txt"]
+        words += ["--data.mix_shards", 2]
+        for name, devices, stop in (("one", 1, None), ("two", 2, (3, 1, "SIGTERM"))):
+            monkeypatch.setenv("ALIGN_FINETUNE_CACHE", str(tmp_path / name))
+            recipe, asked = write_recipe(stop=stop), len(nginx.requests())
+            trust = ("--trust", "stops") if stop else ()
+            fit = ("fit", "--config", recipe, "--run", name, "--trainer.devices", devices, *words, *trust)
+            finetune(*fit, cwd=tmp_path, code=143 if stop else 0)
+            if stop:
+                finetune("resume", "runs/two", "--devices", 1, *trust, cwd=tmp_path)
+            fetched = Counter(line for line in nginx.requests()[asked:] if line.startswith("GET") and ".tar" in line)
+            assert len(fetched) == 8
+            assert {*fetched.values()} == {1}
+    assert_alike(*(RunFolder(tmp_path / "runs" / name) for name in ("two", "one")))
 
 
 @pytest.mark.slow
