@@ -1,9 +1,16 @@
 """`finetune classify`: the probabilities of labels for images."""
 
 import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from finetune.commands.options import Commands, add_output, check_file
 from finetune.core.console import say
+from finetune.core.errors import RecipeError
+
+if TYPE_CHECKING:
+    from finetune.inference.classify import Classified
+    from finetune.inference.list_parts import Images
 
 
 def add(commands: Commands) -> None:
@@ -19,8 +26,17 @@ def add(commands: Commands) -> None:
         "--label",
         action="append",
         default=[],
-        help="a label, worded as the model reads it; two or more. Without any a run's head answers, for its classes",
+        help="a label, worded as the model reads it; two or more. Without any a run answers for its classes",
     )
+    classify.add_argument("--labels", metavar="FILE", type=Path, help="labels, one a line; or CSV: label,display name")
+    classify.add_argument(
+        "--template",
+        action="append",
+        default=[],
+        help="a sentence with {} where labels go; may be repeated. Without any, names of --labels and a run's classes "
+        "go into the run's own, and each --label stands alone",
+    )
+    classify.add_argument("--truth", metavar="COLUMN", help="a table's column of labels, to measure the answers by")
     classify.add_argument("--column", default="image", help="a table's column of images (default: image)")
     add_output(classify, "TABLE", "write image, label, probability, as .csv or .parquet")
     classify.set_defaults(command=_classify)
@@ -31,24 +47,57 @@ def _classify(options: argparse.Namespace) -> None:
 
     check_file(options.output, options.overwrite)
     check_ending(options.output)
-    from finetune.data.checks.concerns import count
-    from finetune.inference.classify import classify_listed
+    if options.label and options.labels:
+        raise RecipeError("Expected --label or --labels, but got both. Write all labels into the file.")
+    from finetune.inference.classifiers import choose_classifier, name_labels
+    from finetune.inference.classify import ask
     from finetune.inference.embed import find_device
     from finetune.inference.list_parts import read_images
+    from finetune.inference.true_labels import read_true_labels
 
-    images, faulty, hidden = read_images(options.images, options.column)
-    found = classify_listed(options.model, images, options.label, find_device())
+    listed = read_images(options.images, options.column)
+    labels = name_labels(options.labels) if options.labels else options.label
+    truth, several = None, 0
+    if options.truth is not None:
+        truth, several = read_true_labels(options.images, options.column, options.truth, listed.images)
+        truth = [name_labels(labels).get(label or "", label) for label in truth]
+    classifier = choose_classifier(options.model, labels, options.template)
+    found = ask(classifier, listed.images, find_device(), truth)
+    _show(found, listed)
+    if options.truth is not None:
+        _show_accuracy(found, several)
+    if options.output:
+        write_frame(options.output, found.rows)
+
+
+def _show(found: "Classified", listed: "Images") -> None:
+    """Shows all probabilities, and what was left out."""
+    from finetune.data.checks.concerns import count
+
     say(f"answered by {found.answered_by}")
     for image, rows in found.rows.groupby("image", sort=False):
         say(image)
         for label, probability in zip(rows["label"], rows["probability"], strict=True):
             say(f"  {probability:.6f}  {label}")
-    skipped = [*faulty, *found.skipped]
+    skipped = [*listed.skipped, *found.skipped]
     if skipped:
         say(f"skipped     {count(len(skipped), 'image', 'images')}, as they cannot be read")
     for path, reason in skipped:
         say(f"  {path}: {reason}")
-    if hidden:
-        say(f"left out    {count(len(hidden), 'hidden file', 'hidden files')}, such as {hidden[0]}")
-    if options.output:
-        write_frame(options.output, found.rows)
+    if listed.hidden:
+        say(f"left out    {count(len(listed.hidden), 'hidden file', 'hidden files')}, such as {listed.hidden[0]}")
+
+
+def _show_accuracy(found: "Classified", several: int) -> None:
+    """Shows how many answers are right, and on how many images that was measured."""
+    from finetune.data.checks.concerns import count
+
+    if several:
+        say(f"not counted {count(several, 'image', 'images')} with several labels")
+    if not found.measured:
+        say("accuracy    of no image is the label known")
+        return
+    say(f"accuracy    {found.metrics['accuracy']:.4f} of {count(found.measured, 'image', 'images')} with a label")
+    for name, figure in found.metrics.items():
+        if name != "accuracy":
+            say(f"  {figure:.4f}  {name}")

@@ -1,6 +1,7 @@
 """The checkpoint that answers for what a user names: itself, or what a finished run exported."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 from transformers import AlignProcessor
 
@@ -9,6 +10,31 @@ from finetune.core.files import read_json
 from finetune.model.base import Base, open_processor
 from finetune.model.mini import MINI
 from finetune.run.folder import RunFolder, open_run, require_finished
+
+
+class OwnWords(NamedTuple):
+    """The words of a run's class prompts.
+
+    Attributes:
+        classes: Names of the classes that it was trained on; empty where its rows have captions alone.
+        templates: Sentences that names are written into.
+    """
+
+    classes: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()
+
+
+def read_own_words(model: str | Path) -> OwnWords:
+    """Returns the classes and templates of a finished run; none of another model.
+
+    Args:
+        model: As for `find_checkpoint`.
+    """
+    run = RunFolder(Path(model))
+    if not run.is_finished or not run.environment.is_file():
+        return OwnWords()
+    described = read_json(run.environment)
+    return OwnWords(*(tuple(described.get(name, ())) for name in OwnWords._fields))
 
 
 def find_checkpoint(model: str | Path) -> tuple[Base, AlignProcessor]:

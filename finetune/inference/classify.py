@@ -1,33 +1,22 @@
 """Images classified by any model: by class prompts, or by a trained head."""
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from transformers import AlignProcessor
 
-from finetune.core.errors import RecipeError, TableError
-from finetune.core.exchange import restore_folder
+from finetune.core.errors import RecipeError, TableError, did_you_mean
 from finetune.core.places import show
-from finetune.core.types import Texts
 from finetune.data.prepare.images import ImagePreparation
 from finetune.data.prepare.members import place_of
-from finetune.data.prepare.texts import TextEncoder
-from finetune.inference.checkpoint import find_checkpoint, refuse_misspelt_run
-from finetune.inference.embed import embed, embed_texts, find_device
+from finetune.inference.classifiers import Classifier, Labels, choose_classifier, name_labels
+from finetune.inference.embed import embed, find_device
 from finetune.inference.listing import require_files
-from finetune.inference.models import PlainClassifier
 from finetune.inference.pictures import Pictures, PixelBatch, SkippedImage
-from finetune.model.base import Base, open_image_processor
-from finetune.model.checkpoint_folder import read_object
-from finetune.model.towers import AlignTowers
-from finetune.objectives import cosine_logits
-from finetune.run.folder import RunFolder, require_finished
 
 
 class Classified(NamedTuple):
@@ -37,156 +26,121 @@ class Classified(NamedTuple):
         answered_by: What answered: the head of a folder, or the prompts of a checkpoint, for a screen.
         rows: Columns `image`, `label`, `probability`; one line per image and label.
         skipped: The images that cannot be read, of which there are no rows.
+        metrics: Those of `ClassAccuracy` on the images whose label is known; empty where none is.
+        measured: How many these are.
     """
 
     answered_by: str
     rows: pd.DataFrame
     skipped: tuple[SkippedImage, ...]
+    metrics: dict[str, float] = {}  # noqa: RUF012 (a field)
+    measured: int = 0
 
 
 def classify(
-    model: str | Path, images: Sequence[str | Path], labels: Sequence[str] = (), device: torch.device | None = None
+    model: str | Path,
+    images: Sequence[str | Path],
+    labels: Labels = (),
+    device: torch.device | None = None,
+    templates: Sequence[str] = (),
+    truth: Sequence[str | None] | None = None,
 ) -> Classified:
     """Returns the probabilities of labels for images. Images that cannot be read are left out and listed.
 
     Args:
         model: Hub id, folder, `align-mini`, or a finished run.
         images: Image files.
-        labels: Two labels or more, worded as the model reads them, of which each image has one: the softmax over
-            `logits_per_image`. Without any the head of a run or of a classifier's folder answers, for its classes.
+        labels: What an image may show, see `choose_classifier`.
         device: Where the model runs; None for the fastest.
+        templates: Sentences that the labels are written into, likewise.
+        truth: The label of each image, by which the answers are measured; None or an empty text where it is not known.
 
     Raises:
-        RecipeError: If there are no labels and the model has no head, the model has a head alone and there are labels,
-            or a label is empty, not UTF-8, alone, or the same to the model as another.
+        RecipeError: As `choose_classifier`, or if a true label is not among those that are asked about.
         CheckpointError: If the model cannot be opened, or is a run that is not finished.
         TableError: If no image is given, one does not exist, or none can be read.
     """
-    labels = (labels,) if isinstance(labels, str) else labels
     paths = [str(path) for path in ((images,) if isinstance(images, str | Path) else images)]
     if not paths:
         raise TableError("Expected at least one image, but got none.")
     require_files(paths)
-    return classify_listed(model, paths, labels, device or find_device())
+    names = name_labels(labels)
+    true = None if truth is None else [names.get(label or "", label) for label in truth]
+    return ask(choose_classifier(model, labels, templates), paths, device or find_device(), true)
 
 
-def classify_listed(model: str | Path, paths: Sequence[str], labels: Sequence[str], device: torch.device) -> Classified:
-    """Classifies one or more images, of which those that are not there are left out like damaged ones.
-
-    The arguments and errors are those of `classify`.
-    """
-    head = _find_head(Path(model))
-    if labels:
-        if head == Path(model):
-            raise RecipeError(
-                f"Expected {model} to be asked without --label, but got {labels[0]!r}: an image classifier of fixed "
-                "classes reads no texts. Leave out --label, or name a merged folder."
-            )
-        _check_labels(labels)
-        return _ask_prompts(*find_checkpoint(model), paths, labels, device)
-    if head is None:
-        refuse_misspelt_run(model)
-        raise RecipeError(
-            f"Expected --label for {model}, which has no head that knows classes, but got none. "
-            'Name each class, as in --label "a cat" --label "a dog".'
-        )
-    return _ask_head(head, paths, device)
-
-
-def _check_labels(labels: Sequence[str]) -> None:
-    """Refuses labels whose probabilities would say nothing."""
-    if empty := [label for label in labels if not label.strip()]:
-        raise RecipeError(f"Expected each --label to be a text, but got {empty[0]!r}. Word it, or leave it out.")
-    if strange := [label for label in labels if show(label) != label]:
-        raise RecipeError(f"Expected each --label to be UTF-8 text, but got {strange[0]!r}. Type it anew.")
-    repeated = [label for label, times in Counter(label.strip() for label in labels).items() if times > 1]
-    if repeated:
-        raise RecipeError(
-            f"Expected each --label once, but got {repeated[0]!r} twice, which would share its probability. "
-            "Leave one out."
-        )
-    if len(labels) == 1:
-        raise RecipeError(
-            f"Expected two labels or more, which share the probability, but got {labels[0]!r} alone: it would have "
-            'all of it for every image. Add what else an image may show, as in --label "something else".'
-        )
-
-
-def _encode_labels(encoder: TextEncoder, labels: Sequence[str]) -> Texts:
-    """Encodes labels, and refuses those that the model cannot tell apart."""
-    encoded = [encoder.encode(label) for label in labels]
-    first: dict[tuple[int, ...], str] = {}
-    for label, ids in zip(labels, encoded, strict=True):
-        other = first.setdefault(tuple(ids), label)
-        if other != label:
-            raise RecipeError(
-                f"Expected labels that differ to the model, but got {other!r} and {label!r}, both of which it reads "
-                f"as {encoder.decode(ids)!r}. Word one of them in another way, or leave it out."
-            )
-    return Texts(*map(torch.as_tensor, encoder.pad(encoded)))
-
-
-def _find_head(path: Path) -> Path | None:
-    """The classifier's folder that a path names or a finished run has; None where there is none."""
-    restore_folder(path)
-    run = RunFolder(path)
-    if run.recipe.is_file():
-        require_finished(run)
-    if run.is_finished:
-        return run.classifier if run.classifier.is_dir() else None
-    config = path / "config.json"
-    return path if config.is_file() and read_object(config).get("model_type") == "efficientnet" else None
-
-
-def _ask_prompts(
-    base: Base, processor: AlignProcessor, images: Sequence[str], labels: Sequence[str], device: torch.device
+def ask(
+    classifier: Classifier, images: Sequence[str], device: torch.device, truth: Sequence[str | None] | None = None
 ) -> Classified:
-    texts = _encode_labels(TextEncoder.from_processor(processor), labels)
-    pictures = _open_pictures(images, processor.image_processor)
-    towers = AlignTowers(base.load(), levels=base.levels).to(device)
-    text_embeds = embed_texts(towers, texts, device).to(device)
+    """Classifies images.
+
+    Args:
+        classifier: What answers.
+        images: Paths and addresses, one or more. Those that are not there are left out like damaged ones.
+        device: Where the model runs.
+        truth: The class of each image, or None; None for all where nothing is measured.
+
+    Raises:
+        RecipeError: If one is not among the classes, or an image may have several.
+        CheckpointError: If the model cannot be opened.
+        TableError: If no image can be read.
+    """
+    label_ids = None if truth is None else _number_truth(classifier, images, truth)
+    pictures = Pictures(images, ImagePreparation.from_processor(classifier.image_processor))
+    pictures.require_any()  # before a model is opened
+    logits = classifier.load(device)
 
     def encode(batch: PixelBatch) -> _Scores:
-        features = towers.image_features(batch.pixel_values)
-        return _Scores(cosine_logits(features, text_embeds, towers.temperature))
-
-    scores = embed(encode, pictures, device).class_scores
-    answered_by = f"the text prompts of {base.name} (zero-shot)"
-    return _tabulate(answered_by, images, pictures, labels, scores.softmax(dim=-1))
-
-
-def _ask_head(folder: Path, images: Sequence[str], device: torch.device) -> Classified:
-    pictures = _open_pictures(images, open_image_processor(folder))
-    classifier = PlainClassifier(folder).to(device)
-
-    def encode(batch: PixelBatch) -> _Scores:
-        return _Scores(classifier.logits(batch.pixel_values))
+        return _Scores(logits(batch.pixel_values))
 
     scores = embed(encode, pictures, device).class_scores
     probabilities = scores.sigmoid() if classifier.is_multilabel else scores.softmax(dim=-1)
-    return _tabulate(f"the head of {folder}", images, pictures, classifier.classes, probabilities)
+    rows = _tabulate(images, pictures, classifier.classes, probabilities)
+    found = Classified(classifier.name, rows, tuple(pictures.skipped))
+    return found if label_ids is None else _measure(found, scores, label_ids[pictures.read])
+
+
+def _number_truth(classifier: Classifier, images: Sequence[str], truth: Sequence[str | None]) -> Tensor:
+    """The position of each image's class, -1 where it is not known."""
+    if classifier.is_multilabel:
+        raise RecipeError(
+            f"Expected no --truth for {classifier.name}, which finds several labels an image. Leave it out."
+        )
+    if len(truth) != len(images):
+        raise RecipeError(f"Expected a true label for each of {len(images)} images, but got {len(truth)}.")
+    numbers = {name: number for number, name in enumerate(classifier.classes)}
+    for image, label in zip(images, truth, strict=True):
+        if label and label not in numbers:
+            raise RecipeError(
+                f"Expected the true label of {show(place_of(image))} to be among those that are asked about, but got "
+                f"{label!r}. {did_you_mean(label, numbers)}"
+            )
+    return torch.tensor([numbers[label] if label else -1 for label in truth])
+
+
+def _measure(found: Classified, scores: Tensor, label_ids: Tensor) -> Classified:
+    """Measures the scores of images whose class is known; shapes (images, classes) and (images,)."""
+    from finetune.metrics.accuracy import ClassAccuracy  # torchmetrics takes seconds to import
+
+    known = label_ids >= 0
+    if not known.any():
+        return found
+    metric = ClassAccuracy()
+    metric.update(scores[known], label_ids[known])
+    metrics = {name: float(figure) for name, figure in metric.compute().items()}
+    return found._replace(metrics=metrics, measured=int(known.sum()))
 
 
 class _Scores(NamedTuple):
     class_scores: Tensor
 
 
-def _open_pictures(images: Sequence[str], image_processor: Any) -> Pictures:
-    """Refuses images of which none can be read, before a model is opened."""
-    pictures = Pictures(images, ImagePreparation.from_processor(image_processor))
-    pictures.require_any()
-    return pictures
-
-
-def _tabulate(
-    answered_by: str, images: Sequence[str], pictures: Pictures, labels: Sequence[str], probabilities: Tensor
-) -> Classified:
+def _tabulate(images: Sequence[str], pictures: Pictures, labels: Sequence[str], probabilities: Tensor) -> pd.DataFrame:
     """Puts the probabilities, of shape (images that were read, labels), beside images and labels."""
-    rows = pd.DataFrame(
+    return pd.DataFrame(
         {
             "image": np.repeat([show(place_of(images[at])) for at in pictures.read], len(labels)),
             "label": np.tile(np.array(labels, dtype=object), len(pictures.read)),
             "probability": probabilities.flatten().numpy(),
         }
     )
-    return Classified(answered_by, rows, tuple(pictures.skipped))

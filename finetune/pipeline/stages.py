@@ -286,6 +286,8 @@ def _describe_environment(work: Work) -> dict[str, Any]:
         "platform": platform.platform(),
         "device": _device(),
         "table": [*local, *remote],
+        "classes": list(work.data.kind.classes),
+        "templates": list(work.data.templates),
         "checkpoint": {
             "name": work.base.name,
             "public_name": work.base.public_name,

@@ -2,12 +2,14 @@
 
 import io
 import re
+import shutil
 import sys
 
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from sklearn.metrics import accuracy_score
 from transformers import AlignModel, AlignProcessor, AutoImageProcessor, AutoModelForImageClassification
 
 from finetune.commands.cli import main
@@ -63,7 +65,7 @@ def test_text_prompts_answer_where_labels_are_given(request, images, capsys, tmp
 
 
 def test_what_cannot_answer_is_refused(refused, two_towers, with_head, images, tiny):
-    for model in (two_towers.path, two_towers.path / "merged", tiny):
+    for model in (two_towers.path / "merged", tiny):
         found = refused("classify", model, images[0])
         assert f"Expected --label for {model}, which has no head that knows classes" in found
     found = refused("classify", with_head.path / "classifier", images[0], "--label", "a cat")
@@ -156,3 +158,75 @@ def test_tars_and_standard_input_are_classified_into_parquet(with_head, images, 
 def test_another_kind_of_output_is_refused(refused, with_head, images, tmp_path):
     found = refused("classify", with_head.path, images[0], "--output", tmp_path / "found.json")
     assert "Expected --output to end in .csv or .parquet, but got" in found
+
+
+def test_a_run_without_a_head_answers_for_its_classes_as_its_evaluation_does(
+    two_towers, colour_table, capsys, tmp_path
+):
+    """With the run's templates; the figures are those of its own predictions on the test rows."""
+    first, found = ask(capsys, tmp_path, two_towers.path, colour_table)
+    assert first.endswith("merged (zero-shot, in a photo of a {}.)")
+    best = found.loc[found.groupby("image")["probability"].idxmax()].set_index("image")
+    predictions = pd.read_csv(two_towers.path / "predictions.csv")
+    rows = pd.read_csv(colour_table).iloc[predictions["row"] - 2]
+    shown = best.loc[[str(colour_table.parent / image) for image in rows["image"]]]
+    assert shown["label"].tolist() == predictions["prediction"].tolist()
+    assert shown["probability"].tolist() == pytest.approx(predictions["score"].tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["two_towers", "with_head"])
+def test_accuracy_on_a_table_is_that_of_scikit_learn(request, colour_table, capsys, tmp_path, name):
+    """An image without label and one with two are classified, but not counted."""
+    rows = pd.read_csv(colour_table)[["image", "label"]]
+    rows.loc[0, "label"] = None
+    rows = pd.concat([rows, pd.DataFrame({"image": [rows["image"][5]], "label": ["no colour"]})])
+    own = shutil.copytree(colour_table.parent, tmp_path / "own")
+    rows.to_csv(own / "t.csv", index=False)
+    rows["image"] = [str(own / image) for image in rows["image"]]
+    table, run = tmp_path / "found.csv", request.getfixturevalue(name).path
+    words = ["classify", str(run), str(own / "t.csv"), "--truth", "label", "--output", str(table)]
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    found = pd.read_csv(table)
+    best = found.loc[found.groupby("image")["probability"].idxmax()].set_index("image")["label"]
+    kept = rows[:-1].drop(index=[0, 5])
+    expected = accuracy_score(kept["label"], best[kept["image"]])
+    assert found["image"].nunique() == 36
+    assert f"\nnot counted 1 image with several labels\naccuracy    {expected:.4f} of 34 images with a label\n" in shown
+
+
+def test_accuracy_on_a_tar(two_towers, capsys, tmp_path):
+    labels = ["red", "green", "red"]
+    members = [{f"{at}.jpg": picture(at), f"{at}.cls": label.encode()} for at, label in enumerate(labels)]
+    write_tar(tmp_path / "0.tar", *members)
+    table = tmp_path / "found.csv"
+    words = ["classify", str(two_towers.path), str(tmp_path / "0.tar"), "--truth", "cls", "--output", str(table)]
+    assert main(words) == 0
+    found = pd.read_csv(table).pivot(index="image", columns="label", values="probability").idxmax(axis=1)
+    expected = accuracy_score(labels, found.tolist())
+    assert f"\naccuracy    {expected:.4f} of 3 images with a label\n" in capsys.readouterr().out
+
+
+def test_labels_of_a_file_go_into_templates(tiny, images, capsys, tmp_path):
+    (tmp_path / "labels.txt").write_text('cat\n"dog, sitting"\n')
+    words = ("--labels", tmp_path / "labels.txt", "--template", "a {}", "--template", "one {}")
+    first, found = ask(capsys, tmp_path, tiny, *images, *words)
+    assert first.endswith("(zero-shot, in a {} | one {})")
+    expected = classify(tiny, images, ["cat", "dog, sitting"], templates=["a {}", "one {}"]).rows
+    assert found["label"].tolist() == expected["label"].tolist()
+    assert found["probability"].tolist() == pytest.approx(expected["probability"].tolist(), abs=1e-6)
+
+
+def test_words_that_do_not_go_together_are_refused(refused, with_head, two_towers, images, colour_table, tmp_path):
+    (tmp_path / "labels.txt").write_text("cat\ndog\n")
+    labels = ("--labels", tmp_path / "labels.txt")
+    assert "--label or --labels, but got both" in refused(
+        "classify", two_towers.path, images[0], *labels, "--label", "a"
+    )
+    assert "a table or tars with the column of --truth" in refused(
+        "classify", with_head.path, images[0], "--truth", "label"
+    )
+    found = refused("classify", two_towers.path, colour_table, *labels, "--truth", "label")
+    assert "to be among those that are asked about, but got 'red'" in found
+    found = refused("classify", two_towers.path, colour_table, "--truth", "labels")
+    assert "Did you mean 'label'" in found

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from torch.nn.modules.module import register_module_forward_hook
 from transformers import AlignModel, AlignProcessor, AutoModelForImageClassification, pipeline
 from transformers.models.align.modeling_align import AlignTextModel, AlignVisionModel
@@ -309,3 +310,114 @@ def test_labels_whose_probabilities_would_say_nothing_are_refused(sharp, images,
     with pytest.raises(RecipeError, match=message):
         classify(sharp, images, labels)
     assert opened() == 0
+
+
+TEMPLATES = ("a photo of a {}.", "{}, drawn", "one {}")
+
+
+@torch.no_grad()
+def plain_ensemble(checkpoint, images: list[Path], names: list[str]) -> torch.Tensor:
+    """Class embeddings as in CLIP's notebook: unit vectors of the prompts, their mean, made a unit vector again."""
+    align, processor = AlignModel.from_pretrained(checkpoint), AlignProcessor.from_pretrained(checkpoint, backend="pil")
+    classes = []
+    for name in names:
+        words = processor(text=[template.format(name) for template in TEMPLATES], return_tensors="pt")
+        prompts = align.get_text_features(**words).pooler_output
+        mean = (prompts / prompts.norm(dim=-1, keepdim=True)).mean(dim=0)
+        classes.append(mean / mean.norm())
+    pictures = processor(images=[Image.open(path).convert("RGB") for path in images], return_tensors="pt")
+    features = align.get_image_features(**pictures).pooler_output
+    features = features / features.norm(dim=-1, keepdim=True)
+    return (features @ torch.stack(classes).T / align.temperature).softmax(dim=1)
+
+
+def test_several_templates_are_averaged_as_class_prompts_are(sharp, images):
+    found = classify(sharp, images[:4], ["cat", "dog", "emu"], templates=TEMPLATES)
+    expected = plain_ensemble(sharp, images[:4], ["cat", "dog", "emu"])
+    assert expected.std() > 0.1
+    torch.testing.assert_close(as_matrix(found.rows, images[:4], ["cat", "dog", "emu"]), expected, rtol=1e-3, atol=1e-5)
+    assert found.answered_by.endswith("(zero-shot, in a photo of a {}. | {}, drawn | one {})")
+    with pytest.raises(RecipeError, match="each template to hold {} once"):
+        classify(sharp, images[0], LABELS, templates=["a photo"])
+
+
+def test_a_file_of_labels_is_written_into_the_runs_own_templates(sharp, images, tmp_path):
+    """As is each class of a run that has no head; a label that is given as a text is read as it stands."""
+    run = make_run(sharp, tmp_path / "run")
+    words = {"classes": ["cat", "dog", "emu"], "templates": TEMPLATES}
+    write_json(run.environment, words)
+    file = tmp_path / "names.csv"
+    file.write_text("n1,cat\n\nn2,dog\nn3, emu\n")
+    by_file = classify(run.path, images[:3], file)
+    expected = plain_ensemble(sharp, images[:3], words["classes"])
+    probabilities = as_matrix(by_file.rows, images[:3], words["classes"])
+    torch.testing.assert_close(probabilities, expected, rtol=1e-3, atol=1e-5)
+    alone = classify(run.path, images[:3], words["classes"])
+    assert alone.answered_by == f"the text prompts of {run.merged} (zero-shot)"
+    pd.testing.assert_frame_equal(alone.rows, classify(sharp, images[:3], file).rows)
+    pd.testing.assert_frame_equal(alone.rows, classify(run.path, images[:3], file, templates=["{}"]).rows)
+    assert classify(run.path, images[:3]).answered_by == f"the head of {run.classifier}"
+    with pytest.raises(RecipeError, match="asked without --template, but got 'one {}': its head reads no texts"):
+        classify(run.path, images[:3], templates=["one {}"])
+    shutil.rmtree(run.classifier)
+    pd.testing.assert_frame_equal(classify(run.path, images[:3]).rows, by_file.rows)
+
+
+def test_answers_are_measured_where_the_truth_is_known(sharp, images):
+    """By the labels as the file has them; images that cannot be read or have no label do not count."""
+    names = {"n1": "cat", "n2": "dog", "n3": "emu"}
+    random = np.random.default_rng(0)
+    truth = [None if number % 5 == 4 else f"n{random.integers(1, 4)}" for number in range(len(images))]
+    found = classify(sharp, images, names, truth=truth)
+    scores = as_matrix(found.rows, images, names.values())
+    known = [number for number, label in enumerate(truth) if label]
+    expected = [int(truth[number][1]) - 1 for number in known]
+    predicted = scores[known].argmax(dim=1).tolist()
+    assert found.measured == 28
+    assert found.metrics["accuracy"] == pytest.approx(accuracy_score(expected, predicted))
+    assert found.metrics["mean_per_class_recall"] == pytest.approx(balanced_accuracy_score(expected, predicted))
+    assert 0 < found.metrics["accuracy"] < 1
+    assert classify(sharp, images[:2], names, truth=[None, ""]).metrics == {}
+
+
+def test_equal_scores_are_right_by_their_chance(tiny, images, tmp_path):
+    """Where all classes have one embedding, a third is right of three, whatever the order."""
+    folder = shutil.copytree(tiny, tmp_path / "collapsed")
+    weights = load_file(folder / "model.safetensors")
+    weights |= {name: torch.zeros_like(weights[name]) for name in weights if name.startswith("text_projection")}
+    weights["text_projection.bias"] += 1
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    for label in LABELS:
+        found = classify(folder, images[:4], LABELS, truth=[label] * 4)
+        assert found.metrics["accuracy"] == pytest.approx(1 / 3)
+
+
+def test_truth_that_cannot_be_right_is_refused(sharp, classifier, images, count_opens):
+    opened = count_opens(Path(sharp) / "model.safetensors")
+    message = r"the true label of .*00\.png to be among .*, but got 'a gren square'\. Did you mean 'a green square'\?"
+    with pytest.raises(RecipeError, match=message):
+        classify(sharp, images[:1], LABELS, truth=["a gren square"])
+    with pytest.raises(RecipeError, match="a true label for each of 2 images, but got 1"):
+        classify(sharp, images[:2], LABELS, truth=LABELS[:1])
+    assert opened() == 0
+    if AutoModelForImageClassification.from_pretrained(classifier).config.problem_type == "multi_label_classification":
+        with pytest.raises(RecipeError, match="which finds several labels an image"):
+            classify(classifier, images[:1], truth=["cat"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "Expected labels, but got none"),
+        ("a cat\na dog, sitting, up\n", r"labels\.csv:2: Expected a label, or a label and its name.*comma in double"),
+        ("n1,cat\nn1,dog\n", r"labels\.csv:2: Expected each label once, but got 'n1'"),
+        ("a cat\n", "two labels or more"),
+        ("n1,cat\nn2,cat\n", "each --label once, but got 'cat' twice"),
+    ],
+)
+def test_files_of_labels_that_cannot_be_used_are_refused(sharp, images, tmp_path, text, message):
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises((TableError, RecipeError), match=message):
+        classify(sharp, images[:1], tmp_path / "labels.csv")
+    with pytest.raises(TableError, match="--labels to be a file"):
+        classify(sharp, images[:1], tmp_path / "label.csv")

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from finetune.core.types import Answers, ClassPrompts
-from finetune.data.prepare.texts import TextEncoder, write_prompts
+from finetune.data.loading.prompts import encode_prompts
+from finetune.data.prepare.texts import TextEncoder
 from finetune.data.table.cells import Integers
 from finetune.data.table.rows import Rows
 from finetune.metrics.accuracy import ClassAccuracy
@@ -76,12 +77,7 @@ class TableKind(ABC):
             texts: Encodes as the base's tokenizer does.
             templates: Sentences with `{}` once, where the name goes.
         """
-        if not self.classes:
-            return None
-        encoded = [texts.encode(text) for text in write_prompts(list(self.classes), templates)]
-        input_ids, attention_mask = map(torch.as_tensor, texts.pad(encoded))
-        label_ids = torch.arange(len(self.classes)).repeat_interleave(len(templates))
-        return ClassPrompts(self.classes, input_ids, attention_mask, label_ids)
+        return encode_prompts(self.classes, texts, templates) if self.classes else None
 
     def predictions(self, answers: Answers, metric: RowMetric) -> pd.DataFrame:
         """Returns what a model says of rows, a line for each.

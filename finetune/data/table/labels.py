@@ -10,7 +10,7 @@ import numpy as np
 
 from finetune.core.errors import did_you_mean
 from finetune.data.table.cells import Cells, Integers, Strings, as_strings, find_distinct, number_strings
-from finetune.data.table.faults import Fault
+from finetune.data.table.faults import Fault, TableFaultsError
 from finetune.data.table.label_sets import LabelSets, split_labels
 from finetune.data.table.places import Place
 from finetune.data.table.quotes import Records, is_spaced, long_fields
@@ -127,7 +127,6 @@ def _natural_key(name: str) -> tuple[list[tuple[str, int, str]], str]:
     return [(text, len(number) if given else -1, number) for text, number, given in numbers], name
 
 
-@long_fields()
 def name_classes(labels: Sequence[str], path: Path, faults: list[Fault]) -> tuple[str, ...]:
     """Looks up the display name of each class in a file of lines such as `n01440764,tench`.
 
@@ -142,18 +141,8 @@ def name_classes(labels: Sequence[str], path: Path, faults: list[Fault]) -> tupl
         TableFaultsError: If the file cannot be read.
     """
     file = str(path)
-    check_file(path, "data.table.names")
-    names: dict[str, str] = {}
-    records = Records(TextFile.open(path), ",", True, file, faults)
-    for number, record in records:
-        fields = [part.strip() for part in record]
-        if not any(fields):
-            continue
-        if len(fields) != 2 or not all(fields) or not records.is_one_line() or any(map(is_spaced, record)):
-            repair = 'Write label,name on each line; a name that holds a comma in double quotes: label,"name".'
-            faults.append(Fault(file, "a label and its name", repair, number, value="".join(records.lines()).rstrip()))
-        elif names.setdefault(fields[0], fields[1]) != fields[1]:
-            faults.append(Fault(file, "each label once", "Remove one of its names.", number, value=fields[0]))
+    repair = 'Write label,name on each line; a name that holds a comma in double quotes: label,"name".'
+    names = _read_fields(path, "data.table.names", (2,), Fault(file, "a label and its name", repair), faults)
     swapped = set(names.values())
     repair = "The label stands among the names: write label,name on each line, in this order."
     for label in (label for label in labels if label not in names):
@@ -166,3 +155,46 @@ def name_classes(labels: Sequence[str], path: Path, faults: list[Fault]) -> tupl
             repair = f"Its labels are {other} and {label}, which no text could distinguish. Give each its own name."
             faults.append(Fault(file, "another name for each class", repair, value=names[label]))
     return tuple(names.get(label, label) for label in labels)
+
+
+def read_names(path: Path, role: str) -> dict[str, str]:
+    """Reads labels and their display names from a file of lines such as `n01440764,tench`, or of labels alone.
+
+    Args:
+        path: A CSV file without header: label, or label and name.
+        role: What the user calls the file, for the message.
+
+    Returns:
+        The name of each label, which is the label itself where the line holds it alone, in the order of the lines.
+
+    Raises:
+        TableFaultsError: If the file cannot be read, holds no label, or has a line of another form.
+    """
+    faults: list[Fault] = []
+    repair = 'Put one that holds a comma in double quotes: "cat, sitting".'
+    rule = Fault(str(path), "a label, or a label and its name", repair)
+    names = _read_fields(path, role, (1, 2), rule, faults)
+    if not names and not faults:
+        faults.append(Fault(str(path), "labels", "Write one on each line."))
+    if faults:
+        raise TableFaultsError(faults)
+    return names
+
+
+@long_fields()
+def _read_fields(path: Path, role: str, widths: Sequence[int], rule: Fault, faults: list[Fault]) -> dict[str, str]:
+    """The first field of each line, and its last; lines of another form than the rule's become faults."""
+    check_file(path, role)
+    names: dict[str, str] = {}
+    records = Records(TextFile.open(path), ",", True, rule.file, faults)
+    for number, record in records:
+        fields = [part.strip() for part in record]
+        if not any(fields):
+            continue
+        is_plain = all(fields) and records.is_one_line() and not any(map(is_spaced, record))
+        if len(fields) not in widths or not is_plain:
+            line = "".join(records.lines()).rstrip()
+            faults.append(Fault(rule.file, rule.rule, rule.repair, number, value=line))
+        elif names.setdefault(fields[0], fields[-1]) != fields[-1]:
+            faults.append(Fault(rule.file, "each label once", "Remove one of its names.", number, value=fields[0]))
+    return names
