@@ -22,6 +22,7 @@ def add(commands: Commands) -> None:
         help="weight of what was trained between the base and it, 0 to 1, or auto (default: what the run exported)",
     )
     export.add_argument("--classifier", action="store_true", help="the image classifier of a run that trained a head")
+    export.add_argument("--onnx", action="store_true", help="towers and classifier in ONNX as well")
     add_anyway(export, "with --interpolation auto validation rows that RUN was trained on")
     add_keys(export, "With --interpolation auto ")
     export.set_defaults(command=_export)
@@ -52,5 +53,6 @@ def _export(options: argparse.Namespace) -> None:
         options.words,
         options.trust,
         options.anyway,
+        options.onnx,
     )
     say(f"{options.output}: {format_proof(proof)}")

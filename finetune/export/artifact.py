@@ -14,6 +14,8 @@ from torch import Tensor
 from finetune.core.files import refuse_existing, require_own, write_bytes, write_folder, write_json
 from finetune.core.places import require_place, require_utf8
 from finetune.export.cards import Card, write_card
+from finetune.export.onnx_files import OnnxFiles
+from finetune.export.onnx_proof import has_onnx, prove_onnx
 from finetune.export.proof import WITNESS_FILE, FreshProcess, fingerprint_artifact, prove
 from finetune.export.trained import TrainedModel
 from finetune.run.folder import RunFolder
@@ -91,13 +93,15 @@ class Artifact(ABC):
 
     @classmethod
     def prove(cls, folder: Path, fresh: FreshProcess) -> dict[str, Any]:
-        """Checks a folder of this kind against its witness, see `finetune.export.proof.prove`.
+        """Checks a folder of this kind against its witness, see `finetune.export.proof.prove`; its ONNX files likewise.
 
         Args:
             folder: The folder, witness included.
             fresh: The process that opens it.
         """
-        return prove(folder, cls.name, textwrap.dedent(inspect.getsource(cls.answer)), cls.relative, cls.exact, fresh)
+        code = textwrap.dedent(inspect.getsource(cls.answer))
+        proof = prove(folder, cls.name, code, cls.relative, cls.exact, fresh)
+        return {**proof, "onnx": prove_onnx(folder)} if has_onnx(folder) else proof
 
     def export(
         self,
@@ -107,6 +111,7 @@ class Artifact(ABC):
         measurement: Measurement | None = None,
         overwrite: bool = False,
         fresh: FreshProcess | None = None,
+        onnx: OnnxFiles | None = None,
     ) -> dict[str, Any]:
         """Writes the folder, with witness, proof and card, once a fresh process has reproduced the witness.
 
@@ -117,6 +122,7 @@ class Artifact(ABC):
             measurement: What `finetune compare` reads of the folder, where it was measured.
             overwrite: Whether an existing `output` is replaced.
             fresh: The process that opens the folder for its proof; None starts one.
+            onnx: What is written in ONNX beside the model.
 
         Returns:
             The content of `merge_proof.json`.
@@ -129,6 +135,8 @@ class Artifact(ABC):
         own = FreshProcess() if fresh is None else nullcontext(fresh)
         with own as opener, write_folder(output, overwrite) as staging:
             self.write(staging)
+            if onnx is not None:
+                onnx.write(staging)
             write_bytes(
                 staging / WITNESS_FILE,
                 save({name: tensor.contiguous() for name, tensor in self.witness().items()}),
@@ -137,7 +145,10 @@ class Artifact(ABC):
             hashes = {**fingerprint_artifact(staging), **origin["sha256"]}
             proof = {**self.prove(staging, opener), **origin, "sha256": hashes}
             write_json(staging / PROOF_FILE, proof)
-            write_card(staging, self.card(output.name, proof), title, metrics)
+            card = self.card(output.name, proof)
+            if onnx is not None:
+                card = card._replace(more=onnx.describe(output.name, proof["onnx"]))
+            write_card(staging, card, title, metrics)
             if measurement is not None:
                 write_measurement(measurement, staging / MEASUREMENT)
         return proof

@@ -33,6 +33,7 @@ class Card(NamedTuple):
         summary: What the folder holds, a sentence.
         proof: What was proven of it, sentences.
         code: Python that opens the folder and asks it.
+        more: Markdown that follows.
     """
 
     base_model: str
@@ -41,6 +42,7 @@ class Card(NamedTuple):
     summary: str
     proof: str
     code: str
+    more: str = ""
 
 
 def write_card(folder: Path, card: Card, title: str, metrics: Mapping[str, Any]) -> None:
@@ -71,6 +73,7 @@ def write_card(folder: Path, card: Card, title: str, metrics: Mapping[str, Any])
         *([f"{explained}\n"] if "R@" in results else []),
         f"{card.proof}\n",
         f"```python\n{card.code}```\n",
+        *([card.more] if card.more else []),
     ]
     write_text(folder / CARD_FILE, "\n".join(parts))
 

@@ -11,6 +11,7 @@ from finetune.export.cards import select_metrics
 from finetune.export.choose_interpolation import Choice
 from finetune.export.classifier import ImageClassifier
 from finetune.export.merged import MergedCheckpoint
+from finetune.export.onnx_files import OnnxFiles, require_onnx
 from finetune.export.trained import TrainedModel
 from finetune.model.base import Base
 from finetune.model.interpolate import check_interpolation
@@ -27,6 +28,7 @@ def export_run(
     overrides: Sequence[str] = (),
     trust: Sequence[str] = (),
     anyway: bool = False,
+    onnx: bool = False,
 ) -> dict[str, Any]:
     """Merges and proves what a finished run trained once more, into a folder of the user's choice.
 
@@ -41,12 +43,15 @@ def export_run(
         overrides: Recipe values to replace, for `auto` alone.
         trust: Modules that the run's recipe may name.
         anyway: Whether `auto` counts validation rows that the run was trained on.
+        onnx: Whether the folder holds the towers, and the classifier of a head, in ONNX as well; the folder of an image
+            classifier that alone. They are proven in a fresh process with onnxruntime.
 
     Returns:
         The content of `merge_proof.json`.
 
     Raises:
-        RecipeError: If there is no such run, `interpolation` is not in [0, 1], or there is nothing to choose it by.
+        RecipeError: If there is no such run, `interpolation` is not in [0, 1], there is nothing to choose it by, or
+            a package for `onnx` is missing.
         FileExistsError: If `output` exists and `overwrite` is false, or it is no folder that was exported.
         CheckpointError: If the run is not finished or did not train what is asked for, its base has changed, or the
             proof does not hold.
@@ -56,6 +61,8 @@ def export_run(
     require_finished(folder)
     _check_parts(folder, classifier)
     require_exportable(output, overwrite)
+    if onnx:
+        require_onnx()
     if overrides and interpolation != "auto":
         raise RecipeError(f"Expected recipe keys with --interpolation auto only, but got {overrides[0]}. Remove it.")
     if anyway and interpolation != "auto":
@@ -69,11 +76,13 @@ def export_run(
             check_interpolation(interpolation, "--interpolation")
             choice = Choice(interpolation)
     is_measured = choice is exported
-    artifact = kind.of(TrainedModel(folder, base, choice))
+    trained = TrainedModel(folder, base, choice)
+    artifact = kind.of(trained)
     assert artifact is not None
     metrics = select_metrics(kind.by_head, read_json(folder.metrics)) if is_measured else choice.as_metrics()
     measurement = read_measurement(folder.path / kind.name / MEASUREMENT) if is_measured else None
-    return artifact.export(output, folder.path.resolve().name, metrics, measurement, overwrite)
+    files = OnnxFiles(trained, only_classifier=classifier) if onnx else None
+    return artifact.export(output, folder.path.resolve().name, metrics, measurement, overwrite, onnx=files)
 
 
 def _check_parts(run: RunFolder, classifier: bool) -> None:

@@ -191,7 +191,9 @@ def format_proof(proof: Mapping[str, Any]) -> str:
     """
     found = ", ".join(f"{difference:.1e} ({name})" for name, difference in largest_differences(proof).items())
     model = "trained" if proof.get("interpolation", 1) == 1 else "interpolated"
-    return f"reproduces the {model} model within {found}; the tolerance is {proof['tolerance']:.0e}"
+    files = proof.get("onnx", {}).get("differences", {})
+    onnx = "".join(f"; onnx/{name}.onnx within {max(measures.values()):.1e}" for name, measures in files.items())
+    return f"reproduces the {model} model within {found}; the tolerance is {proof['tolerance']:.0e}{onnx}"
 
 
 def largest_differences(proof: Mapping[str, Any]) -> Mapping[str, float]:
