@@ -33,7 +33,7 @@ FILES = ["image", "text", "classifier"]
 BLOCKED = 'import sys\nsys.modules.update(dict.fromkeys(["torch", "transformers", "finetune"]))\n'
 
 
-@pytest.fixture(scope="module", params=["tiny", pytest.param("align-mini", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["tiny", "align-mini"])
 def exported(request, tiny, batch, opener, tmp_path_factory):
     """A run with both towers adapted and a head, and its merged folder with all three files."""
     base = Base.open(tiny if request.param == "tiny" else request.param)
@@ -62,6 +62,7 @@ def assert_close(answer: torch.Tensor, expected: torch.Tensor) -> None:
     assert (answer - expected).abs().max() <= 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 2, 7])
 def test_images_are_answered_as_plain_transformers_do_in_any_batch(exported, rows):
     side = exported.trained.witness["pixel_values"].shape[-1]
@@ -73,6 +74,7 @@ def test_images_are_answered_as_plain_transformers_do_in_any_batch(exported, row
     assert_close(ask(exported.folder, "classifier", pixel_values=pixels), logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "length"), [(1, 1), (1, 2), (2, 5), (7, 33), (2, 64), (1, 200)])
 def test_texts_are_answered_as_plain_transformers_do_in_any_batch_length_and_padding(exported, rows, length):
     generator = torch.Generator().manual_seed(length)
@@ -84,6 +86,7 @@ def test_texts_are_answered_as_plain_transformers_do_in_any_batch_length_and_pad
     assert_close(ask(exported.folder, "text", **texts), expected)
 
 
+@pytest.mark.slow
 def test_proof_tells_how_close_each_file_is(exported):
     found = exported.proof["onnx"]
     assert found["tolerance"] == 1e-4
@@ -98,6 +101,7 @@ def test_proof_tells_how_close_each_file_is(exported):
     assert json.loads((exported.folder / "merge_proof.json").read_text()) == exported.proof
 
 
+@pytest.mark.slow
 def test_files_have_free_batch_and_length_and_name_no_place_of_this_machine(exported):
     shapes = {}
     for name in FILES:
@@ -122,6 +126,7 @@ def test_files_have_free_batch_and_length_and_name_no_place_of_this_machine(expo
     }
 
 
+@pytest.mark.slow
 def test_code_of_the_card_needs_neither_torch_nor_transformers_and_gives_the_same_vectors(exported, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (130, 170, 4), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photo.png")
@@ -172,6 +177,7 @@ def test_verify_asks_the_files_again_and_notices_a_change(exported, tmp_path):
         verify(copy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "value"),
     [
