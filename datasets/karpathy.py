@@ -34,7 +34,7 @@ from finetune.core.files import require_own, write_folder, write_text
 from finetune.core.shipped import script
 from finetune.data.table.cells import as_strings
 from finetune.data.table.faults import SHOWN, Fault
-from finetune.data.table.image_files import find_images
+from finetune.data.table.image_files import ImageSearch
 from finetune.data.table.splits import SPLITS
 
 WRITTEN = {"captions.csv"}
@@ -115,7 +115,7 @@ def find_missing(file: str, rows: Sequence[dict[str, Any]], folder: Path) -> Ite
         folder: The folder of images.
     """
     images = list(dict.fromkeys(row["image"] for row in rows))
-    _, refused = find_images(as_strings(images), str(folder.absolute()))
+    _, refused = ImageSearch(str(folder.absolute())).find(as_strings(images))
     for image, reason in refused.items():
         yield Fault(file, reason.rule, reason.repair, column="filename", value=image)
 

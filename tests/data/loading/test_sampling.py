@@ -253,7 +253,11 @@ def test_recipe_names_the_sampling(uneven, tmp_path):
 # ---- on several processes
 
 
-@pytest.mark.parametrize("sampling", [None, ClassBalanced(), ClassBalanced(0.5), WeightedRows()], ids=repr)
+@pytest.mark.parametrize(
+    "sampling",
+    [None, ClassBalanced(), ClassBalanced(0.5), WeightedRows()],
+    ids=["each row once", "balanced", "half balanced", "weighted"],
+)
 @pytest.mark.parametrize("delivered", [0, 5])
 def test_processes_share_the_batches_of_one(sampling, delivered):
     """Rows and how often each came before, at any number of processes, and from a batch that another number reached."""
