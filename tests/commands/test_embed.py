@@ -120,6 +120,7 @@ def expect(capsys, photos: Path, words: list, place: Path) -> None:
     assert sorted(path.name for path in place.parent.iterdir()) == [place.name]
 
 
+@pytest.mark.slow
 def test_killed_processes_lose_nothing_and_others_go_on(capsys, tiny, photos, tmp_path):
     """Two of them share the work; both are killed with parts half done, and a third starts."""
     place = tmp_path / "photos.parquet"

@@ -102,6 +102,7 @@ def assert_alike(found: RunFolder, expected: RunFolder) -> None:
     pd.testing.assert_frame_equal(before, after, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_two_devices_end_as_one(write_recipe, tmp_path):
     recipe = write_recipe()
     for devices in (1, 2):

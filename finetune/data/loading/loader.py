@@ -1,7 +1,9 @@
 """Loaders of the rows whose images can be read; the main process gets a report of the others."""
 
+import atexit
 import signal
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -57,13 +59,23 @@ class BatchLoader(DataLoader[Batch]):
         self.nothing = nothing
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        """Yields the batches.
+        """Yields the batches. An error ends the workers at once: what it leaves behind is collected much later.
 
         Raises:
             TableError: If no image of all batches can be read, or of one batch if every batch is needed.
         """
-        is_empty, unreadable = True, []
-        for batch, unreadable, fault in super().__iter__():
+        collated = super().__iter__()
+        if self.num_workers:
+            atexit.register(_end_workers, weakref.ref(collated))
+        try:
+            yield from self._unpack(collated)
+        except Exception:
+            _end_workers(weakref.ref(collated))
+            raise
+
+    def _unpack(self, collated: Iterator[Collated]) -> Iterator[Batch]:
+        is_empty, unreadable = True, list[Unreadable]()
+        for batch, unreadable, fault in collated:
             if fault:
                 warnings.warn(fault, stacklevel=1)  # Python shows a warning once
             if unreadable:
@@ -115,6 +127,17 @@ class TrainBatchLoader(BatchLoader):
         self.batch_sampler.delivered = state["delivered"]
 
 
+def _end_workers(iterator: "weakref.ref[Any]") -> None:
+    """Ends workers that nobody reads from, before torch asks them by a signal, which they outlast.
+
+    Args:
+        iterator: Torch's, of a loader with or without workers; it may be gone.
+    """
+    found: Any = iterator()
+    if hasattr(found, "_shutdown_workers"):
+        found._shutdown_workers()
+
+
 def outlast_signals(worker: int) -> None:  # noqa: ARG001
     """Lets a worker go on when all processes are asked to end: the main process stops it, once it needs it no more.
 
@@ -127,7 +150,8 @@ def outlast_signals(worker: int) -> None:  # noqa: ARG001
 
 
 def _end_later(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    """Ends the process by its alarm, should the main process have meant it and it not have ended by then."""
+    """Ends the process by its alarm, should the main process have meant it, or when the main process asks again."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.alarm(_LAST_SECONDS)
 
 

@@ -1,6 +1,8 @@
 """Rows whose images cannot be read: an error that names them, or left out and listed, with worker processes too."""
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -169,6 +171,19 @@ def test_a_run_that_goes_on_remembers_what_was_left_out(
     build_trainer(max_steps=2, max_epochs=2, limit_val_batches=0).fit(task, again, ckpt_path=tmp_path / "stopped.ckpt")
     assert task.trainer.global_step == 2
     assert again.skipped == data.skipped
+
+
+def test_a_program_that_leaves_an_epoch_half_read_ends(colour_table: Path, tiny: str) -> None:
+    program = f"""
+from finetune import ImageTextDataModule, Table
+
+table = Table({str(colour_table)!r}, caption="caption", split="split")
+batches = iter(ImageTextDataModule(table, {tiny!r}, num_workers=2, batch_size=4).train_dataloader())
+print(len(next(batches).rows))
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "4\n"
 
 
 def test_another_word_is_refused(folder: Path) -> None:
