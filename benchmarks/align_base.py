@@ -58,6 +58,18 @@ IMAGE_PROCESSOR = {  # align-base's own settings
 }
 
 
+def make_random_base(folder: Path) -> str:
+    """Writes what `write_random_base` does into a folder within a folder, and returns its path.
+
+    Args:
+        folder: The folder around it.
+    """
+    base = folder / "base"
+    base.mkdir()
+    write_random_base(base)
+    return str(base)
+
+
 def write_random_base(folder: Path) -> None:
     """Writes random weights of align-base's size with align-base's image processor and align-mini's tokenizer.
 

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from align_base import write_random_base
+from align_base import make_random_base
 from scaling_costs import RESULTS, Record
 from speed_data import Job, draw_tables
 from speed_meter import DEVICE
@@ -128,11 +128,7 @@ def measure_all(options: argparse.Namespace) -> Record:
     messages: list[Record] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        checkpoint = options.checkpoint
-        if options.random:
-            (folder / "base").mkdir()
-            write_random_base(folder / "base")
-            checkpoint = str(folder / "base")
+        checkpoint = make_random_base(folder) if options.random else options.checkpoint
         steps = options.warmup + options.steps + options.split + 1
         most = max(options.batch_size, options.rows * max(options.processes))
         table = draw_tables(folder, most, steps)["captions"]

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from align_base import write_random_base
+from align_base import make_random_base
 from speed_data import Job, draw_tables, hold_all_out, write_emoji_tables
 from speed_meter import DEVICE
 from speed_table import Record, check_losses, describe_limits, format_table
@@ -164,11 +164,7 @@ def main() -> None:
     disable_progress_bar()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        checkpoint = options.checkpoint
-        if options.random:
-            (folder / "base").mkdir()
-            write_random_base(folder / "base")
-            checkpoint = str(folder / "base")
+        checkpoint = make_random_base(folder) if options.random else options.checkpoint
         if options.drawn:
             tables = draw_tables(folder, options.batch_size, options.warmup + options.steps)
         else:

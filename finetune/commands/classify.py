@@ -49,7 +49,7 @@ def _classify(options: argparse.Namespace) -> None:
     check_ending(options.output)
     if options.label and options.labels:
         raise RecipeError("Expected --label or --labels, but got both. Write all labels into the file.")
-    from finetune.inference.classifiers import choose_classifier, name_labels
+    from finetune.inference.classifiers import choose_classifier, name_labels, name_truth
     from finetune.inference.classify import ask
     from finetune.inference.embed import find_device
     from finetune.inference.list_parts import read_images
@@ -60,9 +60,8 @@ def _classify(options: argparse.Namespace) -> None:
     truth, several = None, 0
     if options.truth is not None:
         truth, several = read_true_labels(options.images, options.column, options.truth, listed.images)
-        truth = [name_labels(labels).get(label or "", label) for label in truth]
     classifier = choose_classifier(options.model, labels, options.template)
-    found = ask(classifier, listed.images, find_device(), truth)
+    found = ask(classifier, listed.images, find_device(), name_truth(truth, labels))
     _show(found, listed)
     if options.truth is not None:
         _show_accuracy(found, several)

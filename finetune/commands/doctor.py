@@ -1,6 +1,7 @@
 """`finetune doctor`: whether this machine can run the toolkit, and what to do where it cannot."""
 
 import argparse
+from itertools import chain
 
 from finetune.commands.options import Commands, add_recipe
 from finetune.core.console import say
@@ -30,15 +31,12 @@ def _doctor(options: argparse.Namespace) -> int:
     from finetune.pipeline.run_recipe import quieten
 
     quieten()
-    findings = []
-    for finding in examine():
+    problems = []
+    needs = find_needs(lambda: read_recipe(find_recipe(options.config), options.words, options.trust))
+    for finding in chain(examine(), needs if options.config is not None else ()):
         say(f"{finding.about:<15} {finding.found}", flush=True)
-        findings.append(finding)
-    if options.config is not None:
-        for finding in find_needs(lambda: read_recipe(find_recipe(options.config), options.words, options.trust)):
-            say(f"{finding.about:<15} {finding.found}", flush=True)
-            findings.append(finding)
-    problems = [finding for finding in findings if finding.repair]
+        if finding.repair:
+            problems.append(finding)
     for finding in problems:
         say(f"{'error' if finding.is_fatal else 'warning'}: {finding.about}: {finding.found}. {finding.repair}")
     if not problems:

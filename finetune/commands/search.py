@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ from finetune.core.errors import RecipeError
 
 if TYPE_CHECKING:
     from finetune.inference.search import Answers, Queries
+    from finetune.inference.vectors import Skipped
     from finetune.inference.ways import Way
 
 
@@ -54,12 +54,12 @@ def _search(options: argparse.Namespace) -> None:
     from finetune.inference.search import answer
 
     device = find_device(options.device, "--device")
-    queries, hidden = _read_queries(options)
+    queries, left_out = _read_queries(options)
     found = answer(options.model, options.index, queries, options.top, _choose_way(options), device)
     if found.notice:
         say(f"warning: {found.notice}", file=sys.stderr)
     _show(found)
-    for path, reason in (*found.skipped, *((path, "a hidden file") for path in hidden)):
+    for path, reason in (*left_out, *found.skipped):
         say(f"left out    {path}: {reason}")
     if options.output:
         write_frame(options.output, found.rows)
@@ -67,8 +67,8 @@ def _search(options: argparse.Namespace) -> None:
         _write_page(options, found, queries)
 
 
-def _read_queries(options: argparse.Namespace) -> tuple["Queries", Sequence[str]]:
-    """Returns what is searched for, and hidden files that were left out."""
+def _read_queries(options: argparse.Namespace) -> tuple["Queries", list["Skipped"]]:
+    """Returns what is searched for, and what was left out: rows with a fault, and hidden files."""
     given = [name for name in ("text", "image", "queries") if getattr(options, name)]
     if len(given) != 1:
         raise RecipeError(
@@ -79,17 +79,20 @@ def _read_queries(options: argparse.Namespace) -> tuple["Queries", Sequence[str]
     from finetune.inference.embedder import ImageEmbedder, TextEmbedder
     from finetune.inference.list_parts import list_images, list_texts
     from finetune.inference.search import Queries
+    from finetune.inference.vectors import Skipped
 
     if options.text:
         if empty := [text for text in options.text if not text.strip()]:
             raise RecipeError(f"Expected each --text to be a text, but got {empty[0]!r}. Word it, or leave it out.")
-        return Queries([*map(str, range(1, len(options.text) + 1))], options.text, TextEmbedder), ()
+        return Queries([*map(str, range(1, len(options.text) + 1))], options.text, TextEmbedder), []
     named = options.image or [options.queries]
     found = list_texts(named, options.texts) if options.texts else list_images(named, options.column)
     entries = [part.read() for part in found.parts]
     ids = [row for entry in entries for row in entry.ids]
     values = [value for entry in entries for value in entry.values]
-    return Queries(ids, values, TextEmbedder if options.texts else ImageEmbedder), found.hidden
+    left_out = [skipped for entry in entries for skipped in entry.skipped]
+    left_out += [Skipped(path, "a hidden file") for path in found.hidden]
+    return Queries(ids, values, TextEmbedder if options.texts else ImageEmbedder), left_out
 
 
 def _choose_way(options: argparse.Namespace) -> "Way":

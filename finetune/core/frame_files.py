@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 PARQUET = (".parquet", ".pq")
+"""What the names of Parquet files end in."""
 
 
 def check_ending(file: Path | None, option: str = "--output") -> None:

@@ -10,11 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.core.errors import RecipeError
-from finetune.core.files import write_file
-from finetune.inference.nearest import Nearest
+from finetune.core.files import write_bytes, write_text
+from finetune.inference.nearest import Nearest, normalise, rank
 from finetune.inference.vectors import FloatArray, VectorSource
 from finetune.inference.ways import Exact, Found, Way
-from finetune.metrics.ranking import TIE
 
 MEASURED = 100
 """Queries whose exact answers are looked for."""
@@ -47,13 +46,11 @@ class Faiss(Way):
     def find(self, index: VectorSource, queries: FloatArray, top: int) -> Found:
         """Searches, and measures the recall on the first queries."""
         built = self._open(index)
-        asked = np.ascontiguousarray(queries, dtype=np.float32)
-        asked /= np.linalg.norm(asked, axis=1, keepdims=True)
         top = min(top, built.ntotal)
         try:
             if self._parameters:
                 self._faiss.ParameterSpace().set_index_parameters(built, self._parameters)
-            similarity, rows = built.search(asked, top)
+            similarity, rows = built.search(normalise(queries).astype(np.float32), top)
         except RuntimeError as error:
             reason = str(error).rpartition(":")[2].strip()
             raise RecipeError(
@@ -61,21 +58,21 @@ class Faiss(Way):
             ) from error
         exact = Exact().find(index, queries[:MEASURED], top).nearest
         recall = _measure_recall(rows[:MEASURED], exact)
-        ranks = 1 + (similarity[:, None, :] > similarity[:, :, None] + TIE).sum(-1)
-        nearest = Nearest(rows, similarity.astype(np.float64), ranks, np.zeros(len(rows), bool))
+        similarity = similarity.astype(np.float64)
+        nearest = Nearest(rows, similarity, rank(similarity), np.zeros(len(rows), bool))
         return Found(nearest, None, recall, len(exact.rows))
 
     def _open(self, index: VectorSource) -> Any:
         facts = index.read_facts()
         kept = self._place.with_name(f"{self._place.name}.{re.sub(r'[^A-Za-z0-9]+', '-', self._factory)}.faiss")
         made_from = kept.with_name(f"{kept.name}.made_from")
-        if kept.is_file() and made_from.is_file() and made_from.read_text() == f"{self._factory} {facts.made_from}":
+        wanted = f"{self._factory} {facts.made_from}"
+        if kept.is_file() and made_from.is_file() and made_from.read_text() == wanted:
             return self._faiss.read_index(str(kept))
         built = self._build(index, facts.space.dimension, facts.rows)
         made_from.unlink(missing_ok=True)
-        with write_file(kept) as file:
-            file.write(self._faiss.serialize_index(built).data)
-        made_from.write_text(f"{self._factory} {facts.made_from}")
+        write_bytes(kept, self._faiss.serialize_index(built).data)
+        write_text(made_from, wanted)
         return built
 
     def _build(self, index: VectorSource, dimension: int, rows: int) -> Any:
@@ -99,9 +96,7 @@ class Faiss(Way):
 def _read(index: VectorSource) -> Iterator[FloatArray]:
     """Yields the vectors as faiss takes them: in float32, of length 1."""
     for piece in index.read_vectors():
-        vectors = np.array(piece, dtype=np.float32)
-        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-        yield vectors
+        yield normalise(piece).astype(np.float32)
 
 
 def _cells(rows: int) -> int:

@@ -102,6 +102,17 @@ def name_labels(labels: Labels) -> Mapping[str, str]:
     return labels if isinstance(labels, Mapping) else {label: label for label in _as_texts(labels)}
 
 
+def name_truth(truth: Sequence[str | None] | None, labels: Labels) -> list[str | None] | None:
+    """Returns the display name of the label of each image; those without one, and others, stay as they are.
+
+    Args:
+        truth: The labels; None where there are none.
+        labels: As for `choose_classifier`.
+    """
+    names = name_labels(labels)
+    return None if truth is None else [names.get(label or "", label) for label in truth]
+
+
 def _as_texts(labels: Sequence[str]) -> tuple[str, ...]:
     return (labels,) if isinstance(labels, str) else tuple(labels)
 

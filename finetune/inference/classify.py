@@ -13,7 +13,7 @@ from finetune.core.errors import RecipeError, TableError, did_you_mean
 from finetune.core.places import show
 from finetune.data.prepare.images import ImagePreparation
 from finetune.data.prepare.members import place_of
-from finetune.inference.classifiers import Classifier, Labels, choose_classifier, name_labels
+from finetune.inference.classifiers import Classifier, Labels, choose_classifier, name_truth
 from finetune.inference.embed import embed, find_device
 from finetune.inference.listing import require_files
 from finetune.inference.pictures import Pictures, PixelBatch, SkippedImage
@@ -64,9 +64,8 @@ def classify(
     if not paths:
         raise TableError("Expected at least one image, but got none.")
     require_files(paths)
-    names = name_labels(labels)
-    true = None if truth is None else [names.get(label or "", label) for label in truth]
-    return ask(choose_classifier(model, labels, templates), paths, device or find_device(), true)
+    classifier = choose_classifier(model, labels, templates)
+    return ask(classifier, paths, device or find_device(), name_truth(truth, labels))
 
 
 def ask(

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from hashlib import sha256
 from itertools import chain
 from typing import Any, ClassVar, NamedTuple
@@ -60,9 +61,6 @@ class Embedder(ABC):
         device: Where the tower runs.
         storage: How vectors are kept.
         batch_size: Images or texts that are asked about at a time; None takes the tower's own number.
-
-    Attributes:
-        space: What decides on the vectors.
     """
 
     tower: ClassVar[Tower]
@@ -79,25 +77,26 @@ class Embedder(ABC):
         self.device = device
         self.batch_size = batch_size or self.usual_batch
         self._base = base
-        self._levels = read_levels(processor.image_processor)
-        self._towers: AlignTowers | None = None
-        self.space = Space(
-            model=base.public_name,
-            fingerprint=base.fingerprint,
-            processor=describe_processor(processor),
+        self._processor, self._storage = processor, storage
+
+    @cached_property
+    def space(self) -> Space:
+        """What decides on the vectors; the weights are hashed for it."""
+        return Space(
+            model=self._base.public_name,
+            fingerprint=self._base.fingerprint,
+            processor=describe_processor(self._processor),
             tower=self.tower.name,
-            tower_fingerprint=base.fingerprint_tower(self.tower),
-            normalised=storage.normalised,
-            dimension=base.dimension,
-            dtype=storage.dtype,
+            tower_fingerprint=self._base.fingerprint_tower(self.tower),
+            normalised=self._storage.normalised,
+            dimension=self._base.dimension,
+            dtype=self._storage.dtype,
         )
 
-    @property
+    @cached_property
     def towers(self) -> AlignTowers:
         """The model, on the device."""
-        if self._towers is None:
-            self._towers = AlignTowers(self._base.load(), levels=self._levels).to(self.device)
-        return self._towers
+        return AlignTowers(self._base.load(), levels=read_levels(self._processor.image_processor)).to(self.device)
 
     @abstractmethod
     def embed(self, values: Sequence[str], note: Callable[[int], None]) -> Embedded:
@@ -117,12 +116,12 @@ class Embedder(ABC):
         Args:
             features: Float32 tensor of shape (N, D).
         """
-        vectors = (normalize(features, dim=-1) if self.space.normalised else features).numpy()
-        vectors = vectors.astype(self.space.dtype)
+        vectors = (normalize(features, dim=-1) if self._storage.normalised else features).numpy()
+        vectors = vectors.astype(self._storage.dtype)
         if not np.isfinite(vectors).all():
             raise RecipeError(
-                f"Expected finite vectors in {self.space.dtype}, but got NaN or infinity: {self.space.model} is no "
-                "sound model, or its features are too large to be kept raw in float16."
+                f"Expected finite vectors in {self._storage.dtype}, but got NaN or infinity: "
+                f"{self._base.public_name} is no sound model, or its features are too large to be kept raw in float16."
             )
         return vectors
 
@@ -151,7 +150,7 @@ class ImageEmbedder(Embedder):
         batches = noted()
         first = next(batches, None)
         found = None if first is None else embed(encode, chain([first], batches), self.device).image_features
-        features = torch.empty(0, self.space.dimension) if found is None else found
+        features = torch.empty(0, self._base.dimension) if found is None else found
         return Embedded(pictures.read, self.store(features), [Skipped(*skipped) for skipped in pictures.skipped])
 
 

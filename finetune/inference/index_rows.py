@@ -7,11 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 from finetune.core.errors import RecipeError, TableError
-from finetune.data.table.faults import TableFaultsError
 from finetune.data.table.filters import parse_filter
 from finetune.data.table.sources import TextFormat, find_files, read_cells
-from finetune.data.table.splits import RandomSplit
-from finetune.data.table.table import Table
+from finetune.inference.list_parts import open_table
 from finetune.inference.listing import is_table
 from finetune.inference.vectors import VectorSource
 
@@ -38,17 +36,13 @@ def choose_rows(index: VectorSource, condition: str, table: str | None, column: 
             f"Expected a table whose columns --filter compares, but got an index of {', '.join(facts.source)}. "
             "Pass --table TABLE, with the images' paths in --column."
         )
-    wanted = set[object]()
+    is_image = facts.space.tower == "image"
+    read = _read_images if is_image else _read_texts
     try:
-        for word in tables:
-            if facts.space.tower == "image":
-                wanted |= _read_images(word, column, condition)
-            else:
-                wanted |= _read_texts(word, column, condition)
+        wanted = set().union(*(read(word, column, condition) for word in tables))
     except (RecipeError, TableError) as error:
         kind = RecipeError if isinstance(error, RecipeError) else TableError
         raise kind(str(error).replace("data.table.filter", "--filter")) from error
-    is_image = facts.space.tower == "image"
     kept = [
         (value if is_image else (row, value)) in wanted
         for ids, values in index.read_names()
@@ -82,11 +76,7 @@ def take_names(index: VectorSource, rows: Collection[int]) -> dict[int, tuple[st
 
 
 def _read_images(table: str, column: str, condition: str) -> set[object]:
-    split = RandomSplit(val=0.0, test=0.0)
-    whole = Table(table, image=column, caption=column, split=split, filter=condition).inspect()
-    if whole.rows is None:
-        raise TableFaultsError(whole.faults)
-    return {*whole.rows.images.tolist()}
+    return {*open_table(table, column, condition)[0].images.tolist()}
 
 
 def _read_texts(table: str, column: str, condition: str) -> set[object]:

@@ -14,8 +14,9 @@ import numpy as np
 from finetune.core.errors import RecipeError, TableError
 from finetune.core.places import show
 from finetune.data.remote.places import check_remote, is_remote
-from finetune.data.table.faults import TableFaultsError
+from finetune.data.table.faults import Fault, TableFaultsError
 from finetune.data.table.paths import plain_paths
+from finetune.data.table.rows import Rows
 from finetune.data.table.sources import find_files
 from finetune.data.table.splits import RandomSplit
 from finetune.data.table.table import Table
@@ -196,15 +197,31 @@ def _require_distinct(parts: list[Part]) -> list[Part]:
     return parts
 
 
-def _read_images(table: str, column: str) -> Entries:
-    """The images of a table, each once. Rows with a fault are left out."""
+def open_table(table: str, column: str, condition: str | None = None) -> tuple[Rows, tuple[Fault, ...]]:
+    """Reads which images a table names: the rows without a fault, and the faults of the others.
+
+    Args:
+        table: The table.
+        column: The column that holds the paths of images.
+        condition: Which rows to keep, see `Table.filter`.
+
+    Raises:
+        TableFaultsError: If no row is without a fault.
+    """
     # Each row has its own path for a caption: whatever the table says of its images, nobody asks for it.
-    whole = Table(table, image=column, caption=column, split=RandomSplit(val=0.0, test=0.0)).inspect()
+    split = RandomSplit(val=0.0, test=0.0)
+    whole = Table(table, image=column, caption=column, split=split, filter=condition).inspect()
     if whole.rows is None:
         raise TableFaultsError(whole.faults)
-    first = np.sort(np.unique(whole.rows.image_ids, return_index=True)[1])
-    ids = [str(number) for number in whole.rows.numbers[first].tolist()]
-    return Entries(ids, whole.rows.images[first].tolist(), list_faults(whole.faults))
+    return whole.rows, whole.faults
+
+
+def _read_images(table: str, column: str) -> Entries:
+    """The images of a table, each once. Rows with a fault are left out."""
+    rows, faults = open_table(table, column)
+    first = np.sort(np.unique(rows.image_ids, return_index=True)[1])
+    ids = [str(number) for number in rows.numbers[first].tolist()]
+    return Entries(ids, rows.images[first].tolist(), list_faults(faults))
 
 
 def _plain_entries(named: Iterable[tuple[str, str]]) -> Entries:

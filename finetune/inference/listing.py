@@ -5,10 +5,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from finetune.core.errors import TableError, did_you_mean
+from finetune.core.frame_files import PARQUET
 from finetune.data.checks.concerns import count
 from finetune.data.prepare.images import EXTENSIONS
 from finetune.data.prepare.members import Member
-from finetune.data.table.sources import JSON_LINES, PARQUET, TABS, TAR
+from finetune.data.table.sources import JSON_LINES, TABS, TAR
 from finetune.data.table.text_files import COMPRESSIONS
 
 TABLES = frozenset({".csv", *TABS, *JSON_LINES, *PARQUET, TAR})

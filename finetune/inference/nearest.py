@@ -55,7 +55,7 @@ def find_nearest(
     """
     found = []
     for at in range(0, len(queries), QUERIES):
-        best = _Best(_normalise(queries[at : at + QUERIES]), top + SPARE)
+        best = _Best(normalise(queries[at : at + QUERIES]), top + SPARE)
         start = 0
         for piece in read():
             for first in range(0, len(piece), BLOCK):
@@ -119,13 +119,12 @@ class _Best:
         """Orders the best ones by their similarity in float64, then by their position."""
         self._choose()
         queries, rows, _, vectors = self._kept
-        exact = (_normalise(vectors) * self._queries[queries]).sum(-1)
+        exact = (normalise(vectors) * self._queries[queries]).sum(-1)
         order: npt.NDArray[Any] = np.lexsort((rows, -exact, queries))
         found = len(rows) // len(self._queries)  # the same number of each
         rows, exact = (part[order].reshape(-1, found) for part in (rows, exact))
-        ranks = 1 + (exact[:, None, :top] > exact[:, :top, None] + TIE).sum(-1)
         goes_on = (exact[:, top : top + 1] >= exact[:, top - 1 : top] - TIE).any(1)
-        return Nearest(rows[:, :top], exact[:, :top], ranks, goes_on)
+        return Nearest(rows[:, :top], exact[:, :top], rank(exact[:, :top]), goes_on)
 
 
 class _Candidates(NamedTuple):
@@ -142,7 +141,21 @@ class _Candidates(NamedTuple):
         return cls(nothing, nothing, np.empty(0, np.float32), np.empty((0, dimension), np.float32))
 
 
-def _normalise(vectors: FloatArray) -> npt.NDArray[np.float64]:
+def rank(similarity: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Returns for each answer one more than the number of those that are better by more than `TIE`.
+
+    Args:
+        similarity: Float array of shape (Q, K), descending in each row.
+    """
+    return np.array([1 + np.searchsorted(-row, -(row + TIE)) for row in similarity], np.int64).reshape(similarity.shape)
+
+
+def normalise(vectors: FloatArray) -> npt.NDArray[np.float64]:
+    """Returns vectors of length 1 in float64; those of length 0 stay.
+
+    Args:
+        vectors: Float array of shape (..., D).
+    """
     wide: npt.NDArray[np.float64] = vectors.astype(np.float64)
     wide /= np.maximum(np.linalg.norm(wide, axis=-1, keepdims=True), np.finfo(np.float64).tiny)
     return wide

@@ -135,7 +135,7 @@ def answer(
     found = (way or Exact()).find(opened, embedded.vectors, top)
     asked = [(queries.ids[at], queries.values[at]) for at in embedded.kept]
     goes_on = (query for (query, _), more in zip(asked, found.nearest.goes_on, strict=True) if more)
-    rows = tabulate(opened, asked, found.nearest)
+    rows = tabulate(opened, space.column, asked, found.nearest)
     return Answers(rows, (*goes_on,), found.compared, found.recall, found.asked, notice, tuple(embedded.skipped))
 
 
@@ -176,16 +176,16 @@ def require_same(space: Space, base: Base, processor: AlignProcessor) -> str | N
     return notice
 
 
-def tabulate(index: VectorSource, asked: Sequence[tuple[str, str]], found: Nearest) -> pd.DataFrame:
+def tabulate(index: VectorSource, column: str, asked: Sequence[tuple[str, str]], found: Nearest) -> pd.DataFrame:
     """Returns one line per query and answer, see `Answers.rows`.
 
     Args:
         index: Where the answers are.
+        column: What stands beside an id there, see `Space.column`.
         asked: Id and value of each query.
         found: The answers.
     """
     names = take_names(index, found.rows.reshape(-1).tolist())
-    column = index.read_facts().space.column
     return pd.DataFrame(
         [
             (query_id, query, rank, *names[row], similarity)

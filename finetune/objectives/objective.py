@@ -103,10 +103,7 @@ def count_positives(batch: Batch, anchors: slice = slice(None)) -> Tensor:
         batch: B rows.
         anchors: A of them.
     """
-    rows = range(len(batch.rows))[anchors]
-    size = max(1, PAIRS // max(1, len(batch.rows)))
-    chunks = [slice(start, min(start + size, rows.stop)) for start in range(rows.start, rows.stop, size)]
-    counts = [positive_mask(batch.ids_of(chunk), batch).sum(1) for chunk in chunks]
+    counts = [positive_mask(batch.ids_of(chunk), batch).sum(1) for chunk in _cut(batch, anchors)]
     return torch.cat(counts) if counts else batch.rows.new_zeros(0)
 
 
@@ -123,12 +120,17 @@ def in_chunks(
         batch: Their ids.
         anchors: Which of them.
     """
+    chunks = _cut(batch, anchors)
+    if len(chunks) <= 1:
+        return row_losses(embeddings, batch, anchors)
+    return torch.cat([_compute_again(row_losses, embeddings, batch, chunk) for chunk in chunks])
+
+
+def _cut(batch: Batch, anchors: slice) -> list[slice]:
+    """Cuts rows into chunks whose pairs with all rows of the batch are at most `PAIRS`, or those of one row."""
     rows = range(len(batch.rows))[anchors]
     size = max(1, PAIRS // max(1, len(batch.rows)))
-    if len(rows) <= size:
-        return row_losses(embeddings, batch, anchors)
-    chunks = [slice(start, min(start + size, rows.stop)) for start in range(rows.start, rows.stop, size)]
-    return torch.cat([_compute_again(row_losses, embeddings, batch, chunk) for chunk in chunks])
+    return [slice(start, min(start + size, rows.stop)) for start in range(rows.start, rows.stop, size)]
 
 
 def _compute_again(row_losses: Callable[[Embeddings, Batch, slice], Tensor], *inputs: Any) -> Tensor:

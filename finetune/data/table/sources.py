@@ -8,6 +8,7 @@ from operator import add
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+from finetune.core.frame_files import PARQUET
 from finetune.data.remote.places import is_remote
 from finetune.data.remote.store import open_store
 from finetune.data.remote.transfer import RemoteError
@@ -24,7 +25,6 @@ from finetune.data.table.text_files import COMPRESSIONS, check_file
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-PARQUET = (".parquet", ".pq")
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 TABS = (".tsv", ".tab")
 TAR = ".tar"

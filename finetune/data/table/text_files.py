@@ -111,7 +111,7 @@ def _decode(blocks: Iterator[bytes]) -> Iterator[str]:
 
 
 def _read_until(path: Path, position: int) -> Iterator[str]:
-    """Yields the text before a position; its last line, which may be empty, is told from none by an `x`."""
+    """Yields the text before a position; an `x` ends its last line, so that an empty one is not taken for none."""
 
     def cut() -> Iterator[bytes]:
         left = position

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from finetune.core.cache import cache_folder
-from finetune.pipeline.doctor.finding import Finding
+from finetune.pipeline.doctor.finding import GIB, Finding
 
-GIB = 1 << 30
 LEAST = 5 * GIB
 """Of a checkpoint of align-base's size, what a training saves, and the export."""
 

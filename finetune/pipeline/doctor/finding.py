@@ -2,6 +2,9 @@
 
 from typing import NamedTuple
 
+GIB = 1 << 30
+"""Bytes of the unit in which room is told."""
+
 
 class Finding(NamedTuple):
     """One thing that was looked at.

@@ -12,15 +12,14 @@ from PIL import __version__ as pillow
 from PIL import features
 
 from finetune.core.cores import count_cores
-from finetune.pipeline.doctor.finding import Finding
+from finetune.pipeline.doctor.finding import GIB, Finding
+from finetune.training.memory import free_bytes
 
-GIB = 1 << 30
 LEAST_MEMORY = 4 * GIB
 """Of the model, its gradients and one image of align-base's size."""
 LEAST_SHARED = GIB
 """Of the batches that workers hand over; a container has 64 MiB of it where nobody asked for more."""
 LEAST_FILES = 1024
-_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _SHARED = Path("/dev/shm")
 _DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -40,13 +39,9 @@ def find_machine() -> Iterator[Finding]:
 
 
 def _find_memory() -> Finding:
-    memory = psutil.virtual_memory()
-    free, total = memory.available, memory.total
-    with suppress(OSError, ValueError):  # "max" where there is no limit
-        total = min(total, int(_LIMIT.read_text()))
-        free = min(free, total)
+    free = free_bytes(torch.device("cpu"))
     repair = "" if free >= LEAST_MEMORY else "Close other programs, or set data.batch_size or model.micro_batch low."
-    return Finding("memory", f"{free / GIB:.1f} GiB free of {total / GIB:.1f}", repair)
+    return Finding("memory", f"{free / GIB:.1f} GiB free of {psutil.virtual_memory().total / GIB:.1f}", repair)
 
 
 def _find_accelerators() -> Iterator[Finding]:
@@ -65,7 +60,7 @@ def _find_accelerators() -> Iterator[Finding]:
         yield Finding("accelerator", device.type)
     else:
         for number in range(torch.cuda.device_count()):
-            free, total = torch.cuda.mem_get_info(number)
+            free, total = free_bytes(torch.device("cuda", number)), torch.cuda.mem_get_info(number)[1]
             half = "bf16" if torch.cuda.get_device_capability(number) >= (8, 0) else "no bf16"
             repair = "" if free >= LEAST_MEMORY else "Another program holds its memory: end it, or choose another GPU."
             name = f"{torch.cuda.get_device_name(number)}, {half}"
