@@ -14,8 +14,8 @@ SPARE = 32
 """Vectors kept beyond those asked for, as rounding in float32 may change the order of the last ones."""
 QUERIES = 1024
 """Queries answered in one pass over the vectors."""
-BLOCK = 4096
-"""Vectors compared at a time: they and their scores stay in the processor's cache."""
+BLOCK = 32_768
+"""Vectors compared at a time: so many that little but the memory's own speed counts."""
 
 
 class Nearest(NamedTuple):

@@ -20,6 +20,11 @@ def cut(vectors: np.ndarray, *lengths: int):
     return lambda: iter(np.split(vectors, np.cumsum(lengths)))
 
 
+@pytest.fixture(autouse=True)
+def several_blocks(monkeypatch):
+    monkeypatch.setattr(nearest, "BLOCK", 1024)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize(("count", "top"), [(9000, 10), (50, 80), (1, 3)])
 def test_the_best_are_those_of_a_full_sort(monkeypatch, dtype, count, top):
