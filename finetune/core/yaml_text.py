@@ -21,14 +21,27 @@ def read_yaml(path: Path) -> Any:
         RecipeError: If it is no YAML, asks for Python objects, or holds more than `MOST_VALUES` values once its aliases
             are written out.
     """
+    return parse_yaml(read_text(path), str(path))
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Reads a text as YAML.
+
+    Args:
+        text: The text.
+        source: What it is called in an error.
+
+    Raises:
+        RecipeError: As `read_yaml`.
+    """
     try:
-        values = yaml.safe_load(read_text(path))
+        values = yaml.safe_load(text)
         size = _count(values, {})
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a ValueError of dates and numbers there are none of
-        raise RecipeError(f"{path}: Expected valid YAML, but got: {error}") from error
+        raise RecipeError(f"{source}: Expected valid YAML, but got: {error}") from error
     if size > MOST_VALUES:
         raise RecipeError(
-            f"{path}: Expected at most {MOST_VALUES:,} values, but its aliases stand for {min(size, 10**18):,}. "
+            f"{source}: Expected at most {MOST_VALUES:,} values, but its aliases stand for {min(size, 10**18):,}. "
             "Do not use this file unless you know why."
         )
     return values

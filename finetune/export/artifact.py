@@ -14,6 +14,7 @@ from torch import Tensor
 from finetune.core.files import refuse_existing, require_own, write_bytes, write_folder, write_json
 from finetune.core.places import require_place, require_utf8
 from finetune.export.cards import Card, write_card
+from finetune.export.facts import Facts
 from finetune.export.onnx_files import OnnxFiles
 from finetune.export.onnx_proof import has_onnx, prove_onnx
 from finetune.export.proof import WITNESS_FILE, FreshProcess, fingerprint_artifact, prove
@@ -112,6 +113,7 @@ class Artifact(ABC):
         overwrite: bool = False,
         fresh: FreshProcess | None = None,
         onnx: OnnxFiles | None = None,
+        facts: Facts | None = None,
     ) -> dict[str, Any]:
         """Writes the folder, with witness, proof and card, once a fresh process has reproduced the witness.
 
@@ -123,6 +125,7 @@ class Artifact(ABC):
             overwrite: Whether an existing `output` is replaced.
             fresh: The process that opens the folder for its proof; None starts one.
             onnx: What is written in ONNX beside the model.
+            facts: What the card says of the training.
 
         Returns:
             The content of `merge_proof.json`.
@@ -148,7 +151,7 @@ class Artifact(ABC):
             card = self.card(output.name, proof)
             if onnx is not None:
                 card = card._replace(more=onnx.describe(output.name, proof["onnx"]))
-            write_card(staging, card, title, metrics)
+            write_card(staging, card, title, metrics, facts)
             if measurement is not None:
                 write_measurement(measurement, staging / MEASUREMENT)
         return proof

@@ -1,15 +1,18 @@
 """The model card of an exported folder."""
 
+import json
 import re
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+
 from finetune.core.console import make_harmless
 from finetune.core.files import write_text
-from finetune.export.proof import CARD_FILE
-from finetune.model.base import HUB_ID
+from finetune.export.facts import Facts, describe_licence, describe_training
+from finetune.model.base import CARD_FILE, HUB_ID
 from finetune.run.results import MODELS, format_results
 
 OPEN_IMAGE = """def open_image(path):  # as in training: upright, transparent pixels on white, 16-bit grey in 8 bits
@@ -20,6 +23,14 @@ OPEN_IMAGE = """def open_image(path):  # as in training: upright, transparent pi
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 """
 """What `finetune.data.prepare.images.open_image` does, in Pillow alone: for cards, README and guides."""
+
+KEPT = ("retention", "drift")
+"""The parts of `metrics.json` that speak of other domains."""
+
+_LIMITS = (
+    "The figures are those of rows of the same table: other cameras, places, languages or times may do worse.",
+    "Biases of the base and of the data remain. Nothing was tested for decisions about people.",
+)
 
 
 class Card(NamedTuple):
@@ -33,6 +44,10 @@ class Card(NamedTuple):
         summary: What the folder holds, a sentence.
         proof: What was proven of it, sentences.
         code: Python that opens the folder and asks it.
+        use: What it is meant for, sentences.
+        limits: What it cannot do, sentences.
+        library: The hub's name of the library that opens it.
+        relation: The hub's word for what it is to its base.
         more: Markdown that follows.
     """
 
@@ -42,11 +57,15 @@ class Card(NamedTuple):
     summary: str
     proof: str
     code: str
+    use: str = ""
+    limits: tuple[str, ...] = ()
+    library: str = "transformers"
+    relation: str = "finetune"
     more: str = ""
 
 
-def write_card(folder: Path, card: Card, title: str, metrics: Mapping[str, Any]) -> None:
-    """Writes `README.md`: what a folder is, how it did, how to load it.
+def write_card(folder: Path, card: Card, title: str, metrics: Mapping[str, Any], facts: Facts | None = None) -> None:
+    """Writes `README.md`: what a folder is, how to load it, how it did, what it is made of and may be used for.
 
     Args:
         folder: The folder.
@@ -54,28 +73,71 @@ def write_card(folder: Path, card: Card, title: str, metrics: Mapping[str, Any])
         title: The heading, a run's name.
         metrics: The content of `metrics.json` that is about this folder. A folder that was not measured has none, or
             that of its interpolation alone.
+        facts: What is known of its training.
     """
-    results = format_results(_name_plainly(metrics))
-    measured = "Measured on this folder:"
-    if not any(name in metrics for name in MODELS):
-        measured = "Not measured: this is not the model that its run measured."
-    explained = "R@K is a hit rate: the share of queries with a correct item among the K best."
+    named = _name_plainly(metrics)
+    sections = {
+        "Code": f"```python\n{card.code}```",
+        "Results": _describe_results({key: part for key, part in named.items() if key not in KEPT}),
+        "What it kept": _describe_kept({key: part for key, part in named.items() if key in KEPT}),
+        "Training": describe_training(card.base_model, facts) if facts else "",
+        "Intended use": card.use,
+        "Limits": "\n".join(f"- {limit}" for limit in (*card.limits, *_LIMITS)),
+        "Licence": describe_licence(facts.licence) if facts else "",
+        "Proof": card.proof,
+    }
+    written = [f"## {heading}\n\n{text}\n" for heading, text in sections.items() if text]
+    more = [card.more] if card.more else []
+    head = [f"---\n{_format_metadata(card, facts)}---\n", f"# {as_markdown(title)}\n", f"{card.summary}\n"]
+    write_text(folder / CARD_FILE, "\n".join([*head, *written, *more]))
+
+
+def _format_metadata(card: Card, facts: Facts | None) -> str:
+    """What the hub reads. Results have no place there: it compares them by data sets of its own."""
     hub_id = HUB_ID.fullmatch(card.base_model)
-    parts = [
-        "---",
-        *([f"base_model: {hub_id['name']}"] if hub_id else []),
-        "library_name: transformers",
-        f"pipeline_tag: {card.pipeline_tag}",
-        f"tags: [{', '.join(card.tags)}]",
-        f"---\n\n# {as_markdown(title)}\n",
-        f"{card.summary} {measured}\n",
-        *([f"{results}\n"] if results else []),
-        *([f"{explained}\n"] if "R@" in results else []),
-        f"{card.proof}\n",
-        f"```python\n{card.code}```\n",
-        *([card.more] if card.more else []),
+    licence = facts.licence if facts else None
+    values = {
+        "license": licence and licence.identifier,
+        "license_name": licence and licence.name and make_harmless(licence.name),
+        "license_link": licence and licence.link and make_harmless(licence.link),
+        "base_model": hub_id and hub_id["name"],
+        "base_model_relation": hub_id and card.relation,
+        "datasets": list(facts.datasets) if facts else [],
+        "library_name": card.library,
+        "pipeline_tag": card.pipeline_tag,
+        "tags": [*card.tags, "align-finetune"],
+    }
+    given = {key: value for key, value in values.items() if value}
+    return yaml.safe_dump(given, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def _describe_results(metrics: Mapping[str, Any]) -> str:
+    results = format_results(metrics)
+    if not any(name in metrics for name in MODELS):
+        return _join("Not measured: this is not the model that its run measured.", results)
+    explained = [
+        "R@K is a hit rate: the share of queries with a correct item among the K best." if "R@" in results else "",
+        "Intervals are those of a paired bootstrap over the test rows." if "difference" in metrics else "",
     ]
-    write_text(folder / CARD_FILE, "\n".join(parts))
+    return _join("Measured on this folder, on the test rows:", results, " ".join(filter(None, explained)))
+
+
+def _describe_kept(metrics: Mapping[str, Any]) -> str:
+    lost = "" if "retention" in metrics else "What was lost on other domains was not measured."
+    return _join(lost, format_results(metrics))
+
+
+def _join(*parts: str) -> str:
+    return "\n\n".join(filter(None, parts))
+
+
+def name_folder(folder: str) -> str:
+    """Returns the line of a card's code that says what is opened.
+
+    Args:
+        folder: The folder's name.
+    """
+    return f"folder = {json.dumps(folder)}  # or OWNER/NAME, where it lies on the model hub"
 
 
 def as_markdown(text: str) -> str:

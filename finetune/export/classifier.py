@@ -1,6 +1,5 @@
 """Image tower and head as a plain `EfficientNetForImageClassification` folder."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -9,7 +8,8 @@ from torch import Tensor
 
 from finetune.core.files import fingerprint_file
 from finetune.export.artifact import Artifact
-from finetune.export.cards import OPEN_IMAGE, Card
+from finetune.export.cards import OPEN_IMAGE, Card, name_folder
+from finetune.export.local_paths import drop_paths
 from finetune.export.trained import TrainedModel
 from finetune.model.efficientnet import build_classifier
 from finetune.model.head import LinearHead
@@ -43,6 +43,7 @@ class ImageClassifier(Artifact):
         with quiet_transformers():
             build_classifier(self.trained.model, self.head).save_pretrained(folder, safe_serialization=True)
         self.trained.processor.image_processor.save_pretrained(folder)
+        drop_paths(folder)
 
     def witness(self) -> dict[str, Tensor]:
         """Returns held-back images and their logits."""
@@ -80,14 +81,17 @@ class ImageClassifier(Artifact):
             "a plain `EfficientNetForImageClassification`; the classes are in `config.json`.",
             proof="A fresh process with plain transformers "
             f"{proof['versions']['transformers']} reproduced this model's logits within "
-            f"{proof['max_relative_difference']['logits']:.1e} of the largest (`merge_proof.json`); "
-            "`finetune verify` repeats that on any machine.",
+            f"{proof['max_relative_difference']['logits']:.1e} of the largest (`merge_proof.json`). Where "
+            "`witness.safetensors` lies beside it, `finetune verify` repeats that on any machine.",
+            use="Classification of images of the domain of the training data into the classes of `config.json`.",
+            limits=("Each image is answered for by these classes alone, whatever it shows.",),
             code=f"""from PIL import Image, ImageOps
 from transformers import AutoImageProcessor, pipeline
 
 {OPEN_IMAGE}
-processor = AutoImageProcessor.from_pretrained({json.dumps(folder)}, backend="pil")
-classify = pipeline("image-classification", model={json.dumps(folder)}, image_processor=processor)
+{name_folder(folder)}
+processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+classify = pipeline("image-classification", model=folder, image_processor=processor)
 print(classify(open_image("photo.png")))
 """,
         )

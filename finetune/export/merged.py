@@ -10,7 +10,8 @@ from transformers import AlignModel, AlignProcessor
 
 from finetune.core.files import fingerprint_file, write_json
 from finetune.export.artifact import Artifact
-from finetune.export.cards import OPEN_IMAGE, Card
+from finetune.export.cards import OPEN_IMAGE, Card, name_folder
+from finetune.export.local_paths import drop_paths
 from finetune.export.trained import TrainedModel
 from finetune.export.witness import INPUTS
 from finetune.model.pretrained import quiet_transformers
@@ -91,17 +92,23 @@ class MergedCheckpoint(Artifact):
             base_model=proof["base_model"],
             pipeline_tag="zero-shot-image-classification",
             tags=("align",),
-            summary=f"`{proof['base_model']}`, fine-tuned with LoRA by align-finetune and merged.",
+            summary=f"`{proof['base_model']}`, fine-tuned with LoRA by align-finetune and merged into a plain "
+            "`AlignModel`.",
             proof="A fresh process with plain transformers "
             f"{proof['versions']['transformers']} reproduced this model's embeddings within "
-            f"{max(proof['max_abs_difference'].values()):.1e} (`merge_proof.json`); `finetune verify` repeats that on "
-            f"any machine.{kept}",
+            f"{max(proof['max_abs_difference'].values()):.1e} (`merge_proof.json`). Where `witness.safetensors` lies "
+            f"beside it, `finetune verify` repeats that on any machine.{kept}",
+            use="Classification of images by words, and search for images by texts or for texts by images, in the "
+            "domain of the training data. Vectors compare with those of this model; with the base's only where a tower "
+            "is the base's, byte for byte.",
+            limits=("Texts longer than the tokenizer's limit are cut off.",),
             code=f"""from PIL import Image, ImageOps
 from transformers import AlignModel, AlignProcessor
 
 {OPEN_IMAGE}
-processor = AlignProcessor.from_pretrained({json.dumps(folder)}, backend="pil")
-model = AlignModel.from_pretrained({json.dumps(folder)})
+{name_folder(folder)}
+processor = AlignProcessor.from_pretrained(folder, backend="pil")
+model = AlignModel.from_pretrained(folder)
 labels = ["an image of a cat", "an image of a dog"]
 inputs = processor(images=open_image("photo.png"), text=labels, truncation=True, return_tensors="pt")
 probabilities = model(**inputs).logits_per_image.softmax(dim=1)
@@ -127,8 +134,9 @@ def write_processor(processor: AlignProcessor, folder: Path) -> None:
 
     Args:
         processor: Image processor and tokenizer.
-        folder: An existing folder.
+        folder: An existing folder. None of its configurations names a place of this machine afterwards.
     """
     processor.save_pretrained(folder)
     legacy = json.loads(processor.image_processor.to_json_string())
     write_json(folder / "preprocessor_config.json", legacy)
+    drop_paths(folder)

@@ -38,7 +38,7 @@ def describe_onnx(folder: str, processor: AlignProcessor, proof: Mapping[str, An
             *(["from tokenizers import Tokenizer"] if towers else []),
             f"\n{OPEN_IMAGE}",
             _read_pixels(processor),
-            f"folder = Path({json.dumps(folder)})\n",
+            f"folder = Path({json.dumps(folder)})  # of the hub: huggingface_hub.snapshot_download(NAME)\n",
             _OPEN,
             'pixels = np.stack([read_pixels(path) for path in ["photo.png"]])',
             *([_ask_towers(processor)] if towers else []),

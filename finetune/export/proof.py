@@ -13,12 +13,12 @@ from typing import Any, Self
 from finetune.core.errors import CheckpointError
 from finetune.core.files import fingerprint_file
 from finetune.export.witness import TOLERANCE, require_close
+from finetune.model.base import CARD_FILE
 from finetune.model.weights import Weights
 from finetune.run.measurement import MEASUREMENT
 from finetune.run.results import PROOF_FILE
 
 WITNESS_FILE = "witness.safetensors"
-CARD_FILE = "README.md"
 READ_UNASKED = (
     "adapter_config.json",
     "added_tokens.json",

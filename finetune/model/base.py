@@ -23,6 +23,7 @@ HUB_ID = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?"
 # What is downloaded of a hub id; adapter_config.json is among it, so that an adapter is recognised as one.
 MODEL_FILES = ["config.json", "*_config.json", "model*.safetensors", "model.safetensors.index.json"]
 PROCESSOR_FILES = ["tokenizer.json", "vocab.txt", "special_tokens_map.json", "added_tokens.json"]
+CARD_FILE = "README.md"  # states the licence
 SMALLEST_IMAGE = 32  # pixels; the image tower halves the side five times
 LARGEST_IMAGE = 4096  # an image tower keeps gigabytes of each image long before
 
@@ -263,7 +264,7 @@ def _download(checkpoint: str) -> Path:
             f"but got {checkpoint!r}, which is no folder. {did_you_mean(checkpoint, [MINI, *beside])}"
         )
     try:
-        patterns = MODEL_FILES + PROCESSOR_FILES
+        patterns = [*MODEL_FILES, *PROCESSOR_FILES, CARD_FILE]
         return Path(snapshot_download(hub_id["name"], revision=hub_id["revision"], allow_patterns=patterns))
     except Exception as error:  # the hub's client lets those of its transport through
         raise CheckpointError(

@@ -10,6 +10,7 @@ from finetune.export.artifact import require_exportable
 from finetune.export.cards import select_metrics
 from finetune.export.choose_interpolation import Choice
 from finetune.export.classifier import ImageClassifier
+from finetune.export.facts import read_facts
 from finetune.export.merged import MergedCheckpoint
 from finetune.export.onnx_files import OnnxFiles, require_onnx
 from finetune.export.trained import TrainedModel
@@ -82,7 +83,8 @@ def export_run(
     metrics = select_metrics(kind.by_head, read_json(folder.metrics)) if is_measured else choice.as_metrics()
     measurement = read_measurement(folder.path / kind.name / MEASUREMENT) if is_measured else None
     files = OnnxFiles(trained, only_classifier=classifier) if onnx else None
-    return artifact.export(output, folder.path.resolve().name, metrics, measurement, overwrite, onnx=files)
+    title, facts = folder.path.resolve().name, read_facts(folder, base)
+    return artifact.export(output, title, metrics, measurement, overwrite, onnx=files, facts=facts)
 
 
 def _check_parts(run: RunFolder, classifier: bool) -> None:

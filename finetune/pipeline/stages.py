@@ -18,10 +18,12 @@ from finetune.data.checks.unreadable import SkippedRow, write_skipped
 from finetune.data.remote.places import is_remote
 from finetune.data.remote.store import open_store
 from finetune.evaluation.measure import measure_calibration, measure_classifier, measure_towers
+from finetune.export.adapter_card import write_adapter_card
 from finetune.export.artifact import Artifact
 from finetune.export.artifacts import ARTIFACTS
 from finetune.export.cards import select_metrics, write_card
 from finetune.export.choose_interpolation import Choice
+from finetune.export.facts import read_facts
 from finetune.export.merged import MergedCheckpoint, write_processor
 from finetune.export.proof import FreshProcess
 from finetune.export.trained import TrainedModel
@@ -109,6 +111,7 @@ class Train(Stage):
             with write_folder(run.adapter) as staging:
                 save_adapter(task.towers.model, staging, work.base)
                 write_processor(data.processor, staging)
+                write_adapter_card(staging, run, work.base)
         if head is not None:
             head.write(run.head)
         write_json(run.training, {"notices": [concern._asdict() for concern in concerns]})
@@ -179,12 +182,13 @@ class Export(Stage):
     def make(self, work: Work) -> Sequence[Path]:
         """Exports each artifact."""
         trained = TrainedModel(work.run, work.base, Choice.read(work.run.choice))
+        facts = read_facts(work.run, work.base)
         with FreshProcess() as fresh:
             for kind in ARTIFACTS:
                 folder = work.run.path / kind.name
                 shutil.rmtree(folder, ignore_errors=True)
                 if artifact := kind.of(trained):
-                    artifact.export(folder, work.title, trained.choice.as_metrics(), fresh=fresh)
+                    artifact.export(folder, work.title, trained.choice.as_metrics(), fresh=fresh, facts=facts)
         return _exported(work.run)
 
 
@@ -248,7 +252,8 @@ class Report(Stage):
             folder = run.path / kind.name
             if folder.is_dir():
                 proof = read_json(folder / PROOF_FILE)
-                write_card(folder, kind.card(kind.name, proof), work.title, select_metrics(kind.by_head, metrics))
+                chosen = select_metrics(kind.by_head, metrics)
+                write_card(folder, kind.card(kind.name, proof), work.title, chosen, read_facts(run, work.base))
                 write_measurement(measured[_model_of(kind, run)], folder / MEASUREMENT)
                 proofs[kind.name] = format_proof(proof)
         run.skipped.unlink(missing_ok=True)

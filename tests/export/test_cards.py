@@ -1,20 +1,31 @@
 """The card of an exported folder: its metadata, what was measured, what was proven, and code that runs."""
 
 import ast
+import hashlib
+import json
 import re
+import shutil
+import subprocess
 import textwrap
 
 import numpy as np
+import pandas as pd
 import pytest
-import yaml
+from huggingface_hub import ModelCard
 from PIL import Image
 
-from finetune.export.cards import Card, select_metrics, write_card
+from finetune.core.files import write_json
+from finetune.export.adapter_card import describe_adapter
+from finetune.export.cards import KEPT, Card, select_metrics, write_card
 from finetune.export.classifier import ImageClassifier
+from finetune.export.facts import Facts, fingerprint_table, read_facts
 from finetune.export.merged import MergedCheckpoint
+from finetune.model.base import Base
+from finetune.model.licence import OF_MINI, Licence, read_licence
+from finetune.run.folder import RunFolder
 from finetune.run.results import format_results, format_table
 
-from .runs import CLASSES, open_trained
+from .runs import CLASSES, TEMPERATURE, open_trained
 
 RETRIEVAL = {
     "before": {"test/image_to_text/R@1": 0.125, "test/image_to_text/median_rank": 7.0},
@@ -47,26 +58,62 @@ CLASSIFIER_PROOF = {
 }
 
 
-def read_card(folder, kind, proof, metrics) -> tuple[dict, str]:
-    """The metadata and the text of a card."""
-    write_card(folder, kind.card("folder", proof), "birds", metrics)
-    _, metadata, text = (folder / "README.md").read_text().split("---\n", 2)
-    return yaml.safe_load(metadata), text
+FACTS = Facts(
+    base="ab" * 32,
+    licence=Licence("mit", "as the base's own card states"),
+    rows={"train": 1200, "val": 0, "test": 300},
+    classes=10,
+    table="cd" * 32,
+    files=1,
+    datasets=(),
+    versions={"align-finetune": "0.1.0", "torch": "2.13.0"},
+)
+HEADINGS = ["Code", "Results", "What it kept", "Training", "Intended use", "Limits", "Licence", "Proof"]
 
 
-def test_card_of_a_merged_folder_has_metadata_table_and_proof(tmp_path):
+def read_card(folder, kind, proof, metrics, facts=FACTS) -> tuple[dict, dict[str, str]]:
+    """The metadata, as the hub's own client reads them, and the text of each section of a card."""
+    write_card(folder, kind.card("folder", proof), "birds", metrics, facts)
+    card = ModelCard.load(folder / "README.md")
+    title, *sections = card.text.split("\n## ")
+    found = dict(section.split("\n\n", 1) for section in sections)
+    return card.data.to_dict(), {"title": title.strip()} | {name: text.strip() for name, text in found.items()}
+
+
+def test_card_of_a_merged_folder_has_metadata_and_all_sections(tmp_path):
     metadata, text = read_card(tmp_path, MergedCheckpoint, MERGED_PROOF, RETRIEVAL)
     assert metadata == {
+        "license": "mit",
         "base_model": "owner/name",
+        "base_model_relation": "finetune",
         "library_name": "transformers",
         "pipeline_tag": "zero-shot-image-classification",
-        "tags": ["align"],
+        "tags": ["align", "align-finetune"],
     }
-    assert text.startswith("\n# birds\n\n`owner/name`, fine-tuned with LoRA by align-finetune and merged. ")
-    assert f"Measured on this folder:\n\n{format_table(RETRIEVAL)}\n\nR@K is a hit rate: " in text
-    assert "plain transformers 5.23.0 reproduced this model's embeddings within 3.0e-07" in text
-    assert "The image tower is the base's, byte for byte." in text
-    assert "The text tower" not in text
+    assert list(text) == ["title", *HEADINGS]
+    assert text["title"].startswith("# birds\n\n`owner/name`, fine-tuned with LoRA by align-finetune and merged ")
+    measured = f"Measured on this folder, on the test rows:\n\n{format_table(RETRIEVAL)}\n\nR@K is a hit rate: "
+    assert text["Results"].startswith(measured)
+    assert text["What it kept"] == "What was lost on other domains was not measured."
+    assert "plain transformers 5.23.0 reproduced this model's embeddings within 3.0e-07" in text["Proof"]
+    assert "The image tower is the base's, byte for byte." in text["Proof"]
+    assert "The text tower" not in text["Proof"]
+
+
+def test_card_says_what_the_model_was_made_of(tmp_path):
+    _, text = read_card(tmp_path, MergedCheckpoint, MERGED_PROOF, RETRIEVAL)
+    assert text["Training"].splitlines() == [
+        f"- Base: `owner/name`, weights with the fingerprint `{'ab' * 32}`.",
+        "- Data: images with labels of 10 classes, 1,200 for training, 300 for testing rows.",
+        f"- SHA-256 of the table: `{'cd' * 32}`; the images are no part of it.",
+        "- Versions: align-finetune 0.1.0, torch 2.13.0.",
+    ]
+    facts = FACTS._replace(classes=0, files=3, datasets=("owner/pets",), table=None)
+    metadata, text = read_card(tmp_path, MergedCheckpoint, MERGED_PROOF, RETRIEVAL, facts)
+    assert metadata["datasets"] == ["owner/pets"]
+    assert "- Data: images with captions, 1,200 for training" in text["Training"]
+    assert "- Data sets of the hub: `owner/pets`." in text["Training"]
+    assert "SHA-256 of" not in text["Training"]
 
 
 @pytest.mark.parametrize(
@@ -76,22 +123,33 @@ def test_card_of_a_merged_folder_has_metadata_table_and_proof(tmp_path):
 @pytest.mark.parametrize(("kind", "proof"), [(MergedCheckpoint, MERGED_PROOF), (ImageClassifier, CLASSIFIER_PROOF)])
 def test_metadata_name_a_base_of_the_hub_alone(tmp_path, kind, proof, base, expected):
     metadata, text = read_card(tmp_path, kind, proof | {"base_model": base}, {})
-    assert metadata.get("base_model") == expected
-    assert f"`{base}`" in text
+    assert (metadata.get("base_model"), "base_model_relation" in metadata) == (expected, expected is not None)
+    assert f"`{base}`" in text["title"]
 
 
 def test_card_of_a_classifier_has_metadata_table_and_proof(tmp_path):
     metadata, text = read_card(tmp_path, ImageClassifier, CLASSIFIER_PROOF, select_metrics(True, HEAD))
-    assert metadata == {
-        "base_model": "owner/name",
-        "library_name": "transformers",
-        "pipeline_tag": "image-classification",
-        "tags": ["align", "efficientnet"],
-    }
-    assert f"Measured on this folder:\n\n{format_results(HEAD)}\n\nA fresh process" in text
-    assert "the temperature went from 1 to 2" in text
-    assert "R@K" not in text
-    assert "plain transformers 5.23.0 reproduced this model's logits within 4.0e-07 of the largest" in text
+    assert metadata["pipeline_tag"] == "image-classification"
+    assert metadata["tags"] == ["align", "efficientnet", "align-finetune"]
+    assert list(text) == ["title", *HEADINGS]
+    results = format_results({key: part for key, part in HEAD.items() if key not in KEPT})
+    assert text["Results"].startswith(f"Measured on this folder, on the test rows:\n\n{results}\n\nIntervals are ")
+    assert "+80.0 (+70.0 to +85.0)" in text["Results"]
+    assert "the temperature went from 1 to 2" in text["Results"]
+    assert "R@K" not in text["Results"]
+    assert "Drift 0.250" in text["What it kept"]
+    assert "plain transformers 5.23.0 reproduced this model's logits within 4.0e-07 of the largest" in text["Proof"]
+
+
+def test_what_was_kept_stands_in_a_table_of_its_own(tmp_path):
+    difference = {"value": -0.25, "low": -0.5, "high": -0.1, "verdict": "lower"}
+    table = {"metric": "test/accuracy", "before": 0.5, "after": 0.25, "relative_loss": 0.5, "difference": difference}
+    retention = {"tables": {"photos": table}, "mean_relative_loss": 0.5, "worst_relative_loss": 0.5}
+    _, text = read_card(tmp_path, MergedCheckpoint, MERGED_PROOF, RETRIEVAL | {"retention": retention})
+    row = next(line for line in text["What it kept"].splitlines() if line.startswith("| photos"))
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    assert cells == ["photos", "test/accuracy", "50.0 %", "25.0 %", "50.0 %", "-25.0 (-50.0 to -10.0)"]
+    assert "photos" not in text["Results"]
 
 
 def test_merged_card_of_a_head_holds_the_figures_by_prompts_and_not_the_heads(tmp_path):
@@ -99,9 +157,8 @@ def test_merged_card_of_a_head_holds_the_figures_by_prompts_and_not_the_heads(tm
     columns = {"before": HEAD["before"], "linear probe": HEAD["linear probe"], "after": HEAD["zero-shot after"]}
     assert selected == columns | {"drift": 0.25}
     _, text = read_card(tmp_path, MergedCheckpoint, MERGED_PROOF, selected)
-    assert f"Measured on this folder:\n\n{format_table(columns)}\n\nDrift 0.250" in text
-    assert "90.0 %" not in text
-    assert "temperature" not in text
+    assert text["Results"] == f"Measured on this folder, on the test rows:\n\n{format_table(columns)}"
+    assert "90.0 %" not in "".join(text.values())
 
 
 def test_without_a_head_all_figures_are_the_merged_folders():
@@ -113,34 +170,120 @@ def test_without_a_head_all_figures_are_the_merged_folders():
 def test_card_of_a_folder_that_was_not_measured_says_so(tmp_path, kind, proof):
     sentence = "Not measured: this is not the model that its run measured."
     _, text = read_card(tmp_path, kind, proof, {})
-    assert f" {sentence}\n\nA fresh process" in text
+    assert text["Results"] == sentence
     _, text = read_card(tmp_path, kind, proof, {"interpolation": {"chosen": 0.25}})
-    assert f" {sentence}\n\nInterpolation 0.25: the weights lie 25 % of the way " in text
-    assert "Measured on this folder" not in text
+    assert text["Results"].startswith(f"{sentence}\n\nInterpolation 0.25: the weights lie 25 % of the way ")
 
 
 def test_card_of_a_kind_that_says_little(tmp_path):
     write_card(tmp_path, Card("a/b", "feature-extraction", ("x", "y"), "A folder.", "Proven.", "print(1)\n"), "t", {})
-    assert (tmp_path / "README.md").read_text() == textwrap.dedent(
+    head, rest = (tmp_path / "README.md").read_text().split("## Results")
+    assert head == textwrap.dedent(
         """\
         ---
         base_model: a/b
+        base_model_relation: finetune
         library_name: transformers
         pipeline_tag: feature-extraction
-        tags: [x, y]
+        tags:
+        - x
+        - y
+        - align-finetune
         ---
 
         # t
 
-        A folder. Not measured: this is not the model that its run measured.
+        A folder.
 
-        Proven.
+        ## Code
 
         ```python
         print(1)
         ```
+
         """
     )
+    assert re.findall(r"## (.*)", rest) == ["What it kept", "Limits", "Proof"]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ("license: cc-by-nc-4.0\nlanguage: en", ("cc-by-nc-4.0", None, None)),
+        ("license: other\nlicense_name: mine\nlicense_link: LICENSE", ("other", "mine", "LICENSE")),
+        ("tags: [vision]", None),
+        ("license: [mit, apache-2.0]", None),
+        ("license: Ask us, please", None),
+        ("license: !!python/object/apply:os.system [id]", None),
+        ("license: {", None),
+    ],
+)
+def test_licence_is_what_the_bases_own_card_states(tmp_path, metadata, expected):
+    (tmp_path / "README.md").write_text(f"---\n{metadata}\n---\n\n# A base under the MIT licence\n")
+    found = read_licence(Base("owner/name", tmp_path))
+    assert (None if found is None else (found.identifier, found.name, found.link)) == expected
+
+
+def test_licence_of_a_base_without_a_card_is_not_known(tmp_path):
+    assert read_licence(Base("owner/name", tmp_path)) is None
+    (tmp_path / "README.md").write_text("license: mit\n")
+    assert read_licence(Base("owner/name", tmp_path)) is None
+    (tmp_path / "README.md").write_bytes(b"---\nlicense: mit\n---\n\xff")
+    assert read_licence(Base("owner/name", tmp_path)) is None
+    assert read_licence(Base("align-mini", tmp_path)) == OF_MINI
+
+
+def test_card_says_what_to_fill_in_where_the_licence_is_not_known(tmp_path):
+    metadata, text = read_card(tmp_path, MergedCheckpoint, MERGED_PROOF, {}, FACTS._replace(licence=None))
+    assert "license" not in metadata
+    assert text["Licence"].startswith("Not known: ")
+    assert "`license:`" in text["Licence"]
+    other = Licence("other", "as its card states", "mine: #1", "https://example.org/a b")
+    metadata, _ = read_card(tmp_path, MergedCheckpoint, MERGED_PROOF, {}, FACTS._replace(licence=other))
+    assert [metadata[key] for key in ("license", "license_name", "license_link")] == ["other", *other[2:]]
+
+
+def test_licence_is_handed_on_by_a_model_that_becomes_a_base(tmp_path):
+    read_card(tmp_path, MergedCheckpoint, MERGED_PROOF, {})
+    found = read_licence(Base(str(tmp_path), tmp_path))
+    assert found is not None
+    assert found.identifier == "mit"
+
+
+def test_facts_are_those_that_a_run_keeps(two_towers, colour_table, tiny):
+    facts = read_facts(RunFolder(two_towers.path), Base.open(tiny))
+    splits = pd.read_csv(colour_table)["split"].value_counts()
+    assert dict(facts.rows) == {name: splits[name] for name in ("train", "val", "test")}
+    assert (facts.classes, facts.files, facts.datasets) == (3, 1, ())
+    assert facts.table == hashlib.sha256(colour_table.read_bytes()).hexdigest()
+    assert facts.base == Base.open(tiny).fingerprint
+
+
+def test_table_of_several_files_has_the_fingerprint_that_the_shell_finds(tmp_path):
+    files = []
+    for name in "ab":
+        (tmp_path / f"{name}.csv").write_text(f"image\n{name}.png\n")
+        files.append({"path": name, "sha256": hashlib.sha256((tmp_path / f"{name}.csv").read_bytes()).hexdigest()})
+    command = "sha256sum b.csv a.csv | cut -c1-64 | LC_ALL=C sort | sha256sum"
+    shown = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert fingerprint_table(files) == shown.split()[0]
+    assert fingerprint_table([]) is None
+    assert fingerprint_table([*files, {"path": "https://example.org/c.csv", "version": ""}]) is None
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("hf://datasets/owner/pets@v1/data/train.parquet", ("owner/pets",)),
+        ("hf://datasets/owner/pets/train.parquet", ("owner/pets",)),
+        ("hf://owner/pets/train.parquet", ()),
+        ("/data/datasets/owner/pets/train.csv", ()),
+    ],
+)
+def test_data_sets_of_the_hub_are_named(tmp_path, base, path, expected):
+    run = RunFolder(tmp_path)
+    write_json(run.environment, {"table": [{"path": path, "version": "1"}], "classes": [], "versions": {}})
+    assert read_facts(run, base).datasets == expected
 
 
 def read_code(folder) -> str:
@@ -175,6 +318,32 @@ def test_code_of_a_classifiers_card_runs_beside_the_folder(base, head_run, tmp_p
     write_card(tmp_path / "pets", artifact.card("pets", CLASSIFIER_PROOF), "birds", {})
     exec(read_code(tmp_path / "pets"), {})
     assert any(name in capsys.readouterr().out for name in CLASSES)
+
+
+@pytest.mark.usefixtures("photo")
+def test_code_of_an_adapters_card_runs_beside_the_folder(base, run, tmp_path):
+    shutil.copytree(run.adapter, tmp_path / "adapter")
+    write_card(tmp_path / "adapter", describe_adapter("adapter", base), "birds", {}, FACTS)
+    metadata = ModelCard.load(tmp_path / "adapter" / "README.md").data.to_dict()
+    assert (metadata["library_name"], metadata["tags"]) == ("peft", ["align", "lora", "align-finetune"])
+    names = {}
+    exec(read_code(tmp_path / "adapter").replace('"BASE"', json.dumps(str(base.folder))), names)
+    assert names["probabilities"].sum().item() == pytest.approx(1)
+    assert names["model"].get_base_model().temperature.item() == pytest.approx(TEMPERATURE)
+
+
+def test_card_of_an_adapter_names_a_base_of_the_hub_with_its_revision(tmp_path):
+    card = describe_adapter("adapter", Base("owner/name@v1", tmp_path))
+    assert (card.base_model, card.relation) == ("owner/name@v1", "adapter")
+    assert 'base = "owner/name"\n' in card.code
+    assert 'AlignModel.from_pretrained(base, revision="v1")' in card.code
+
+
+def test_a_run_leaves_a_card_in_its_adapter(two_towers):
+    card = ModelCard.load(two_towers.path / "adapter" / "README.md")
+    assert card.data.library_name == "peft"
+    assert card.text.startswith("\n# colours\n")
+    assert "labels of 3 classes" in card.text
 
 
 HOSTILE = "<img src=x onerror=alert(1)> [a](javascript:b) | `c`\n# d\x1b[31m\u202e <script>"

@@ -242,4 +242,5 @@ def test_card_shows_how_to_load_it(trained):
     assert f"The image tower of `{trained.base.public_name}`" in card
     assert "pipeline_tag: image-classification" in card
     assert "| test/accuracy | 97.5 % |" in card
-    assert 'pipeline("image-classification", model="classifier", image_processor=processor)' in card
+    assert '\nfolder = "classifier"  # or OWNER/NAME' in card
+    assert 'pipeline("image-classification", model=folder, image_processor=processor)' in card
