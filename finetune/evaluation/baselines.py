@@ -45,7 +45,7 @@ def embed_images(
         data: A table with labels.
         device: Where the image tower runs.
         test: What the same model said of the test rows, image features among it.
-        progress: Title of a progress bar on a terminal; None shows none.
+        progress: Title under which progress is shown; None shows none.
     """
 
     def encode(batch: Batch) -> Answers:

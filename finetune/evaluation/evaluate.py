@@ -47,7 +47,7 @@ def evaluate(
         loader: The rows, of which each of several processes has its part.
         metric: A fresh one, that of the table's kind; it observes the answers.
         device: Where the model runs; None for the fastest.
-        progress: Title of a progress bar on a terminal; None shows none.
+        progress: Title under which progress is shown; None shows none.
 
     Raises:
         RecipeError: If the model answers with NaN or infinity.

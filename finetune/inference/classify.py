@@ -92,7 +92,7 @@ def ask(
     def encode(batch: PixelBatch) -> _Scores:
         return _Scores(logits(batch.pixel_values))
 
-    scores = embed(encode, pictures, device).class_scores
+    scores = embed(encode, pictures, device, progress="images").class_scores
     probabilities = scores.sigmoid() if classifier.is_multilabel else scores.softmax(dim=-1)
     rows = _tabulate(images, pictures, classifier.classes, probabilities)
     found = Classified(classifier.name, rows, tuple(pictures.skipped))

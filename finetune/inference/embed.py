@@ -6,9 +6,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from tqdm import tqdm
 
 from finetune.core import processes
+from finetune.core.bar import Bar
 from finetune.core.errors import RecipeError
 from finetune.core.types import ClassPrompts, Texts
 from finetune.model.towers import AlignTowers
@@ -37,7 +37,7 @@ def embed(
         batches: What it is asked, in order.
         device: Where the batches are moved.
         dtype: Precision of the forward pass: float32, or what autocast computes in.
-        progress: Title of a progress bar on a terminal; None shows none.
+        progress: Title under which progress is shown; None shows none.
         shared: Whether other processes ask the same model about the other rows of each batch, as the loaders of
             `ImageTextDataModule` divide them. Each process then has all answers.
 
@@ -176,9 +176,10 @@ def find_device(accelerator: str = "auto", option: str = "trainer.accelerator") 
 
 def _show(batches: Iterable[Given], title: str | None) -> Iterator[Given]:
     total = len(batches) if isinstance(batches, Sized) else None
-    # disable=None shows the bar on a terminal alone.
-    is_silent = title is None or not processes.is_first()
-    yield from tqdm(batches, title, total, leave=False, disable=True if is_silent else None)
+    with Bar(title or "", total, shown=title is not None and processes.is_first()) as bar:
+        for batch in batches:
+            yield batch
+            bar.advance(1, len(batch[0]) * processes.count())
 
 
 def _rebuild(like: Found, fields: Iterable[Any]) -> Found:

@@ -1,18 +1,14 @@
 """Parts embedded by any number of processes: each takes what nobody has done or holds, and may come and go."""
 
 import json
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
-from typing import Never
 
-from tqdm import tqdm
-
-from finetune.core.console import say
+from finetune.core.bar import Bar
 from finetune.core.errors import TableError
 from finetune.inference.claims import claim
 from finetune.inference.embedder import Embedder
@@ -139,7 +135,7 @@ def embed_parts(files: PartFiles, parts: Sequence[Part], is_over: Callable[[], b
     titles = [f"part {at} of {len(parts)}" for at in range(1, len(parts) + 1)]
     left = [(title, part) for title, part in zip(titles, parts, strict=True) if files.find(part) is None]
     tally = Tally(found=len(parts) - len(left))
-    with tqdm(unit=" rows", leave=False, disable=None) as bar:
+    with Bar("parts", len(parts), "parts", f"{files.embedder.space.tower}s", tally.found) as bar:
         while left and not is_over():
             before = left
             left = [(title, part) for title, part in before if not _settle(files, part, title, tally, bar)]
@@ -148,7 +144,7 @@ def embed_parts(files: PartFiles, parts: Sequence[Part], is_over: Callable[[], b
     return tally
 
 
-def _settle(files: PartFiles, part: Part, title: str, tally: Tally, bar: "tqdm[Never]") -> bool:
+def _settle(files: PartFiles, part: Part, title: str, tally: Tally, bar: Bar) -> bool:
     """Embeds a part unless it is done or held; returns whether nothing is left to do of it."""
     if files.find(part) is not None:
         return True
@@ -164,17 +160,14 @@ def _settle(files: PartFiles, part: Part, title: str, tally: Tally, bar: "tqdm[N
             return True
 
         def note(rows: int) -> None:
-            bar.update(rows)
+            bar.advance(0, rows)
             tally.rows += rows
             held.renew()
 
-        bar.set_description(title)
+        bar.title = title
         assert files.embedder.towers  # opened before time is taken
-        started, rows = time.perf_counter(), tally.rows
+        started = time.perf_counter()
         files.write(part, entries, note)
-        seconds = time.perf_counter() - started
-        tally.parts, tally.seconds = tally.parts + 1, tally.seconds + seconds
-        if bar.disable:
-            done = tally.rows - rows
-            say(f"{title}, {part.name}: {done:,} rows, {done / seconds:.1f}/s", sys.stderr, flush=True)
+        tally.parts, tally.seconds = tally.parts + 1, tally.seconds + time.perf_counter() - started
+        bar.advance()
         return True

@@ -56,6 +56,7 @@ class Pictures:
         self.read: list[int] = []
         self.skipped: list[SkippedImage] = []
         self._images = images
+        self._batch_size = batch_size
         self._first: PixelBatch | None = None
         self._batches = self._prepare(prepare, batch_size)
 
@@ -73,6 +74,9 @@ class Pictures:
                 f"Expected {first.image} to be a whole image ({', '.join(FORMATS)}), but got: {first.reason}{others}. "
                 "Save it again as a PNG or JPEG of ordinary size."
             )
+
+    def __len__(self) -> int:
+        return len(range(0, len(self._images), self._batch_size))
 
     def __iter__(self) -> Iterator[PixelBatch]:
         if self._first is not None:

@@ -223,6 +223,16 @@ def _check_monitors(trainer: Trainer, task: AlignTask, validated: TableKind | No
             f"Expected {type(callback).__name__} of trainer.callbacks to monitor what is logged, but got {monitor!r}. "
             f"{did_you_mean(str(monitor), known)}"
         )
+    better = {"train/loss": "min", "val/loss": "min"}
+    if validated is not None:
+        better[f"val/{validated.metric().headline}"] = "max"
+    for callback in callbacks:
+        monitor, mode = getattr(callback, "monitor", None), getattr(callback, "mode", None)
+        if monitor in better and mode not in (None, better[monitor]):
+            raise RecipeError(
+                f"Expected mode of {type(callback).__name__} in trainer.callbacks to be {better[monitor]} for "
+                f"{monitor}, but got {mode}: it would take worse for better. Set it to {better[monitor]}."
+            )
 
 
 def _logged_in_training(task: AlignTask) -> Iterator[str]:

@@ -10,7 +10,7 @@ from typing import Any, cast, get_args, get_type_hints
 import torch
 from jsonargparse import ArgumentError, Namespace
 from lightning import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
@@ -141,12 +141,15 @@ class Recipe:
             )
         return task
 
-    def build_trainer(self, callbacks: Sequence[Callback] = (), logger: Logger | None = None) -> Trainer:
+    def build_trainer(
+        self, callbacks: Sequence[Callback] = (), logger: Logger | None = None, bar: ProgressBar | None = None
+    ) -> Trainer:
         """The trainer, with the run's callbacks before the recipe's own, and its logger after them.
 
         Args:
             callbacks: What the run needs to follow the training.
             logger: The run's own log, whatever other loggers the recipe names.
+            bar: Shows how far the training is, unless the recipe names another bar, or wants none.
 
         Raises:
             RecipeError: If its values do not go together, or with this machine.
@@ -169,8 +172,8 @@ class Recipe:
             loggers = []
         values["logger"] = [*([loggers] if isinstance(loggers, Logger) else loggers), *filter(None, [logger])]
         has_bar = any(isinstance(one, ProgressBar) for one in values["callbacks"])
-        if values["enable_progress_bar"] is not False and not has_bar and self.device.type != "cpu":
-            values["callbacks"].append(TQDMProgressBar(refresh_rate=20))  # to show a loss is to wait for the device
+        if bar is not None and values["enable_progress_bar"] is not False and not has_bar:
+            values["callbacks"].append(bar)
         try:
             return Trainer(**values)
         except Exception as error:  # of many kinds, and all of them of these values

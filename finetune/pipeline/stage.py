@@ -4,6 +4,7 @@ It is skipped as long as that is unchanged and the output is there.
 """
 
 import sys
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,10 @@ from finetune.run.folder import RunFolder
 
 
 class Stage(ABC):
-    """One step of a run. Its record names the fingerprints of what it read, the files it left, and rows it skipped."""
+    """One step of a run.
+
+    Its record names the fingerprints of what it read, the files it left, rows it skipped, and the seconds it took.
+    """
 
     name: ClassVar[str]
     is_shared: ClassVar[bool] = False
@@ -46,12 +50,13 @@ class Stage(ABC):
         inputs = processes.from_first(lambda: self._begin(work))
         if inputs is None:
             return
+        started = time.monotonic()
         if self.is_shared:
             made = self.make(work)
             work.data.share_unreadable()
-            processes.from_first(lambda: self._end(work, inputs, made))
+            processes.from_first(lambda: self._end(work, inputs, made, started))
         else:
-            processes.from_first(lambda: self._end(work, inputs, self.make(work)))
+            processes.from_first(lambda: self._end(work, inputs, self.make(work), started))
 
     def _begin(self, work: Work) -> dict[str, str] | None:
         """The inputs of a stage that is not done, of which nothing is left to be taken for done."""
@@ -64,10 +69,16 @@ class Stage(ABC):
             outdated.unlink(missing_ok=True)
         return inputs
 
-    def _end(self, work: Work, inputs: dict[str, str], made: Sequence[Path]) -> None:
+    def _end(self, work: Work, inputs: dict[str, str], made: Sequence[Path], started: float) -> None:
         skipped = [row._asdict() for row in work.data.skipped]
-        record = {"inputs": inputs, "outputs": work.places(made), "skipped": skipped}
+        seconds = round(time.monotonic() - started, 3)
+        record = {"inputs": inputs, "outputs": work.places(made), "skipped": skipped, "seconds": seconds}
         write_json(work.run.stage(self.name), record)
+
+    def seconds(self, work: Work) -> float:
+        """Returns how long the stage took; 0 where that is not known."""
+        record = work.run.stage(self.name)
+        return float(read_json(record).get("seconds", 0.0)) if record.is_file() else 0.0
 
     def changed_inputs(self, work: Work) -> list[str]:
         """Returns the names of inputs that have changed since the stage was done; none if it was never done."""

@@ -83,7 +83,8 @@ class Train(Stage):
         """Trains, from where an interrupted training of the same things was saved, or from the start."""
         run, task = work.run, work.task
         use_choices(work.recipe, task, work.data, processes.from_first(lambda: self._prepare(work)))
-        concerns = fit(work.recipe, task, work.data, run)
+        seconds = processes.from_first(lambda: MEASURE_BASE.seconds(work))  # what is exported takes about as long
+        concerns = fit(work.recipe, task, work.data, run, seconds)
         processes.from_first(lambda: self._write(work, concerns))
         del work.task
         return [*_trained(run), run.training, run.environment, run.table]
@@ -264,8 +265,8 @@ class Report(Stage):
         return [run.metrics, run.predictions, run.skipped, run.report, *carried, run.finished]
 
 
-TRAIN = Train()
-STAGES: tuple[Stage, ...] = (MeasureBase(), TRAIN, Choose(), Export(), Measure(), Report())
+MEASURE_BASE, TRAIN = MeasureBase(), Train()
+STAGES: tuple[Stage, ...] = (MEASURE_BASE, TRAIN, Choose(), Export(), Measure(), Report())
 
 
 def _model_of(kind: type[Artifact], run: RunFolder) -> str:

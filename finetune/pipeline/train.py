@@ -1,7 +1,6 @@
 """A recipe's training: the weights kept by the validation metric, or the average of several trainings (a soup)."""
 
 import gc
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,12 +26,14 @@ from finetune.pipeline.recipe import Recipe
 from finetune.run.folder import RunFolder
 from finetune.training.best_weights import LatestBest
 from finetune.training.collapse import CollapseWatch
+from finetune.training.early_end import find_early_end
 from finetune.training.heap import freed_memory_kept
 from finetune.training.progress import BEST, Progress
 from finetune.training.save_progress import SaveProgress
 from finetune.training.step_seeds import StepSeeds
 from finetune.training.stop_request import StopRequest
 from finetune.training.task import AlignTask
+from finetune.training.training_bar import TrainingBar
 
 _MODEL = "towers.model."
 
@@ -46,6 +47,7 @@ class Training(NamedTuple):
         watch: Notices what goes wrong.
         progress: Where it is saved from time to time.
         stop: Knows whether the process is asked to end.
+        bar: Shows how far it is; what follows it may be told to it.
     """
 
     trainer: Trainer
@@ -53,6 +55,7 @@ class Training(NamedTuple):
     watch: CollapseWatch
     progress: Progress
     stop: StopRequest
+    bar: TrainingBar
 
 
 def build_training(recipe: Recipe, data: ImageTextDataModule, run: RunFolder) -> Training:
@@ -72,12 +75,14 @@ def build_training(recipe: Recipe, data: ImageTextDataModule, run: RunFolder) ->
     watch = CollapseWatch()
     logger = CSVLogger(save_dir=run.path.parent, name=run.path.name, version="")
     progress, stop = Progress(run.checkpoints, logger), StopRequest()
-    save = SaveProgress(progress, recipe.run.save_interval, stop)
-    trainer = recipe.build_trainer([save, StepSeeds(data.seed), keep, watch], logger)
-    return Training(trainer, keep, watch, progress, stop)
+    save, bar = SaveProgress(progress, recipe.run.save_interval, stop), TrainingBar(metric)
+    trainer = recipe.build_trainer([save, StepSeeds(data.seed), keep, watch], logger, bar)
+    return Training(trainer, keep, watch, progress, stop, bar)
 
 
-def fit(recipe: Recipe, task: AlignTask, data: ImageTextDataModule, run: RunFolder) -> list[Concern]:
+def fit(
+    recipe: Recipe, task: AlignTask, data: ImageTextDataModule, run: RunFolder, seconds_after: float = 0.0
+) -> list[Concern]:
     """Trains, and leaves the latest best weights by the validation metric in the task, or the last without one.
 
     With `run.soup` above 1 it trains so many times, and leaves the average. The first training is the one there would
@@ -90,21 +95,20 @@ def fit(recipe: Recipe, task: AlignTask, data: ImageTextDataModule, run: RunFold
         task: What is trained.
         data: The table.
         run: Where checkpoints and logged values are written.
+        seconds_after: What the run takes after the training, as far as known, to be shown.
 
     Returns:
         What went wrong in training.
     """
     if recipe.run.soup == 1:
-        kept, notices = _fit_once(recipe, lambda: task, data, run)
+        kept, notices = _fit_once(recipe, lambda: task, data, run, 0, seconds_after)
         _load(task, kept)
         return notices
     members, notices = [], []
     for number, folder in enumerate(run.members(recipe.run.soup)):
-        if processes.is_first():
-            print(f"training {number + 1} of {recipe.run.soup}", file=sys.stderr)
         seed = member_seed(recipe.run.seed, number)
         build_member = partial(recipe.build_task, seed) if number else lambda: task
-        kept, found = _fit_once(recipe, build_member, data.with_seed(seed), folder)
+        kept, found = _fit_once(recipe, build_member, data.with_seed(seed), folder, number, seconds_after)
         members.append(kept)
         notices += found
         gc.collect()  # a trainer and its task hold each other, and a whole model with them
@@ -123,12 +127,19 @@ def member_seed(seed: int, number: int) -> int:
 
 
 def _fit_once(
-    recipe: Recipe, build_task: Callable[[], AlignTask], data: ImageTextDataModule, run: RunFolder
+    recipe: Recipe,
+    build_task: Callable[[], AlignTask],
+    data: ImageTextDataModule,
+    run: RunFolder,
+    number: int,
+    seconds_after: float,
 ) -> tuple[dict[str, Any], list[Concern]]:
     """Trains once, and returns the checkpoint to keep: of the weights, all that training changes."""
     if not processes.from_first(run.fitted.is_file):
         seed_everything(data.seed, verbose=False)  # whatever this process has drawn before
-        _take_steps(build_task(), data, run, build_training(recipe, data, run))
+        training = build_training(recipe, data, run)
+        training.bar.place(number, recipe.run.soup, seconds_after)
+        _take_steps(build_task(), data, run, training)
     fitted = processes.from_first(lambda: read_json(run.fitted))
     kept = torch.load(run.checkpoints / fitted["kept"], map_location="cpu", weights_only=True)
     data.bad_images.reasons.update({int(row): reason for row, reason in fitted["unreadable"].items()})
@@ -137,7 +148,7 @@ def _fit_once(
 
 def _take_steps(task: AlignTask, data: ImageTextDataModule, run: RunFolder, training: Training) -> None:
     """Takes the steps that are left, and records which weights to keep."""
-    trainer, keep, watch, progress, stop = training
+    trainer, keep, watch, progress, stop, _ = training
     checkpoint = processes.from_first(progress.recover)
     with stop.awaited():
         try:
@@ -149,7 +160,8 @@ def _take_steps(task: AlignTask, data: ImageTextDataModule, run: RunFolder, trai
         path = keep.best_model_path or keep.last_model_path
         if not path:
             raise RecipeError("Expected at least one step of training, but got none before trainer.max_time. Raise it.")
-        notices = [notice._asdict() for notice in watch.notices]
+        noticed = [*watch.notices, *filter(None, [find_early_end(trainer)])]
+        notices = [notice._asdict() for notice in noticed]
         data.share_unreadable()
         fitted = {"kept": Path(path).name, "notices": notices, "unreadable": data.bad_images.reasons}
         processes.from_first(lambda: write_json(run.fitted, fitted))

@@ -1,5 +1,6 @@
 """Images classified as plain transformers classifies them, by prompts or by a head; nothing is computed twice."""
 
+import re
 import shutil
 from collections import defaultdict
 from pathlib import Path
@@ -16,6 +17,7 @@ from transformers import AlignModel, AlignProcessor, AutoModelForImageClassifica
 from transformers.models.align.modeling_align import AlignTextModel, AlignVisionModel
 from transformers.models.efficientnet.modeling_efficientnet import EfficientNetModel
 
+from finetune.core import bar
 from finetune.core.errors import CheckpointError, RecipeError, TableError
 from finetune.core.files import write_json
 from finetune.inference.classify import classify
@@ -102,6 +104,14 @@ def test_prompts_answer_as_the_model_card_does(sharp, images, forwards):
     expected = plain_probabilities(sharp, images, LABELS)
     assert expected.std() > 0.1
     torch.testing.assert_close(probabilities, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_progress_is_shown(sharp, images, capsys, monkeypatch):
+    monkeypatch.setattr(bar, "REPEATED", 0.0)
+    classify(sharp, images, LABELS)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("images: 1 of 2 batches, ")
+    assert re.fullmatch(r"images: 2 of 2 batches, 00:00 left, [\d.e+]+ images/s", second)
 
 
 def test_prompts_answer_as_the_pipeline_does(sharp, images):

@@ -131,6 +131,10 @@ REFUSED = [
     (["--trainer.callbacks", EARLY % "val_loss"], r"EarlyStopping .* but got 'val_loss'\. Did you mean 'val/loss'"),
     (["--trainer.callbacks", EARLY % "val/loss", "--trainer.limit_val_batches", "0"], "but got 'val/loss'"),
     (["--trainer.callbacks", EARLY % "train/los"], "but got 'train/los'. Did you mean 'train/loss'"),
+    (
+        ["--trainer.callbacks", EARLY % "val/accuracy"],
+        r"mode of EarlyStopping .* to be max for val/accuracy, but got min: it would take worse for better\. Set it",
+    ),
     (["--trainer.callbacks", "[lightning.pytorch.callbacks.LearningRateFinder]"], "to name no LearningRateFinder"),
     (
         ["--trainer.callbacks", ON_ERROR],

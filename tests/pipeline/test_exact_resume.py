@@ -94,6 +94,17 @@ KINDS: dict[str, dict[str, Any]] = {
         "trainer": {"val_check_interval": 4, "check_val_every_n_epoch": None, "max_epochs": -1, "max_steps": 13},
     },
     "soup": {**TWO_TOWERS, "run": {"soup": 2}},
+    "stops early": {
+        **TWO_TOWERS,
+        "trainer": {
+            "callbacks": [
+                {
+                    "class_path": "lightning.pytorch.callbacks.EarlyStopping",
+                    "init_args": {"monitor": "val/accuracy", "mode": "max", "patience": 1, "min_delta": 1.0},
+                }
+            ]
+        },
+    },
     "linear probe": {
         "model": {
             "class_path": "finetune.ClassificationTask",
@@ -187,6 +198,7 @@ def whole(write_recipe, tmp_path_factory) -> Callable[[str], dict[str, Any]]:
         pytest.param("head first", [4, 12], marks=pytest.mark.slow),
         pytest.param("soup", [9], marks=pytest.mark.slow),
         ("linear probe", [4]),
+        pytest.param("stops early", [7], marks=pytest.mark.slow),
         pytest.param("frozen image tower", [7], marks=pytest.mark.slow),
         pytest.param("parts of epochs", [4, 5], marks=pytest.mark.slow),
         *(
@@ -201,6 +213,14 @@ def test_a_training_that_dies_goes_on_and_ends_as_one_that_does_not(write_recipe
     assert list((tmp_path / "run").glob("died-*"))
     assert contents(run) == whole(kind)
     assert not list(run.path.rglob("step-*"))
+
+
+@pytest.mark.slow
+def test_a_training_that_stops_early_says_why(whole, write_recipe, tmp_path):
+    run = train(write_recipe("stops early", [], tmp_path / "run"))
+    (notice,) = [one for one in read_json(run.training)["notices"] if one["about"] == "early end"]
+    assert notice["message"].startswith("It ended early, after step 10 of 15: Monitored metric val/accuracy did not")
+    assert whole("stops early")["step"] <= 10
 
 
 def test_of_two_saves_the_older_serves_where_the_newer_is_damaged(write_recipe, whole, tmp_path, capsys):

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from finetune.core.bar import Bar
 from finetune.core.cores import count_cores
 from finetune.data.checks.unreadable import Unreadable, image_fault
 from finetune.data.prepare.images import try_image
@@ -45,11 +46,13 @@ def decode_images(rows: Rows, column: str, processes: int | None = None, alone: 
         processes: Number of processes that help; None for one on each core.
         alone: Seconds after which they are started, if there are images left.
     """
-    from tqdm import tqdm
-
     paths, ids = np.unique(rows.images, return_inverse=True)
     decoded = _decode_all(paths.tolist(), processes or count_cores(), alone)
-    found = list(tqdm(decoded, total=len(paths), unit=" images"))
+    found = []
+    with Bar("decoding", len(paths), "images") as bar:
+        for one in decoded:
+            found.append(one)
+            bar.advance(1, 1)
     sizes = np.array([size for size, _ in found], dtype=np.int64)
     unreadable = np.flatnonzero([bool(reason) for _, reason in found])
     faults = (

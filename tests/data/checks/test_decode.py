@@ -189,7 +189,7 @@ def test_formats_are_all_built_in() -> None:
     assert features.check("webp")
 
 
-def test_every_image_is_decoded(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_image_is_decoded(folder: Path) -> None:
     half = (folder / "b.png").read_bytes()
     (folder / "b.png").write_bytes(half[: len(half) // 2])
     (folder / "c.png").write_bytes(b"")
@@ -201,7 +201,6 @@ def test_every_image_is_decoded(folder: Path, capsys: pytest.CaptureFixture[str]
     assert found.sizes[::2].tolist() == [[40, 30], [0, 0], [0, 0], [7, 90], [0, 0]]
     assert str(found.faults[0]).startswith(f"{folder / 't.csv'}:3:image: Expected a whole image (BMP, GIF")
     assert "Reading it failed: " in found.faults[0].repair
-    assert "4/4" in capsys.readouterr().err
 
 
 def test_no_process_is_started_for_a_few_images(folder: Path) -> None:
