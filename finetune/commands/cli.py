@@ -58,19 +58,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int | None:
-    parser = _Parser(
-        prog="finetune", description="Fine-tune a pretrained ALIGN and get back a plain checkpoint with its proof."
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="chosen")
-    for command in COMMANDS:
-        command.add(commands)
+    parser = build_parser()
     given = sys.argv[1:] if arguments is None else arguments
     options, words = parser.parse_known_args([*map(expand_home, given)])
     if words and not getattr(options, "takes_words", False):
-        commands.choices[options.chosen].error(f"unrecognized arguments: {' '.join(words)}")
+        options.parser.error(f"unrecognized arguments: {' '.join(words)}")
     options.words = words
     code: int | None = options.command(options)
     return code
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Builds the parser of all commands; what it parses names the command's own as `parser`."""
+    parser = _Parser(
+        prog="finetune", description="Fine-tune a pretrained ALIGN and get back a plain checkpoint with its proof."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        command.add(commands)
+    for one in commands.choices.values():
+        one.set_defaults(parser=one)
+    return parser
 
 
 class _Parser(argparse.ArgumentParser):

@@ -5,25 +5,12 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-import yaml
-from jsonargparse import ArgumentParser
 
 from finetune.data.table.filters import parse_filter
 from finetune.data.table.table import Table
 
 PAGE = (Path(__file__).parents[3] / "docs" / "your-table.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL)
-
-
-@pytest.mark.parametrize("example", EXAMPLES)
-def test_recipe_keys(example: str) -> None:
-    values = yaml.safe_load(example)
-    data = values.get("data", {})
-    values = data.get("init_args", data).get("table", values)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Table, "table")
-    table = parser.instantiate(parser.parse_object({"table": {"path": "t.csv", "label": "label"} | values})).table
-    assert isinstance(table, Table)
 
 
 def test_every_argument_has_an_example() -> None:
