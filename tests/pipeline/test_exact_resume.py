@@ -204,7 +204,7 @@ def whole(write_recipe, tmp_path_factory) -> Callable[[str], dict[str, Any]]:
         *(
             pytest.param(kind, steps, marks=pytest.mark.slow)
             for kind in KINDS
-            for steps in ([1], [2, 3], [5], [6, 7], [9], [1, 2, 3, 4, 5, 6, 7, 8])
+            for steps in ([1], [5, 9], [1, 2, 3, 4, 5, 6, 7, 8])
         ),
     ],
 )
@@ -223,6 +223,7 @@ def test_a_training_that_stops_early_says_why(whole, write_recipe, tmp_path):
     assert whole("stops early")["step"] <= 10
 
 
+@pytest.mark.slow
 def test_of_two_saves_the_older_serves_where_the_newer_is_damaged(write_recipe, whole, tmp_path, capsys):
     recipe = write_recipe("two towers", [9], tmp_path / "run")
     run = begin(recipe)

@@ -50,6 +50,7 @@ def train_alone(recipe_file, folder, seed):
     return task.towers.model.cpu().merge_and_unload(safe_merge=True).state_dict(), task.head.state_dict()
 
 
+@pytest.mark.slow
 def test_a_run_exports_the_average_of_its_trainings(recipe_file, run, tmp_path):
     seeds = [7, member_seed(7, 1)]
     towers, heads = zip(*(train_alone(recipe_file, tmp_path, seed) for seed in seeds), strict=True)
