@@ -1,4 +1,5 @@
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -19,6 +20,7 @@ def modules(load_benchmarks):
         left_out="transfer_left_out",
         line="transfer_line",
         means="transfer_means",
+        plot="transfer_plot",
         results="transfer_results",
         table="transfer_table",
         tasks="transfer_tasks",
@@ -134,6 +136,20 @@ def test_the_results_in_the_repository_are_those_of_the_recipes_and_settings_the
         lines = [json.loads(line) for line in (results.folder / f"{task.name}.jsonl").read_text().splitlines()]
         cells = [cell(task, methods[each["method"]], each["setting"], each["seed"]) for each in lines]
         assert [results.read(each) for each in cells] == lines, task.name
+
+
+@pytest.mark.slow
+def test_the_picture_is_that_of_the_results(modules):
+    results = modules["results"].Results(modules["run"].HERE / "results" / "transfer")
+    found = {task.title: modules["plot"].find_points(results, task) for task in modules["run"].TASKS}
+    picture = modules["run"].HERE.parent / "docs" / "pictures" / "transfer.svg"
+    assert picture.read_text(encoding="utf-8") == modules["plot"].draw(found)
+    table = (modules["run"].HERE.parent / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    for title, points in found.items():
+        for point in points[1:]:
+            assert re.search(
+                rf"^\| {title} \| {re.escape(point.title)} \|.*\| {point.learned:.1f}( ± |  ?\|)", table, re.M
+            )
 
 
 def test_the_best_setting_of_the_first_seed_is_repeated_and_the_first_wins_a_tie(modules, logistic, digits, tmp_path):
