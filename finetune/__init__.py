@@ -5,7 +5,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from finetune.core.errors import CheckpointError, RecipeError, TableError
+    from finetune.core.errors import CheckpointError, HubError, RecipeError, TableError
     from finetune.core.types import Batch, ClassPrompts, Embeddings
     from finetune.data.loading.datamodule import ImageTextDataModule
     from finetune.data.loading.sampling import ClassBalanced, Sampling, WeightedRows
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from finetune.data.table.table import Table
     from finetune.evaluation.evaluate import evaluate
     from finetune.export.artifacts import verify
+    from finetune.export.publish import publish
     from finetune.inference.classify import classify
     from finetune.inference.search import search
     from finetune.inference.vector_folder import read_vectors
@@ -42,6 +43,7 @@ _HOME = {
     "Embeddings": "core.types",
     "FromProbe": "training.head_start",
     "FromPrompts": "training.head_start",
+    "HubError": "core.errors",
     "ImageTextDataModule": "data.loading.datamodule",
     "LinearHead": "model.head",
     "Objective": "objectives",
@@ -58,6 +60,7 @@ _HOME = {
     "compare_models": "pipeline.compare",
     "evaluate": "evaluation.evaluate",
     "export_run": "pipeline.export_run",
+    "publish": "export.publish",
     "read_recipe": "pipeline.recipe",
     "read_vectors": "inference.vector_folder",
     "resume_run": "pipeline.run_recipe",
@@ -88,6 +91,7 @@ __all__ = [
     "Embeddings",
     "FromProbe",
     "FromPrompts",
+    "HubError",
     "ImageTextDataModule",
     "LinearHead",
     "Objective",
@@ -104,6 +108,7 @@ __all__ = [
     "compare_models",
     "evaluate",
     "export_run",
+    "publish",
     "read_recipe",
     "read_vectors",
     "resume_run",

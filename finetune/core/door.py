@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any, TextIO
 
 from finetune.core.console import say
-from finetune.core.errors import CheckpointError, FileError, ProcessError, RecipeError, TableError
+from finetune.core.errors import CheckpointError, FileError, HubError, ProcessError, RecipeError, TableError
 from finetune.core.places import NO_ROOM, is_there
 
 FAULT, INTERRUPTED, TERMINATED, NEARLY_OVER, CLOSED = 2, 130, 143, 128 + signal.SIGUSR1, 141
@@ -59,7 +59,7 @@ def describe(error: Exception) -> str | None:
     Returns:
         What was expected, what was got, and the repair; None if the program is at fault.
     """
-    if isinstance(error, TableError | RecipeError | CheckpointError | FileError | ProcessError):
+    if isinstance(error, TableError | RecipeError | CheckpointError | HubError | FileError | ProcessError):
         return str(error)
     if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
         return f"Expected names of files and folders to be UTF-8, but got {error.object!r}. Rename it."

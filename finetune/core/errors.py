@@ -25,6 +25,10 @@ class ProcessError(RuntimeError):
     """One of several processes that train together is gone, or does not answer."""
 
 
+class HubError(OSError):
+    """The model hub cannot be reached, or refuses what is asked of it. The message says what to do."""
+
+
 class FileError(OSError):
     """A file cannot be had, or does not hold what it should. The message names it and the repair."""
 

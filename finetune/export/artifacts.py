@@ -35,6 +35,30 @@ def verify(folder: str | Path, kinds: Sequence[type[Artifact]] = ARTIFACTS) -> d
         CheckpointError: If a file is missing or is not the one that was proven, or the proof fails here.
     """
     folder = Path(folder)
+    kind, proven, _ = check_files(folder, kinds)
+    if (folder / CONFIG_NAME).is_file():  # a kind that transformers does not open has none
+        check_reach(folder)
+    with FreshProcess() as fresh:
+        proof = kind.prove(folder, fresh)
+    return {**proof, "sha256": proven}
+
+
+def check_files(
+    folder: Path, kinds: Sequence[type[Artifact]] = ARTIFACTS
+) -> tuple[type[Artifact], dict[str, str], list[str]]:
+    """Checks that the files of an exported folder are those that were proven, and opens no model.
+
+    Args:
+        folder: See `verify`.
+        kinds: Likewise.
+
+    Returns:
+        The kind of artifact; the hashes of what was proven, by name; and the names of files that the proof does not
+        know, none of which any version of transformers reads unasked.
+
+    Raises:
+        CheckpointError: If a file is missing or is not the one that was proven.
+    """
     restore_folder(folder)
     for name in (PROOF_FILE, WITNESS_FILE):
         if not (folder / name).is_file():
@@ -56,11 +80,7 @@ def verify(folder: str | Path, kinds: Sequence[type[Artifact]] = ARTIFACTS) -> d
                 f"Expected the {name} of {folder} to have SHA-256 {expected}, but got {digest}. "
                 "It was changed after it was proven: export the run again."
             )
-    if (folder / CONFIG_NAME).is_file():  # a kind that transformers does not open has none
-        check_reach(folder)
-    with FreshProcess() as fresh:
-        proof = kind.prove(folder, fresh)
-    return {**proof, "sha256": {name: found[name] for name in recorded}}
+    return kind, {name: found[name] for name in recorded}, sorted(found.keys() - recorded.keys())
 
 
 def _read_proof(path: Path, kinds: Sequence[type[Artifact]]) -> tuple[type[Artifact], dict[str, str]]:

@@ -27,6 +27,16 @@ def drop_paths(folder: Path) -> None:
             write_json(path, kept)
 
 
+def names_place(path: Path) -> bool:
+    """Whether a configuration names an absolute path.
+
+    Args:
+        path: A JSON file.
+    """
+    values = read_json(path)
+    return bool(_without_places(values) != values)
+
+
 def is_place(value: Any) -> bool:
     r"""Whether a value of a configuration is an absolute path, of any system.
 

@@ -14,6 +14,7 @@ from finetune.model.lora import ADAPTER
 from finetune.model.pretrained import quiet_transformers
 
 TEMPERATURE_FILE = "temperature.json"
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", TEMPERATURE_FILE)
 OWN_KEYS = {
     *(
         "base_model_name_or_path",
@@ -78,11 +79,7 @@ def load_adapter(base: Base, folder: Path) -> PeftModel:
         CheckpointError: If a file is missing, the base is another one, or the tensors on disk are not exactly
             those the adapter's configuration asks for.
     """
-    for name in ("adapter_config.json", "adapter_model.safetensors", TEMPERATURE_FILE):
-        if not (folder / name).is_file():
-            raise CheckpointError(f"Expected {folder} to be an adapter folder, but {name} is missing.")
-    _check_config(folder / "adapter_config.json")
-    sidecar = read_object(folder / TEMPERATURE_FILE)
+    sidecar = check_adapter(folder)
     if sidecar["base_model_sha256"] != base.fingerprint:
         raise CheckpointError(
             f"Expected the base of {folder} to be {sidecar['base_model']} with SHA-256 "
@@ -96,6 +93,25 @@ def load_adapter(base: Base, folder: Path) -> PeftModel:
     adapted.load_adapter(str(folder), ADAPTER, is_trainable=False)
     model.temperature.data.fill_(sidecar["temperature"])
     return adapted
+
+
+def check_adapter(folder: Path) -> dict[str, Any]:
+    """Checks that a folder is that of an adapter which asks for nothing but layers of its own.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        The content of `temperature.json`.
+
+    Raises:
+        CheckpointError: If a file is missing, or it asks for something else.
+    """
+    for name in ADAPTER_FILES:
+        if not (folder / name).is_file():
+            raise CheckpointError(f"Expected {folder} to be an adapter folder, but {name} is missing.")
+    _check_config(folder / "adapter_config.json")
+    return read_object(folder / TEMPERATURE_FILE)
 
 
 def _check_config(path: Path) -> None:

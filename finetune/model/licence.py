@@ -51,7 +51,9 @@ def read_licence(base: Base) -> Licence | None:
         values = parse_yaml(found[1], CARD_FILE) if found else None
     except (FileNotFoundError, FileError, RecipeError):  # a stranger's text, of which nothing can be known then
         return None
-    stated = values.get("license") if isinstance(values, dict) else None
+    if not isinstance(values, dict):
+        return None
+    stated = values.get("license")
     if not isinstance(stated, str) or not _IDENTIFIER.fullmatch(stated):
         return None
     name, link = (values.get(key) for key in ("license_name", "license_link"))
