@@ -32,6 +32,7 @@ def add(commands: Commands) -> None:
 def _publish(options: argparse.Namespace) -> None:
     from finetune.export.publish import require_repository, send
     from finetune.export.upload import plan_upload
+    from finetune.model.licence import parse_licence
 
     require_repository(options.repository)
     upload = plan_upload(options.model, witness=not options.no_witness)
@@ -44,7 +45,9 @@ def _publish(options: argparse.Namespace) -> None:
     if upload.left_out:
         say(f"leaves out {', '.join(upload.left_out)}")
     if upload.has_witness:
-        say("held-back images and texts are among it, by which `finetune verify` proves the model: --no_witness")
+        say("with held-back images and texts, by which `finetune verify` proves it; --no_witness leaves them out")
+    if parse_licence(upload.card) is None:
+        say("the card states no licence: fill in `license:` at its top")
     if options.dry_run:
         for file in upload.files:
             say(f"  {file.sha256}  {file.size:>13,}  {file.name}")

@@ -47,9 +47,21 @@ def read_licence(base: Base) -> Licence | None:
     if base.name == MINI:
         return OF_MINI
     try:
-        found = _METADATA.match(read_text(base.folder / CARD_FILE).replace("\r\n", "\n"))
+        return parse_licence(read_text(base.folder / CARD_FILE))
+    except (FileNotFoundError, FileError):
+        return None
+
+
+def parse_licence(card: str) -> Licence | None:
+    """Returns the licence that the metadata of a model card state; None where they state none, or are none.
+
+    Args:
+        card: The card's text.
+    """
+    found = _METADATA.match(card.replace("\r\n", "\n"))
+    try:
         values = parse_yaml(found[1], CARD_FILE) if found else None
-    except (FileNotFoundError, FileError, RecipeError):  # a stranger's text, of which nothing can be known then
+    except RecipeError:  # a stranger's text, of which nothing can be known then
         return None
     if not isinstance(values, dict):
         return None

@@ -32,6 +32,7 @@ NOT_RUN = {
     r"^finetune fit --config quickstart( --run kept.*)?$": "minutes; the README's main job",
     r"--approximate": "more vectors than there are: tests/commands/test_search.py",
     r"^(if|else|fi|exit|code=\S*|\[)(\s|$)": "words of a script around commands",
+    r"finetune publish \S+ \S+$": "sends to the hub: tests/export/test_publish.py",
     r"finetune doctor": "says 2 where the machine lacks something: tests/pipeline/test_doctor.py",
 }
 """What is not run here, and why."""

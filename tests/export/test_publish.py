@@ -98,7 +98,8 @@ def test_a_dry_run_lists_all_that_would_be_sent_and_reaches_no_network(two_tower
     }
     assert f"to {REPOSITORY}, private: {len(files)} files" in shown
     assert "  library_name: transformers\n" in shown
-    assert "--no_witness" in shown
+    assert "--no_witness leaves them out" in shown
+    assert "the card states no licence" in shown
 
 
 @pytest.mark.slow
