@@ -252,7 +252,7 @@ def find_loss_concern(loss: float, chance: float, rows: int, steps: int) -> Conc
     change = "Change the learning rate of model.optimizer tenfold"
     if steps < FEW_STEPS:
         change = (
-            f"The training has but {steps:,} steps, of up to {rows:,} rows: raise trainer.max_epochs, or lower "
+            f"The training takes few steps ({steps:,}), of up to {rows:,} rows: raise trainer.max_epochs, or lower "
             f"data.batch_size. If that does not help, {change[0].lower()}{change[1:]}"
         )
     return Concern(

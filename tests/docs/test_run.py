@@ -30,6 +30,7 @@ NOT_RUN = {
     r"finetune prepare (?!digits|shard)": "data sets that are downloaded, or packages of their own",
     r"finetune (fit|test) --config (karpathy|coyo|zero_shot --data.table.path data)": "their data sets",
     r"^finetune fit --config quickstart( --run kept.*)?$": "minutes; the README's main job",
+    r"finetune publish (?!.*--dry_run)": "the hub: tests/export/test_publish.py",
     r"--approximate": "more vectors than there are: tests/commands/test_search.py",
     r"^(if|else|fi|exit|code=\S*|\[)(\s|$)": "words of a script around commands",
     r"finetune publish \S+ \S+$": "sends to the hub: tests/export/test_publish.py",
