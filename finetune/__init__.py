@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from finetune.core.errors import CheckpointError, HubError, RecipeError, TableError
+    from finetune.core.shipped import prepare
     from finetune.core.types import Batch, ClassPrompts, Embeddings
     from finetune.data.loading.datamodule import ImageTextDataModule
     from finetune.data.loading.sampling import ClassBalanced, Sampling, WeightedRows
@@ -15,16 +16,22 @@ if TYPE_CHECKING:
     from finetune.export.artifacts import verify
     from finetune.export.publish import publish
     from finetune.inference.classify import classify
+    from finetune.inference.make_vectors import embed, embed_images, embed_texts
     from finetune.inference.search import search
     from finetune.inference.vector_folder import read_vectors
     from finetune.model.base import Base
     from finetune.model.head import LinearHead
     from finetune.model.lora import TowerLora
     from finetune.objectives import Contrastive, CrossEntropy, Objective, Sigmoid
+    from finetune.pipeline.check import check
     from finetune.pipeline.compare import compare_models
+    from finetune.pipeline.doctor import doctor
     from finetune.pipeline.export_run import export_run
+    from finetune.pipeline.measure_again import measure_checkpoint, measure_run
     from finetune.pipeline.recipe import read_recipe
     from finetune.pipeline.run_recipe import resume_run, run_recipe
+    from finetune.pipeline.suspects import find_suspects
+    from finetune.report.page import write_report
     from finetune.training.classification_task import ClassificationTask
     from finetune.training.head_start import FromProbe, FromPrompts
     from finetune.training.schedules import WarmupCosine
@@ -56,10 +63,19 @@ _HOME = {
     "TowerLora": "model.lora",
     "WarmupCosine": "training.schedules",
     "WeightedRows": "data.loading.sampling",
+    "check": "pipeline.check",
     "classify": "inference.classify",
     "compare_models": "pipeline.compare",
+    "doctor": "pipeline.doctor",
+    "embed": "inference.make_vectors",
+    "embed_images": "inference.make_vectors",
+    "embed_texts": "inference.make_vectors",
     "evaluate": "evaluation.evaluate",
     "export_run": "pipeline.export_run",
+    "find_suspects": "pipeline.suspects",
+    "measure_checkpoint": "pipeline.measure_again",
+    "measure_run": "pipeline.measure_again",
+    "prepare": "core.shipped",
     "publish": "export.publish",
     "read_recipe": "pipeline.recipe",
     "read_vectors": "inference.vector_folder",
@@ -67,6 +83,7 @@ _HOME = {
     "run_recipe": "pipeline.run_recipe",
     "search": "inference.search",
     "verify": "export.artifacts",
+    "write_report": "report.page",
 }
 _RENAMED = {
     "Classification": "ClassificationTask, and CrossEntropy for its loss",
@@ -104,10 +121,19 @@ __all__ = [
     "TowerLora",
     "WarmupCosine",
     "WeightedRows",
+    "check",
     "classify",
     "compare_models",
+    "doctor",
+    "embed",
+    "embed_images",
+    "embed_texts",
     "evaluate",
     "export_run",
+    "find_suspects",
+    "measure_checkpoint",
+    "measure_run",
+    "prepare",
     "publish",
     "read_recipe",
     "read_vectors",
@@ -115,6 +141,7 @@ __all__ = [
     "run_recipe",
     "search",
     "verify",
+    "write_report",
 ]
 
 

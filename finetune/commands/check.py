@@ -66,32 +66,16 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _check_recipe(path: Path, options: argparse.Namespace, report: "Report") -> None:
-    """Builds the recipe, adds what checkpoint, augmentations and task make of the rows, and shows some of them."""
-    from finetune.data.checks.augment import find_refused
+    """Adds what the recipe makes of the rows, shows some of them, and builds what a run would."""
     from finetune.data.preview.preview import write_preview
-    from finetune.pipeline.check_recipe import check_recipe, check_trainer
+    from finetune.pipeline.check import add_limits, require_sound
     from finetune.pipeline.recipe import read_recipe
     from finetune.pipeline.run_recipe import quieten
 
     quieten()
     recipe = read_recipe(path, options.words, options.trust)
     data = recipe.build_data()
-    for other, rows in zip(data.retention.values(), report.retention, strict=False):
-        if rows is not None:
-            other.rows = rows
-    if report.rows is not None:
-        data.rows = report.rows
-        report.concerns += [*data.find_limits(report.sizes), *recipe.task_class.find_concerns(data)]
-        if data.augmentation is not None and report.sizes is not None:
-            refused = find_refused(report.rows, data.table.image, report.sizes, data.augmentation, data.seed)
-            report.faults = (*report.faults, *refused)
-        if options.preview and len(report.rows.indices("train")):
-            say(write_preview(options.preview, data.dataset("train", training=True)))
-    if None not in report.retention:
-        report.concerns += data.find_retention_limits()
-    if not recipe.trains:  # it is measured, by `finetune test`
-        return
-    if report.faults:  # then what depends on the rows would be said of others than a run's
-        check_trainer(recipe.build_trainer())
-    else:
-        check_recipe(recipe, data)
+    add_limits(report, recipe, data)
+    if report.rows is not None and options.preview and len(report.rows.indices("train")):
+        say(write_preview(options.preview, data.dataset("train", training=True)))
+    require_sound(report, recipe, data)

@@ -1,7 +1,6 @@
 """`finetune doctor`: whether this machine can run the toolkit, and what to do where it cannot."""
 
 import argparse
-from itertools import chain
 
 from finetune.commands.options import Commands, add_recipe
 from finetune.core.console import say
@@ -24,16 +23,12 @@ def add(commands: Commands) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from finetune.core.shipped import find_recipe
     from finetune.pipeline.doctor import examine
-    from finetune.pipeline.doctor.needs import find_needs
-    from finetune.pipeline.recipe import read_recipe
     from finetune.pipeline.run_recipe import quieten
 
     quieten()
     problems = []
-    needs = find_needs(lambda: read_recipe(find_recipe(options.config), options.words, options.trust))
-    for finding in chain(examine(), needs if options.config is not None else ()):
+    for finding in examine(options.config, options.words, options.trust):
         say(f"{finding.about:<15} {finding.found}", flush=True)
         if finding.repair:
             problems.append(finding)

@@ -1,8 +1,6 @@
 """`finetune embed`: vectors of images or texts, in one file or a folder of them."""
 
 import argparse
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.commands.options import Commands, add_output, whole_number
@@ -11,7 +9,7 @@ from finetune.core.cores import count_processes
 from finetune.core.errors import RecipeError
 
 if TYPE_CHECKING:
-    from finetune.inference.write_vectors import Written
+    from finetune.inference.make_vectors import Made
 
 SHOWN = 20
 """Images that were left out and are listed; the output holds all."""
@@ -50,30 +48,31 @@ def add(commands: Commands) -> None:
 def _embed(options: argparse.Namespace) -> None:
     if "-" in options.named and count_processes() > 1:
         raise RecipeError("Expected one process to read standard input, but got several. Save the list as a table.")
-    from finetune.inference.checkpoint import find_checkpoint
-    from finetune.inference.embedder import Embedder, ImageEmbedder, Storage, TextEmbedder
-    from finetune.inference.list_parts import list_images, list_texts
-    from finetune.inference.outputs import open_output
-    from finetune.inference.write_vectors import share_machine, write_vectors
+    from finetune.inference.make_vectors import embed
+    from finetune.inference.write_vectors import share_machine
 
-    output = open_output(options.output, options.overwrite, options.format)
-    device = share_machine(options.device)
-    if options.texts is None:
-        found = list_images(options.named, options.column, options.part_rows)
-    else:
-        found = list_texts(options.named, options.texts, options.part_rows)
-    kind: type[Embedder] = ImageEmbedder if options.texts is None else TextEmbedder
-    storage = Storage(not options.raw, "float16" if options.float16 else "float32")
-    embedder = kind(*find_checkpoint(options.model), device, storage, options.batch_size)
-    written = write_vectors(embedder, found.parts, options.named, output)
-    _report(written, len(found.parts), found.hidden, options.output)
+    made = embed(
+        options.model,
+        options.named,
+        options.output,
+        options.texts,
+        options.column,
+        options.overwrite,
+        options.format,
+        options.float16,
+        options.raw,
+        share_machine(options.device),
+        options.batch_size,
+        options.part_rows,
+    )
+    _report(made)
 
 
-def _report(written: "Written", parts: int, hidden: Sequence[str], place: Path) -> None:
+def _report(made: "Made") -> None:
     """Says what was done, what was left out, and where the vectors are."""
     from finetune.data.checks.concerns import count
 
-    facts, tally = written
+    place, facts, tally, parts, hidden = made
     what = ("image", "images") if facts.space.tower == "image" else ("text", "texts")
     if tally.found:
         say(f"went on     {tally.found:,} of {count(parts, 'part was', 'parts were')} whole already")

@@ -1,11 +1,9 @@
 """`finetune prepare`: the shipped scripts that prepare data."""
 
 import argparse
-import runpy
 
 from finetune.commands.options import Commands
-from finetune.core.errors import RecipeError, did_you_mean
-from finetune.core.shipped import shipped_folder
+from finetune.core.shipped import find_script, shipped_scripts
 
 
 def add(commands: Commands) -> None:
@@ -20,14 +18,8 @@ def add(commands: Commands) -> None:
 
 
 def _prepare(options: argparse.Namespace) -> int:
-    scripts = {path.stem: path for path in shipped_folder("datasets").glob("*.py")}
     if options.name is None:
-        print(f"usage: finetune prepare NAME [OPTIONS]\n\nNAME: {', '.join(sorted(scripts))}")
+        print(f"usage: finetune prepare NAME [OPTIONS]\n\nNAME: {', '.join(shipped_scripts())}")
         return 0
-    if options.name not in scripts:
-        raise RecipeError(
-            f"Expected the name of a data set, but got {options.name!r}. {did_you_mean(options.name, scripts)}"
-        )
-    script = runpy.run_path(str(scripts[options.name]), run_name="finetune_prepare")
-    code: int = script["main"](options.words)
+    code: int = find_script(options.name)(options.words)
     return code

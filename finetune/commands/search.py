@@ -12,7 +12,6 @@ from finetune.core.errors import RecipeError
 if TYPE_CHECKING:
     from finetune.inference.search import Answers, Queries
     from finetune.inference.vectors import Skipped
-    from finetune.inference.ways import Way
 
 
 def add(commands: Commands) -> None:
@@ -51,11 +50,14 @@ def _search(options: argparse.Namespace) -> None:
         check_file(file, options.overwrite, option)
     check_ending(options.output)
     from finetune.inference.embed import find_device
-    from finetune.inference.search import answer
+    from finetune.inference.search import answer, choose_way
 
     device = find_device(options.device, "--device")
     queries, left_out = _read_queries(options)
-    found = answer(options.model, options.index, queries, options.top, _choose_way(options), device)
+    way = choose_way(
+        options.index, options.filter, options.table, options.column, options.approximate, options.parameters
+    )
+    found = answer(options.model, options.index, queries, options.top, way, device)
     if found.notice:
         say(f"warning: {found.notice}", file=sys.stderr)
     _show(found)
@@ -93,21 +95,6 @@ def _read_queries(options: argparse.Namespace) -> tuple["Queries", list["Skipped
     left_out = [skipped for entry in entries for skipped in entry.skipped]
     left_out += [Skipped(path, "a hidden file") for path in found.hidden]
     return Queries(ids, values, TextEmbedder if options.texts else ImageEmbedder), left_out
-
-
-def _choose_way(options: argparse.Namespace) -> "Way":
-    from finetune.inference.approximate import Faiss
-    from finetune.inference.index_rows import choose_rows
-    from finetune.inference.vector_folder import open_vectors
-    from finetune.inference.ways import Exact
-
-    if options.approximate is None:
-        if options.filter is None:
-            return Exact()
-        return Exact(choose_rows(open_vectors(Path(options.index)), options.filter, options.table, options.column))
-    if options.filter is not None:
-        raise RecipeError("Expected --filter without --approximate, but got both. The exact search takes filters.")
-    return Faiss(Path(options.index), options.approximate, options.parameters)
 
 
 def _show(found: "Answers") -> None:

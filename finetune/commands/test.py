@@ -1,7 +1,6 @@
 """`finetune test`: a run or a checkpoint, measured on the test rows of a table."""
 
 import argparse
-from pathlib import Path
 
 from finetune.commands.options import Commands, add_anyway, add_output, add_recipe
 from finetune.core.console import say
@@ -39,24 +38,12 @@ def _test(options: argparse.Namespace) -> None:
     path = find_recipe(options.config) if options.config else None
     if run is not None:
         open_run(run)  # a misspelt name need not wait for torch
-    _check_folder(options.output, options.overwrite)
     from finetune.pipeline.measure_again import measure_checkpoint, measure_run
     from finetune.pipeline.recipe import read_recipe
 
     if path is not None:
-        say(measure_checkpoint(read_recipe(path, words, options.trust), options.output))
-    elif run is not None:
-        say(measure_run(run, words, options.trust, options.output, options.anyway))
-
-
-def _check_folder(folder: Path | None, overwrite: bool) -> None:
-    """Refuses to replace a folder unasked, or one that is no measurement, before anything is measured."""
-    if folder is None:
-        return
-    from finetune.core.files import refuse_existing, require_own
-    from finetune.core.places import require_place
-    from finetune.run.measurement import FACTS, PREDICTIONS, ROWS, TENSORS
-
-    require_place(folder)
-    refuse_existing(folder, overwrite)
-    require_own(folder, lambda names: FACTS in names and names <= {FACTS, TENSORS, PREDICTIONS, ROWS})
+        recipe = read_recipe(path, words, options.trust)
+        measured = measure_checkpoint(recipe, options.output, options.overwrite)
+    else:
+        measured = measure_run(str(run), words, options.trust, options.output, options.anyway, options.overwrite)
+    say("\n".join(measured.lines()))

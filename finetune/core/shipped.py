@@ -1,8 +1,10 @@
 """Finds the recipes and preparation scripts that come with the package, in a checkout or an installed wheel."""
 
+import runpy
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
+from typing import Any
 
 from finetune.core.console import say
 from finetune.core.door import run_command
@@ -49,6 +51,53 @@ def find_recipe(recipe: str) -> Path:
 def recipe_goal(path: Path) -> str:
     """Returns the goal of a recipe, which its first comment line states."""
     return read_text(path).splitlines()[0].lstrip("# ").removeprefix("Goal: ")
+
+
+def prepare(name: str, *words: str) -> str:
+    """Runs a shipped script that prepares data.
+
+    Args:
+        name: The data set, such as `digits`.
+        words: Options of the script, as on the command line: `"--output", "data/digits"`.
+
+    Returns:
+        What was written, in words.
+
+    Raises:
+        RecipeError: If there is no such script, or it does not know the words.
+        FileError: If what it reads cannot be had.
+
+    Example:
+        >>> from finetune import prepare
+        >>> prepare("digits", "--output", "data/digits")  # doctest: +SKIP
+    """
+    try:
+        return str(find_script(name).__wrapped__([*words]))
+    except SystemExit as stop:  # of argparse, which has said what is wrong
+        raise RecipeError(
+            f"Expected options of `finetune prepare {name}`, but got {' '.join(words)}. "
+            f"`finetune prepare {name} --help` lists them."
+        ) from stop
+
+
+def find_script(name: str) -> Any:
+    """Returns the main function of a shipped script, see `script`.
+
+    Args:
+        name: The data set.
+
+    Raises:
+        RecipeError: If there is no such script.
+    """
+    scripts = shipped_scripts()
+    if name not in scripts:
+        raise RecipeError(f"Expected the name of a data set, but got {name!r}. {did_you_mean(name, scripts)}")
+    return runpy.run_path(str(scripts[name]), run_name="finetune_prepare")["main"]
+
+
+def shipped_scripts() -> dict[str, Path]:
+    """Returns the files of the shipped scripts by name, in alphabetical order."""
+    return {path.stem: path for path in sorted(shipped_folder("datasets").glob("*.py"))}
 
 
 def script(main: Callable[[list[str] | None], str]) -> Callable[[list[str] | None], int]:

@@ -9,14 +9,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from finetune.core.errors import RecipeError, TableError, did_you_mean
+from finetune.core.errors import RecipeError, did_you_mean
 from finetune.core.places import show
 from finetune.data.prepare.images import ImagePreparation
-from finetune.data.prepare.members import place_of
 from finetune.inference.classifiers import Classifier, Labels, choose_classifier, name_truth
 from finetune.inference.embed import embed, find_device
-from finetune.inference.listing import require_files
-from finetune.inference.pictures import Pictures, PixelBatch, SkippedImage
+from finetune.inference.inputs import Images, list_pictures
+from finetune.inference.list_parts import IMAGE
+from finetune.inference.pictures import Picture, Pictures, PixelBatch, SkippedImage, name_picture
+from finetune.inference.true_labels import read_true_labels
 
 
 class Classified(NamedTuple):
@@ -24,7 +25,8 @@ class Classified(NamedTuple):
 
     Attributes:
         answered_by: What answered: the head of a folder, or the prompts of a checkpoint, for a screen.
-        rows: Columns `image`, `label`, `probability`; one line per image and label.
+        rows: Columns `image`, the path, or `image N` of the Nth one where it was handed over open; `label`; and
+            `probability`. One line per image and label.
         skipped: The images that cannot be read, of which there are no rows.
         metrics: Those of `ClassAccuracy` on the images whose label is known; empty where none is.
         measured: How many these are.
@@ -39,43 +41,51 @@ class Classified(NamedTuple):
 
 def classify(
     model: str | Path,
-    images: Sequence[str | Path],
+    images: Images,
     labels: Labels = (),
     device: torch.device | None = None,
     templates: Sequence[str] = (),
-    truth: Sequence[str | None] | None = None,
+    truth: Sequence[str | None] | str | None = None,
+    column: str = IMAGE,
 ) -> Classified:
     """Returns the probabilities of labels for images. Images that cannot be read are left out and listed.
 
     Args:
         model: Hub id, folder, `align-mini`, or a finished run.
-        images: Image files.
+        images: Files, images that Pillow has opened, uint8 arrays of shape (H, W, 3); folders, tables and tars by their
+            paths, and DataFrames; one or several of these.
         labels: What an image may show, see `choose_classifier`.
         device: Where the model runs; None for the fastest.
         templates: Sentences that the labels are written into, likewise.
         truth: The label of each image, by which the answers are measured; None or an empty text where it is not known.
+            Or the column of tables and DataFrames that holds them.
+        column: Their column of images.
 
     Raises:
         RecipeError: As `choose_classifier`, or if a true label is not among those that are asked about.
         CheckpointError: If the model cannot be opened, or is a run that is not finished.
-        TableError: If no image is given, one does not exist, or none can be read.
+        TableError: If no image is given, something is no image, a file does not exist, or none can be read.
+
+    Example:
+        >>> from finetune import classify
+        >>> classify("align-mini", "photos/", labels=["a cat", "a dog"]).rows  # doctest: +SKIP
     """
-    paths = [str(path) for path in ((images,) if isinstance(images, str | Path) else images)]
-    if not paths:
-        raise TableError("Expected at least one image, but got none.")
-    require_files(paths)
+    listed = list_pictures(images, column)
+    if isinstance(truth, str):
+        truth = read_true_labels(listed.tables, column, truth, listed.paths).labels
     classifier = choose_classifier(model, labels, templates)
-    return ask(classifier, paths, device or find_device(), name_truth(truth, labels))
+    found = ask(classifier, listed.pictures, device or find_device(), name_truth(truth, labels))
+    return found._replace(skipped=(*listed.skipped, *found.skipped))
 
 
 def ask(
-    classifier: Classifier, images: Sequence[str], device: torch.device, truth: Sequence[str | None] | None = None
+    classifier: Classifier, images: Sequence[Picture], device: torch.device, truth: Sequence[str | None] | None = None
 ) -> Classified:
     """Classifies images.
 
     Args:
         classifier: What answers.
-        images: Paths and addresses, one or more. Those that are not there are left out like damaged ones.
+        images: Paths, addresses and open images, one or more. Those that are not there are left out like damaged ones.
         device: Where the model runs.
         truth: The class of each image, or None; None for all where nothing is measured.
 
@@ -99,7 +109,7 @@ def ask(
     return found if label_ids is None else _measure(found, scores, label_ids[pictures.read])
 
 
-def _number_truth(classifier: Classifier, images: Sequence[str], truth: Sequence[str | None]) -> Tensor:
+def _number_truth(classifier: Classifier, images: Sequence[Picture], truth: Sequence[str | None]) -> Tensor:
     """The position of each image's class, -1 where it is not known."""
     if classifier.is_multilabel:
         raise RecipeError(
@@ -108,11 +118,11 @@ def _number_truth(classifier: Classifier, images: Sequence[str], truth: Sequence
     if len(truth) != len(images):
         raise RecipeError(f"Expected a true label for each of {len(images)} images, but got {len(truth)}.")
     numbers = {name: number for number, name in enumerate(classifier.classes)}
-    for image, label in zip(images, truth, strict=True):
+    for number, (image, label) in enumerate(zip(images, truth, strict=True), 1):
         if label and label not in numbers:
             raise RecipeError(
-                f"Expected the true label of {show(place_of(image))} to be among those that are asked about, but got "
-                f"{label!r}. {did_you_mean(label, numbers)}"
+                f"Expected the true label of {show(name_picture(image, number))} to be among those that are asked "
+                f"about, but got {label!r}. {did_you_mean(label, numbers)}"
             )
     return torch.tensor([numbers[label] if label else -1 for label in truth])
 
@@ -134,11 +144,13 @@ class _Scores(NamedTuple):
     class_scores: Tensor
 
 
-def _tabulate(images: Sequence[str], pictures: Pictures, labels: Sequence[str], probabilities: Tensor) -> pd.DataFrame:
+def _tabulate(
+    images: Sequence[Picture], pictures: Pictures, labels: Sequence[str], probabilities: Tensor
+) -> pd.DataFrame:
     """Puts the probabilities, of shape (images that were read, labels), beside images and labels."""
     return pd.DataFrame(
         {
-            "image": np.repeat([show(place_of(images[at])) for at in pictures.read], len(labels)),
+            "image": np.repeat([show(name_picture(images[at], at + 1)) for at in pictures.read], len(labels)),
             "label": np.tile(np.array(labels, dtype=object), len(pictures.read)),
             "probability": probabilities.flatten().numpy(),
         }

@@ -18,7 +18,7 @@ from finetune.core.types import Embeddings, Texts
 from finetune.data.prepare.images import ImagePreparation
 from finetune.data.prepare.texts import TextEncoder
 from finetune.inference.embed import TEXTS, embed, embed_text_features
-from finetune.inference.pictures import IMAGES, Pictures, PixelBatch
+from finetune.inference.pictures import IMAGES, Picture, Pictures, PixelBatch
 from finetune.inference.vectors import FloatArray, Skipped, Space
 from finetune.model.base import Base
 from finetune.model.layers import IMAGE, TEXT, Tower
@@ -99,11 +99,11 @@ class Embedder(ABC):
         return AlignTowers(self._base.load(), levels=read_levels(self._processor.image_processor)).to(self.device)
 
     @abstractmethod
-    def embed(self, values: Sequence[str], note: Callable[[int], None]) -> Embedded:
+    def embed(self, values: Sequence[Picture], note: Callable[[int], None]) -> Embedded:
         """Embeds images or texts.
 
         Args:
-            values: Paths and addresses of images, or texts: one or more.
+            values: Paths and addresses of images and open ones, or texts: one or more.
             note: Is told of each batch how many it holds.
 
         Raises:
@@ -135,7 +135,7 @@ class ImageEmbedder(Embedder):
         super().__init__(base, processor, *settings)
         self._prepare = ImagePreparation.from_processor(processor.image_processor)
 
-    def embed(self, values: Sequence[str], note: Callable[[int], None]) -> Embedded:
+    def embed(self, values: Sequence[Picture], note: Callable[[int], None]) -> Embedded:
         """Embeds images, see `Embedder.embed`."""
         pictures = Pictures(values, self._prepare, self.batch_size)
 
@@ -163,10 +163,10 @@ class TextEmbedder(Embedder):
         super().__init__(base, processor, *settings)
         self._encoder = TextEncoder.from_processor(processor)
 
-    def embed(self, values: Sequence[str], note: Callable[[int], None]) -> Embedded:
+    def embed(self, values: Sequence[Picture], note: Callable[[int], None]) -> Embedded:
         """Embeds texts, see `Embedder.embed`."""
         places: dict[tuple[int, ...], int] = {}
-        rows = [places.setdefault(tuple(ids), len(places)) for ids in self._encoder.encode_all(list(values))]
+        rows = [places.setdefault(tuple(ids), len(places)) for ids in self._encoder.encode_all([*map(str, values)])]
         texts = Texts(*map(torch.as_tensor, self._encoder.pad([list(ids) for ids in places])))
         features = embed_text_features(self.towers, texts, self.device, self.batch_size)
         note(len(values))

@@ -9,12 +9,12 @@ import numpy.typing as npt
 from finetune.core.errors import RecipeError, TableError
 from finetune.data.table.filters import parse_filter
 from finetune.data.table.sources import TextFormat, find_files, read_cells
-from finetune.inference.list_parts import open_table
+from finetune.inference.list_parts import Named, open_table
 from finetune.inference.listing import is_table
 from finetune.inference.vectors import VectorSource
 
 
-def choose_rows(index: VectorSource, condition: str, table: str | None, column: str) -> npt.NDArray[np.bool_]:
+def choose_rows(index: VectorSource, condition: str, table: Named | None, column: str) -> npt.NDArray[np.bool_]:
     """Returns which rows of an index a filter of their table keeps.
 
     An image is kept where any row that names it is; a text where its own row is.
@@ -22,7 +22,7 @@ def choose_rows(index: VectorSource, condition: str, table: str | None, column: 
     Args:
         index: The index.
         condition: The filter, see `Table.filter`.
-        table: The table that was embedded; None where it lies as it was named then.
+        table: The table that was embedded, or the DataFrame; None where it lies as it was named then.
         column: Its column of images, or of the texts.
 
     Raises:
@@ -30,7 +30,8 @@ def choose_rows(index: VectorSource, condition: str, table: str | None, column: 
         TableError: If the table cannot be read, or no row is kept.
     """
     facts = index.read_facts()
-    tables = [word for word in ([table] if table else facts.source) if is_table(Path(word))]
+    words = facts.source if table is None else [table]
+    tables = [word for word in words if not isinstance(word, str) or is_table(Path(word))]
     if not tables:
         raise RecipeError(
             f"Expected a table whose columns --filter compares, but got an index of {', '.join(facts.source)}. "
@@ -75,13 +76,13 @@ def take_names(index: VectorSource, rows: Collection[int]) -> dict[int, tuple[st
     return found
 
 
-def _read_images(table: str, column: str, condition: str) -> set[object]:
+def _read_images(table: Named, column: str, condition: str) -> set[object]:
     return {*open_table(table, column, condition)[0].images.tolist()}
 
 
-def _read_texts(table: str, column: str, condition: str) -> set[object]:
+def _read_texts(table: Named, column: str, condition: str) -> set[object]:
     found = set[object]()
-    for file in find_files(table):
-        cells, _ = read_cells((file,), [column], TextFormat(), parse_filter(condition), [])
+    for source in [(file,) for file in find_files(table)] if isinstance(table, str) else [table]:
+        cells, _ = read_cells(source, [column], TextFormat(), parse_filter(condition), [])
         found |= {*zip(map(str, cells.numbers.tolist()), cells.columns[column].tolist(), strict=True)}
     return found

@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
+import pandas as pd
 
 from finetune.core.errors import RecipeError, TableError
 from finetune.core.places import show
@@ -30,6 +31,11 @@ ROWS = 2048
 """Rows of a part that is no shard."""
 IMAGE = "image"
 """The column of a tar's pictures."""
+FRAME = "DataFrame"
+"""What stands for the name of a DataFrame."""
+
+Named: TypeAlias = str | pd.DataFrame
+"""What is handed over: a path, a pattern, or `-`; or a DataFrame."""
 
 
 class Group(NamedTuple):
@@ -72,11 +78,11 @@ class Images(NamedTuple):
     hidden: list[str]
 
 
-def list_images(named: Sequence[str], column: str = IMAGE, rows: int = ROWS) -> Found:
+def list_images(named: Sequence[Named], column: str = IMAGE, rows: int = ROWS) -> Found:
     """Lists images in parts. What a table names several times is one image.
 
     Args:
-        named: Image files, folders, tables, tars, patterns of these; or `-` for paths on standard input.
+        named: Image files, folders, tables, tars, patterns of these; DataFrames; or `-` for paths on standard input.
         column: The column of a table that holds the paths of images.
         rows: Rows of a part that is no shard.
 
@@ -87,7 +93,7 @@ def list_images(named: Sequence[str], column: str = IMAGE, rows: int = ROWS) -> 
     return Found(_require_distinct([*_divide(groups, IMAGE, rows, are_files=True)]), hidden)
 
 
-def read_images(named: Iterable[str | Path], column: str = IMAGE) -> Images:
+def read_images(named: Iterable[Path | Named], column: str = IMAGE) -> Images:
     """Lists images in one part, tars too.
 
     Args:
@@ -97,7 +103,8 @@ def read_images(named: Iterable[str | Path], column: str = IMAGE) -> Images:
     Raises:
         TableError: As `list_images`, or if a tar cannot be read, or nothing is left that could be an image.
     """
-    groups, hidden = _group_images([*map(str, named)], column, _named_entries)
+    words = [str(word) if isinstance(word, Path) else word for word in named]
+    groups, hidden = _group_images(words, column, _named_entries)
     found = [ShardPart(at.stem, at.place, IMAGE).read() if at.entries is None else at.entries for at in groups]
     values = [value for entries in found for value in entries.values]
     skipped = [left_out for entries in found for left_out in entries.skipped]
@@ -109,20 +116,21 @@ def read_images(named: Iterable[str | Path], column: str = IMAGE) -> Images:
     return Images([*distinct.values()], skipped, hidden)
 
 
-def list_texts(named: Sequence[str], column: str, rows: int = ROWS) -> Found:
+def list_texts(named: Sequence[Named], column: str, rows: int = ROWS) -> Found:
     """Lists texts in parts.
 
     Args:
-        named: Tables, tars, patterns of these; or `-` for texts on standard input, one a line.
+        named: Tables, tars, patterns of these; DataFrames; or `-` for texts on standard input, one a line.
         column: The column of a table that holds the texts; in a tar the ending of the members that do, such as `txt`.
         rows: Rows of a part that is no shard.
 
     Raises:
         TableError: If something is no table, or cannot be read.
     """
-    _check_urls(named)
-    groups: list[Group] = []
-    for word in dict.fromkeys(named):
+    words, frames = _part_frames(named)
+    _check_urls(words)
+    groups = [Group(FRAME, place, read_column(frame, column)) for place, frame in frames.items()]
+    for word in dict.fromkeys(words):
         if word == STDIN:
             lines = _read_lines()
             numbers = [str(number) for number in range(1, len(lines) + 1)]
@@ -141,15 +149,17 @@ def list_texts(named: Sequence[str], column: str, rows: int = ROWS) -> Found:
 
 
 def _group_images(
-    named: Sequence[str], column: str, enter: Callable[[Iterable[tuple[str, str]]], Entries]
+    named: Sequence[Named], column: str, enter: Callable[[Iterable[tuple[str, str]]], Entries]
 ) -> tuple[list[Group], list[str]]:
-    """The groups of images that words name, and hidden files; `enter` makes entries of ids and paths of files."""
-    _check_urls(named)
+    """The groups of images that are named, and hidden files; `enter` makes entries of ids and paths of files."""
+    words, frames = _part_frames(named)
+    _check_urls(words)
     hidden: list[str] = []
-    files = [word for word in named if word != STDIN and not is_table(Path(word)) and not Path(word).is_dir()]
+    files = [word for word in words if word != STDIN and not is_table(Path(word)) and not Path(word).is_dir()]
     require_files(files)
     groups = [Group("images", "", enter(zip(files, files, strict=True)))] if files else []
-    for word in dict.fromkeys(named):
+    groups += [Group(FRAME, place, _read_images(frame, column)) for place, frame in frames.items()]
+    for word in dict.fromkeys(words):
         if word == STDIN:
             groups.append(Group("stdin", word, enter((line, line) for line in _read_lines() if line)))
         elif Path(word).is_dir():
@@ -162,6 +172,13 @@ def _group_images(
         elif is_table(Path(word)):
             groups.append(Group(Path(word).stem, word, _read_images(word, column)))
     return groups, hidden
+
+
+def _part_frames(named: Sequence[Named]) -> tuple[list[str], dict[str, pd.DataFrame]]:
+    """Tells words from DataFrames, which are known by their number."""
+    frames = [word for word in named if isinstance(word, pd.DataFrame)]
+    numbered = {f"{FRAME} {number}": frame for number, frame in enumerate(frames, 1)}
+    return [word for word in named if isinstance(word, str)], numbered
 
 
 def _divide(groups: Sequence[Group], column: str, rows: int, are_files: bool) -> Iterator[Part]:
@@ -197,7 +214,7 @@ def _require_distinct(parts: list[Part]) -> list[Part]:
     return parts
 
 
-def open_table(table: str, column: str, condition: str | None = None) -> tuple[Rows, tuple[Fault, ...]]:
+def open_table(table: Named, column: str, condition: str | None = None) -> tuple[Rows, tuple[Fault, ...]]:
     """Reads which images a table names: the rows without a fault, and the faults of the others.
 
     Args:
@@ -216,7 +233,7 @@ def open_table(table: str, column: str, condition: str | None = None) -> tuple[R
     return whole.rows, whole.faults
 
 
-def _read_images(table: str, column: str) -> Entries:
+def _read_images(table: Named, column: str) -> Entries:
     """The images of a table, each once. Rows with a fault are left out."""
     rows, faults = open_table(table, column)
     first = np.sort(np.unique(rows.image_ids, return_index=True)[1])

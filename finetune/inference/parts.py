@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from typing import NamedTuple
 
+import pandas as pd
+
 from finetune.data.prepare.members import Member
 from finetune.data.remote.places import is_remote
 from finetune.data.remote.store import open_store
@@ -108,22 +110,22 @@ class ShardPart(Part):
         return read_column(self._tar, self._column)
 
 
-def read_column(file: str, column: str) -> Entries:
+def read_column(file: str | pd.DataFrame, column: str) -> Entries:
     """Reads a column of a table's file as it is. Rows that are empty or have a fault are left out.
 
     Args:
-        file: Path or URL of the file.
+        file: Path or URL of the file; or a DataFrame.
         column: The column.
 
     Raises:
         TableFaultsError: If the file cannot be read, or lacks the column.
     """
     faults: list[Fault] = []
-    cells, _ = read_cells((file,), [column], TextFormat(), None, faults)
+    cells, _ = read_cells((file,) if isinstance(file, str) else file, [column], TextFormat(), None, faults)
     if faults:
         cells = gather(cells.without(faults))
     ids = [str(number) for number in cells.numbers.tolist()]
-    found = drop_empty(file, ids, cells.columns[column].tolist())
+    found = drop_empty(cells.files[0], ids, cells.columns[column].tolist())
     return found._replace(skipped=(*list_faults(faults), *found.skipped))
 
 

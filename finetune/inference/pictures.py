@@ -1,10 +1,12 @@
 """Prepared images in batches, opened by threads while a model is asked about those before."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from threading import Lock
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from finetune.core.cores import count_share
@@ -15,6 +17,21 @@ from finetune.inference.ahead import work_ahead
 
 IMAGES = 32
 """Images that are asked about at a time."""
+
+Picture: TypeAlias = str | Image.Image
+"""The path or address of an image, or one that Pillow has opened."""
+
+_DECODING = Lock()  # an open image may be handed over several times, and decodes itself once
+
+
+def name_picture(picture: Picture, number: int) -> str:
+    """Returns what a picture is called: its path, or the place of its address; `image N` where it is open.
+
+    Args:
+        picture: The picture.
+        number: Which one of all it is, from 1.
+    """
+    return place_of(picture) if isinstance(picture, str) else f"image {number}"
 
 
 class SkippedImage(NamedTuple):
@@ -43,7 +60,7 @@ class Pictures:
     """Prepared images in batches, to be gone through once. Images that cannot be read are left out and noted.
 
     Args:
-        images: Paths and addresses.
+        images: Paths, addresses and open images.
         prepare: Resizes and crops as the model's processor does.
         batch_size: Images of a batch.
 
@@ -52,7 +69,7 @@ class Pictures:
         skipped: The images that cannot be read.
     """
 
-    def __init__(self, images: Sequence[str], prepare: ImagePreparation, batch_size: int = IMAGES) -> None:
+    def __init__(self, images: Sequence[Picture], prepare: ImagePreparation, batch_size: int = IMAGES) -> None:
         self.read: list[int] = []
         self.skipped: list[SkippedImage] = []
         self._images = images
@@ -84,8 +101,12 @@ class Pictures:
         yield from self._batches
 
     def _prepare(self, prepare: ImagePreparation, batch_size: int) -> Iterator[PixelBatch]:
-        def open_one(path: str) -> Pixels | str:
-            image = try_image(path)
+        def open_one(picture: Picture) -> Pixels | str:
+            if isinstance(picture, str):
+                image = try_image(picture)
+            else:
+                with _DECODING:
+                    image = try_image(picture)
             return image if isinstance(image, str) else prepare(image)
 
         opened = work_ahead(open_one, self._images, threads=count_share(), most_ahead=2 * batch_size)
@@ -93,7 +114,7 @@ class Pictures:
             pixels = []
             for at, found in zip(range(start, min(start + batch_size, len(self._images))), opened, strict=False):
                 if isinstance(found, str):
-                    self.skipped.append(SkippedImage(place_of(self._images[at]), found))
+                    self.skipped.append(SkippedImage(name_picture(self._images[at], at + 1), found))
                 else:
                     self.read.append(at)
                     pixels.append(found)

@@ -1,6 +1,6 @@
 """The images or texts that are most similar to queries, among those that `finetune embed` has embedded."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,12 +9,15 @@ import torch
 from transformers import AlignProcessor
 
 from finetune.core.errors import CheckpointError, RecipeError, TableError
+from finetune.inference.approximate import Faiss
 from finetune.inference.checkpoint import find_checkpoint
 from finetune.inference.embed import find_device
 from finetune.inference.embedder import Embedder, ImageEmbedder, TextEmbedder, describe_processor
 from finetune.inference.index_rows import choose_rows, take_names
-from finetune.inference.listing import require_files
+from finetune.inference.inputs import Images, list_given_texts, list_pictures
+from finetune.inference.list_parts import IMAGE
 from finetune.inference.nearest import Nearest
+from finetune.inference.pictures import Picture, name_picture
 from finetune.inference.vector_folder import open_vectors
 from finetune.inference.vectors import Skipped, Space, VectorSource
 from finetune.inference.ways import Exact, Way
@@ -27,12 +30,12 @@ class Queries(NamedTuple):
 
     Attributes:
         ids: What each is known by.
-        values: Texts, or paths of images.
+        values: Texts, or images: paths, addresses, or open ones.
         embedder: The kind that embeds them.
     """
 
     ids: Sequence[str]
-    values: Sequence[str]
+    values: Sequence[Picture]
     embedder: type[Embedder]
 
 
@@ -40,8 +43,8 @@ class Answers(NamedTuple):
     """What was found.
 
     Attributes:
-        rows: Columns `query_id`; `query`, the text or path; `rank`, which equally similar answers share; `id`; `path`
-            or `text`; and `similarity`, the cosine. The best answers to a query come first.
+        rows: Columns `query_id`; `query`, the text or path, or `image N` of an open image; `rank`, which equally
+            similar answers share; `id`; `path` or `text`; and `similarity`, the cosine. The best answers come first.
         goes_on: Ids of queries of which an answer that was left out is as similar as the last one.
         compared: With how many vectors each query was compared; None where that is not known.
         recall: Share of the exact answers that are among these; None where these are the exact ones.
@@ -62,11 +65,14 @@ class Answers(NamedTuple):
 def search(
     model: str | Path,
     index: str | Path,
-    texts: Sequence[str] = (),
-    images: Sequence[str | Path] = (),
+    texts: str | Iterable[str] = (),
+    images: Images = (),
     top: int = 10,
     filter: str | None = None,  # noqa: A002 (as in a table)
-    column: str = "image",
+    table: str | Path | pd.DataFrame | None = None,
+    column: str = IMAGE,
+    approximate: str | None = None,
+    parameters: str = "",
     device: torch.device | None = None,
 ) -> Answers:
     """Finds what is most similar to texts or to images, by cosine. All vectors of the index are compared.
@@ -74,30 +80,65 @@ def search(
     Args:
         model: As for `answer`.
         index: Likewise.
-        texts: What is searched for; or
-        images: image files.
+        texts: What is searched for, one or several texts, such as a column of a DataFrame; or
+        images: images, as `classify` takes them.
         top: Answers to each.
         filter: Which rows of the table that was embedded to compare, in the words of `Table.filter`.
-        column: The table's column of images or texts.
+        table: That table, where it was moved, or is a DataFrame.
+        column: Its column of images or texts, and that of images in tables that are searched for.
+        approximate: What faiss builds to look at a part of the vectors alone, such as `IVF1024,Flat`; see `Faiss`.
+        parameters: Those of faiss, such as `nprobe=16`.
         device: Where the model runs; None for the fastest.
 
     Raises:
         CheckpointError: If the model cannot be opened, or the index is of another one.
         FileError: If the index is no whole file or folder of vectors.
-        RecipeError: If there are both texts and images or neither, or the filter cannot be read.
-        TableError: If no query can be read, or no row meets the filter.
+        RecipeError: If there are both texts and images or neither, the filter cannot be read, or faiss is asked for
+            beside it or not installed.
+        TableError: If something is no text or image, no query can be read, or no row meets the filter.
 
     Example:
         >>> from finetune import search
         >>> search("runs/mine", "photos.npy", texts=["a red boat"]).rows  # doctest: +SKIP
     """
-    if bool(texts) == bool(images):
-        raise RecipeError(f"Expected texts or images to search for, but got {'both' if texts else 'neither'}.")
-    values = [*map(str, texts or images)]
-    require_files(map(str, images))
-    queries = Queries([*map(str, range(1, len(values) + 1))], values, TextEmbedder if texts else ImageEmbedder)
-    kept = None if filter is None else choose_rows(open_vectors(Path(index)), filter, None, column)
-    return answer(model, index, queries, top, Exact(kept), device)
+    words = list_given_texts(texts)
+    is_image = not (isinstance(images, Sequence) and not len(images))
+    if bool(words) == is_image:
+        raise RecipeError(f"Expected texts or images to search for, but got {'both' if words else 'neither'}.")
+    values = list_pictures(images, column).pictures if is_image else words
+    queries = Queries([*map(str, range(1, len(values) + 1))], values, ImageEmbedder if is_image else TextEmbedder)
+    way = choose_way(index, filter, table, column, approximate, parameters)
+    return answer(model, index, queries, top, way, device)
+
+
+def choose_way(
+    index: str | Path,
+    condition: str | None = None,
+    table: str | Path | pd.DataFrame | None = None,
+    column: str = IMAGE,
+    approximate: str | None = None,
+    parameters: str = "",
+) -> Way:
+    """Chooses how an index is searched.
+
+    Args:
+        index: Its file or folder.
+        condition: The filter, as for `search`.
+        table: Likewise.
+        column: Likewise.
+        approximate: Likewise.
+        parameters: Likewise.
+
+    Raises:
+        RecipeError: If the filter cannot be read, or faiss is asked for beside it or not installed.
+        TableError: If no row meets the filter.
+    """
+    if approximate is None:
+        named = str(table) if isinstance(table, Path) else table
+        return Exact(None if condition is None else choose_rows(open_vectors(Path(index)), condition, named, column))
+    if condition is not None:
+        raise RecipeError("Expected --filter without --approximate, but got both. The exact search takes filters.")
+    return Faiss(Path(index), approximate, parameters)
 
 
 def answer(
@@ -133,10 +174,15 @@ def answer(
         place, reason = embedded.skipped[0]
         raise TableError(f"Expected something to search for, but got nothing that can be read: {place}: {reason}.")
     found = (way or Exact()).find(opened, embedded.vectors, top)
-    asked = [(queries.ids[at], queries.values[at]) for at in embedded.kept]
+    named = [_name(value, number) for number, value in enumerate(queries.values, 1)]
+    asked = [(queries.ids[at], named[at]) for at in embedded.kept]
     goes_on = (query for (query, _), more in zip(asked, found.nearest.goes_on, strict=True) if more)
     rows = tabulate(opened, space.column, asked, found.nearest)
     return Answers(rows, (*goes_on,), found.compared, found.recall, found.asked, notice, tuple(embedded.skipped))
+
+
+def _name(query: Picture, number: int) -> str:
+    return query if isinstance(query, str) else name_picture(query, number)
 
 
 def require_same(space: Space, base: Base, processor: AlignProcessor) -> str | None:

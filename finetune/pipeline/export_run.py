@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from finetune.core.errors import CheckpointError, RecipeError
 from finetune.core.files import read_json
+from finetune.core.overrides import Overrides, as_words
 from finetune.export.artifact import require_exportable
 from finetune.export.cards import select_metrics
 from finetune.export.choose_interpolation import Choice
@@ -26,7 +27,7 @@ def export_run(
     overwrite: bool = False,
     interpolation: float | Literal["auto"] | None = None,
     classifier: bool = False,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     trust: Sequence[str] = (),
     anyway: bool = False,
     onnx: bool = False,
@@ -64,13 +65,13 @@ def export_run(
     require_exportable(output, overwrite)
     if onnx:
         require_onnx()
-    if overrides and interpolation != "auto":
-        raise RecipeError(f"Expected recipe keys with --interpolation auto only, but got {overrides[0]}. Remove it.")
+    if (words := as_words(overrides)) and interpolation != "auto":
+        raise RecipeError(f"Expected recipe keys with --interpolation auto only, but got {words[0]}. Remove it.")
     if anyway and interpolation != "auto":
         raise RecipeError("Expected --anyway with --interpolation auto only, which reads validation rows. Remove it.")
     exported = Choice.read(folder.choice)
     if interpolation == "auto":
-        base, choice = _choose_again(folder, overrides, trust, anyway)
+        base, choice = _choose_again(folder, words, trust, anyway)
     else:
         base, choice = _open_base(folder), exported
         if interpolation not in (None, exported.interpolation):

@@ -3,11 +3,13 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from finetune.core.errors import RecipeError
-from finetune.data.checks.unreadable import describe_skipped
+from finetune.core.overrides import Overrides
+from finetune.data.checks.unreadable import SkippedRow, describe_skipped
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.evaluation.measure import measure_classifier, measure_towers
 from finetune.inference.models import PlainClassifier
@@ -18,40 +20,70 @@ from finetune.pipeline.recipe import Recipe, read_recipe
 from finetune.pipeline.run_recipe import quieten
 from finetune.pipeline.unseen import keep_unseen
 from finetune.run.folder import open_run, require_finished
-from finetune.run.measurement import Measurement, write_measurement
+from finetune.run.measurement import Measurement, require_output, write_measurement
 from finetune.run.results import format_table
 
 _Measure = Callable[[ImageTextDataModule, torch.device], Measurement]
 _Choose = Callable[[ImageTextDataModule], None]
 
 
+class Measured(NamedTuple):
+    """A model that was measured.
+
+    Attributes:
+        name: The model.
+        measurement: What was measured.
+        skipped: Rows that were left out, as their images cannot be read.
+    """
+
+    name: str
+    measurement: Measurement
+    skipped: tuple[SkippedRow, ...]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Values by key, such as `test/accuracy`, on the recipe's own table."""
+        return self.measurement.test.metrics
+
+    def lines(self) -> list[str]:
+        """Returns the metrics of each table as text, and which rows were left out."""
+        parts = [format_table({self.name: self.metrics})]
+        parts += [
+            f"\nRetention table {name}:\n\n{format_table({self.name: table.metrics})}"
+            for name, table in self.measurement.retention.items()
+        ]
+        return [*parts, *describe_skipped(self.skipped)]
+
+
 def measure_run(
     run: str | Path,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     trust: Sequence[str] = (),
-    output: Path | None = None,
+    output: str | Path | None = None,
     anyway: bool = False,
-) -> str:
-    """Measures what a finished run exported again, its classifier where there is one.
+    overwrite: bool = False,
+) -> Measured:
+    """Measures what a finished run exported again, its classifier where there is one, as `finetune test` does.
 
     Says what has changed of the table. Test rows whose images the run was trained on, or chosen by, are left out.
 
     Args:
         run: The run's folder.
-        overrides: Recipe values to replace.
+        overrides: Recipe values to replace, see `read_recipe`: another table for example, or a DataFrame.
         trust: Modules that the run's recipe may name.
-        output: The folder to write the measurement to; None writes none.
+        output: The folder to write the measurement to, which `compare_models` reads; None writes none.
         anyway: Whether those rows are measured all the same.
-
-    Returns:
-        A table for the screen.
+        overwrite: Whether a measurement in `output` is replaced.
 
     Raises:
         RecipeError: If there is no such run, the run has seen all test rows, or `run.neighbours` has no training rows.
         CheckpointError: If it is not finished, or its exported folder does not load.
+        FileExistsError: If `output` exists and `overwrite` is false, or it is no measurement.
+        TableError: If the table has a fault.
     """
     folder = open_run(run)
     require_finished(folder)
+    require_output(output, overwrite)
     recipe = read_recipe(folder.recipe, overrides, trust)
     choose = partial(keep_unseen, folder, split="test", seen=["train", "val"], anyway=anyway)
     if folder.classifier.is_dir():
@@ -60,24 +92,27 @@ def measure_run(
     return _measure(recipe, str(folder.merged), measure, output, choose)
 
 
-def measure_checkpoint(recipe: Recipe, output: Path | None = None) -> str:
-    """Measures a recipe's checkpoint as it is.
+def measure_checkpoint(recipe: Recipe, output: str | Path | None = None, overwrite: bool = False) -> Measured:
+    """Measures a recipe's checkpoint as it is, as `finetune test --config` does.
 
     Args:
         recipe: Names the checkpoint and the table.
         output: As for `measure_run`.
-
-    Returns:
-        A table for the screen.
+        overwrite: As for `measure_run`.
 
     Raises:
         RecipeError: If `run.neighbours` has no training rows.
         CheckpointError: If the checkpoint does not load.
+        FileExistsError: As `measure_run`.
+        TableError: If the table has a fault.
     """
+    require_output(output, overwrite)
     return _measure(recipe, recipe.checkpoint, _ask_towers(recipe.base, recipe.run.neighbours), output)
 
 
-def _measure(recipe: Recipe, title: str, measure: _Measure, output: Path | None, choose: _Choose | None = None) -> str:
+def _measure(
+    recipe: Recipe, name: str, measure: _Measure, output: str | Path | None, choose: _Choose | None = None
+) -> Measured:
     """Measures a model on the rows chosen, opened once the tables are known to be without fault."""
     quieten()
     data = recipe.build_data()
@@ -86,14 +121,9 @@ def _measure(recipe: Recipe, title: str, measure: _Measure, output: Path | None,
     if choose is not None:
         choose(data)
     measured = measure(data, recipe.device)
-    if output:
-        write_measurement(measured, output)
-    lines = [format_table({title: measured.test.metrics})]
-    lines += [
-        f"\nRetention table {name}:\n\n{format_table({title: table.metrics})}"
-        for name, table in measured.retention.items()
-    ]
-    return "\n".join([*lines, *describe_skipped(data.skipped)])
+    if output is not None:
+        write_measurement(measured, Path(output))
+    return Measured(name, measured, data.skipped)
 
 
 def _ask_towers(base: Base, neighbours: int | None) -> _Measure:

@@ -1,12 +1,15 @@
 """A recipe: YAML and command-line values turned into objects by LightningCLI's parser."""
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any, cast, get_args, get_type_hints
 
+import pandas as pd
 import torch
 from jsonargparse import ArgumentError, Namespace
 from lightning import Callback, Trainer, seed_everything
@@ -15,8 +18,9 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
 from finetune.core.errors import CheckpointError, RecipeError, TableError
-from finetune.core.overrides import write_out_nulls
+from finetune.core.overrides import Overrides, as_words, write_out_nulls
 from finetune.core.places import show
+from finetune.core.shipped import find_recipe
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.inference.embed import find_device
 from finetune.model.base import Base
@@ -29,6 +33,9 @@ from finetune.training.data_parallel import DataParallel, find_launched
 from finetune.training.task import AlignTask
 from finetune.training.whole_files import WholeFiles
 
+TABLE = "data.table.path"
+"""The key that in Python may be a DataFrame."""
+
 
 class Recipe:
     """A parsed recipe; nothing heavy is built before it is asked for.
@@ -38,11 +45,18 @@ class Recipe:
         parser: The parser they come from.
         name: Name of the run.
         trust: Modules beside the toolkit's own that the recipe may name.
+        frame: A DataFrame that takes the place of the table's file.
     """
 
     def __init__(
-        self, config: Namespace, parser: LightningArgumentParser, name: str, trust: Sequence[str] = ()
+        self,
+        config: Namespace,
+        parser: LightningArgumentParser,
+        name: str,
+        trust: Sequence[str] = (),
+        frame: pd.DataFrame | None = None,
     ) -> None:
+        self.frame = frame
         self._config = config
         self._parser = parser
         self._trust = trust
@@ -116,7 +130,23 @@ class Recipe:
 
     def build_data(self) -> ImageTextDataModule:
         """The data module."""
-        return cast(ImageTextDataModule, self._build("data"))
+        data = cast(ImageTextDataModule, self._build("data"))
+        if self.frame is not None:
+            data.table = replace(data.table, path=self.frame)
+        return data
+
+    def reading(self, file: Path) -> "Recipe":
+        """Returns the recipe as it is with a file in the place of the DataFrame, and the images where they are.
+
+        Args:
+            file: Holds what the DataFrame does.
+        """
+        other = copy.copy(self)
+        other._config, other.frame = self._config.clone(), None
+        table = other._config.data.init_args.table
+        table.path, table.outside = str(file.absolute()), table.outside or table.images is None
+        table.images = table.images or str(Path.cwd())
+        return other
 
     def build_task(self, seed: int | None = None) -> AlignTask:
         """The task, adapters drawn anew from a seed, the run's own where none is given."""
@@ -227,19 +257,29 @@ class Recipe:
             raise _find_cause(error, key, self._trust) from None
 
 
-def read_recipe(path: str | Path, overrides: Sequence[str] = (), trust: Sequence[str] = ()) -> Recipe:
+def read_recipe(path: str | Path, overrides: Overrides = (), trust: Sequence[str] = ()) -> Recipe:
     """Parses a recipe; no weights are loaded and no table is read.
 
     Args:
-        path: The recipe's file.
-        overrides: Values that replace the file's, as `["--data.batch_size", "32"]`.
+        path: The recipe's file, or the name of a shipped recipe.
+        overrides: Values that replace the file's, as `{"data.batch_size": 32}` or `["--data.batch_size", "32"]`. In a
+            mapping, `data.table.path` may be a DataFrame; its images are relative to the working directory.
         trust: Modules beside the toolkit's own that the recipe may name. Those that are not installed are looked for
             in the recipe's folder, in the working directory, and in the recipe's `run.module_folders`.
 
     Raises:
-        RecipeError: At the first key or value that is not valid, with the nearest valid name.
+        RecipeError: If there is no such recipe; or at the first key or value that is not valid, with the nearest name
+            that is.
+
+    Example:
+        >>> read_recipe("retrieval_lora", {"model.checkpoint": "align-mini", "data.batch_size": 32}).checkpoint
+        'align-mini'
     """
-    path = Path(path).expanduser()
+    path = find_recipe(str(path))
+    frame = None
+    if isinstance(overrides, Mapping) and isinstance(overrides.get(TABLE), pd.DataFrame):
+        frame, overrides = overrides[TABLE], {**overrides, TABLE: "DataFrame"}
+    overrides = as_words(overrides)
     refuse_renamed(path, overrides)
     allow_modules(trust)
     found = find_modules(path, trust)
@@ -257,7 +297,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = (), trust: Sequence
     for key in ("model", "data"):
         refuse_nulls(config[key].init_args, find_class(config[key].class_path), key)
     _check_trainer(config.trainer)
-    return Recipe(config, parser, path.stem, trust)
+    return Recipe(config, parser, path.stem, trust, frame)
 
 
 def _check_trainer(trainer: Namespace) -> None:

@@ -14,6 +14,7 @@ from finetune.core.errors import RecipeError
 from finetune.core.files import read_text, write_text
 from finetune.core.places import require_place, require_utf8
 from finetune.data.checks.check import print_warnings
+from finetune.data.table.arrow_files import write_frame
 from finetune.pipeline.devices import connected
 from finetune.pipeline.recipe import Recipe, read_recipe
 from finetune.pipeline.stage import run_stages
@@ -39,7 +40,7 @@ def run_recipe(recipe: Recipe, overwrite: bool = False) -> RunFolder:
     """Measures the base, trains, merges, proves the merge, and measures what was exported.
 
     Args:
-        recipe: What to run.
+        recipe: What to run. A DataFrame in it is written into the run's folder.
         overwrite: Whether a run of the same name is replaced.
 
     Returns:
@@ -64,9 +65,21 @@ def run_recipe(recipe: Recipe, overwrite: bool = False) -> RunFolder:
             stack.enter_context(hold(run.path))
             if is_new:
                 run.create(overwrite, needed=[work.base.folder, *work.tables])
-                write_text(run.recipe, recipe.resolved)
+                _write_recipe(work)
+        if recipe.frame is not None:  # from now on its file, which `resume_run` will read, too
+            work = Work(recipe.reading(run.frame), run)
         _finish(work, trainer)
     return run
+
+
+def _write_recipe(work: Work) -> None:
+    """Writes what repeats the run: its recipe, and the DataFrame that this names."""
+    recipe, run = work.recipe, work.run
+    if recipe.frame is not None:
+        table = work.data.table
+        write_frame(recipe.frame, table.columns, table.row_filter, run.frame)
+        recipe = recipe.reading(run.frame)
+    write_text(run.recipe, recipe.resolved)
 
 
 def _is_first(trainer: Trainer | None) -> bool:
@@ -77,7 +90,8 @@ def _is_first(trainer: Trainer | None) -> bool:
 def _was_started_again(recipe: Recipe, run: RunFolder) -> bool:
     """Whether `torchrun` has started all processes of the run again, after one of them had failed."""
     is_repeated = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    return is_repeated and run.recipe.is_file() and read_text(run.recipe) == recipe.resolved
+    repeated = recipe if recipe.frame is None else recipe.reading(run.frame)
+    return is_repeated and run.recipe.is_file() and read_text(run.recipe) == repeated.resolved
 
 
 def _check(work: Work, overwrite: bool) -> None:

@@ -60,7 +60,7 @@ class Suspects(NamedTuple):
         return [*shown, *describe_skipped(self.skipped), total]
 
 
-def find_suspects(recipe: Recipe, folds: int) -> Suspects:
+def find_suspects(recipe: Recipe, folds: int = 4) -> Suspects:
     """Ranks the training rows of a table by how badly caption or label and image fit; nothing is written.
 
     The images are dealt into folds. For each fold the recipe's task is trained on the training rows of the others, and

@@ -4,10 +4,15 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from finetune.core.errors import CheckpointError, RecipeError, did_you_mean
-from finetune.core.files import is_staged, write_json
+from finetune.core.files import is_staged, read_json, write_json
 from finetune.run.lock import LOCK
+from finetune.run.results import MODELS
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 BASE, AFTER, ZERO_SHOT_AFTER = "base", "after", "zero-shot-after"
 MEASURED = (BASE, AFTER, ZERO_SHOT_AFTER)
@@ -38,6 +43,11 @@ class RunFolder:
     def table(self) -> Path:
         """The images, splits and hashed texts of the table that was trained on."""
         return self.path / "table.parquet"
+
+    @property
+    def frame(self) -> Path:
+        """The DataFrame that the run was started with, where it was no file."""
+        return self.path / "frame.parquet"
 
     @property
     def checkpoints(self) -> Path:
@@ -132,6 +142,18 @@ class RunFolder:
     def metrics(self) -> Path:
         """Before, after, retention."""
         return self.path / "metrics.json"
+
+    def read_results(self) -> "DataFrame":
+        """Reads the metrics of a finished run: a line each, a column for each model, as `before` and `after`.
+
+        Raises:
+            CheckpointError: If the run is not finished.
+        """
+        from pandas import DataFrame  # which takes as long as all else that names a run
+
+        require_finished(self)
+        metrics = read_json(self.metrics)
+        return DataFrame({name: metrics[name] for name in MODELS if name in metrics})
 
     @property
     def predictions(self) -> Path:

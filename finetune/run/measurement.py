@@ -11,7 +11,8 @@ from torch import Tensor
 
 from finetune.core.csv_text import format_frame, read_frame, shield_frame
 from finetune.core.errors import CheckpointError
-from finetune.core.files import read_json, write_folder, write_json, write_text
+from finetune.core.files import read_json, refuse_existing, require_own, write_folder, write_json, write_text
+from finetune.core.places import require_place
 from finetune.metrics.statistics import Figure, from_tensors, to_tensors
 
 FACTS, TENSORS, PREDICTIONS, ROWS = "measurement.json", "figures.safetensors", "predictions.csv", "rows.csv"
@@ -81,6 +82,25 @@ class Measurement(NamedTuple):
     def retention(self) -> dict[str, TableMeasurement]:
         """The model on each retention table."""
         return {name: table for name, table in self.tables.items() if name != TEST}
+
+
+def require_output(folder: str | Path | None, overwrite: bool) -> None:
+    """Refuses to replace a folder unasked, or one that is no measurement, before anything is measured.
+
+    Args:
+        folder: Where a measurement is to be written; None where none is.
+        overwrite: Whether a measurement that is there is replaced.
+
+    Raises:
+        FileExistsError: If something is there that may not be replaced.
+        OSError: If nothing can be written there.
+    """
+    if folder is None:
+        return
+    place = Path(folder)
+    require_place(place)
+    refuse_existing(place, overwrite)
+    require_own(place, lambda names: FACTS in names and names <= {FACTS, TENSORS, PREDICTIONS, ROWS})
 
 
 def write_measurement(measurement: Measurement, folder: Path) -> None:

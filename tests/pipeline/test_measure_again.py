@@ -37,13 +37,15 @@ def cells(screen: str, key: str) -> list[str]:
 
 
 def test_a_checkpoint_measures_as_the_base_of_a_run(recipe_file, run, tmp_path):
-    screen = measure_checkpoint(read_recipe(recipe_file), tmp_path / "base")
+    measured = measure_checkpoint(read_recipe(recipe_file), tmp_path / "base")
+    screen = "\n".join(measured.lines())
     again, before = read_measurement(tmp_path / "base"), read_measurement(run.measurement("base"))
     assert {name: table.metrics for name, table in again.tables.items()} == {
         name: table.metrics for name, table in before.tables.items()
     }
     pd.testing.assert_frame_equal(again.predictions, before.predictions)
     metrics = json.loads(run.metrics.read_text())["before"]
+    assert measured.metrics == before.test.metrics
     assert cells(screen, "test/accuracy") == [f"{100 * metrics['test/accuracy']:.1f} %"]
     assert "test/knn_accuracy" in metrics
     assert f"\n\nRetention table colours:\n\n| metric {'':{len('test/text_to_image/median_rank') - 7}} | " in screen
@@ -51,7 +53,7 @@ def test_a_checkpoint_measures_as_the_base_of_a_run(recipe_file, run, tmp_path):
 
 
 def test_a_run_is_measured_by_its_classifier(run, tmp_path):
-    screen = measure_run(run.path, output=tmp_path / "after")
+    screen = "\n".join(measure_run(run.path, output=tmp_path / "after").lines())
     after = json.loads(run.metrics.read_text())["after"]
     assert read_measurement(tmp_path / "after").test.metrics == after
     assert screen.startswith(f"| metric {'':{len('test/expected_calibration_error') - 7}} | {run.classifier} |\n")
@@ -74,7 +76,7 @@ def test_a_run_is_measured_on_other_rows(run, colour_table, tmp_path):
 def measured(run, folder, table, *words, anyway=False) -> list[str]:
     """The rows of a table that are measured, by their numbers."""
     words = ["--data.table.path", str(table), "--data.table.outside", "true", "--run.neighbours", "null", *words]
-    measure_run(run.path, words, output=folder / "found", anyway=anyway)
+    measure_run(run.path, words, output=folder / "found", anyway=anyway, overwrite=True)
     return read_measurement(folder / "found").predictions["row"].astype(int).tolist()
 
 
@@ -151,9 +153,17 @@ def test_a_merged_folder_is_measured_as_the_base_that_it_now_is(recipe_file, run
 
 def test_an_earlier_measurement_is_replaced_whole(recipe_file, tmp_path):
     recipe = read_recipe(recipe_file, ["--data.retention", "null"])
-    (tmp_path / "found").mkdir()
-    (tmp_path / "found" / "old.txt").touch()
     measure_checkpoint(recipe, tmp_path / "found")
+    (tmp_path / "found" / "rows.csv").write_text("of another model")
+    with pytest.raises(FileExistsError, match="found not to exist"):
+        measure_checkpoint(recipe, tmp_path / "found")
+    measure_checkpoint(recipe, tmp_path / "found", overwrite=True)
+    assert read_measurement(tmp_path / "found").test.rows["image"].str.endswith(".png").all()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.txt").touch()
+    with pytest.raises(FileExistsError):
+        measure_checkpoint(recipe, tmp_path / "other", overwrite=True)
+    assert (tmp_path / "other" / "mine.txt").exists()
     assert {path.name for path in (tmp_path / "found").iterdir()} == {
         *("measurement.json", "figures.safetensors", "predictions.csv", "rows.csv")
     }
@@ -163,7 +173,7 @@ def test_neighbours_without_training_rows_are_refused(recipe_file):
     words = ["--data.table.filter", "split == 'test'"]
     with pytest.raises(RecipeError, match="Expected training rows in .*colours.csv for run.neighbours 3, but got none"):
         measure_checkpoint(read_recipe(recipe_file, words))
-    assert "test/accuracy" in measure_checkpoint(read_recipe(recipe_file, [*words, "--run.neighbours", "null"]))
+    assert "test/accuracy" in measure_checkpoint(read_recipe(recipe_file, [*words, "--run.neighbours", "null"])).metrics
 
 
 def test_tables_without_test_rows_are_refused_before_the_model_is_loaded(recipe_file, colour_table, tiny, tmp_path):

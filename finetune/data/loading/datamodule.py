@@ -330,9 +330,14 @@ class ImageTextDataModule(LightningDataModule):
         other._rows, other.seed = self.rows, seed
         return other
 
+    @property
+    def mirrors(self) -> bool:
+        """Whether the augmentations mirror images."""
+        return self.augmentation is not None and bool(MIRRORING & {*name_steps(self.augmentation.compose)})
+
     def find_concerns(self) -> list[Concern]:
         """What is seldom meant in the tables; no image is decoded. Of a kept table, what its first start found."""
-        mirrors = self.augmentation is not None and bool(MIRRORING & {*name_steps(self.augmentation.compose)})
+        mirrors = self.mirrors
         rows, texts = self.rows, (self.texts.fingerprint, self.templates, bool(self.table.caption))
         found = find_once(
             rows, "concerns", (mirrors, texts), lambda: [*find_concerns(rows, mirrors), *find_copies(rows)]

@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import PIL
-from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError, features
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin, UnidentifiedImageError, features
 
 from finetune.core.errors import CheckpointError, TableError
 from finetune.data.prepare.members import Member, place_of, size_of
@@ -54,10 +54,7 @@ def open_image(path: str | Path, content: bytes = b"") -> Image.Image:
         if member is not None:
             content = content or member.read()
         with Image.open(BytesIO(content) if content else path, formats=FORMATS) as image:
-            check_pixels(image)
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            return convert_to_rgb(image)
+            return view_image(image)
     except RemoteError:
         raise
     except Exception as error:  # decoders raise all kinds: OSError, SyntaxError, struct.error, ...
@@ -67,18 +64,39 @@ def open_image(path: str | Path, content: bytes = b"") -> Image.Image:
         ) from error
 
 
-def try_image(path: str | Path, content: bytes = b"") -> Image.Image | str:
+def view_image(image: Image.Image) -> Image.Image:
+    """Returns an image that Pillow has opened as RGB, upright, as its author saw it; the image stays as it is.
+
+    Args:
+        image: What `Image.open` returned, or an image made otherwise, in any mode.
+
+    Raises:
+        Exception: If it cannot be decoded, or is too large; decoders raise all kinds.
+    """
+    check_pixels(image)
+    image.load()
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # a copy knows less of how a TIFF counts its grey
+        image = ImageOps.exif_transpose(image)
+    return convert_to_rgb(image)
+
+
+def try_image(image: str | Path | Image.Image, content: bytes = b"") -> Image.Image | str:
     """Opens an image as `open_image` does, or returns in a few words why it cannot be read.
 
     Args:
-        path: As for `open_image`.
+        image: A path as for `open_image`, or an image as for `view_image`.
         content: As for `open_image`.
 
     Raises:
         RemoteError: If its shard cannot be fetched, which says nothing of the image.
     """
+    if isinstance(image, Image.Image):
+        try:
+            return view_image(image)
+        except Exception as error:  # as in `open_image`
+            return _explain(error)
     try:
-        return open_image(path, content)
+        return open_image(image, content)
     except TableError as error:
         return "no file" if error.__cause__ is None else _explain(error.__cause__)
 

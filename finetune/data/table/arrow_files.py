@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
+from pyarrow import parquet
 
+from finetune.core.files import write_file
 from finetune.data.table.arrow_filter import compile_filter, count_removed, nan_to_null, typed_fields
 from finetune.data.table.bounds import check_width
 from finetune.data.table.cells import Cells, Strings, as_strings, check_columns
@@ -61,22 +63,54 @@ def read_frame(frame: "DataFrame", names: Sequence[str], row_filter: RowFilter |
     Raises:
         TableFaultsError: If a column is missing, or Arrow cannot read it.
     """
-    wanted = columns_to_read(names, row_filter)
+    table = _as_table(frame, columns_to_read(names, row_filter))
+    try:
+        yield from _scan(ds.dataset(table), FRAME, names, row_filter)
+    except pa.ArrowException as error:
+        raise _no_cells(error) from error
+
+
+def write_frame(frame: "DataFrame", names: Sequence[str], row_filter: RowFilter | None, path: Path) -> None:
+    """Writes columns of a DataFrame as a Parquet file, in which `read_parquet` finds what `read_frame` does.
+
+    Args:
+        frame: As for `read_frame`.
+        names: Likewise.
+        row_filter: Likewise; the columns that it compares are written, too, and no row is left out.
+        path: The file.
+
+    Raises:
+        TableFaultsError: As `read_frame`.
+    """
+    table = _as_table(frame, columns_to_read(names, row_filter))
+    with write_file(path) as file:
+        parquet.write_table(table, file)
+
+
+def _as_table(frame: "DataFrame", wanted: Sequence[str]) -> pa.Table:
     frame = frame.set_axis([str(name) for name in frame.columns], axis="columns")
     if wrong := check_columns(FRAME, None, list(frame.columns), wanted):
         raise TableFaultsError(wrong)
     try:
-        table = pa.table({name: _as_array(frame[name]) for name in wanted})
-        yield from _scan(ds.dataset(table), FRAME, names, row_filter)
+        return pa.table({name: _as_array(frame[name]) for name in wanted})
     except pa.ArrowException as error:
-        rule, repair = "columns of texts and numbers", "Convert them first."
-        raise TableFaultsError([Fault(FRAME, rule, repair, value=str(error))]) from error
+        raise _no_cells(error) from error
+
+
+def _no_cells(error: pa.ArrowException) -> TableFaultsError:
+    rule, repair = "columns of texts and numbers", "Convert them first."
+    return TableFaultsError([Fault(FRAME, rule, repair, value=str(error))])
 
 
 def _as_array(series: Any) -> pa.Array:
     try:
         return pa.array(series, from_pandas=True)
     except pa.ArrowException:  # objects of several types, or of a type of their own, such as paths
+        for row, value in enumerate(series):
+            if hasattr(value, "getexif"):  # of Pillow
+                rule, repair = "the path of an image", "Save the images as files, and their paths in this column."
+                fault = Fault(FRAME, rule, repair, row, str(series.name), f"a {type(value).__name__}")
+                raise TableFaultsError([fault]) from None
         if any(isinstance(value, list | tuple | dict | np.ndarray) for value in series):
             raise
         missing = series.isna()

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from finetune.data.table.captions import caption_columns, read_captions
+from finetune.data.table.captions import read_captions
 from finetune.data.table.cells import Cells, Integers, number_strings
 from finetune.data.table.faults import Fault, TableFaultsError
-from finetune.data.table.filters import Removed, parse_filter
+from finetune.data.table.filters import Removed
 from finetune.data.table.labels import read_labels
 from finetune.data.table.limit import choose_rows
 from finetune.data.table.row_images import Hashes, check_image_ids, check_images, hash_images
@@ -73,14 +73,10 @@ class TableReading:
 
     def _read_cells(self) -> tuple[Cells, tuple[Removed, ...]]:
         table, faults = self._table, self._faults
-        split = table.split if isinstance(table.split, str) else None
-        names = (table.image, *caption_columns(table.caption), table.label, split, table.image_id, table.weight)
-        row_filter = None if table.filter is None else parse_filter(table.filter)
+        row_filter = table.row_filter
         source = table.patterns if isinstance(table.path, str | PathLike) else table.path
         text_format = TextFormat(table.separator, table.quoting)
-        cells, removed = read_cells(
-            source, [name for name in names if name is not None], text_format, row_filter, faults, self._scratch
-        )
+        cells, removed = read_cells(source, table.columns, text_format, row_filter, faults, self._scratch)
         if row_filter is not None and not len(cells) and not faults:
             counts = "; ".join(f"{condition}: {rows:,}" for condition, rows in removed)
             rule, repair = "rows that pass data.table.filter", f"Rows removed by each condition: {counts}."

@@ -11,7 +11,7 @@ from finetune.core.freed import give_back
 from finetune.data.remote.transfer import RemoteError
 from finetune.data.table.captions import CaptionList, caption_columns
 from finetune.data.table.faults import Fault, TableFaultsError
-from finetune.data.table.filters import parse_filter
+from finetune.data.table.filters import RowFilter, parse_filter
 from finetune.data.table.kept import KeptTable
 from finetune.data.table.label_sets import check_label_separator
 from finetune.data.table.paths import plain_folder
@@ -201,6 +201,18 @@ class Table:
         """The paths or patterns of a table that is no DataFrame: its own, and those of the splits."""
         beside = self.split.files.values() if isinstance(self.split, RandomSplit) else ()
         return (fspath(cast(Place, self.path)), *beside)
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that are read, that of the images first."""
+        split = self.split if isinstance(self.split, str) else None
+        names = (self.image, *caption_columns(self.caption), self.label, split, self.image_id, self.weight)
+        return [name for name in names if name is not None]
+
+    @property
+    def row_filter(self) -> RowFilter | None:
+        """The filter, parsed."""
+        return None if self.filter is None else parse_filter(self.filter)
 
     def find_folder(self) -> str:
         """Returns the folder that image paths are relative to.
