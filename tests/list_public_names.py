@@ -1,6 +1,7 @@
 """Lists the public names with their signatures; `python tests/list_public_names.py` writes `public_names.txt` anew."""
 
 import ast
+import dataclasses
 import inspect
 import textwrap
 import typing
@@ -21,14 +22,15 @@ def list_public_names() -> str:
 
 
 def list_returned() -> list[type]:
-    """The toolkit's classes that public functions return, or return several of, by name."""
+    """The toolkit's records (named tuples, dataclasses) that public functions return, by name."""
     found = set()
     for name in finetune.__all__:
         thing = getattr(finetune, name)
         if not inspect.isclass(thing):
             returned = typing.get_type_hints(thing)["return"]
             found |= {kind for kind in (returned, *typing.get_args(returned)) if inspect.isclass(kind)}
-    return sorted((kind for kind in found if kind.__module__.startswith("finetune.")), key=lambda kind: kind.__name__)
+    records = (kind for kind in found if issubclass(kind, tuple) or dataclasses.is_dataclass(kind))
+    return sorted((kind for kind in records if kind is not tuple), key=lambda kind: kind.__name__)
 
 
 def list_members(kind: type) -> dict[str, ast.FunctionDef | ast.AnnAssign]:
