@@ -72,7 +72,7 @@ def test_pages_and_examples_use_public_names_alone():
 def test_every_command_has_a_counterpart_in_python():
     page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `finetune (\w+)` \| (.+) \|$", page, re.M))
-    assert [*rows] == [command.__name__.rpartition(".")[2] for command in COMMANDS]
+    assert {*rows} == {command.__name__.rpartition(".")[2] for command in COMMANDS}
     for row in rows.values():
         called = re.findall(r"`(\w+)\(", row)
         assert called
