@@ -74,6 +74,15 @@ def test_the_merge_is_proven(merged):
     assert (merged.parent / "finished.json").is_file()
 
 
+def test_its_onnx_files_are_proven(merged, tmp_path):
+    command = [sys.executable, "-m", "finetune", "export", merged.parent, "--output", tmp_path / "served", "--onnx"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    proof = json.loads((tmp_path / "served" / "merge_proof.json").read_text())["onnx"]
+    assert max(proof["differences"][tower]["raw"] for tower in ("image", "text")) <= 1e-4
+    assert (tmp_path / "served" / "onnx" / "image.onnx").stat().st_size > 200e6
+
+
 def test_the_merged_model_has_been_trained(merged, base):
     before, after = (AlignModel.from_pretrained(folder).state_dict() for folder in (base, merged))
     assert after.keys() == before.keys()
