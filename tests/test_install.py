@@ -5,13 +5,18 @@ import shutil
 import site
 import subprocess
 import sys
+import tarfile
+import tomllib
 import venv
 import zipfile
+from email import message_from_bytes
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+SHIPPED = ("finetune", "recipes", "datasets", "tests", "docs", "benchmarks", "examples")
+FOLDERS = [name for name in SHIPPED if (ROOT / name).is_dir()]
 
 
 def run(command: list[str | Path], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -33,17 +38,33 @@ def expect_success(done: subprocess.CompletedProcess[str]) -> str:
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel built from a copy of what a source archive holds, so that the checkout stays as it is."""
-    folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the source archive, built from a copy of the checkout, and the wheel that is built of it."""
+    folder = tmp_path_factory.mktemp("built")
+    source, tools = folder / "source", folder / "tools"
     source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    for name in ("finetune", "recipes", "datasets"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    expect_success(run([sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", folder, source], folder))
-    return next(folder.glob("*.whl"))
+    for path in ROOT.iterdir():
+        if path.is_file():
+            shutil.copy(path, source)
+        elif path.name in FOLDERS:
+            shutil.copytree(path, source / path.name, ignore=shutil.ignore_patterns("__pycache__"))
+    (source / "runs").mkdir()
+    (source / "runs" / "weights.ckpt").write_text("not to be shipped")
+    backend = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    pip = [sys.executable, "-m", "pip"]
+    expect_success(run([*pip, "install", "-q", "--target", tools, *backend], folder))
+    hatchling = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", folder]
+    expect_success(run(hatchling, source, PYTHONPATH=str(tools)))
+    archive = next(folder.glob("*.tar.gz"))
+    words = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", folder, archive]
+    expect_success(run(words, folder, PYTHONPATH=str(tools)))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def wheel(built: Path) -> Path:
+    """The wheel."""
+    return next(built.glob("*.whl"))
 
 
 @pytest.fixture(scope="session")
@@ -71,10 +92,56 @@ def test_wheel_holds_recipes_and_scripts_and_one_package(wheel):
         shipped = {f"finetune/shipped/{folder}/{path.name}" for path in (ROOT / folder).glob(pattern)}
         assert shipped
         assert shipped <= names
-    assert {"finetune/report/report.html.j2", "finetune/report/style.css"} <= names
+    assert {"finetune/report/report.html.j2", "finetune/report/style.css", "finetune/py.typed"} <= names
     packages = {name.split("/")[0] for name in names}
     assert {name for name in packages if not name.endswith(".dist-info")} == {"finetune"}
     assert not any("__pycache__" in name for name in names)
+
+
+@pytest.mark.slow
+def test_source_archive_holds_what_tests_and_docs_need_and_nothing_of_ours(built):
+    with tarfile.open(next(built.glob("*.tar.gz"))) as archive:
+        (top,) = {name.split("/")[0] for name in archive.getnames()}
+        names = {name.removeprefix(f"{top}/") for name in archive.getnames()}
+    for folder in FOLDERS:
+        files = [path for path in (ROOT / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+        assert {path.relative_to(ROOT).as_posix() for path in files} <= names, folder
+    for name in (
+        "CHANGELOG.md",
+        "CITATION.cff",
+        "LICENSE",
+        "README.md",
+        "SECURITY.md",
+        "constraints.txt",
+        "mkdocs.yml",
+    ):
+        assert name in names
+    added = {"PKG-INFO", ".gitignore", "pyproject.toml", "LICENSE", "constraints.txt", "mkdocs.yml", "CITATION.cff"}
+    assert {name.split("/")[0] for name in names if not name.endswith(".md")} == {*added, *FOLDERS}
+
+
+@pytest.mark.slow
+def test_metadata_of_the_wheel_are_the_projects(wheel):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    with zipfile.ZipFile(wheel) as archive:
+        (place,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        found = message_from_bytes(archive.read(place))
+    assert (found["Name"], found["Version"]) == (project["name"], project["version"])
+    assert found["License-Expression"] == project["license"]
+    assert found["Description-Content-Type"] == "text/markdown"
+    assert found.get_payload().strip() == (ROOT / "README.md").read_text().strip()
+    assert set(found.get_all("Provides-Extra")) == project["optional-dependencies"].keys()
+
+
+@pytest.mark.slow
+def test_installed_package_is_whole_outside_of_the_checkout(installed, tmp_path):
+    assert "publish" in expect_success(run([installed / "finetune", "--help"], tmp_path))
+    program = (
+        "import finetune; print(len([getattr(finetune, name) for name in finetune.__all__]), finetune.__version__)"
+    )
+    count, version = expect_success(run([installed / "python", "-P", "-c", program], tmp_path)).split()
+    assert int(count) > 30
+    assert version == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
 
 @pytest.mark.slow
