@@ -73,7 +73,7 @@ def test_run_folder_is_whole(workplace):
             "metrics.json",
             "predictions.csv",
         ),
-        *("report.html", "finished.json", "stages", ".lock"),
+        *("report.html", "finished.json", "stages", "tensorboard", ".lock"),
     }
     environment = json.loads((run / "environment.json").read_text())
     assert environment["checkpoint"]["name"] == "align-mini"

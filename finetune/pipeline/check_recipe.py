@@ -65,12 +65,12 @@ def check_recipe(recipe: Recipe, data: ImageTextDataModule) -> AlignTask:
             but the tables hold nothing to choose it by, or nothing is trained.
         CheckpointError: If the base does not load.
     """
+    check_trainer(recipe.build_trainer())
     data.rows.require("train", "test")
     for other in data.retention.values():
         other.rows.require("test")
     check_settings(recipe.run, data)
     trainer = build_training(recipe, data, RunFolder(recipe.folder)).trainer
-    check_trainer(trainer)
     _check_shares(trainer, data)
     steps = _count_steps(trainer, data)
     validates = _check_validation(trainer, data)
@@ -215,23 +215,22 @@ def _check_monitors(trainer: Trainer, task: AlignTask, validated: TableKind | No
     if any(type(one).__module__.split(".")[0] not in _OWN for one in (task, *callbacks)):
         return
     known = {*_logged_in_training(task), *(_logged_in_validation(task, validated) if validated else ())}
-    for callback in callbacks:
-        monitor = getattr(callback, "monitor", None)
-        if monitor is None or monitor in known or str(monitor).startswith("lr-"):  # those of LearningRateMonitor
-            continue
-        raise RecipeError(
-            f"Expected {type(callback).__name__} of trainer.callbacks to monitor what is logged, but got {monitor!r}. "
-            f"{did_you_mean(str(monitor), known)}"
-        )
     better = {"train/loss": "min", "val/loss": "min"}
     if validated is not None:
         better[f"val/{validated.metric().headline}"] = "max"
     for callback in callbacks:
-        monitor, mode = getattr(callback, "monitor", None), getattr(callback, "mode", None)
-        if monitor in better and mode not in (None, better[monitor]):
+        name, monitor, mode = type(callback).__name__, getattr(callback, "monitor", None), getattr(callback, "mode", "")
+        if monitor is None or str(monitor).startswith("lr-"):  # those of LearningRateMonitor
+            continue
+        if monitor not in known:
             raise RecipeError(
-                f"Expected mode of {type(callback).__name__} in trainer.callbacks to be {better[monitor]} for "
-                f"{monitor}, but got {mode}: it would take worse for better. Set it to {better[monitor]}."
+                f"Expected {name} of trainer.callbacks to monitor what is logged, but got {monitor!r}. "
+                f"{did_you_mean(str(monitor), known)}"
+            )
+        if mode and mode != better.get(monitor, mode):
+            raise RecipeError(
+                f"Expected mode of {name} in trainer.callbacks to be {better[monitor]} for {monitor}, but got {mode}: "
+                f"it would take worse for better. Set it to {better[monitor]}."
             )
 
 

@@ -172,20 +172,20 @@ class Recipe:
         return task
 
     def build_trainer(
-        self, callbacks: Sequence[Callback] = (), logger: Logger | None = None, bar: ProgressBar | None = None
+        self, callbacks: Sequence[Callback] = (), loggers: Sequence[Logger] = (), bar: ProgressBar | None = None
     ) -> Trainer:
-        """The trainer, with the run's callbacks before the recipe's own, and its logger after them.
+        """The trainer, with the run's callbacks before the recipe's own, and its loggers after them.
 
         Args:
             callbacks: What the run needs to follow the training.
-            logger: The run's own log, whatever other loggers the recipe names.
+            loggers: The run's own, whatever others the recipe names.
             bar: Shows how far the training is, unless the recipe names another bar, or wants none.
 
         Raises:
             RecipeError: If its values do not go together, or with this machine.
         """
         values = dict(self._build("trainer"))
-        named, loggers = values["callbacks"] or [], values["logger"]
+        named = values["callbacks"] or []
         if values["precision"] == "auto":
             values["precision"] = None
         values["callbacks"] = [*callbacks, *([named] if isinstance(named, Callback) else named)]
@@ -198,9 +198,8 @@ class Recipe:
                 values["strategy"] = DataParallel(self.run.longest_wait)
         plugins = values["plugins"] or []
         values["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), WholeFiles()]
-        if isinstance(loggers, bool | None):
-            loggers = []
-        values["logger"] = [*([loggers] if isinstance(loggers, Logger) else loggers), *filter(None, [logger])]
+        others = [] if isinstance(values["logger"], bool | None) else values["logger"]
+        values["logger"] = [*([others] if isinstance(others, Logger) else others), *loggers]
         has_bar = any(isinstance(one, ProgressBar) for one in values["callbacks"])
         if bar is not None and values["enable_progress_bar"] is not False and not has_bar:
             values["callbacks"].append(bar)
@@ -228,6 +227,11 @@ class Recipe:
                 f"{devices}. Leave it out: it follows the launcher."
             )
         return started
+
+    @property
+    def takes_tensorboard(self) -> bool:
+        """Whether the recipe leaves loggers to the run: it names none, and does not refuse them."""
+        return self._config.trainer.logger in (None, True)
 
     @property
     def device(self) -> torch.device:
@@ -331,6 +335,8 @@ def _find_cause(error: BaseException, key: str, own: Sequence[str]) -> BaseExcep
         error = error.__cause__
     modules = [frame.f_globals.get("__name__", "").split(".")[0] for frame, _ in walk_tb(error.__traceback__)]
     is_fault = modules[-1:] == ["finetune"] or not {one.split(".")[0] for one in own}.isdisjoint(modules)
+    if problem and "pip install" in problem[2]:  # as loggers say
+        return RecipeError(f"Expected what {problem[1]} needs to be installed, but got: {problem[2]}")
     if isinstance(error, known) or (is_fault and not isinstance(error, ValueError | ImportError | RuntimeError)):
         return error
     if refused:  # albumentations validates with pydantic

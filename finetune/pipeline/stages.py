@@ -2,6 +2,7 @@
 
 import platform
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from peft import PeftModel
 
 from finetune.core import processes
+from finetune.core.console import say
 from finetune.core.csv_text import format_frame, shield_frame
 from finetune.core.errors import Concern
 from finetune.core.files import read_json, write_folder, write_json, write_text
@@ -33,6 +35,7 @@ from finetune.model.adapter import save_adapter
 from finetune.model.base import Base
 from finetune.model.towers import AlignTowers
 from finetune.pipeline.choose import choose, open_line
+from finetune.pipeline.log_results import log_results
 from finetune.pipeline.machine import suit_machine, use_choices
 from finetune.pipeline.stage import Stage, compare
 from finetune.pipeline.summary import summarise
@@ -43,6 +46,7 @@ from finetune.run.folder import AFTER, BASE, MEASURED, ZERO_SHOT_AFTER, RunFolde
 from finetune.run.measurement import MEASUREMENT, read_measurement, write_measurement
 from finetune.run.results import PROOF_FILE, format_proof, installed_versions
 from finetune.training.classification_task import ClassificationTask
+from finetune.training.loggers import INSTALL_TENSORBOARD, has_tensorboard
 from finetune.training.progress import clear_saves
 
 WITNESS_ROWS = 8
@@ -84,8 +88,9 @@ class Train(Stage):
         run, task = work.run, work.task
         use_choices(work.recipe, task, work.data, processes.from_first(lambda: self._prepare(work)))
         seconds = processes.from_first(lambda: MEASURE_BASE.seconds(work))  # what is exported takes about as long
-        concerns = fit(work.recipe, task, work.data, run, seconds)
-        processes.from_first(lambda: self._write(work, concerns))
+        trained = fit(work.recipe, task, work.data, run, seconds)
+        work.loggers = trained.loggers
+        processes.from_first(lambda: self._write(work, trained.notices))
         del work.task
         return [*_trained(run), run.training, run.environment, run.table]
 
@@ -142,9 +147,11 @@ class Train(Stage):
         run = work.run
         for path in (run.started, run.fitted, run.logged):
             path.unlink(missing_ok=True)
-        for folder in (run.checkpoints, run.path / "members"):
+        for folder in (run.checkpoints, run.tensorboard, run.path / "members"):
             if folder.exists():
                 shutil.rmtree(folder)
+        if work.recipe.takes_tensorboard and not has_tensorboard():
+            say(f"values are logged to {run.logged}; for TensorBoard too: {INSTALL_TENSORBOARD}", file=sys.stderr)
         chosen = suit_machine(work.recipe, work.task, work.data)
         write_json(run.environment, {**_describe_environment(work), "auto": chosen})
         write_seen(work.data.rows, run.table)
@@ -260,6 +267,7 @@ class Report(Stage):
         run.skipped.unlink(missing_ok=True)
         write_skipped(run.skipped, _list_skipped(work))
         write_report(run.path)
+        log_results(work, {name: measured[name].test.metrics for name in (BASE, AFTER)})
         run.finish({"proofs": proofs, "versions": installed_versions()})
         carried = [folder / MEASUREMENT for folder in _exported(run)]
         return [run.metrics, run.predictions, run.skipped, run.report, *carried, run.finished]

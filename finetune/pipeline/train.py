@@ -8,9 +8,10 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
+import yaml
 from lightning import Trainer, seed_everything
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, Logger
 from peft import LoraConfig, PeftModel
 from torch import Tensor
 
@@ -28,6 +29,7 @@ from finetune.training.best_weights import LatestBest
 from finetune.training.collapse import CollapseWatch
 from finetune.training.early_end import find_early_end
 from finetune.training.heap import freed_memory_kept
+from finetune.training.loggers import LogRecipe, TensorBoardLog, finish, has_tensorboard
 from finetune.training.progress import BEST, Progress
 from finetune.training.save_progress import SaveProgress
 from finetune.training.step_seeds import StepSeeds
@@ -36,6 +38,18 @@ from finetune.training.task import AlignTask
 from finetune.training.training_bar import TrainingBar
 
 _MODEL = "towers.model."
+
+
+class Trained(NamedTuple):
+    """What is left of one or several trainings, beside what they have trained.
+
+    Attributes:
+        notices: What is worth knowing of them, such as that one has ended early.
+        loggers: Those that the recipe names, of the last training that took place in this process.
+    """
+
+    notices: list[Concern]
+    loggers: list[Logger]
 
 
 class Training(NamedTuple):
@@ -48,6 +62,7 @@ class Training(NamedTuple):
         progress: Where it is saved from time to time.
         stop: Knows whether the process is asked to end.
         bar: Shows how far it is; what follows it may be told to it.
+        own: The run's own loggers, beside those that the recipe names.
     """
 
     trainer: Trainer
@@ -56,6 +71,7 @@ class Training(NamedTuple):
     progress: Progress
     stop: StopRequest
     bar: TrainingBar
+    own: Sequence[Logger]
 
 
 def build_training(recipe: Recipe, data: ImageTextDataModule, run: RunFolder) -> Training:
@@ -73,16 +89,19 @@ def build_training(recipe: Recipe, data: ImageTextDataModule, run: RunFolder) ->
     metric = f"val/{data.kind.metric().headline}" if rows else None
     keep = LatestBest(rows, monitor=metric, dirpath=run.checkpoints, filename=BEST, save_last=True)
     watch = CollapseWatch()
-    logger = CSVLogger(save_dir=run.path.parent, name=run.path.name, version="")
-    progress, stop = Progress(run.checkpoints, logger), StopRequest()
+    log = CSVLogger(save_dir=run.path.parent, name=run.path.name, version="")
+    board = TensorBoardLog(run.tensorboard) if recipe.takes_tensorboard and has_tensorboard() else None
+    progress, stop = Progress(run.checkpoints, log, board), StopRequest()
     save, bar = SaveProgress(progress, recipe.run.save_interval, stop), TrainingBar(metric)
-    trainer = recipe.build_trainer([save, StepSeeds(data.seed), keep, watch], logger, bar)
-    return Training(trainer, keep, watch, progress, stop, bar)
+    own: list[Logger] = [log, *filter(None, [board])]
+    told = LogRecipe(yaml.safe_load(recipe.resolved), own)
+    trainer = recipe.build_trainer([save, StepSeeds(data.seed), keep, watch, told], own, bar)
+    return Training(trainer, keep, watch, progress, stop, bar, own)
 
 
 def fit(
     recipe: Recipe, task: AlignTask, data: ImageTextDataModule, run: RunFolder, seconds_after: float = 0.0
-) -> list[Concern]:
+) -> Trained:
     """Trains, and leaves the latest best weights by the validation metric in the task, or the last without one.
 
     With `run.soup` above 1 it trains so many times, and leaves the average. The first training is the one there would
@@ -98,22 +117,23 @@ def fit(
         seconds_after: What the run takes after the training, as far as known, to be shown.
 
     Returns:
-        What went wrong in training.
+        What is worth knowing, and the loggers that may be told results.
     """
     if recipe.run.soup == 1:
-        kept, notices = _fit_once(recipe, lambda: task, data, run, 0, seconds_after)
+        kept, trained = _fit_once(recipe, lambda: task, data, run, 0, seconds_after)
         _load(task, kept)
-        return notices
-    members, notices = [], []
+        return trained
+    members, notices, loggers = [], list[Concern](), list[Logger]()
     for number, folder in enumerate(run.members(recipe.run.soup)):
         seed = member_seed(recipe.run.seed, number)
         build_member = partial(recipe.build_task, seed) if number else lambda: task
-        kept, found = _fit_once(recipe, build_member, data.with_seed(seed), folder, number, seconds_after)
+        finish(loggers)
+        kept, trained = _fit_once(recipe, build_member, data.with_seed(seed), folder, number, seconds_after)
         members.append(kept)
-        notices += found
+        notices, loggers = notices + trained.notices, trained.loggers
         gc.collect()  # a trainer and its task hold each other, and a whole model with them
     _take_average(task, recipe.base, members)
-    return list(dict.fromkeys(notices))
+    return Trained(list(dict.fromkeys(notices)), loggers)
 
 
 def member_seed(seed: int, number: int) -> int:
@@ -133,22 +153,24 @@ def _fit_once(
     run: RunFolder,
     number: int,
     seconds_after: float,
-) -> tuple[dict[str, Any], list[Concern]]:
+) -> tuple[dict[str, Any], Trained]:
     """Trains once, and returns the checkpoint to keep: of the weights, all that training changes."""
+    loggers: list[Logger] = []
     if not processes.from_first(run.fitted.is_file):
         seed_everything(data.seed, verbose=False)  # whatever this process has drawn before
         training = build_training(recipe, data, run)
         training.bar.place(number, recipe.run.soup, seconds_after)
         _take_steps(build_task(), data, run, training)
+        loggers = [one for one in training.trainer.loggers if one not in training.own]
     fitted = processes.from_first(lambda: read_json(run.fitted))
     kept = torch.load(run.checkpoints / fitted["kept"], map_location="cpu", weights_only=True)
     data.bad_images.reasons.update({int(row): reason for row, reason in fitted["unreadable"].items()})
-    return kept, [Concern.of_record(notice) for notice in fitted["notices"]]
+    return kept, Trained([Concern.of_record(notice) for notice in fitted["notices"]], loggers)
 
 
 def _take_steps(task: AlignTask, data: ImageTextDataModule, run: RunFolder, training: Training) -> None:
     """Takes the steps that are left, and records which weights to keep."""
-    trainer, keep, watch, progress, stop, _ = training
+    trainer, keep, watch, progress, stop, *_ = training
     checkpoint = processes.from_first(progress.recover)
     with stop.awaited():
         try:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import yaml
+from lightning.pytorch.loggers import Logger
 
 from finetune.core.files import fingerprint_file, read_text
 from finetune.core.sealed import fingerprint_once
@@ -29,11 +30,15 @@ class Work:
     Args:
         recipe: What to run.
         run: The run's folder.
+
+    Attributes:
+        loggers: Those that the recipe names, once they have logged a training in this process.
     """
 
     def __init__(self, recipe: Recipe, run: RunFolder) -> None:
         self.recipe = recipe
         self.run = run
+        self.loggers: list[Logger] = []
 
     @property
     def base(self) -> Base:

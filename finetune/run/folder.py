@@ -125,6 +125,11 @@ class RunFolder:
         """Every logged value by step."""
         return self.path / "metrics.csv"
 
+    @property
+    def tensorboard(self) -> Path:
+        """The same values for TensorBoard, where it is installed and the recipe names no other logger."""
+        return self.path / "tensorboard"
+
     def members(self, count: int) -> "list[RunFolder]":
         """Where the trainings that a soup averages keep checkpoints and logged values: the first in the run's folder.
 

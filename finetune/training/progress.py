@@ -16,6 +16,7 @@ from torch import Tensor
 from finetune.core import processes
 from finetune.core.console import say
 from finetune.core.files import fingerprint_file, read_json, read_text, write_file, write_folder, write_json, write_text
+from finetune.training.loggers import TensorBoardLog
 from finetune.training.task import AlignTask
 
 KEPT = 2
@@ -37,12 +38,14 @@ class Progress:
     Args:
         folder: Where they lie, beside the best weights.
         log: The training's log.
+        board: Its log for TensorBoard, if it has one.
     """
 
-    def __init__(self, folder: Path, log: CSVLogger) -> None:
+    def __init__(self, folder: Path, log: CSVLogger, board: TensorBoardLog | None = None) -> None:
         self.folder = folder
         self.best = folder / f"{BEST}.ckpt"
         self.log = log
+        self.board = board
 
     def write(self, trainer: Trainer, task: AlignTask) -> None:
         """Saves what there is between two steps. A save of the same step stays as it is.
@@ -92,6 +95,8 @@ class Progress:
             OSError: If the disk does not let a save be read.
         """
         save = self._take_newest()
+        if self.board is not None:
+            self.board.go_on((save or self.folder) / _LOG)
         if save is None:
             for path in self.folder.glob("*.ckpt"):
                 path.unlink()

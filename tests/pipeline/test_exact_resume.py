@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from finetune.core.errors import RecipeError
 from finetune.core.files import fingerprint_file, read_json
@@ -166,12 +167,21 @@ def train(recipe: Path) -> RunFolder:
     return run
 
 
+def read_board(folder: Path, name: str) -> list[float]:
+    """The values that TensorBoard shows."""
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return [one.value for one in events.Scalars(name)]
+
+
 def contents(run: RunFolder) -> dict[str, Any]:
     """What is left of a training, to the bit: what was trained, logged, noticed, and kept as best."""
     places = [run.adapter, run.witness, run.training, run.logged, run.head, run.path / "members"]
     files = [file for place in places for file in (place, *place.rglob("*")) if file.is_file()]
     found: dict[str, Any] = {
-        file.relative_to(run.path).as_posix(): fingerprint_file(file) for file in files if file.suffix != ".ckpt"
+        file.relative_to(run.path).as_posix(): fingerprint_file(file)
+        for file in files
+        if file.suffix != ".ckpt" and file.parent.name != "tensorboard"
     }
     best = torch.load(run.checkpoints / "best.ckpt", weights_only=True)
     found["best"] = {name: tensor.tolist() for name, tensor in best["state_dict"].items()}
@@ -213,6 +223,9 @@ def test_a_training_that_dies_goes_on_and_ends_as_one_that_does_not(write_recipe
     assert list((tmp_path / "run").glob("died-*"))
     assert contents(run) == whole(kind)
     assert not list(run.path.rglob("step-*"))
+    for log in run.logs:
+        logged = pd.read_csv(log)["train/loss"].dropna()
+        assert read_board(log.parent / "tensorboard", "train/loss") == pytest.approx(logged.tolist())
 
 
 @pytest.mark.slow

@@ -101,7 +101,7 @@ def test_nothing_is_averaged_where_a_run_trains_once(recipe_file, tmp_path):
     task = recipe.build_task()
     fit(recipe, task, recipe.build_data(), RunFolder(tmp_path / "once"))
     assert task.towers.model.peft_config["default"].r == 2
-    assert {path.name for path in (tmp_path / "once").iterdir()} == {"checkpoints", "metrics.csv"}
+    assert {path.name for path in (tmp_path / "once").iterdir()} == {"checkpoints", "metrics.csv", "tensorboard"}
 
 
 def test_seeds_of_trainings_differ_from_those_of_other_runs():
