@@ -145,7 +145,10 @@ REFUSED = [
         r"to name no StochasticWeightAveraging, whose state is lost .* Set run\.soup",
     ),
     (["--trainer.plugins", "[lightning.pytorch.plugins.io.TorchCheckpointIO]"], "multiple values for .*CheckpointIO"),
-    (["--trainer.logger", "[lightning.pytorch.loggers.WandbLogger]"], "trainer: lightning.*WandbLogger: .*wandb"),
+    (
+        ["--trainer.logger", "[lightning.pytorch.loggers.WandbLogger]"],
+        "what .*WandbLogger needs to be installed, .*wandb",
+    ),
     (["--model.optimizer.lr", "-1"], r"model\.optimizer .*learning rate: -1"),
     (["--model.lr_scheduler.warmup", "2"], r"lr_scheduler .*warmup to be in \[0, 1\], but got 2"),
     (["--run.seed", "-1"], r"run\.seed to be from 0 to 4294967295, but got -1"),
