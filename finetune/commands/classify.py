@@ -37,6 +37,11 @@ def add(commands: Commands) -> None:
         "go into the run's own, and each --label stands alone",
     )
     classify.add_argument("--truth", metavar="COLUMN", help="a table's column of labels, to measure the answers by")
+    classify.add_argument(
+        "--label_separator",
+        metavar="TEXT",
+        help="what separates several labels in a cell of --truth (default: the run's)",
+    )
     classify.add_argument("--column", default="image", help="a table's column of images (default: image)")
     add_output(classify, "TABLE", "write image, label, probability, as .csv or .parquet")
     classify.set_defaults(command=_classify)
@@ -49,7 +54,7 @@ def _classify(options: argparse.Namespace) -> None:
     check_ending(options.output)
     if options.label and options.labels:
         raise RecipeError("Expected --label or --labels, but got both. Write all labels into the file.")
-    from finetune.inference.classifiers import choose_classifier, name_labels, name_truth
+    from finetune.inference.classifiers import choose_classifier, name_labels
     from finetune.inference.classify import ask
     from finetune.inference.embed import find_device
     from finetune.inference.list_parts import read_images
@@ -57,11 +62,12 @@ def _classify(options: argparse.Namespace) -> None:
 
     listed = read_images(options.images, options.column)
     labels = name_labels(options.labels) if options.labels else options.label
+    classifier = choose_classifier(options.model, labels, options.template)
     truth, several = None, 0
     if options.truth is not None:
-        truth, several = read_true_labels(options.images, options.column, options.truth, listed.images)
-    classifier = choose_classifier(options.model, labels, options.template)
-    found = ask(classifier, listed.images, find_device(), name_truth(truth, labels))
+        separator = classifier.require_separator(options.label_separator)
+        truth, several = read_true_labels(options.images, options.column, options.truth, listed.images, separator)
+    found = ask(classifier, listed.images, find_device(), truth)
     _show(found, listed)
     if options.truth is not None:
         _show_accuracy(found, several)
@@ -92,11 +98,11 @@ def _show_accuracy(found: "Classified", several: int) -> None:
     from finetune.data.checks.concerns import count
 
     if several:
-        say(f"not counted {count(several, 'image', 'images')} with several labels")
+        say(f"not counted {count(several, 'image', 'images')} of which rows say different things")
     if not found.measured:
         say("accuracy    of no image is the label known")
         return
-    say(f"accuracy    {found.metrics['accuracy']:.4f} of {count(found.measured, 'image', 'images')} with a label")
-    for name, figure in found.metrics.items():
-        if name != "accuracy":
-            say(f"  {figure:.4f}  {name}")
+    (name, figure), *others = found.metrics.items()
+    say(f"{name:<11} {figure:.4f} of {count(found.measured, 'labelled image', 'labelled images')}")
+    for name, figure in others:
+        say(f"  {figure:.4f}  {name}")

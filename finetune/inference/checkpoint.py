@@ -1,6 +1,8 @@
 """The checkpoint that answers for what a user names: itself, or what a finished run exported."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from transformers import AlignProcessor
@@ -13,19 +15,23 @@ from finetune.run.folder import RunFolder, open_run, require_finished
 
 
 class OwnWords(NamedTuple):
-    """The words of a run's class prompts.
+    """The words of a run's classes.
 
     Attributes:
         classes: Names of the classes that it was trained on; empty where its rows have captions alone.
         templates: Sentences that names are written into.
+        names: The name of each label of its table that is called otherwise.
+        label_separator: What separates several labels in a cell of its table; None where a row has one.
     """
 
     classes: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
+    names: Mapping[str, str] = MappingProxyType({})
+    label_separator: str | None = None
 
 
 def read_own_words(model: str | Path) -> OwnWords:
-    """Returns the classes and templates of a finished run; none of another model.
+    """Returns the words of a finished run; none of another model.
 
     Args:
         model: As for `find_checkpoint`.
@@ -34,7 +40,12 @@ def read_own_words(model: str | Path) -> OwnWords:
     if not run.is_finished or not run.environment.is_file():
         return OwnWords()
     described = read_json(run.environment)
-    return OwnWords(*(tuple(described.get(name, ())) for name in OwnWords._fields))
+    return OwnWords(
+        tuple(described.get("classes", ())),
+        tuple(described.get("templates", ())),
+        described.get("names", {}),
+        described.get("label_separator"),
+    )
 
 
 def find_checkpoint(model: str | Path) -> tuple[Base, AlignProcessor]:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -37,6 +38,8 @@ class Classifier(NamedTuple):
         load: Opens the model on a device, and returns what takes pixels of shape (B, 3, H, W) to logits of shape
             (B, classes).
         is_multilabel: Whether an image may have several of the classes, or none.
+        names: The class of each label of a table that is called otherwise.
+        label_separator: What separates several labels in a cell of the table that was trained on, where that is known.
     """
 
     name: str
@@ -44,6 +47,30 @@ class Classifier(NamedTuple):
     image_processor: Any
     load: Callable[[torch.device], Callable[[Tensor], Tensor]]
     is_multilabel: bool = False
+    names: Mapping[str, str] = MappingProxyType({})
+    label_separator: str | None = None
+
+    def require_separator(self, given: str | None) -> str | None:
+        """Returns what separates several labels in a cell; None where an image has one.
+
+        Args:
+            given: What the user says; None for that of the training.
+
+        Raises:
+            RecipeError: If an image may have several and nobody says what separates them, or it may have one alone.
+        """
+        if not self.is_multilabel:
+            if given is not None:
+                raise RecipeError(
+                    f"Expected no --label_separator for {self.name}, which gives an image one label, but got {given!r}."
+                )
+            return None
+        if separator := given or self.label_separator:
+            return separator
+        raise RecipeError(
+            f"Expected --label_separator, as {self.name} finds several labels an image, but got none. Say what "
+            "separates them in a cell, as in --label_separator '|', or name the run, which knows."
+        )
 
 
 def choose_classifier(model: str | Path, labels: Labels = (), templates: Sequence[str] = ()) -> Classifier:
@@ -79,7 +106,7 @@ def choose_classifier(model: str | Path, labels: Labels = (), templates: Sequenc
                 f"Expected {model} to be asked without --template, but got {templates[0]!r}: its head reads no texts. "
                 "Leave it out, or name the classes, with --labels FILE."
             )
-        return _open_head(head)
+        return _open_head(head)._replace(names=own.names, label_separator=own.label_separator)
     if not names and not own.classes:
         refuse_misspelt_run(model)
         raise RecipeError(
@@ -88,7 +115,8 @@ def choose_classifier(model: str | Path, labels: Labels = (), templates: Sequenc
         )
     if not templates and (not names or are_names):
         templates = own.templates
-    return _open_prompts(model, names or own.classes, tuple(templates) or (PLACE,))
+    opened = _open_prompts(model, names or own.classes, tuple(templates) or (PLACE,))
+    return opened._replace(names=name_labels(labels) if names else own.names)
 
 
 def name_labels(labels: Labels) -> Mapping[str, str]:
@@ -100,17 +128,6 @@ def name_labels(labels: Labels) -> Mapping[str, str]:
     if isinstance(labels, Path):
         return read_names(labels, "--labels")
     return labels if isinstance(labels, Mapping) else {label: label for label in _as_texts(labels)}
-
-
-def name_truth(truth: Sequence[str | None] | None, labels: Labels) -> list[str | None] | None:
-    """Returns the display name of the label of each image; those without one, and others, stay as they are.
-
-    Args:
-        truth: The labels; None where there are none.
-        labels: As for `choose_classifier`.
-    """
-    names = name_labels(labels)
-    return None if truth is None else [names.get(label or "", label) for label in truth]
 
 
 def _as_texts(labels: Sequence[str]) -> tuple[str, ...]:

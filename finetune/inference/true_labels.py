@@ -1,6 +1,6 @@
 """The labels that tables give to the images that they name."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,15 +20,17 @@ class TrueLabels(NamedTuple):
     """What tables say of images.
 
     Attributes:
-        labels: The label of each image; None where there is none, or there are several.
-        several: Number of images of which rows say different things.
+        labels: The labels of each image; None where nothing is known of it, or rows say different things.
+        several: Number of images of which they do.
     """
 
-    labels: list[str | None]
+    labels: list[Collection[str] | None]
     several: int
 
 
-def read_true_labels(named: Sequence[Named], column: str, truth: str, images: Sequence[str]) -> TrueLabels:
+def read_true_labels(
+    named: Sequence[Named], column: str, truth: str, images: Sequence[str], separator: str | None = None
+) -> TrueLabels:
     """Reads the labels of images.
 
     Args:
@@ -36,6 +38,8 @@ def read_true_labels(named: Sequence[Named], column: str, truth: str, images: Se
         column: The column of a table that holds the paths of images.
         truth: The column of labels; in tars the ending of the members that hold them, such as `cls`.
         images: The images.
+        separator: What separates several labels in a cell, where an empty cell says that there are none; None where a
+            cell holds one, and an empty one says nothing.
 
     Raises:
         RecipeError: If no table is among what is named.
@@ -46,16 +50,17 @@ def read_true_labels(named: Sequence[Named], column: str, truth: str, images: Se
     tables += [frame for frame in named if not isinstance(frame, str)]
     if not tables:
         raise RecipeError(f"Expected a table or tars with the column of --truth {truth}, but got {', '.join(words)}.")
-    found: dict[str, set[str]] = {}
+    found: dict[str, set[tuple[str, ...]]] = {}
     for word in tables:
         # A separator lets cells be empty: such an image is classified all the same.
         split = RandomSplit(val=0.0, test=0.0)
         image = IMAGE if isinstance(word, str) and is_tar(Path(word)) else column
-        read = Table(word, image=image, label=truth, label_separator=UNIT, split=split).inspect()
+        read = Table(word, image=image, label=truth, label_separator=separator or UNIT, split=split).inspect()
         if read.rows is None:
             raise TableFaultsError(read.faults)
-        for path, label in zip(read.rows.images.tolist(), read.rows.label_ids.tolist(), strict=True):
-            if label >= 0:
-                found.setdefault(path, set()).add(read.rows.classes[label])
-    labels = [found.get(path, set()) for path in plain_paths(images, str(Path.cwd()))]
-    return TrueLabels([min(of) if len(of) == 1 else None for of in labels], sum(len(of) > 1 for of in labels))
+        for row, path in enumerate(read.rows.images.tolist()):
+            labels = tuple(read.rows.classes[label] for label in read.rows.labels_of(row))
+            if labels or separator:
+                found.setdefault(path, set()).add(labels)
+    said = [found.get(path, set()) for path in plain_paths(images, str(Path.cwd()))]
+    return TrueLabels([min(of) if len(of) == 1 else None for of in said], sum(len(of) > 1 for of in said))

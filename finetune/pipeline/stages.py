@@ -17,8 +17,10 @@ from finetune.core.errors import Concern
 from finetune.core.files import read_json, write_folder, write_json, write_text
 from finetune.data.checks.seen import write_seen
 from finetune.data.checks.unreadable import SkippedRow, write_skipped
+from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.data.remote.places import is_remote
 from finetune.data.remote.store import open_store
+from finetune.data.table.labels import read_names
 from finetune.evaluation.measure import measure_calibration, measure_classifier, measure_towers
 from finetune.export.adapter_card import write_adapter_card
 from finetune.export.artifact import Artifact
@@ -302,12 +304,22 @@ def _describe_environment(work: Work) -> dict[str, Any]:
         "table": [*local, *remote],
         "classes": list(work.data.kind.classes),
         "templates": list(work.data.templates),
+        "names": _class_names(work.data),
+        "label_separator": work.data.table.label_separator,
         "checkpoint": {
             "name": work.base.name,
             "public_name": work.base.public_name,
             "sha256": work.base.fingerprint,
         },
     }
+
+
+def _class_names(data: ImageTextDataModule) -> dict[str, str]:
+    """The display name of each label of the table that has another than itself."""
+    if data.table.names is None:
+        return {}
+    names = read_names(Path(data.table.names).expanduser(), "data.table.names")
+    return {label: name for label, name in names.items() if name in data.kind.classes}
 
 
 def _trained(run: RunFolder) -> list[Path]:

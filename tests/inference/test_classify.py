@@ -410,9 +410,30 @@ def test_truth_that_cannot_be_right_is_refused(sharp, classifier, images, count_
     with pytest.raises(RecipeError, match="a true label for each of 2 images, but got 1"):
         classify(sharp, images[:2], LABELS, truth=LABELS[:1])
     assert opened() == 0
+    with pytest.raises(RecipeError, match=r"one true label of .*00\.png, but got 2: .* gives each image one"):
+        classify(sharp, images[:1], LABELS, truth=[LABELS[:2]])
+    table = pd.DataFrame({"image": images[:2], "label": CLASSES[:2]})
     if AutoModelForImageClassification.from_pretrained(classifier).config.problem_type == "multi_label_classification":
-        with pytest.raises(RecipeError, match="which finds several labels an image"):
-            classify(classifier, images[:1], truth=["cat"])
+        with pytest.raises(RecipeError, match="--label_separator, as .* finds several labels an image, but got none"):
+            classify(classifier, table, truth="label")
+    else:
+        with pytest.raises(RecipeError, match=r"no --label_separator for .*, which gives an image one label"):
+            classify(classifier, table, truth="label", label_separator="|")
+
+
+@pytest.mark.parametrize("has_head", [True, False])
+def test_runs_know_what_labels_of_their_table_are_called(sharp, images, tmp_path, has_head):
+    run = make_run(sharp, tmp_path / "run")
+    names = {f"n{number}": name for number, name in enumerate(CLASSES)}
+    write_json(run.environment, {"classes": CLASSES, "templates": TEMPLATES, "names": names})
+    if not has_head:
+        shutil.rmtree(run.classifier)
+    found = classify(
+        run.path, pd.DataFrame({"image": images[:4], "kind": ["n1", "n3", "n2", CLASSES[0]]}), truth="kind"
+    )
+    best = as_matrix(found.rows, images[:4], CLASSES).argmax(dim=1).tolist()
+    assert found.metrics["accuracy"] == pytest.approx(accuracy_score([1, 3, 2, 0], best))
+    assert found.measured == 4
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from sklearn.metrics import average_precision_score, label_ranking_average_preci
 from torch.optim import AdamW
 from transformers import AlignModel, AlignProcessor, AutoImageProcessor, AutoModelForImageClassification, pipeline
 
+from finetune import classify
 from finetune.commands.cli import main
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.data.table.table import Table
@@ -96,6 +98,24 @@ def test_after_is_what_scikit_learn_makes_of_the_classifiers_logits(run, table):
     assert list(metrics) == ["before", "linear probe", "after", "difference"]
     expected = figures(classifier_logits(run, table), images_and_targets(table, "test")[1])
     assert metrics["after"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_classify_measures_the_run_by_the_labels_of_a_table(run, table, tmp_path, capsys):
+    """An empty cell says that an image has none; one whose rows differ is not counted."""
+    own = shutil.copytree(table.parent, tmp_path / "own")
+    rows = pd.read_csv(table, dtype=str, keep_default_na=False).query("split == 'test'")
+    more = pd.DataFrame({"image": "0.png", "colours": ["red", "blue"]})
+    pd.concat([rows, more]).to_csv(own / "test.csv", index=False)
+    assert main(["classify", str(run.path), str(own / "test.csv"), "--truth", "colours"]) == 0
+    shown = capsys.readouterr().out
+    after = json.loads(run.metrics.read_text())["after"]
+    assert "\nnot counted 1 image of which rows say different things\n" in shown
+    assert f"\nmean_average_precision {after['test/mean_average_precision']:.4f} of 12 labelled images\n" in shown
+    rows["image"] = [str(table.parent / name) for name in rows["image"]]
+    truth = [set(cell.split(";")) - {""} for cell in rows["colours"]]
+    found = classify(run.classifier, rows["image"].tolist(), truth=truth)
+    assert {f"test/{name}": figure for name, figure in found.metrics.items()} == pytest.approx(after, abs=1e-6)
+    assert found.metrics == classify(run.classifier, rows, truth="colours", label_separator=";").metrics
 
 
 @torch.no_grad()
