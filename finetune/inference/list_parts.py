@@ -16,6 +16,7 @@ from finetune.core.errors import RecipeError, TableError
 from finetune.core.places import show
 from finetune.data.remote.places import check_remote, is_remote
 from finetune.data.table.faults import Fault, TableFaultsError
+from finetune.data.table.image_files import ALLOW_OUTSIDE
 from finetune.data.table.paths import plain_paths
 from finetune.data.table.rows import Rows
 from finetune.data.table.sources import find_files
@@ -33,6 +34,9 @@ IMAGE = "image"
 """The column of a tar's pictures."""
 FRAME = "DataFrame"
 """What stands for the name of a DataFrame."""
+
+PASS_PATHS = f"pass the images in place of the table: {STDIN} reads their paths from standard input, one a line."
+"""How images that lie outside of their table's folder are read without a recipe."""
 
 Named: TypeAlias = str | pd.DataFrame
 """What is handed over: a path, a pattern, or `-`; or a DataFrame."""
@@ -214,7 +218,7 @@ def _require_distinct(parts: list[Part]) -> list[Part]:
     return parts
 
 
-def open_table(table: Named, column: str, condition: str | None = None) -> tuple[Rows, tuple[Fault, ...]]:
+def open_table(table: Named, column: str, condition: str | None = None) -> tuple[Rows, list[Fault]]:
     """Reads which images a table names: the rows without a fault, and the faults of the others.
 
     Args:
@@ -228,9 +232,10 @@ def open_table(table: Named, column: str, condition: str | None = None) -> tuple
     # Each row has its own path for a caption: whatever the table says of its images, nobody asks for it.
     split = RandomSplit(val=0.0, test=0.0)
     whole = Table(table, image=column, caption=column, split=split, filter=condition).inspect()
+    faults = [fault._replace(repair=fault.repair.replace(ALLOW_OUTSIDE, PASS_PATHS)) for fault in whole.faults]
     if whole.rows is None:
-        raise TableFaultsError(whole.faults)
-    return whole.rows, whole.faults
+        raise TableFaultsError(faults)
+    return whole.rows, faults
 
 
 def _read_images(table: Named, column: str) -> Entries:

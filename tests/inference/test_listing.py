@@ -112,3 +112,13 @@ def test_tars_are_tables(tmp_path):
     assert [address.partition("@")[0] for address in found] == [
         f"{tmp_path}/{tar}:00000000{number}.jpg" for tar, number in (("0.tar", 0), ("0.tar", 1), ("1.tar", 2))
     ]
+
+
+def test_images_outside_of_their_tables_folder_are_refused_with_a_repair_that_is_there(tmp_path):
+    (tmp_path / "tables").mkdir()
+    touch(tmp_path, "0.png")
+    table = tmp_path / "tables" / "t.csv"
+    table.write_text("image\n../0.png\n")
+    with pytest.raises(TableError, match=r"pass the images in place of the table: - reads their paths") as caught:
+        read_images([table])
+    assert "--data.table" not in str(caught.value)

@@ -22,6 +22,9 @@ from finetune.data.remote.places import is_remote
 from finetune.data.table.cells import Strings, as_strings, find_distinct
 from finetune.data.table.paths import plain_paths
 
+ALLOW_OUTSIDE = "name a folder that holds all images (--data.table.images), or pass --data.table.outside true."
+"""How a recipe lets images lie outside of their table's folder."""
+
 
 class Refusal(NamedTuple):
     """Why a value names no image file: what was expected, and how to repair it."""
@@ -170,11 +173,7 @@ def _refuse(value: str, folder: _Folder, name: str) -> Refusal:
 
 
 def _refuse_outside(place: str, folder: str) -> Refusal:
-    repair = (
-        f"The file is {place}. If you trust the table's author, name a folder that holds all images "
-        "(--data.table.images), or pass --data.table.outside true."
-    )
-    return Refusal(f"an image in {folder}", repair)
+    return Refusal(f"an image in {folder}", f"The file is {place}. If you trust the table's author, {ALLOW_OUTSIDE}")
 
 
 def _is_file(entry: "os.DirEntry[str]") -> bool:
