@@ -1,9 +1,7 @@
 """The model card of an exported folder."""
 
 import json
-import re
 from collections.abc import Mapping
-from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +10,7 @@ import yaml
 from finetune.core.console import make_harmless
 from finetune.core.files import write_text
 from finetune.export.facts import Facts, describe_licence, describe_training
+from finetune.export.markdown import as_markdown
 from finetune.model.base import CARD_FILE, HUB_ID
 from finetune.run.results import MODELS, format_results
 
@@ -27,6 +26,12 @@ OPEN_IMAGE = """def open_image(path):  # as in training: upright, transparent pi
 KEPT = ("retention", "drift")
 """The parts of `metrics.json` that speak of other domains."""
 
+_COLUMNS = {
+    "before": "is the base",
+    "linear probe": "logistic regression on the base's frozen embeddings",
+    "zero-shot after": "the merged checkpoint, asked by text prompts",
+    "after": "this model",
+}
 _LIMITS = (
     "The figures are those of rows of the same table: other cameras, places, languages or times may do worse.",
     "Biases of the base and of the data remain. Nothing was tested for decisions about people.",
@@ -115,7 +120,9 @@ def _describe_results(metrics: Mapping[str, Any]) -> str:
     results = format_results(metrics)
     if not any(name in metrics for name in MODELS):
         return _join("Not measured: this is not the model that its run measured.", results)
+    columns = [f"*{name}* {meaning}" for name, meaning in _COLUMNS.items() if name in metrics]
     explained = [
+        f"{', '.join(columns)}.",
         "R@K is a hit rate: the share of queries with a correct item among the K best." if "R@" in results else "",
         "Intervals are those of a paired bootstrap over the test rows." if "difference" in metrics else "",
     ]
@@ -138,20 +145,6 @@ def name_folder(folder: str) -> str:
         folder: The folder's name.
     """
     return f"folder = {json.dumps(folder)}  # or OWNER/NAME, where it lies on the model hub"
-
-
-def as_markdown(text: str) -> str:
-    r"""Returns a text that Markdown shows as it is, on one line: no link, no picture, no HTML.
-
-    Args:
-        text: Any text.
-
-    Example:
-        >>> as_markdown("a_b [c](d) <img>")
-        'a_b \\[c\\](d) &lt;img&gt;'
-    """
-    plain = make_harmless(" ".join(text.split()))
-    return re.sub(r"[\\`*\[\]|~#]", r"\\\g<0>", escape(plain, quote=False))
 
 
 def _name_plainly(metrics: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -10,13 +10,15 @@ from pyarrow import parquet
 
 from finetune.core.files import read_json
 from finetune.data.table.splits import SPLITS
+from finetune.export.markdown import as_markdown
 from finetune.model.base import Base
 from finetune.model.licence import Licence, read_licence
 from finetune.run.folder import RunFolder
 
 _OF_HUB = re.compile(r"hf://datasets/(?P<name>[\w.-]+/[\w.-]+)(@[^/]*)?/")
 
-_PURPOSE = {"train": "training", "val": "validation", "test": "testing"}
+SHOWN = 3  # templates
+_KINDS = {"train": "training", "val": "validation", "test": "test"}
 
 
 class Facts(NamedTuple):
@@ -27,6 +29,7 @@ class Facts(NamedTuple):
         licence: The base's; None where its card states none.
         rows: How many rows each split had.
         classes: How many classes; 0 for captions.
+        templates: The sentences that class names were put into.
         table: Fingerprint of the table's files, see `fingerprint_table`; None for a DataFrame.
         files: How many files these are.
         datasets: The data sets of the hub that the table was read from.
@@ -37,6 +40,7 @@ class Facts(NamedTuple):
     licence: Licence | None
     rows: Mapping[str, int]
     classes: int
+    templates: tuple[str, ...]
     table: str | None
     files: int
     datasets: tuple[str, ...]
@@ -58,6 +62,7 @@ def read_facts(run: RunFolder, base: Base) -> Facts:
         licence=read_licence(base),
         rows=_count_rows(run),
         classes=len(environment["classes"]),
+        templates=tuple(environment.get("templates", ())) if environment["classes"] else (),
         table=fingerprint_table(files),
         files=len(files),
         datasets=tuple(dict.fromkeys(found["name"] for found in names if found)),
@@ -96,11 +101,15 @@ def describe_training(base_model: str, facts: Facts) -> str:
         base_model: Name of the base.
         facts: What is known of the training.
     """
-    parts = [f"{count:,} for {_PURPOSE[split]}" for split, count in facts.rows.items() if count]
+    parts = [f"{count:,} {_KINDS[split]} rows" for split, count in facts.rows.items() if count]
     told = f"labels of {facts.classes:,} classes" if facts.classes else "captions"
     lines = [f"- Base: `{base_model}`, weights with the fingerprint `{facts.base}`."]
     if parts:
-        lines.append(f"- Data: images with {told}, {', '.join(parts)} rows.")
+        lines.append(f"- Data: images with {told}; {', '.join(parts)}.")
+    if facts.templates:
+        shown = ", ".join(f'"{as_markdown(template)}"' for template in facts.templates[:SHOWN])
+        more = f", and {len(facts.templates) - SHOWN} more" if len(facts.templates) > SHOWN else ""
+        lines.append(f"- Class names were put into {shown}{more}.")
     if facts.datasets:
         lines.append(f"- Data sets of the hub: {', '.join(f'`{name}`' for name in facts.datasets)}.")
     if facts.table:

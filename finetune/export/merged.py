@@ -92,8 +92,7 @@ class MergedCheckpoint(Artifact):
             base_model=proof["base_model"],
             pipeline_tag="zero-shot-image-classification",
             tags=("align",),
-            summary=f"`{proof['base_model']}`, fine-tuned with LoRA by align-finetune and merged into a plain "
-            "`AlignModel`.",
+            summary=f"`{proof['base_model']}`, fine-tuned by align-finetune and merged into a plain `AlignModel`.",
             proof="A fresh process with plain transformers "
             f"{proof['versions']['transformers']} reproduced this model's embeddings within "
             f"{max(proof['max_abs_difference'].values()):.1e} (`merge_proof.json`). Where `witness.safetensors` lies "

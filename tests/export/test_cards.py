@@ -63,6 +63,7 @@ FACTS = Facts(
     licence=Licence("mit", "as the base's own card states"),
     rows={"train": 1200, "val": 0, "test": 300},
     classes=10,
+    templates=("a photo of a {}.",),
     table="cd" * 32,
     files=1,
     datasets=(),
@@ -91,9 +92,12 @@ def test_card_of_a_merged_folder_has_metadata_and_all_sections(tmp_path):
         "tags": ["align", "align-finetune"],
     }
     assert list(text) == ["title", *HEADINGS]
-    assert text["title"].startswith("# birds\n\n`owner/name`, fine-tuned with LoRA by align-finetune and merged ")
-    measured = f"Measured on this folder, on the test rows:\n\n{format_table(RETRIEVAL)}\n\nR@K is a hit rate: "
+    assert text["title"].startswith("# birds\n\n`owner/name`, fine-tuned by align-finetune and merged ")
+    measured = (
+        f"Measured on this folder, on the test rows:\n\n{format_table(RETRIEVAL)}\n\n*before* is the base, *after* "
+    )
     assert text["Results"].startswith(measured)
+    assert " R@K is a hit rate: " in text["Results"]
     assert text["What it kept"] == "What was lost on other domains was not measured."
     assert "plain transformers 5.23.0 reproduced this model's embeddings within 3.0e-07" in text["Proof"]
     assert "The image tower is the base's, byte for byte." in text["Proof"]
@@ -104,15 +108,19 @@ def test_card_says_what_the_model_was_made_of(tmp_path):
     _, text = read_card(tmp_path, MergedCheckpoint, MERGED_PROOF, RETRIEVAL)
     assert text["Training"].splitlines() == [
         f"- Base: `owner/name`, weights with the fingerprint `{'ab' * 32}`.",
-        "- Data: images with labels of 10 classes, 1,200 for training, 300 for testing rows.",
+        "- Data: images with labels of 10 classes; 1,200 training rows, 300 test rows.",
+        '- Class names were put into "a photo of a {}.".',
         f"- SHA-256 of the table: `{'cd' * 32}`; the images are no part of it.",
         "- Versions: align-finetune 0.1.0, torch 2.13.0.",
     ]
-    facts = FACTS._replace(classes=0, files=3, datasets=("owner/pets",), table=None)
+    facts = FACTS._replace(
+        classes=0, templates=(HOSTILE, "a", "b", "c", "d"), files=3, datasets=("owner/pets",), table=None
+    )
     metadata, text = read_card(tmp_path, MergedCheckpoint, MERGED_PROOF, RETRIEVAL, facts)
     assert metadata["datasets"] == ["owner/pets"]
-    assert "- Data: images with captions, 1,200 for training" in text["Training"]
+    assert "- Data: images with captions; 1,200 training rows" in text["Training"]
     assert "- Data sets of the hub: `owner/pets`." in text["Training"]
+    assert f'- Class names were put into "{SHOWN}", "a", "b", and 2 more.' in text["Training"]
     assert "SHA-256 of" not in text["Training"]
 
 
@@ -133,7 +141,13 @@ def test_card_of_a_classifier_has_metadata_table_and_proof(tmp_path):
     assert metadata["tags"] == ["align", "efficientnet", "align-finetune"]
     assert list(text) == ["title", *HEADINGS]
     results = format_results({key: part for key, part in HEAD.items() if key not in KEPT})
-    assert text["Results"].startswith(f"Measured on this folder, on the test rows:\n\n{results}\n\nIntervals are ")
+    assert text["Results"].startswith(
+        f"Measured on this folder, on the test rows:\n\n{results}\n\n*before* is the base, "
+    )
+    assert (
+        "*zero-shot after* the merged checkpoint, asked by text prompts, *after* this model. Intervals"
+        in text["Results"]
+    )
     assert "+80.0 (+70.0 to +85.0)" in text["Results"]
     assert "the temperature went from 1 to 2" in text["Results"]
     assert "R@K" not in text["Results"]
@@ -157,7 +171,9 @@ def test_merged_card_of_a_head_holds_the_figures_by_prompts_and_not_the_heads(tm
     columns = {"before": HEAD["before"], "linear probe": HEAD["linear probe"], "after": HEAD["zero-shot after"]}
     assert selected == columns | {"drift": 0.25}
     _, text = read_card(tmp_path, MergedCheckpoint, MERGED_PROOF, selected)
-    assert text["Results"] == f"Measured on this folder, on the test rows:\n\n{format_table(columns)}"
+    assert text["Results"].startswith(
+        f"Measured on this folder, on the test rows:\n\n{format_table(columns)}\n\n*before*"
+    )
     assert "90.0 %" not in "".join(text.values())
 
 
@@ -255,6 +271,8 @@ def test_facts_are_those_that_a_run_keeps(two_towers, colour_table, tiny):
     splits = pd.read_csv(colour_table)["split"].value_counts()
     assert dict(facts.rows) == {name: splits[name] for name in ("train", "val", "test")}
     assert (facts.classes, facts.files, facts.datasets) == (3, 1, ())
+    assert facts.templates == tuple(json.loads((two_towers.path / "environment.json").read_text())["templates"])
+    assert facts.templates
     assert facts.table == hashlib.sha256(colour_table.read_bytes()).hexdigest()
     assert facts.base == Base.open(tiny).fingerprint
 

@@ -239,6 +239,14 @@ def test_a_hub_that_cannot_be_reached_is_a_line(two_towers):
         publish(two_towers.path, REPOSITORY, api=HfApi(endpoint=address, token=TOKEN))
 
 
+def test_an_offline_client_says_so(hub, api, two_towers, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    huggingface_hub.close_session()
+    with pytest.raises(HubError, match="HF_HUB_OFFLINE forbids it. Unset it, or try --dry_run"):
+        publish(two_towers.path, REPOSITORY, api=api)
+    assert hub.requests == []
+
+
 def test_a_token_that_may_only_read_makes_nothing(hub, api, two_towers):
     hub.role = "read"
     with pytest.raises(HubError, match="may only read"):
