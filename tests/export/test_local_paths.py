@@ -11,6 +11,7 @@ from finetune.export.classifier import ImageClassifier
 from finetune.export.local_paths import drop_paths
 from finetune.export.merged import MergedCheckpoint
 from finetune.export.onnx_files import OnnxFiles
+from finetune.export.upload import plan_upload
 from finetune.model.base import Base
 from finetune.model.lora import TowerLora
 
@@ -76,6 +77,10 @@ def test_no_onnx_file_names_a_place(marked, run, opener, tmp_path):
     assert {file.suffix for file in onnx.iterdir()} >= {".onnx", ".safetensors"}
     for place in (MARKER, str(tmp_path), str(Path.home()), str(Path.cwd()), "site-packages"):
         assert list_files_with(place, onnx) == []
+    sent = plan_upload(onnx.parent)
+    assert {f"onnx/{file.name}" for file in onnx.iterdir()} < sent.names
+    unsent = sent.names - plan_upload(onnx.parent, witness=False).names
+    assert unsent == {"witness.safetensors", "onnx/witness.safetensors"}
 
 
 def test_folders_of_a_run_name_neither_base_nor_table_nor_run(two_towers, with_head, tiny, colour_table):
