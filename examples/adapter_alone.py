@@ -12,7 +12,7 @@ from transformers import AlignModel, AlignProcessor
 adapter, base, image = Path(sys.argv[1]), sys.argv[2], Image.open(sys.argv[3]).convert("RGB")
 model = PeftModel.from_pretrained(AlignModel.from_pretrained(base), str(adapter))
 temperature = json.loads((adapter / "temperature.json").read_text())["temperature"]
-model.get_base_model().temperature.data.fill_(temperature)  # which PEFT does not keep
+model.get_base_model().get_parameter("temperature").data.fill_(temperature)  # which PEFT does not keep
 processor = AlignProcessor.from_pretrained(adapter, backend="pil")
 texts = ["a handwritten digit zero", "a handwritten digit one"]
 inputs = processor(images=image, text=texts, truncation=True, return_tensors="pt")

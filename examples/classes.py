@@ -13,4 +13,4 @@ values = {
 }
 run = run_recipe(read_recipe("classify_head", values), overwrite=True)
 print(run.read_results().loc["test/accuracy"])
-print(classify(run.path, Image.open("data/digits/images/0003.png")).rows.nlargest(3, "probability"))
+print(classify(run, Image.open("data/digits/images/0003.png")).rows.nlargest(3, "probability"))

@@ -17,5 +17,5 @@ values = {
     "run": {"name": "rare", "soup": 1},
 }
 run = run_recipe(read_recipe("few_shot", values), overwrite=True)
-found = measure_run(run.path).measurement.predictions.query("label == 'nine'")
+found = measure_run(run).measurement.predictions.query("label == 'nine'")
 print(f"{(found['prediction'] == 'nine').mean():.0%} of the nines are found")

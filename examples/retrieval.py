@@ -6,7 +6,8 @@ values = {
     "model.checkpoint": "align-mini",
     "data.table": {"path": "data/digits/digits.csv", "caption": "caption", "split": "split"},
     "data.image_size": 64,
-    "trainer.max_epochs": 1,
+    "data.batch_size": 32,
+    "trainer.max_epochs": 2,
     "run": {"name": "retrieval", "soup": 1},
 }
 run = run_recipe(read_recipe("retrieval_lora", values), overwrite=True)

@@ -160,6 +160,27 @@ def test_installed_commands_do_the_whole_run(installed, tmp_path):
     assert (tmp_path / "runs" / "quickstart" / "finished.json").is_file()
 
 
+@pytest.mark.slow
+def test_scripts_are_typed_against_the_installed_package(installed, tmp_path):
+    """As a user's are, by a type checker that knows nothing of this checkout."""
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text(
+        "from finetune import classify, search\n\n"
+        'names: list[int] = classify("a", "b.png").answered_by\n'
+        'search("align-mini", "photos.npy", texts=3)\n'
+    )
+    examples = sorted((ROOT / "examples").glob("*.py"))
+    done = run(
+        [sys.executable, "-m", "mypy", "--strict", "--python-executable", installed / "python", *examples, wrong],
+        tmp_path,
+    )
+    lines = done.stdout.splitlines()
+    assert [line.partition(": error: ")[0] for line in lines if "error: " in line] == ["wrong.py:3", "wrong.py:4"], (
+        lines
+    )
+    assert f"checked {len(examples) + 1} source files" in lines[-1]
+
+
 def other_distribution(folder: Path) -> None:
     """The records of another distribution whose package lies where this one's does."""
     record = folder / "finetune-0.10.2.dist-info"

@@ -7,9 +7,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeAlias
 
 from finetune.core.errors import FileError
+
+AnyPath: TypeAlias = str | os.PathLike[str]
+"""A path as a user hands it over: a text, a `Path`, or what names one, such as a run's folder."""
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says where a file cannot grow: a full disk, a quota, a limit on sizes."""

@@ -1,7 +1,7 @@
 """Images classified by any model: by class prompts, or by a trained head."""
 
+import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from finetune.core.places import show
+from finetune.core.places import AnyPath, show
 from finetune.data.prepare.images import ImagePreparation
 from finetune.inference.classifiers import Classifier, Labels, choose_classifier
 from finetune.inference.embed import embed, find_device
@@ -41,7 +41,7 @@ class Classified(NamedTuple):
 
 
 def classify(
-    model: str | Path,
+    model: AnyPath,
     images: Images,
     labels: Labels = (),
     device: torch.device | None = None,
@@ -74,7 +74,7 @@ def classify(
         >>> classify("align-mini", "photos/", labels=["a cat", "a dog"]).rows  # doctest: +SKIP
     """
     listed = list_pictures(images, column)
-    classifier = choose_classifier(model, labels, templates)
+    classifier = choose_classifier(os.fspath(model), labels, templates)
     if isinstance(truth, str):
         separator = classifier.require_separator(label_separator)
         truth = read_true_labels(listed.tables, column, truth, listed.paths, separator).labels

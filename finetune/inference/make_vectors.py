@@ -1,5 +1,6 @@
 """Vectors in a line of Python: as files, which `finetune embed` makes, or as an array, of images or texts at hand."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -7,6 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from finetune.core.errors import TableError
+from finetune.core.places import AnyPath
 from finetune.inference.checkpoint import find_checkpoint
 from finetune.inference.embed import find_device
 from finetune.inference.embed_parts import Tally
@@ -38,9 +40,9 @@ class Made(NamedTuple):
 
 
 def embed(
-    model: str | Path,
+    model: AnyPath,
     inputs: Places,
-    output: str | Path,
+    output: AnyPath,
     texts: str | None = None,
     column: str = IMAGE,
     overwrite: bool = False,
@@ -85,14 +87,14 @@ def embed(
     found = list_images(named, column, part_rows) if texts is None else list_texts(named, texts, part_rows)
     kind: type[Embedder] = ImageEmbedder if texts is None else TextEmbedder
     storage = Storage(not raw, "float16" if float16 else "float32")
-    embedder = kind(*find_checkpoint(model), device, storage, batch_size)
+    embedder = kind(*find_checkpoint(os.fspath(model)), device, storage, batch_size)
     source = [word if isinstance(word, str) else FRAME for word in named]
     facts, tally = write_vectors(embedder, found.parts, source, opened)
     return Made(opened.place, facts, tally, len(found.parts), tuple(found.hidden))
 
 
 def embed_images(
-    model: str | Path,
+    model: AnyPath,
     images: Images,
     column: str = IMAGE,
     raw: bool = False,
@@ -121,7 +123,7 @@ def embed_images(
 
 
 def embed_texts(
-    model: str | Path, texts: str | Iterable[str], raw: bool = False, device: torch.device | None = None
+    model: AnyPath, texts: str | Iterable[str], raw: bool = False, device: torch.device | None = None
 ) -> Vectors:
     """Embeds texts into an array, each worded as the model reads it.
 
@@ -146,14 +148,14 @@ def embed_texts(
 
 def _embed_now(
     kind: type[Embedder],
-    model: str | Path,
+    model: AnyPath,
     values: "list[Picture] | list[str]",
     names: list[str],
     raw: bool,
     device: torch.device | None,
     skipped: tuple[Skipped, ...] = (),
 ) -> Vectors:
-    embedder = kind(*find_checkpoint(model), device or find_device(), Storage(not raw))
+    embedder = kind(*find_checkpoint(os.fspath(model)), device or find_device(), Storage(not raw))
     found = embedder.embed(values, lambda _: None)
     facts = Facts(embedder.space, (), len(found.kept), "", (*skipped, *found.skipped))
     return Vectors(facts, [str(at + 1) for at in found.kept], [names[at] for at in found.kept], found.vectors)

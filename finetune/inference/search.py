@@ -1,5 +1,6 @@
 """The images or texts that are most similar to queries, among those that `finetune embed` has embedded."""
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +10,7 @@ import torch
 from transformers import AlignProcessor
 
 from finetune.core.errors import CheckpointError, RecipeError, TableError
+from finetune.core.places import AnyPath
 from finetune.inference.approximate import Faiss
 from finetune.inference.checkpoint import find_checkpoint
 from finetune.inference.embed import find_device
@@ -63,13 +65,13 @@ class Answers(NamedTuple):
 
 
 def search(
-    model: str | Path,
-    index: str | Path,
+    model: AnyPath,
+    index: AnyPath,
     texts: str | Iterable[str] = (),
     images: Images = (),
     top: int = 10,
     filter: str | None = None,  # noqa: A002 (as in a table)
-    table: str | Path | pd.DataFrame | None = None,
+    table: AnyPath | pd.DataFrame | None = None,
     column: str = IMAGE,
     approximate: str | None = None,
     parameters: str = "",
@@ -112,9 +114,9 @@ def search(
 
 
 def choose_way(
-    index: str | Path,
+    index: AnyPath,
     condition: str | None = None,
-    table: str | Path | pd.DataFrame | None = None,
+    table: AnyPath | pd.DataFrame | None = None,
     column: str = IMAGE,
     approximate: str | None = None,
     parameters: str = "",
@@ -134,7 +136,7 @@ def choose_way(
         TableError: If no row meets the filter.
     """
     if approximate is None:
-        named = str(table) if isinstance(table, Path) else table
+        named = os.fspath(table) if isinstance(table, str | os.PathLike) else table
         return Exact(None if condition is None else choose_rows(open_vectors(Path(index)), condition, named, column))
     if condition is not None:
         raise RecipeError("Expected --filter without --approximate, but got both. The exact search takes filters.")
@@ -142,8 +144,8 @@ def choose_way(
 
 
 def answer(
-    model: str | Path,
-    index: str | Path,
+    model: AnyPath,
+    index: AnyPath,
     queries: Queries,
     top: int = 10,
     way: Way | None = None,
@@ -166,7 +168,7 @@ def answer(
         TableError: If no query can be read.
     """
     opened = open_vectors(Path(index))
-    base, processor = find_checkpoint(model)
+    base, processor = find_checkpoint(os.fspath(model))
     space = opened.read_facts().space
     notice = require_same(space, base, processor)
     embedded = queries.embedder(base, processor, device or find_device()).embed(queries.values, lambda _: None)

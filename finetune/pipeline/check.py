@@ -1,28 +1,29 @@
 """Everything that is wrong or doubtful with a recipe, its tables and their images, in one report."""
 
 from finetune.core.errors import CheckpointError, FileError, RecipeError, TableError
+from finetune.core.places import AnyPath
 from finetune.data.checks.augment import find_refused
 from finetune.data.checks.check import Report, TableSettings, check_table
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.pipeline.check_recipe import check_recipe, check_trainer
-from finetune.pipeline.recipe import Recipe
+from finetune.pipeline.recipe import Recipe, open_recipe
 from finetune.pipeline.run_recipe import quieten
 
 
-def check(recipe: Recipe, full: bool = False) -> Report:
+def check(recipe: Recipe | AnyPath, full: bool = False) -> Report:
     """Finds every fault of a recipe's tables and images, then of the recipe, and what is seldom meant.
 
     Nothing is trained, and nothing is written.
 
     Args:
-        recipe: The recipe.
+        recipe: A recipe, its file, or the name of a shipped one.
         full: Whether every image is decoded.
 
     Returns:
         The findings; `failed` where something is wrong, `lines()` for people, `as_json()` for machines.
 
     Raises:
-        RecipeError: If the recipe's data cannot be built.
+        RecipeError: If the recipe cannot be read, or its data cannot be built.
         CheckpointError: If its checkpoint has no processor.
 
     Example:
@@ -30,6 +31,7 @@ def check(recipe: Recipe, full: bool = False) -> Report:
         >>> check(read_recipe("mine.yaml"), full=True).lines()  # doctest: +SKIP
     """
     quieten()
+    recipe = open_recipe(recipe)
     data = recipe.build_data()
     retention = tuple(other.table for other in data.retention.values())
     report = check_table(TableSettings(data.table, data.mirrors, retention), full)

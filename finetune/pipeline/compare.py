@@ -1,5 +1,6 @@
 """Models that were measured on the same rows, side by side."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,6 +9,7 @@ import pandas as pd
 
 from finetune.core.errors import CheckpointError, RecipeError
 from finetune.core.exchange import restore_folder
+from finetune.core.places import AnyPath
 from finetune.evaluation.forgetting import find_differences
 from finetune.run.folder import AFTER, ZERO_SHOT_AFTER, RunFolder, require_finished
 from finetune.run.measurement import FACTS, MEASUREMENT, TEST, Measurement, TableMeasurement, read_measurement
@@ -41,7 +43,7 @@ class Comparison(NamedTuple):
         return "\n\n".join(parts).splitlines()
 
 
-def compare_models(models: Sequence[str | Path]) -> Comparison:
+def compare_models(models: Sequence[AnyPath]) -> Comparison:
     """Compares models, each with the first.
 
     Args:
@@ -52,7 +54,7 @@ def compare_models(models: Sequence[str | Path]) -> Comparison:
             by the same metrics.
         CheckpointError: If one was not measured, or its measurement is damaged.
     """
-    names = [str(model) for model in models]
+    names = [os.fspath(model) for model in ([models] if isinstance(models, str) else models)]
     if len(names) < 2 or len(set(names)) < len(names):
         raise RecipeError(f"Expected two models or more, each named once, but got {', '.join(names) or 'none'}.")
     measured = {name: find_measurement(Path(name)).tables for name in names}

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from finetune.core.errors import CheckpointError, RecipeError
 from finetune.core.files import read_json
 from finetune.core.overrides import Overrides, as_words
+from finetune.core.places import AnyPath
 from finetune.export.artifact import require_exportable
 from finetune.export.cards import select_metrics
 from finetune.export.choose_interpolation import Choice
@@ -22,8 +23,8 @@ from finetune.run.measurement import MEASUREMENT, read_measurement
 
 
 def export_run(
-    run: str | Path,
-    output: str | Path,
+    run: AnyPath,
+    output: AnyPath,
     overwrite: bool = False,
     interpolation: float | Literal["auto"] | None = None,
     classifier: bool = False,

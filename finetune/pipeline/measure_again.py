@@ -9,6 +9,7 @@ import torch
 
 from finetune.core.errors import RecipeError
 from finetune.core.overrides import Overrides
+from finetune.core.places import AnyPath
 from finetune.data.checks.unreadable import SkippedRow, describe_skipped
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.evaluation.measure import measure_classifier, measure_towers
@@ -16,7 +17,7 @@ from finetune.inference.models import PlainClassifier
 from finetune.model.base import Base
 from finetune.model.head import require_classes
 from finetune.model.towers import AlignTowers
-from finetune.pipeline.recipe import Recipe, read_recipe
+from finetune.pipeline.recipe import Recipe, open_recipe, read_recipe
 from finetune.pipeline.run_recipe import quieten
 from finetune.pipeline.unseen import keep_unseen
 from finetune.run.folder import open_run, require_finished
@@ -56,10 +57,10 @@ class Measured(NamedTuple):
 
 
 def measure_run(
-    run: str | Path,
+    run: AnyPath,
     overrides: Overrides = (),
     trust: Sequence[str] = (),
-    output: str | Path | None = None,
+    output: AnyPath | None = None,
     anyway: bool = False,
     overwrite: bool = False,
 ) -> Measured:
@@ -92,11 +93,11 @@ def measure_run(
     return _measure(recipe, str(folder.merged), measure, output, choose)
 
 
-def measure_checkpoint(recipe: Recipe, output: str | Path | None = None, overwrite: bool = False) -> Measured:
+def measure_checkpoint(recipe: Recipe | AnyPath, output: AnyPath | None = None, overwrite: bool = False) -> Measured:
     """Measures a recipe's checkpoint as it is, as `finetune test --config` does.
 
     Args:
-        recipe: Names the checkpoint and the table.
+        recipe: Names the checkpoint and the table; a recipe, its file, or the name of a shipped one.
         output: As for `measure_run`.
         overwrite: As for `measure_run`.
 
@@ -107,11 +108,12 @@ def measure_checkpoint(recipe: Recipe, output: str | Path | None = None, overwri
         TableError: If the table has a fault.
     """
     require_output(output, overwrite)
+    recipe = open_recipe(recipe)
     return _measure(recipe, recipe.checkpoint, _ask_towers(recipe.base, recipe.run.neighbours), output)
 
 
 def _measure(
-    recipe: Recipe, name: str, measure: _Measure, output: str | Path | None, choose: _Choose | None = None
+    recipe: Recipe, name: str, measure: _Measure, output: AnyPath | None, choose: _Choose | None = None
 ) -> Measured:
     """Measures a model on the rows chosen, opened once the tables are known to be without fault."""
     quieten()

@@ -1,6 +1,7 @@
 """A recipe: YAML and command-line values turned into objects by LightningCLI's parser."""
 
 import copy
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +20,7 @@ from lightning.pytorch.loggers import Logger
 
 from finetune.core.errors import CheckpointError, RecipeError, TableError
 from finetune.core.overrides import Overrides, as_words, write_out_nulls
-from finetune.core.places import show
+from finetune.core.places import AnyPath, show
 from finetune.core.shipped import find_recipe
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.inference.embed import find_device
@@ -261,7 +262,7 @@ class Recipe:
             raise _find_cause(error, key, self._trust) from None
 
 
-def read_recipe(path: str | Path, overrides: Overrides = (), trust: Sequence[str] = ()) -> Recipe:
+def read_recipe(path: AnyPath, overrides: Overrides = (), trust: Sequence[str] = ()) -> Recipe:
     """Parses a recipe; no weights are loaded and no table is read.
 
     Args:
@@ -279,7 +280,7 @@ def read_recipe(path: str | Path, overrides: Overrides = (), trust: Sequence[str
         >>> read_recipe("retrieval_lora", {"model.checkpoint": "align-mini", "data.batch_size": 32}).checkpoint
         'align-mini'
     """
-    path = find_recipe(str(path))
+    path = find_recipe(os.fspath(path))
     frame = None
     if isinstance(overrides, Mapping) and isinstance(overrides.get(TABLE), pd.DataFrame):
         frame, overrides = overrides[TABLE], {**overrides, TABLE: "DataFrame"}
@@ -302,6 +303,18 @@ def read_recipe(path: str | Path, overrides: Overrides = (), trust: Sequence[str
         refuse_nulls(config[key].init_args, find_class(config[key].class_path), key)
     _check_trainer(config.trainer)
     return Recipe(config, parser, path.stem, trust, frame)
+
+
+def open_recipe(recipe: Recipe | AnyPath) -> Recipe:
+    """Returns a recipe as it is, or reads it from its file.
+
+    Args:
+        recipe: A recipe, its file, or the name of a shipped one.
+
+    Raises:
+        RecipeError: As `read_recipe`.
+    """
+    return recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
 
 
 def _check_trainer(trainer: Namespace) -> None:

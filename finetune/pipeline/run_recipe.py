@@ -5,18 +5,17 @@ import os
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 
 from lightning import Trainer
 
 from finetune.core.console import say
 from finetune.core.errors import RecipeError
 from finetune.core.files import read_text, write_text
-from finetune.core.places import require_place, require_utf8
+from finetune.core.places import AnyPath, require_place, require_utf8
 from finetune.data.checks.check import print_warnings
 from finetune.data.table.arrow_files import write_frame
 from finetune.pipeline.devices import connected
-from finetune.pipeline.recipe import Recipe, read_recipe
+from finetune.pipeline.recipe import Recipe, open_recipe, read_recipe
 from finetune.pipeline.stage import run_stages
 from finetune.pipeline.stages import STAGES, TRAIN
 from finetune.pipeline.unseen import tell_changes
@@ -36,11 +35,12 @@ _EXPECTED_WARNINGS = (
 )
 
 
-def run_recipe(recipe: Recipe, overwrite: bool = False) -> RunFolder:
+def run_recipe(recipe: Recipe | AnyPath, overwrite: bool = False) -> RunFolder:
     """Measures the base, trains, merges, proves the merge, and measures what was exported.
 
     Args:
-        recipe: What to run. A DataFrame in it is written into the run's folder.
+        recipe: What to run: a recipe, its file, or the name of a shipped one. A DataFrame in it is written into the
+            run's folder.
         overwrite: Whether a run of the same name is replaced.
 
     Returns:
@@ -54,6 +54,7 @@ def run_recipe(recipe: Recipe, overwrite: bool = False) -> RunFolder:
         OSError: If the run's folder cannot be written.
     """
     quieten()
+    recipe = open_recipe(recipe)
     run = RunFolder(recipe.folder)
     work = Work(recipe, run)
     trainer = recipe.build_trainer() if recipe.find_devices() else None
@@ -118,9 +119,7 @@ def _finish(work: Work, trainer: Trainer | None) -> None:
         run_stages(work, STAGES)
 
 
-def resume_run(
-    run: str | Path, trust: Sequence[str] = (), anyway: bool = False, devices: str | None = None
-) -> RunFolder:
+def resume_run(run: AnyPath, trust: Sequence[str] = (), anyway: bool = False, devices: str | None = None) -> RunFolder:
     """Runs the stages of a run that are left: those that never ended, and those whose inputs have changed since.
 
     Says what has changed of the table; writes nothing where nothing is left.

@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import normalize
 
 from finetune.core.errors import RecipeError
+from finetune.core.places import AnyPath
 from finetune.core.types import Answers
 from finetune.data.checks.concerns import count
 from finetune.data.checks.unreadable import SkippedRow, describe_skipped
@@ -21,7 +22,7 @@ from finetune.data.table.cells import Integers, Mask
 from finetune.data.table.rows import Rows
 from finetune.data.table.splits import SPLITS, UNKNOWN
 from finetune.inference.embed import embed
-from finetune.pipeline.recipe import Recipe
+from finetune.pipeline.recipe import Recipe, open_recipe
 from finetune.pipeline.run_recipe import quieten
 from finetune.pipeline.suspect_scores import Suspicion, compare_rows, score_captions, score_labels
 from finetune.pipeline.train import fit
@@ -60,7 +61,7 @@ class Suspects(NamedTuple):
         return [*shown, *describe_skipped(self.skipped), total]
 
 
-def find_suspects(recipe: Recipe, folds: int = 4) -> Suspects:
+def find_suspects(recipe: Recipe | AnyPath, folds: int = 4) -> Suspects:
     """Ranks the training rows of a table by how badly caption or label and image fit; nothing is written.
 
     The images are dealt into folds. For each fold the recipe's task is trained on the training rows of the others, and
@@ -68,7 +69,7 @@ def find_suspects(recipe: Recipe, folds: int = 4) -> Suspects:
     `finetune.metrics.judge_labels`, captions by `finetune.metrics.judge_captions`.
 
     Args:
-        recipe: What is trained.
+        recipe: What is trained: a recipe, its file, or the name of a shipped one.
         folds: Number of folds.
 
     Raises:
@@ -77,6 +78,7 @@ def find_suspects(recipe: Recipe, folds: int = 4) -> Suspects:
             the recipe trains nothing.
     """
     quieten()
+    recipe = open_recipe(recipe)
     recipe.take_one_device()
     data = recipe.build_data()
     data.rows.require("train")

@@ -7,6 +7,7 @@ from markupsafe import Markup
 
 from finetune.core.errors import RecipeError
 from finetune.core.files import read_text, write_text
+from finetune.core.places import AnyPath
 from finetune.report.facts import Facts
 from finetune.report.sections import build_sections
 from finetune.report.thumbnails import Thumbnails
@@ -19,7 +20,7 @@ STYLE = _FOLDER / "style.css"
 """What all pages look like."""
 
 
-def write_report(run: str | Path) -> Path:
+def write_report(run: AnyPath) -> Path:
     """Writes `report.html` of a run from the files of its folder and the images of its table.
 
     Args:

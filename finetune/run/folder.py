@@ -1,5 +1,6 @@
 """The names and states of a run's files."""
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from finetune.core.errors import CheckpointError, RecipeError, did_you_mean
 from finetune.core.files import is_staged, read_json, write_json
+from finetune.core.places import AnyPath
 from finetune.run.lock import LOCK
 from finetune.run.results import MODELS
 
@@ -28,6 +30,10 @@ class RunFolder:
     """
 
     path: Path
+
+    def __fspath__(self) -> str:
+        """The folder's path, so that a run stands wherever its path may."""
+        return str(self.path)
 
     @property
     def recipe(self) -> Path:
@@ -243,7 +249,7 @@ class RunFolder:
         write_json(self.finished, facts)
 
 
-def open_run(path: str | Path) -> RunFolder:
+def open_run(path: AnyPath) -> RunFolder:
     """The folder of a run that was started.
 
     Args:
@@ -256,8 +262,8 @@ def open_run(path: str | Path) -> RunFolder:
     if not run.recipe.is_file():
         parent = run.path.parent
         beside = [str(file.parent) for file in parent.glob("*/recipe.yaml")] if parent.is_dir() else []
-        repair = did_you_mean(str(path), beside) if beside else "Start one with `finetune fit`."
-        raise RecipeError(f"Expected {path} to be a run, but it holds no recipe.yaml. {repair}")
+        repair = did_you_mean(os.fspath(path), beside) if beside else "Start one with `finetune fit`."
+        raise RecipeError(f"Expected {os.fspath(path)} to be a run, but it holds no recipe.yaml. {repair}")
     return run
 
 

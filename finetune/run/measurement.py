@@ -12,7 +12,7 @@ from torch import Tensor
 from finetune.core.csv_text import format_frame, read_frame, shield_frame
 from finetune.core.errors import CheckpointError
 from finetune.core.files import read_json, refuse_existing, require_own, write_folder, write_json, write_text
-from finetune.core.places import require_place
+from finetune.core.places import AnyPath, require_place
 from finetune.metrics.statistics import Figure, from_tensors, to_tensors
 
 FACTS, TENSORS, PREDICTIONS, ROWS = "measurement.json", "figures.safetensors", "predictions.csv", "rows.csv"
@@ -84,7 +84,7 @@ class Measurement(NamedTuple):
         return {name: table for name, table in self.tables.items() if name != TEST}
 
 
-def require_output(folder: str | Path | None, overwrite: bool) -> None:
+def require_output(folder: AnyPath | None, overwrite: bool) -> None:
     """Refuses to replace a folder unasked, or one that is no measurement, before anything is measured.
 
     Args:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import f1_score
 
 from finetune import Base, prepare, read_vectors
 from finetune.run.folder import RunFolder
@@ -87,8 +88,9 @@ def test_shards_are_embedded(run, few):
 def test_captions_are_retrieved_and_the_run_is_compared_and_used_alone(run, place):
     shown = run("retrieval", place)
     results = RunFolder(place / "runs" / "retrieval").read_results()
-    assert "before" in shown
-    assert f"{results.loc['test/text_to_image/R@1', 'after']:.6f}" in shown
+    metric, *figures = shown.splitlines()[-2].split()
+    assert [*map(float, figures)] == pytest.approx(results.loc[metric].tolist(), abs=1e-5)
+    assert metric == "test/text_to_image/R@1"
     compared = run("compare", place)
     assert f"{100 * results.loc['test/mean_R@K', 'after']:.1f} %" in compared
     assert "runs/retrieval against base:" in compared
@@ -107,10 +109,15 @@ def test_captions_are_retrieved_and_the_run_is_compared_and_used_alone(run, plac
 def test_classes_are_told_apart_and_measured_by_another_metric(run, place):
     shown = run("classes", place)
     results = RunFolder(place / "runs" / "classes").read_results()
-    assert f"{results.loc['test/accuracy', 'after']:.6f}" in shown
-    report = run("own_metric", place)
+    (after,) = (line.split()[1] for line in shown.splitlines() if line.startswith("after "))
+    assert float(after) == pytest.approx(results.loc["test/accuracy", "after"], abs=1e-5)
     rows = pd.read_csv(place / "runs" / "classes" / "predictions.csv")
-    assert report.split("accuracy")[1].split()[:2] == [f"{(rows['label'] == rows['prediction']).mean():.2f}", "30"]
+    classes = sorted({*rows["label"]})
+    scores = f1_score(rows["label"], rows["prediction"], labels=classes, average=None, zero_division=0)
+    found = dict(line.split() for line in run("own_metric", place).splitlines()[1:-1])
+    assert {name: float(found[name]) for name in classes} == {
+        name: pytest.approx(score, abs=0.006) for name, score in zip(classes, scores, strict=True)
+    }
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from PIL import Image
 from finetune import classify, embed, embed_images, embed_texts, read_vectors, search
 from finetune.core.errors import RecipeError, TableError
 from finetune.data.prepare.images import open_image, view_image
+from finetune.run.folder import RunFolder
 
 LABELS = ["a red square", "a green square", "something blue"]
 ORIENTATION = 0x0112
@@ -76,6 +77,15 @@ def test_open_images_are_classified_as_their_files_are(tiny, kinds):
     mixed = classify(tiny, [kinds[0], np.asarray(open_image(kinds[1])), *opened[2:]], LABELS).rows
     assert mixed["image"].tolist()[:4] == [*[str(kinds[0])] * 3, "image 2"]
     np.testing.assert_array_equal(mixed["probability"], by_path["probability"])
+
+
+def test_a_run_stands_where_its_path_does(two_towers, kinds, tmp_path):
+    run = RunFolder(two_towers.path)
+    by_run, by_path = (classify(model, kinds[:2]) for model in (run, two_towers.path))
+    pd.testing.assert_frame_equal(by_run.rows, by_path.rows)
+    place = embed(run, kinds[:2], tmp_path / "x.npy").place
+    assert len(search(run, place, texts="red").rows) == 2
+    np.testing.assert_array_equal(embed_images(run, kinds[:2]).vectors, read_vectors(place).vectors)
 
 
 def test_one_image_and_an_array_of_several_are_taken(tiny, kinds):

@@ -58,6 +58,17 @@ def test_values_are_those_of_the_command_line(two_towers):
         read_recipe(two_towers.recipe, {"model.optimizer": dict})
 
 
+def test_a_recipe_s_file_stands_for_it(two_towers, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    by_file = check(two_towers.recipe)
+    assert by_file.as_json() == check(read_recipe(two_towers.recipe)).as_json()
+    for call in (run_recipe, check, find_suspects, measure_checkpoint):
+        with pytest.raises(
+            RecipeError, match="Expected a recipe file or the name of a shipped recipe, but got 'quikstart'"
+        ):
+            call("quikstart")
+
+
 def test_a_frame_has_the_rows_of_its_file_before_and_after_it_is_written(read, frame, colour_table, tmp_path):
     frame = frame.assign(strange=[object()] * 36, image=frame["image"].map(str), loved=range(36))
     recipe = read({"data.table.path": frame, "data.table.filter": "loved > 2"})
@@ -97,7 +108,7 @@ def test_a_frame_is_measured_as_its_file(read, frame, two_towers):
     before = RunFolder(two_towers.path).read_results()["before"]
     found = measure_checkpoint(read({"data.table.path": frame, "data.retention": None}))
     assert found.metrics == pytest.approx(before.to_dict())
-    after = measure_run(two_towers.path, {"data.table.path": frame, "data.retention": None})
+    after = measure_run(RunFolder(two_towers.path), {"data.table.path": frame, "data.retention": None})
     assert after.metrics == pytest.approx(RunFolder(two_towers.path).read_results()["after"].to_dict())
 
 
