@@ -1,6 +1,6 @@
 """Sends an exported folder to the model hub: private unless asked otherwise, in one commit, on top of what was seen."""
 
-from pathlib import Path
+import os
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
@@ -8,6 +8,7 @@ from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils import validate_repo_id
 
 from finetune.core.errors import HubError
+from finetune.core.places import AnyPath
 from finetune.export.hub_errors import asking_hub
 from finetune.export.upload import Upload, is_of_model, plan_upload
 
@@ -16,7 +17,7 @@ MAIN = "main"
 
 
 def publish(
-    model: str | Path,
+    model: AnyPath,
     repository: str,
     public: bool = False,
     overwrite: bool = False,
@@ -50,7 +51,8 @@ def publish(
         HubError: If the hub refuses or cannot be reached; the message says what to do.
     """
     require_repository(repository)
-    return send(plan_upload(model, witness), repository, public, overwrite, revision, message, api or HfApi())
+    upload = plan_upload(os.fspath(model), witness)
+    return send(upload, repository, public, overwrite, revision, message, api or HfApi())
 
 
 def require_repository(repository: str) -> None:

@@ -68,6 +68,7 @@ def test_scripts_are_short_and_say_what_they_are_for():
         assert "First: `" in (ast.get_docstring(ast.parse(text)) or ""), script
 
 
+@pytest.mark.slow
 def test_a_folder_is_searched(run, few):
     shown = run("search_folder", few)
     assert shown.count("a handwritten digit zero") == 3

@@ -204,6 +204,17 @@ def test_images_in_memory_find_what_their_files_find(tiny, frame, tmp_path):
     assert by_image["query"].unique().tolist() == ["image 1", "image 2", "image 3"]
     by_frame = search(tiny, place, images=frame[:3], top=2).rows
     pd.testing.assert_frame_equal(by_frame, by_path)
+    with pytest.raises(RecipeError, match="Expected texts or images to search for, but got both"):
+        search(tiny, place, texts="red", images=frame["image"])
+
+
+def test_faiss_is_asked_in_python_too(tiny, kinds, tmp_path):
+    place = embed(tiny, kinds, tmp_path / "kinds.npy").place
+    found = search(tiny, place, images=kinds[0], top=3, approximate="Flat")
+    assert (found.recall, found.asked) == (1.0, 1)
+    assert found.rows["path"].tolist() == search(tiny, place, images=kinds[0], top=3).rows["path"].tolist()
+    with pytest.raises(RecipeError, match="Expected --filter without --approximate"):
+        search(tiny, place, images=kinds[0], filter="label == 'red'", approximate="Flat")
 
 
 def test_what_no_file_can_name_is_refused(tiny, tmp_path):
