@@ -20,6 +20,11 @@ def add(commands: Commands) -> None:
     fit.add_argument("--run", metavar="NAME", help="name of the run's folder (default: the recipe's)")
     fit.add_argument("--runs", metavar="DIR", help="where the run's folder is made (default: runs)")
     fit.add_argument("--overwrite", action="store_true", help="replace a run of that name")
+    fit.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="try every stage on a few batches, and say what the whole run takes: time, memory, disk; leaves nothing",
+    )
     fit.set_defaults(command=_fit)
 
 
@@ -40,6 +45,11 @@ def _fit(options: argparse.Namespace) -> None:
     names = {"--run.name": options.run, "--run.folder": options.runs}
     settings = [word for key, value in names.items() if value is not None for word in (key, value)]
     recipe = read_recipe(path, [*options.words, *settings], options.trust)
+    if options.dry_run:
+        from finetune.pipeline.dry_run import dry_run
+
+        say("\n".join(dry_run(recipe, options.overwrite).lines()))
+        return
     run = run_recipe(recipe, options.overwrite)
     if processes.is_first():
         say(describe(run))

@@ -14,8 +14,8 @@ from finetune.run.measurement import Probe
 IMAGES = 256
 """Test images that are embedded, evenly spaced."""
 
-_WORDS = "align_mini/imagenet_classes.txt"
-_TEMPLATE = "a photo of a {}."
+WORDS = "align_mini/imagenet_classes.txt"
+TEMPLATE = "a photo of a {}."
 
 
 def probe(towers: AlignTowers, data: ImageTextDataModule, device: torch.device) -> Probe:
@@ -28,8 +28,8 @@ def probe(towers: AlignTowers, data: ImageTextDataModule, device: torch.device) 
         data: The table; its test images are taken.
         device: Where the model runs.
     """
-    words = (shipped_folder("datasets") / _WORDS).read_text(encoding="utf-8").splitlines()
-    texts = [data.texts.encode(text) for text in write_prompts(words, [_TEMPLATE])]
+    words = (shipped_folder("datasets") / WORDS).read_text(encoding="utf-8").splitlines()
+    texts = [data.texts.encode(text) for text in write_prompts(words, [TEMPLATE])]
     text_embeds = embed_texts(towers, Texts(*map(torch.as_tensor, data.texts.pad(texts))), device)
     rows = data.rows.indices("test")
     spaced = np.unique(np.linspace(0, len(rows) - 1, min(IMAGES, len(rows))).astype(int))

@@ -62,7 +62,7 @@ def run_recipe(recipe: Recipe | AnyPath, overwrite: bool = False) -> RunFolder:
         if _is_first(trainer):
             is_new = not _was_started_again(recipe, run)
             if is_new:
-                _check(work, overwrite)
+                check_run(work, overwrite)
             stack.enter_context(hold(run.path))
             if is_new:
                 run.create(overwrite, needed=[work.base.folder, *work.tables])
@@ -95,8 +95,13 @@ def _was_started_again(recipe: Recipe, run: RunFolder) -> bool:
     return is_repeated and run.recipe.is_file() and read_text(run.recipe) == repeated.resolved
 
 
-def _check(work: Work, overwrite: bool) -> None:
-    """Finds what would end a run, before anything is written."""
+def check_run(work: Work, overwrite: bool) -> None:
+    """Finds what would end a run, before anything is written.
+
+    Args:
+        work: The run, of which nothing exists.
+        overwrite: Whether a run of the same name is replaced.
+    """
     run = work.run
     require_utf8(run.path)
     require_place(run.path)

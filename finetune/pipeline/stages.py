@@ -88,16 +88,16 @@ class Train(Stage):
     def make(self, work: Work) -> Sequence[Path]:
         """Trains, from where an interrupted training of the same things was saved, or from the start."""
         run, task = work.run, work.task
-        use_choices(work.recipe, task, work.data, processes.from_first(lambda: self._prepare(work)))
+        use_choices(work.recipe, task, work.data, processes.from_first(lambda: self.prepare(work)))
         seconds = processes.from_first(lambda: MEASURE_BASE.seconds(work))  # what is exported takes about as long
         trained = fit(work.recipe, task, work.data, run, seconds)
         work.loggers = trained.loggers
-        processes.from_first(lambda: self._write(work, trained.notices))
+        processes.from_first(lambda: self.write(work, trained.notices))
         del work.task
         return [*_trained(run), run.training, run.environment, run.table]
 
-    def _prepare(self, work: Work) -> dict[str, Any]:
-        """Returns what was found for the machine, now or when a training began that goes on."""
+    def prepare(self, work: Work) -> dict[str, Any]:
+        """Records what a training starts from, unless it goes on; returns what was found for the machine then."""
         run = work.run
         shutil.rmtree(run.adapter, ignore_errors=True)
         run.head.unlink(missing_ok=True)
@@ -108,7 +108,7 @@ class Train(Stage):
             write_json(run.environment, {**_describe_environment(work), "auto": chosen})
         return chosen
 
-    def _write(self, work: Work, concerns: Sequence[Concern]) -> None:
+    def write(self, work: Work, concerns: Sequence[Concern]) -> None:
         """Writes what was trained."""
         run, task, data = work.run, work.task, work.data
         head = task.head if isinstance(task, ClassificationTask) else None
@@ -275,8 +275,8 @@ class Report(Stage):
         return [run.metrics, run.predictions, run.skipped, run.report, *carried, run.finished]
 
 
-MEASURE_BASE, TRAIN = MeasureBase(), Train()
-STAGES: tuple[Stage, ...] = (MEASURE_BASE, TRAIN, Choose(), Export(), Measure(), Report())
+MEASURE_BASE, TRAIN, EXPORT = MeasureBase(), Train(), Export()
+STAGES: tuple[Stage, ...] = (MEASURE_BASE, TRAIN, Choose(), EXPORT, Measure(), Report())
 
 
 def _model_of(kind: type[Artifact], run: RunFolder) -> str:

@@ -160,7 +160,7 @@ def _fit_once(
         seed_everything(data.seed, verbose=False)  # whatever this process has drawn before
         training = build_training(recipe, data, run)
         training.bar.place(number, recipe.run.soup, seconds_after)
-        _take_steps(build_task(), data, run, training)
+        take_steps(build_task(), data, run, training)
         loggers = [one for one in training.trainer.loggers if one not in training.own]
     fitted = processes.from_first(lambda: read_json(run.fitted))
     kept = torch.load(run.checkpoints / fitted["kept"], map_location="cpu", weights_only=True)
@@ -168,8 +168,15 @@ def _fit_once(
     return kept, Trained([Concern.of_record(notice) for notice in fitted["notices"]], loggers)
 
 
-def _take_steps(task: AlignTask, data: ImageTextDataModule, run: RunFolder, training: Training) -> None:
-    """Takes the steps that are left, and records which weights to keep."""
+def take_steps(task: AlignTask, data: ImageTextDataModule, run: RunFolder, training: Training) -> None:
+    """Takes the steps that are left, and records which weights to keep.
+
+    Args:
+        task: What is trained.
+        data: The table.
+        run: Where that is recorded.
+        training: What `build_training` returned.
+    """
     trainer, keep, watch, progress, stop, *_ = training
     checkpoint = processes.from_first(progress.recover)
     with stop.awaited():

@@ -1,5 +1,7 @@
 """Bytes: those that a computation holds at its peak, and those that a device has left."""
 
+import resource
+import sys
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
@@ -60,6 +62,12 @@ class PeakBytes(TorchDispatchMode):
             self._held -= size
 
         self._known[key] = weakref.ref(storage, forget)
+
+
+def peak_bytes() -> int:
+    """Returns the most bytes of memory that this process has had so far."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
 
 
 def free_bytes(device: torch.device) -> int:

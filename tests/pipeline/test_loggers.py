@@ -14,6 +14,8 @@ import yaml
 from finetune.core.errors import RecipeError
 from finetune.core.files import read_json
 from finetune.pipeline.recipe import read_recipe
+from finetune.pipeline.stages import TRAIN
+from finetune.pipeline.work import Work
 from finetune.run.folder import RunFolder
 
 
@@ -140,3 +142,16 @@ def test_other_loggers_of_the_recipe_have_the_same(logged):
     assert told["trainer"]["max_epochs"] == recipe["trainer"]["max_epochs"]
     assert list((logged / "board" / "version_0").glob("events.*"))
     assert not RunFolder(logged / "runs" / "colours").tensorboard.exists()
+
+
+@pytest.mark.parametrize("logger", ["null", "false"])
+def test_a_run_without_tensorboard_says_once_how_to_install_it(two_towers, tmp_path, monkeypatch, capsys, logger):
+    monkeypatch.setattr("finetune.pipeline.stages.has_tensorboard", lambda: False)
+    recipe = read_recipe(two_towers.recipe, ["--trainer.logger", logger])
+    work = Work(recipe, RunFolder(tmp_path / "run"))
+    work.run.create(overwrite=False)
+    work.run.recipe.write_text(recipe.resolved)
+    TRAIN.prepare(work)
+    TRAIN.prepare(work)
+    line = f"values are logged to {work.run.logged}; for TensorBoard too: pip install 'align-finetune[tensorboard]'\n"
+    assert capsys.readouterr().err.count(line) == (logger == "null")
