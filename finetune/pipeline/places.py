@@ -1,5 +1,6 @@
 """The paths in a recipe: `~` is the home directory, and what is relative lies in the working directory."""
 
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,9 @@ def fix_places(config: Namespace) -> None:
 
 
 def _expand(value: Any) -> Any:
-    """Writes out `~/` in every text of a value; no text that is no path begins so."""
+    """Writes out `~/` in every text of a value; no text that is no path begins so. A default may be an Enum's text."""
     if isinstance(value, str):
-        return expand_home(value)
+        return expand_home(value.value if isinstance(value, Enum) else value)  # YAML writes texts alone
     if isinstance(value, list | tuple):
         return type(value)(map(_expand, value))
     if isinstance(value, Namespace):

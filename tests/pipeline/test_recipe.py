@@ -317,3 +317,12 @@ def test_keys_are_described_with_the_defaults_that_a_recipe_has():
     for key, default in (("devices", "1"), ("log_every_n_steps", "5"), ("enable_model_summary", "False")):
         described = text.split(f"--trainer.{key} ")[-1].split("\n  --")[0]
         assert f"default: {default})" in " ".join(described.split())
+
+
+def test_a_default_that_is_an_enum_is_written_as_its_text(tmp_path):
+    """As that of Lightning's Timer, which YAML could not write: the run ended before it began."""
+    recipe = read_recipe("quickstart", {"trainer.callbacks": [{"class_path": "lightning.pytorch.callbacks.Timer"}]})
+    (tmp_path / "again.yaml").write_text(recipe.resolved)
+    (timer,) = yaml.safe_load(recipe.resolved)["trainer"]["callbacks"]
+    assert timer["init_args"]["interval"] == "step"
+    assert yaml.safe_load(read_recipe(tmp_path / "again.yaml").resolved) == yaml.safe_load(recipe.resolved)
