@@ -54,6 +54,7 @@ def desk(tmp_path_factory, tiny, opener) -> Path:
         assert main(["fit", "--config", "mine.yaml", "--run", "classes", *labels]) == 0
         options = ("--table", "photos.csv", "--caption", "caption", "--split", "split", "--output", "shards")
         assert main(["prepare", "shard", *options]) == 0
+        assert main(["prepare", "digits"]) == 0
     return folder
 
 
