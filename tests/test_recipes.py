@@ -51,7 +51,7 @@ def test_recipe_runs_two_steps(path, colour_table, tmp_path):
         ],
     )
     task, data = recipe.build_task(), recipe.build_data()
-    trainer = recipe.build_trainer([], logger=False)
+    trainer = recipe.build_trainer()
     if any(parameter.requires_grad for parameter in task.parameters()):
         trainer.fit(task, data)
         assert trainer.global_step == 2

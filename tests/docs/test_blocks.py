@@ -63,6 +63,7 @@ def test_scripts_and_tests_exist(page):
                     assert all(f'"{option}"' in text for option in options), block
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if read_blocks(page, "yaml")], ids=lambda page: page.name)
 def test_yaml_is_part_of_a_recipe(page, tmp_path):
     for block in read_blocks(page, "yaml"):

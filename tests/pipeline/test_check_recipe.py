@@ -101,9 +101,10 @@ def test_a_null_for_a_key_of_any_kind_is_taken_or_refused_and_never_a_traceback(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("key", list_keys())
-def test_wrong_values_of_any_key_are_taken_or_refused_and_never_a_traceback(check, key):
-    _try(check, key, WRONG)
+@pytest.mark.parametrize("number", range(len(list_keys())), ids=list_keys())
+def test_wrong_values_of_any_key_are_taken_or_refused_and_never_a_traceback(check, number):
+    """A third of them for each key, other ones for the next."""
+    _try(check, list_keys()[number], WRONG[number % 3 :: 3])
 
 
 EARLY = "[{class_path: lightning.pytorch.callbacks.EarlyStopping, init_args: {monitor: %s}}]"
