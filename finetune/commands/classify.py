@@ -43,7 +43,7 @@ def add(commands: Commands) -> None:
         help="what separates several labels in a cell of --truth (default: the run's)",
     )
     classify.add_argument("--column", default="image", help="a table's column of images (default: image)")
-    add_output(classify, "TABLE", "write image, label, probability, as .csv or .parquet")
+    add_output(classify, "TABLE", "write image, label, probability, as .csv or .parquet, instead of listing them")
     classify.set_defaults(command=_classify)
 
 
@@ -68,22 +68,22 @@ def _classify(options: argparse.Namespace) -> None:
         separator = classifier.require_separator(options.label_separator)
         truth, several = read_true_labels(options.images, options.column, options.truth, listed.images, separator)
     found = ask(classifier, listed.images, find_device(), truth)
-    _show(found, listed)
-    if options.truth is not None:
-        _show_accuracy(found, several)
     if options.output:
         write_frame(options.output, found.rows)
+    _show(found, listed, options.output)
+    if options.truth is not None:
+        _show_accuracy(found, several)
 
 
-def _show(found: "Classified", listed: "Images") -> None:
-    """Shows all probabilities, and what was left out."""
+def _show(found: "Classified", listed: "Images", output: Path | None) -> None:
+    """Shows all probabilities, or the file that holds them, and what was left out."""
     from finetune.data.checks.concerns import count
 
     say(f"answered by {found.answered_by}")
-    for image, rows in found.rows.groupby("image", sort=False):
-        say(image)
-        for label, probability in zip(rows["label"], rows["probability"], strict=True):
-            say(f"  {probability:.6f}  {label}")
+    if output:
+        say(f"answers     {count(len(listed.images) - len(found.skipped), 'image', 'images')}, in {output}")
+    else:
+        _show_probabilities(found)
     skipped = [*listed.skipped, *found.skipped]
     if skipped:
         say(f"skipped     {count(len(skipped), 'image', 'images')}, as they cannot be read")
@@ -91,6 +91,15 @@ def _show(found: "Classified", listed: "Images") -> None:
         say(f"  {path}: {reason}")
     if listed.hidden:
         say(f"left out    {count(len(listed.hidden), 'hidden file', 'hidden files')}, such as {listed.hidden[0]}")
+
+
+def _show_probabilities(found: "Classified") -> None:
+    """Shows the labels of each image, the most probable first."""
+    for image, rows in found.rows.groupby("image", sort=False):
+        say(image)
+        best_first = rows.sort_values("probability", ascending=False, kind="stable")
+        for label, probability in zip(best_first["label"], best_first["probability"], strict=True):
+            say(f"  {probability:.6f}  {label}")
 
 
 def _show_accuracy(found: "Classified", several: int) -> None:

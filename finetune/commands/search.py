@@ -37,9 +37,9 @@ def add(commands: Commands) -> None:
     search.add_argument("--column", default="image", help="its column of images or texts, and that of --queries")
     search.add_argument("--approximate", metavar="FACTORY", help="search by faiss, as IVF1024,Flat (extra search)")
     search.add_argument("--parameters", metavar="P", default="", help="those of faiss, as nprobe=16")
-    search.add_argument("--page", metavar="HTML", type=Path, help="write a page with the images")
+    search.add_argument("--page", metavar="HTML", type=Path, help="write a page with the images, and list none")
     search.add_argument("--device", default="auto", help="cpu, gpu, or auto for the fastest (default)")
-    add_output(search, "TABLE", "write all answers, as .csv or .parquet")
+    add_output(search, "TABLE", "write all answers, as .csv or .parquet, instead of listing them")
     search.set_defaults(command=_search)
 
 
@@ -60,13 +60,13 @@ def _search(options: argparse.Namespace) -> None:
     found = answer(options.model, options.index, queries, options.top, way, device)
     if found.notice:
         say(f"warning: {found.notice}", file=sys.stderr)
-    _show(found)
-    for path, reason in (*left_out, *found.skipped):
-        say(f"left out    {path}: {reason}")
     if options.output:
         write_frame(options.output, found.rows)
     if options.page:
         _write_page(options, found, queries)
+    _show(found, options.output, options.page)
+    for path, reason in (*left_out, *found.skipped):
+        say(f"left out    {path}: {reason}")
 
 
 def _read_queries(options: argparse.Namespace) -> tuple["Queries", list["Skipped"]]:
@@ -97,8 +97,29 @@ def _read_queries(options: argparse.Namespace) -> tuple["Queries", list["Skipped
     return Queries(ids, values, TextEmbedder if options.texts else ImageEmbedder), left_out
 
 
-def _show(found: "Answers") -> None:
-    """Shows all answers, and how they were found."""
+def _show(found: "Answers", output: Path | None, page: Path | None) -> None:
+    """Shows all answers, or where they are, and how they were found."""
+    if output or page:
+        _show_place(found, output, page)
+    else:
+        _show_answers(found)
+    if found.compared is not None:
+        say(f"compared    {found.compared:,} vectors, all exactly")
+    else:
+        queries = "1 query" if found.asked == 1 else f"{found.asked} queries"
+        say(f"recall      {found.recall:.3f} of the exact answers, measured on {queries}")
+
+
+def _show_place(found: "Answers", output: Path | None, page: Path | None) -> None:
+    from finetune.data.checks.concerns import count
+
+    queries = count(found.rows["query_id"].nunique(), "query", "queries")
+    say(f"answers     {len(found.rows):,} to {queries}, in {' and '.join(map(str, filter(None, (output, page))))}")
+    if found.goes_on:
+        say(f"cut off     {count(len(found.goes_on), 'query', 'queries')} with others as similar as the last answer")
+
+
+def _show_answers(found: "Answers") -> None:
     value = found.rows.columns[-2]
     for query, rows in found.rows.groupby("query_id", sort=False):
         say(rows["query"].iloc[0])
@@ -106,11 +127,6 @@ def _show(found: "Answers") -> None:
             say(f"  {rank:>4}  {similarity:.6f}  {shown}")
         if query in found.goes_on:
             say("        and others that are as similar as the last one")
-    if found.compared is not None:
-        say(f"compared    {found.compared:,} vectors, all exactly")
-    else:
-        queries = "1 query" if found.asked == 1 else f"{found.asked} queries"
-        say(f"recall      {found.recall:.3f} of the exact answers, measured on {queries}")
 
 
 def _write_page(options: argparse.Namespace, found: "Answers", queries: "Queries") -> None:
@@ -130,4 +146,3 @@ def _write_page(options: argparse.Namespace, found: "Answers", queries: "Queries
     ]
     told = [f"{options.index}, searched by {options.model}.", *([found.notice] if found.notice else [])]
     write_contact_sheet(options.page, answered, told)
-    say(f"page        {options.page}")

@@ -24,16 +24,28 @@ def images(colour_table):
 
 
 def ask(capsys, tmp_path, *words) -> tuple[str, pd.DataFrame]:
-    """The first line of the screen, and the table that is written, which the screen shows too."""
+    """The first line of the screen, and the table that is written, which the second one names."""
     table = tmp_path / "found.csv"
     assert main(["classify", *map(str, words), "--output", str(table), "--overwrite"]) == 0
     first, *lines = capsys.readouterr().out.splitlines()
     found = pd.read_csv(table)
-    shown = [line.split(maxsplit=1) for line in lines if line.startswith("  ")]
-    assert [label for _, label in shown] == found["label"].tolist()
-    assert [float(probability) for probability, _ in shown] == pytest.approx(found["probability"].tolist(), abs=1e-6)
-    assert [line for line in lines if not line.startswith("  ")] == list(dict.fromkeys(found["image"]))
+    assert lines == [f"answers     {found['image'].nunique()} images, in {table}"]
     return first, found
+
+
+def test_without_a_file_the_labels_of_each_image_are_listed_the_most_probable_first(
+    with_head, images, capsys, tmp_path
+):
+    _, found = ask(capsys, tmp_path, with_head.path, *images)
+    assert main(["classify", str(with_head.path), *map(str, images)]) == 0
+    _, *lines = capsys.readouterr().out.splitlines()
+    for image in images:
+        name, *shown = lines[:4]
+        rows = found[found["image"] == str(image)].set_index("label")["probability"]
+        assert name == str(image)
+        assert shown == [f"  {rows[label]:.6f}  {label}" for label in sorted(rows.index, key=lambda one: -rows[one])]
+        del lines[:4]
+    assert lines == []
 
 
 @pytest.mark.parametrize("folder", [".", "classifier"])
@@ -101,7 +113,8 @@ def mixed(images, tmp_path):
 def test_one_bad_file_in_a_folder_is_reported_and_the_others_are_answered(with_head, mixed, capsys, tmp_path):
     table = tmp_path / "found.csv"
     assert main(["classify", str(with_head.path), str(mixed), "--output", str(table)]) == 0
-    *_, count, first, second, hidden = capsys.readouterr().out.splitlines()
+    _, answers, count, first, second, hidden = capsys.readouterr().out.splitlines()
+    assert answers == f"answers     2 images, in {table}"
     assert count == "skipped     2 images, as they cannot be read"
     assert first == f"  {mixed / 'cut.png'}: image file is truncated"
     assert second == f"  {mixed / 'empty.png'}: an empty file"

@@ -70,6 +70,8 @@ def test_answers_are_those_of_plain_transformers(search, tiny, index, colour_tab
     assert found["id"].tolist() == [str(row + 2) for row in best.ravel()]  # the table's rows, below its header
     np.testing.assert_allclose(found["similarity"], np.take_along_axis(cosines, best, 1).ravel(), atol=1e-5)
     assert found["rank"].tolist() == [1, 2, 3, 4] * 2
+    assert said == [f"answers     8 to 2 queries, in {output}", "compared    36 vectors, all exactly"]
+    said = search(tiny, "--index", index, *words, "--top", 4)
     assert said[0] == TEXTS[0]
     assert said[1] == f"     1  {found['similarity'][0]:.6f}  {found['path'][0]}"
     assert said[-1] == "compared    36 vectors, all exactly"
@@ -111,7 +113,8 @@ def test_a_filter_keeps_texts_by_their_rows(search, tiny, colour_table, tmp_path
     place, output = tmp_path / "texts.parquet", tmp_path / "a.csv"
     assert main(["embed", tiny, str(colour_table), "--texts", "label", "--output", str(place)]) == 0
     words = ("--text", "red", "--top", 36, "--filter", "split == 'val'", "--column", "label")
-    said = search(tiny, "--index", place, *words, "--output", output)
+    said = search(tiny, "--index", place, *words)
+    search(tiny, "--index", place, *words, "--output", output)
     rows = pd.read_csv(colour_table).query("split == 'val'").index + 2
     found = pd.read_csv(output)
     assert sorted(found["id"]) == rows.tolist()
@@ -211,7 +214,8 @@ class Sheet(HTMLParser):
 def test_the_page_shows_the_images_and_loads_nothing(search, tiny, index, colour_table, tmp_path):
     page, output = tmp_path / "results.html", tmp_path / "a.csv"
     text = "a <b>red</b> square & more"
-    search(tiny, "--index", index, "--text", text, "--top", 3, "--page", page, "--output", output)
+    said = search(tiny, "--index", index, "--text", text, "--top", 3, "--page", page, "--output", output)
+    assert said[0] == f"answers     3 to 1 query, in {output} and {page}"
     sheet = Sheet(page.read_text())
     assert sheet.links == []
     assert text in sheet.texts
