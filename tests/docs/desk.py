@@ -26,6 +26,9 @@ def fill_desk(folder: Path, base: str) -> None:
             Image.fromarray(pixels).save(folder / image)
             colour, thing = COLOURS[number % 3], THINGS[number // 3 % 4]
             rows.append((image, f"a {colour} {thing}, number {number}", colour, f"{colour} | {thing}"))
+            if place == "photos":
+                (folder / "by_class" / colour).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(folder / "by_class" / colour / f"{number}.jpg")
     table = pd.DataFrame(rows, columns=["image", "caption", "label", "tags"])
     table["split"] = (["train"] * 6 + ["val", "test"]) * (len(table) // 8)
     table["clip_score"], table["num_faces"], table["weight"] = 0.4, 0, 1.0

@@ -27,7 +27,7 @@ NOT_RUN = {
     r"^pytest|^KILLS=": "tests",
     r"^(\S+=\S+ )*python benchmarks/|^export ": "benchmarks: hours",
     r"torchrun|srun|trainer\.devices": "more devices than there are: tests/pipeline/test_devices.py",
-    r"finetune prepare (?!digits|shard)": "data sets that are downloaded, or packages of their own",
+    r"finetune prepare (?!digits|folders|shard)": "data sets that are downloaded, or packages of their own",
     r"finetune (fit|test) --config (karpathy|coyo|zero_shot --data.table.path data)": "their data sets",
     r"^finetune fit --config quickstart( --run kept.*)?$": "minutes; the README's main job",
     r"finetune publish (?!.*--dry_run)": "the hub: tests/export/test_publish.py",

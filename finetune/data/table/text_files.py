@@ -1,16 +1,20 @@
 """Reads a table's file as text, block by block, and decompresses it if its name says so."""
 
 import io
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Self, TypeAlias
 
 from finetune.core.errors import did_you_mean
+from finetune.data.prepare.images import EXTENSIONS
 from finetune.data.table.bounds import LARGEST_RATIO, may_become
 from finetune.data.table.faults import Fault, TableFaultsError
 
 PIECE = 4 << 20  # bytes read at a time
+MOST_LOOKED_AT = 1_000  # files and folders of each depth, where a folder stands for a table
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 Blocks: TypeAlias = Callable[[], Iterator[str]]
@@ -29,11 +33,26 @@ def check_file(path: Path, role: str = "the table") -> None:
     if path.is_file():
         return
     if path.is_dir():
-        repair = f"Name a file in it, or all of them by the pattern {path / '*'}{path.suffix or '.csv'}."
+        repair = _list_by_class(path) or (
+            f"Name a file in it, or all of them by the pattern {path / '*'}{path.suffix or '.csv'}."
+        )
         raise TableFaultsError([Fault(str(path), f"{role} to be a file", repair, value="folder")])
     beside = [other.name for other in path.parent.glob("*") if other.is_file()]
     repair = did_you_mean(path.name, beside) if 0 < len(beside) <= 100 else f"Nothing is at {path.absolute()}."
     raise TableFaultsError([Fault(str(path), f"{role} to be a file", repair)])
+
+
+def _list_by_class(folder: Path) -> str | None:
+    """Says how a folder of images, or of folders of images, becomes a table; None for any other folder."""
+    for depth in range(3):  # images, classes, splits
+        files = islice(folder.glob("*/" * depth + "*"), MOST_LOOKED_AT)
+        if any(file.suffix.lower() in EXTENSIONS and file.is_file() for file in files):
+            around = folder if depth else folder.absolute().parent
+            return (
+                "Name a table that lists the images. Where folders are named by class, "
+                f"`{shlex.join(['finetune', 'prepare', 'folders', str(around)])}` writes one."
+            )
+    return None
 
 
 def count_lines(before: Blocks) -> int:

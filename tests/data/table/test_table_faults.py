@@ -46,6 +46,17 @@ def test_folder_for_a_file(tmp_path: Path) -> None:
     assert len(captions(path / "*.parquet").read()) == 2
 
 
+@pytest.mark.parametrize("inside", ["", "cat", "train/cat"])
+def test_folder_of_images_for_a_file(tmp_path: Path, inside: str) -> None:
+    """The repair names the command that lists them, with the folder around those of the classes."""
+    folder = tmp_path / "rare"
+    (folder / inside).mkdir(parents=True)
+    (folder / inside / "1.JPG").touch()
+    with pytest.raises(TableError, match="Expected the table to be a file, but got 'folder'") as caught:
+        captions(folder).read()
+    assert f"`finetune prepare folders {folder if inside else tmp_path}` writes one." in str(caught.value)
+
+
 @pytest.mark.parametrize("text", ["", "\n\n", "\ufeff"])
 def test_empty_file(write: Write, text: str) -> None:
     with pytest.raises(TableError, match=r"Expected a table with a header and rows, but got none\. Write a header"):
