@@ -267,8 +267,9 @@ def _download(checkpoint: str) -> Path:
         patterns = [*MODEL_FILES, *PROCESSOR_FILES, CARD_FILE]
         return Path(snapshot_download(hub_id["name"], revision=hub_id["revision"], allow_patterns=patterns))
     except Exception as error:  # the hub's client lets those of its transport through
+        reason = (str(error) or type(error).__name__).removeprefix("Got: ").splitlines()[0].rstrip(".")
         raise CheckpointError(
-            f"Expected {checkpoint!r} to be a folder or to be found on the model hub, but got: {error} "
+            f"Expected {checkpoint!r} to be a folder or to be found on the model hub, but got: {reason}. "
             f"Without access to the hub, download it elsewhere and pass the folder, or use {MINI}. "
             f"{did_you_mean(checkpoint, beside) if beside else ''}".rstrip()
         ) from error

@@ -343,6 +343,7 @@ def _find_cause(error: BaseException, key: str, own: Sequence[str]) -> BaseExcep
     problem = re.search(given, str(error))
     pydantic = r"validation errors? for .+\n\s*(\S+)\n\s*(.+?) \[type=\w+, input_value=(.+?), input_"
     refused = re.search(pydantic, str(error))
+    of_union = re.findall(r"^ *- (Expected (?!a <class).+)$", str(error), re.MULTILINE)
     known = (TableError, RecipeError, CheckpointError)
     while error.__cause__ and not isinstance(error, known):
         error = error.__cause__
@@ -352,6 +353,8 @@ def _find_cause(error: BaseException, key: str, own: Sequence[str]) -> BaseExcep
         return RecipeError(f"Expected what {problem[1]} needs to be installed, but got: {problem[2]}")
     if isinstance(error, known) or (is_fault and not isinstance(error, ValueError | ImportError | RuntimeError)):
         return error
+    if of_union:  # a constructor's refusal, beside those of the other types that a value may have
+        return RecipeError(of_union[-1])
     if refused:  # albumentations validates with pydantic
         name, reason, value = refused.groups()
         return RecipeError(f"{key}.augmentations: Expected {name} to be valid, but got {value}: {reason}.")

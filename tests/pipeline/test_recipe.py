@@ -326,3 +326,16 @@ def test_a_default_that_is_an_enum_is_written_as_its_text(tmp_path):
     (timer,) = yaml.safe_load(recipe.resolved)["trainer"]["callbacks"]
     assert timer["init_args"]["interval"] == "step"
     assert yaml.safe_load(read_recipe(tmp_path / "again.yaml").resolved) == yaml.safe_load(recipe.resolved)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--data.table.split.test", "1"),
+        ("--data.retention", '[{"path": "p.csv", "caption": "c", "split": {"val": 0, "test": 1}}]'),
+    ],
+)
+def test_a_split_that_leaves_nothing_for_training_is_refused_in_its_own_words(words):
+    recipe = read_recipe("retrieval_lora", ["--model.checkpoint", "align-mini", *words])
+    with pytest.raises(RecipeError, match=r"^Expected split\.test to be a fraction from 0 to below 1, but got 1\.0\.$"):
+        recipe.build_data()
