@@ -46,7 +46,7 @@ class Bar:
         self._stream = _Stream(sys.stderr)
         redraws = self._stream.isatty()
         self._pause = REDRAWN if redraws else REPEATED
-        self._done_before, self._counted, self._started = done, 0, time.monotonic()
+        self._done_before, self._done, self._counted, self._started = done, float(done), 0, time.monotonic()
         self._next = self._started + self._pause
         self._bar: Any = _Silent(
             desc=make_harmless(title),
@@ -88,14 +88,16 @@ class Bar:
         each, total = self.seconds_a_step, self._bar.total
         return None if each is None or total is None else each * max(0, total - self._bar.n)
 
-    def advance(self, steps: int = 1, items: int = 0) -> None:
+    def advance(self, steps: float = 1, items: int = 0) -> None:
         """Counts, and shows the new state where one is due.
 
         Args:
-            steps: Steps that were taken.
+            steps: Steps that were taken, or what part of one.
             items: How many items they were.
         """
-        self._bar.n += steps
+        self._done += steps
+        done = round(self._done, 1)
+        self._bar.n = int(done) if done.is_integer() else done
         self._counted += items
         if not self._bar.disable and time.monotonic() >= self._next:
             self.show()

@@ -159,8 +159,12 @@ def _settle(files: PartFiles, part: Part, title: str, tally: Tally, bar: Bar) ->
             tally.broken.append(error)
             return True
 
+        share = 0.0
+
         def note(rows: int) -> None:
-            bar.advance(0, rows)
+            nonlocal share
+            share += rows / len(entries.ids)
+            bar.advance(rows / len(entries.ids), rows)
             tally.rows += rows
             held.renew()
 
@@ -169,5 +173,5 @@ def _settle(files: PartFiles, part: Part, title: str, tally: Tally, bar: Bar) ->
         started = time.perf_counter()
         files.write(part, entries, note)
         tally.parts, tally.seconds = tally.parts + 1, tally.seconds + time.perf_counter() - started
-        bar.advance()
+        bar.advance(1 - share)
         return True

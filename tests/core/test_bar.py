@@ -41,6 +41,15 @@ def test_in_a_file_each_state_is_a_line(capsys, monkeypatch):
         assert re.fullmatch(rf"rows: {at} of 3 batches, \d\d:\d\d left, [\d.e+]+ images/s, loss 0\.5", state)
 
 
+def test_parts_of_a_step_are_counted(capsys, monkeypatch):
+    monkeypatch.setattr(module, "REPEATED", 0.0)
+    with Bar("part 1 of 1", 1, "parts", "images") as bar:
+        for _ in range(3):
+            bar.advance(1 / 3, 4)
+    done = [line.split(": ")[1].split(" of ")[0] for line in capsys.readouterr().err.splitlines()]
+    assert done == ["0.3", "0.7", "1"]
+
+
 def test_nothing_is_written_of_work_that_is_short_or_not_shown(capsys):
     for shown in (True, False):
         with Bar("rows", 3, shown=shown) as bar:
