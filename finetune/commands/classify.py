@@ -1,10 +1,11 @@
 """`finetune classify`: the probabilities of labels for images."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.commands.options import Commands, add_output, check_file
+from finetune.commands.options import Commands, add_anyway, add_output, check_file
 from finetune.core.console import say
 from finetune.core.errors import RecipeError
 
@@ -43,6 +44,7 @@ def add(commands: Commands) -> None:
         help="what separates several labels in a cell of --truth (default: the run's)",
     )
     classify.add_argument("--column", default="image", help="a table's column of images (default: image)")
+    add_anyway(classify, "with --truth images that a run was trained on or chosen by")
     add_output(classify, "TABLE", "write image, label, probability, as .csv or .parquet, instead of listing them")
     classify.set_defaults(command=_classify)
 
@@ -54,25 +56,36 @@ def _classify(options: argparse.Namespace) -> None:
     check_ending(options.output)
     if options.label and options.labels:
         raise RecipeError("Expected --label or --labels, but got both. Write all labels into the file.")
+    if options.anyway and options.truth is None:
+        raise RecipeError(
+            "Expected --anyway with --truth only, but got no --truth. Remove it, or name the column of labels."
+        )
+    from finetune.data.checks.seen import FORGOTTEN
     from finetune.inference.classifiers import choose_classifier, name_labels
     from finetune.inference.classify import ask
     from finetune.inference.embed import find_device
     from finetune.inference.list_parts import read_images
-    from finetune.inference.true_labels import read_true_labels
+    from finetune.inference.true_labels import read_seen_table, read_true_labels
+    from finetune.run.folder import RunFolder
 
     listed = read_images(options.images, options.column)
     labels = name_labels(options.labels) if options.labels else options.label
     classifier = choose_classifier(options.model, labels, options.template)
-    truth, several = None, 0
+    truth, several, seen = None, 0, 0
     if options.truth is not None:
         separator = classifier.require_separator(options.label_separator)
-        truth, several = read_true_labels(options.images, options.column, options.truth, listed.images, separator)
+        table = None if options.anyway else read_seen_table(options.model)
+        if table is None and not options.anyway and RunFolder(Path(options.model)).is_finished:
+            say(f"warning: {FORGOTTEN} Images it was trained on cannot be told from others.", file=sys.stderr)
+        truth, several, seen = read_true_labels(
+            options.images, options.column, options.truth, listed.images, separator, table
+        )
     found = ask(classifier, listed.images, find_device(), truth)
     if options.output:
         write_frame(options.output, found.rows)
     _show(found, listed, options.output)
     if options.truth is not None:
-        _show_accuracy(found, several)
+        _show_accuracy(found, several, seen)
 
 
 def _show(found: "Classified", listed: "Images", output: Path | None) -> None:
@@ -102,14 +115,17 @@ def _show_probabilities(found: "Classified") -> None:
             say(f"  {probability:.6f}  {label}")
 
 
-def _show_accuracy(found: "Classified", several: int) -> None:
+def _show_accuracy(found: "Classified", several: int, seen: int) -> None:
     """Shows how many answers are right, and on how many images that was measured."""
     from finetune.data.checks.concerns import count
 
     if several:
         say(f"not counted {count(several, 'image', 'images')} of which rows say different things")
+    if seen:
+        images = count(seen, "image", "images")
+        say(f"not counted {images} that the run was trained on or chosen by; --anyway counts them")
     if not found.measured:
-        say("accuracy    of no image is the label known")
+        say(f"accuracy    of no {'other ' if several or seen else ''}image is the label known")
         return
     (name, figure), *others = found.metrics.items()
     say(f"{name:<11} {figure:.4f} of {count(found.measured, 'labelled image', 'labelled images')}")

@@ -16,7 +16,7 @@ from finetune.inference.embed import embed, find_device
 from finetune.inference.inputs import Images, list_pictures
 from finetune.inference.list_parts import IMAGE
 from finetune.inference.pictures import Picture, Pictures, PixelBatch, SkippedImage, name_picture
-from finetune.inference.true_labels import read_true_labels
+from finetune.inference.true_labels import leave_out_seen, read_seen_table, read_true_labels
 from finetune.inference.truth import NumberedTruth, Truth
 
 
@@ -31,6 +31,7 @@ class Classified(NamedTuple):
         metrics: On the images whose labels are known, those of `ClassAccuracy`, or of `AveragePrecision` where an image
             may have several; empty where none is known.
         measured: How many these are.
+        seen: How many others have known labels but do not count, as the run was trained on them or chosen by them.
     """
 
     answered_by: str
@@ -38,6 +39,7 @@ class Classified(NamedTuple):
     skipped: tuple[SkippedImage, ...]
     metrics: dict[str, float] = {}  # noqa: RUF012 (a field)
     measured: int = 0
+    seen: int = 0
 
 
 def classify(
@@ -49,6 +51,7 @@ def classify(
     truth: Truth | str | None = None,
     column: str = IMAGE,
     label_separator: str | None = None,
+    anyway: bool = False,
 ) -> Classified:
     """Returns the probabilities of labels for images. Images that cannot be read are left out and listed.
 
@@ -63,6 +66,7 @@ def classify(
             empty text where nothing is known. Or the column of tables and DataFrames that holds them.
         column: Their column of images.
         label_separator: What separates several labels in a cell; None for that of the run's own table.
+        anyway: Whether the answers are also measured on images that the run was trained on or chosen by.
 
     Raises:
         RecipeError: As `choose_classifier`, or if a true label is not among those that are asked about.
@@ -75,11 +79,15 @@ def classify(
     """
     listed = list_pictures(images, column)
     classifier = choose_classifier(os.fspath(model), labels, templates)
+    table = None if truth is None or anyway else read_seen_table(os.fspath(model))
+    seen = 0
     if isinstance(truth, str):
         separator = classifier.require_separator(label_separator)
-        truth = read_true_labels(listed.tables, column, truth, listed.paths, separator).labels
+        truth, _, seen = read_true_labels(listed.tables, column, truth, listed.paths, separator, table)
+    elif truth is not None and table is not None and len(truth) == len(listed.paths):
+        truth, _, seen = leave_out_seen(truth, listed.paths, table)
     found = ask(classifier, listed.pictures, device or find_device(), truth)
-    return found._replace(skipped=(*listed.skipped, *found.skipped))
+    return found._replace(skipped=(*listed.skipped, *found.skipped), seen=seen)
 
 
 def ask(

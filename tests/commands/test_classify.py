@@ -1,6 +1,7 @@
 """`finetune classify`: by a head or by text prompts, and which of the two answers."""
 
 import io
+import json
 import re
 import shutil
 import sys
@@ -187,10 +188,12 @@ def test_a_run_without_a_head_answers_for_its_classes_as_its_evaluation_does(
     assert shown["probability"].tolist() == pytest.approx(predictions["score"].tolist(), abs=1e-5)
 
 
+@pytest.mark.parametrize("anyway", [True, False])
 @pytest.mark.parametrize("name", ["two_towers", "with_head"])
-def test_accuracy_on_a_table_is_that_of_scikit_learn(request, colour_table, capsys, tmp_path, name):
-    """An image without label and one with two are classified, but not counted."""
-    rows = pd.read_csv(colour_table)[["image", "label"]]
+def test_accuracy_on_a_table_is_that_of_scikit_learn(request, colour_table, capsys, tmp_path, name, anyway):
+    """An image without label and one with two are classified, but not counted; nor are those the run has seen."""
+    whole = pd.read_csv(colour_table)
+    rows = whole[["image", "label"]]
     rows.loc[0, "label"] = None
     rows = pd.concat([rows, pd.DataFrame({"image": [rows["image"][5]], "label": ["no colour"]})])
     own = shutil.copytree(colour_table.parent, tmp_path / "own")
@@ -198,16 +201,62 @@ def test_accuracy_on_a_table_is_that_of_scikit_learn(request, colour_table, caps
     rows["image"] = [str(own / image) for image in rows["image"]]
     table, run = tmp_path / "found.csv", request.getfixturevalue(name).path
     words = ["classify", str(run), str(own / "t.csv"), "--truth", "label", "--output", str(table)]
-    assert main(words) == 0
+    assert main([*words, *["--anyway"][:anyway]]) == 0
     shown = capsys.readouterr().out
     found = pd.read_csv(table)
     best = found.loc[found.groupby("image")["probability"].idxmax()].set_index("image")["label"]
     kept = rows[:-1].drop(index=[0, 5])
+    told = "not counted 1 image of which rows say different things\n"
+    if not anyway:
+        seen = whole.index[whole["split"] != "test"].intersection(kept.index)
+        kept = kept.drop(index=seen)
+        told += f"not counted {len(seen)} images that the run was trained on or chosen by; --anyway counts them\n"
+    assert 0 < len(kept) < 35
     expected = accuracy_score(kept["label"], best[kept["image"]])
     assert found["image"].nunique() == 36
-    assert (
-        f"\nnot counted 1 image of which rows say different things\naccuracy    {expected:.4f} of 34 labelled " in shown
+    assert f"\n{told}accuracy    {expected:.4f} of {len(kept)} labelled " in shown
+
+
+def test_images_that_a_run_has_seen_are_answered_but_not_measured(with_head, colour_table, tmp_path):
+    """By the files, or by a table in another folder; the run's own figure on the test rows is the reference."""
+    rows = pd.read_csv(colour_table)
+    files = [str(colour_table.parent / image) for image in rows["image"]]
+    seen = int((rows["split"] != "test").sum())
+    after = json.loads((with_head.path / "metrics.json").read_text())["after"]["test/accuracy"]
+    own = shutil.copytree(colour_table.parent, tmp_path / "own") / colour_table.name
+    for images, truth in ((files, rows["label"].tolist()), (own, "label"), (colour_table, "label")):
+        found = classify(with_head.path, images, truth=truth)
+        assert (found.seen, found.measured, found.rows["image"].nunique()) == (seen, len(rows) - seen, len(rows))
+        assert found.metrics["accuracy"] == pytest.approx(after, abs=1e-6)
+        counted = classify(with_head.path, images, truth=truth, anyway=True)
+        assert (counted.seen, counted.measured) == (0, len(rows))
+        pd.testing.assert_frame_equal(counted.rows, found.rows)
+    renamed = tmp_path / "new.png"
+    shutil.copy(files[0], renamed)
+    assert classify(with_head.path, [renamed], truth=["red"]).measured == 1
+
+
+def test_of_a_run_that_has_seen_all_images_nothing_is_measured(with_head, colour_table, capsys, tmp_path):
+    frame = pd.read_csv(colour_table).query("split == 'train'")
+    own = shutil.copytree(colour_table.parent, tmp_path / "own")
+    frame.to_csv(own / "train.csv", index=False)
+    words = ["classify", str(with_head.path), str(own / "train.csv"), "--truth", "label"]
+    assert main(words) == 0
+    assert capsys.readouterr().out.endswith(
+        f"not counted {len(frame)} images that the run was trained on or chosen by; --anyway counts them\n"
+        "accuracy    of no other image is the label known\n"
     )
+    run = shutil.copytree(with_head.path, tmp_path / "run")
+    (run / "table.parquet").unlink()
+    assert main(["classify", str(run), *words[2:]]) == 0
+    shown = capsys.readouterr()
+    assert f" of {len(frame)} labelled images\n" in shown.out
+    assert "no record of the table it was trained on" in shown.err
+
+
+def test_anyway_without_truth_is_refused(refused, with_head, images):
+    found = refused("classify", with_head.path, images[0], "--anyway")
+    assert "Expected --anyway with --truth only, but got no --truth" in found
 
 
 def test_accuracy_on_a_tar(two_towers, capsys, tmp_path):

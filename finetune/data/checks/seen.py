@@ -5,7 +5,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 from pyarrow import parquet
@@ -108,6 +109,21 @@ class SeenTable:
         first = before["split"].cat.codes.groupby(before["image"]).min()
         former: Codes = np.asarray(after["image"].map(first).fillna(UNKNOWN), dtype=np.int8)
         return Comparison(tuple(changes), former)
+
+    def holds(self, folder: str, images: Sequence[str], splits: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """Whether an image is in one of some splits: the same file, or the same path relative to the images' folder.
+
+        Args:
+            folder: The folder that paths are relative to.
+            images: Paths.
+            splits: Names of splits.
+
+        Returns:
+            Bool array of shape (len(images),).
+        """
+        known = self.rows["image"][self.rows["split"].isin(splits)]
+        names = pd.DataFrame({"image": pd.Series(images, dtype=object)})
+        return self._find(SeenTable(folder, names)).isin(set(known)).to_numpy()
 
     def _find(self, other: "SeenTable") -> pd.Series:
         """The name that each image of another table has in this one, or its own."""
