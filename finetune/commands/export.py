@@ -40,7 +40,7 @@ def _export(options: argparse.Namespace) -> None:
     from finetune.run.folder import open_run
 
     refuse_renamed_options(options.words)
-    open_run(options.run)  # a misspelt name need not wait for torch
+    run = open_run(options.run)  # a misspelt name need not wait for torch
     from finetune.pipeline.export_run import export_run
     from finetune.run.results import format_proof
 
@@ -56,3 +56,5 @@ def _export(options: argparse.Namespace) -> None:
         options.onnx,
     )
     say(f"{options.output}: {format_proof(proof)}")
+    if run.classifier.is_dir() and not options.classifier:
+        say(f"the run has a head: its classifier is {run.classifier}; --classifier exports it")

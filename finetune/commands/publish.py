@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from finetune.commands.options import Commands
 from finetune.core.console import say
@@ -33,6 +34,7 @@ def _publish(options: argparse.Namespace) -> None:
     from finetune.export.publish import require_repository, send
     from finetune.export.upload import plan_upload
     from finetune.model.licence import parse_licence
+    from finetune.run.folder import RunFolder
 
     require_repository(options.repository)
     upload = plan_upload(options.model, witness=not options.no_witness)
@@ -42,6 +44,9 @@ def _publish(options: argparse.Namespace) -> None:
     say(
         f"{verb} {upload.folder} to {options.repository}, {kind}: {len(upload.files)} files, {size:,.1f} MB", flush=True
     )
+    run = RunFolder(Path(options.model).expanduser())
+    if upload.folder == run.merged and run.classifier.is_dir():
+        say(f"the run has a head: its classifier is {run.classifier}")
     if upload.left_out:
         say(f"leaves out {', '.join(upload.left_out)}")
     if upload.has_witness:

@@ -100,9 +100,17 @@ def test_a_dry_run_lists_all_that_would_be_sent_and_reaches_no_network(two_tower
     assert "  library_name: transformers\n" in shown
     assert "--no_witness leaves them out" in shown
     assert "the card states no licence" in shown
+    assert "has a head" not in shown
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", [".", "merged", "classifier"])
+def test_of_a_run_with_a_head_the_command_says_where_its_classifier_is(with_head, capsys, name):
+    hint = f"the run has a head: its classifier is {with_head.path / 'classifier'}\n"
+    assert main(["publish", str(with_head.path / name), REPOSITORY, "--dry_run"]) == 0
+    assert (hint in capsys.readouterr().out) is (name == ".")
+
+
 def test_a_command_that_fails_says_so_in_one_line(hub, two_towers, tmp_path):
     hub.faults["POST .*/commit/"] = [503]
     done = run_command(hub, tmp_path, two_towers.path, REPOSITORY)

@@ -130,10 +130,18 @@ def test_export_repeats_what_the_run_exported_bit_for_bit(run, tmp_path, capsys)
     assert main(["export", str(run.path), "--output", str(tmp_path / "again")]) == 0
     screen = capsys.readouterr().out
     assert re.search(r"reproduces the interpolated model within .*; the tolerance is 1e-05", screen)
+    assert "has a head" not in screen
     assert same_tensors(tmp_path / "again", run.merged)
     assert "Measured on this folder" in (tmp_path / "again" / "README.md").read_text()
     for file in sorted((run.merged / "measurement").iterdir()):
         assert (tmp_path / "again" / "measurement" / file.name).read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize("words", [[], ["--classifier"]])
+def test_of_a_run_with_a_head_the_command_says_where_its_classifier_is(with_head, tmp_path, capsys, words):
+    assert main(["export", str(with_head.path), "--output", str(tmp_path / "again"), *words]) == 0
+    hint = f"\nthe run has a head: its classifier is {with_head.path / 'classifier'}; --classifier exports it\n"
+    assert (hint in capsys.readouterr().out) is not bool(words)
 
 
 @pytest.mark.slow
