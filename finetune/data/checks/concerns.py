@@ -1,5 +1,6 @@
 """Warns of what is not wrong with a table's labels and captions, but rarely intended."""
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -15,8 +16,14 @@ from finetune.data.table.rows import Rows
 IMBALANCE = 20
 """How many times as many training rows the largest class may have as the smallest."""
 
+FEW_TEST_ROWS = 30
+"""Test rows below which an accuracy says little."""
+
 MIRRORING = {"D4", "HorizontalFlip", "SquareSymmetry", "Transpose"}
 """Transforms of albumentations that exchange left and right."""
+
+Z95 = 1.959964
+"""The normal distribution's 97.5 % quantile."""
 
 MOST_PLACES = 100_000
 """Rows that a warning lists, so that its list stays small beside the table."""
@@ -32,7 +39,7 @@ def find_concerns(rows: Rows, mirrors: bool) -> list[Concern]:
         mirrors: Whether augmentations may mirror training images.
     """
     found = [*_unlabelled(rows), *_one_class(rows), *_single_rows(rows), *_imbalance(rows)]
-    found += [*_near_labels(rows), *_shared_captions(rows)]
+    found += [*_untested(rows), *_few_test_rows(rows), *_near_labels(rows), *_shared_captions(rows)]
     return [*found, *_sides(rows)] if mirrors else found
 
 
@@ -119,6 +126,46 @@ def _imbalance(rows: Rows) -> list[Concern]:
         f"{counts[least]:,}: more than {IMBALANCE} times as many."
     )
     return [Concern("imbalance", message)]
+
+
+def _untested(rows: Rows) -> list[Concern]:
+    """Warns of classes that are trained and not measured, unless no row is test, which is an error of its own."""
+    if not len(rows.indices("test")):
+        return []
+    untested = np.flatnonzero((rows.count_labels("train") > 0) & (rows.count_labels("test") == 0))
+    if not len(untested):
+        return []
+    message = (
+        f"{count(len(untested), 'class has', 'classes have')} training rows and no test row: "
+        f"{show_some(rows.classes[label] for label in untested.tolist())}. Nothing measures what is learnt of "
+        f"{'it' if len(untested) == 1 else 'them'}: put test rows of each class into a column that data.table.split "
+        "names; of images in folders, `finetune prepare folders --per_class_test` draws them."
+    )
+    return [Concern("untested_classes", message)]
+
+
+def _few_test_rows(rows: Rows) -> list[Concern]:
+    number = len(rows.indices("test"))
+    if not rows.classes or not 0 < number < FEW_TEST_ROWS:
+        return []
+    points = round(100 * half_width(number))
+    message = f"{count(number, 'test row', 'test rows')}: an accuracy of 50 % would be known to ± {points} points."
+    return [Concern("few_test_rows", message)]
+
+
+def half_width(number: int) -> float:
+    """Returns half the width of the 95 % interval of a share that was found to be a half.
+
+    Args:
+        number: How many rows it was found on.
+
+    Source: the score interval of Wilson, *Probable Inference, the Law of Succession, and Statistical Inference*, 1927.
+
+    Example:
+        >>> round(half_width(9), 3), round(half_width(900), 3)
+        (0.273, 0.033)
+    """
+    return Z95 / (2 * math.sqrt(number + Z95**2))
 
 
 def _near_labels(rows: Rows) -> list[Concern]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from scipy.stats import binomtest
 
 from finetune.data.checks.concerns import find_concerns
 from finetune.data.checks.copies import find_copies
@@ -42,6 +43,39 @@ def test_imbalance(folder: Path, most: int, concerned: bool) -> None:
         message = "The class 'cat' has 41 training rows, 'dog' 2: more than 20 times as many."
         assert concerns[0].message == message
     assert find_concerns(labelled(folder, ["cat"] * most + ["dog"] * 2, split="test"), mirrors=False) == []
+
+
+def split_rows(folder: Path, **labels: list[str]) -> Rows:
+    """A table with these labels in each split."""
+    column = [label for names in labels.values() for label in names]
+    split = [name for name, names in labels.items() for _ in names]
+    path = write(folder, image=["a.png"] * len(column), label=column, split=split)
+    return Table(path, label="label", split="split").read(required=())
+
+
+def test_classes_without_test_rows(folder: Path) -> None:
+    rows = split_rows(folder, train=["cat", "dog", "emu", "fox"] * 2, val=["emu"], test=["cat"] * 15 + ["dog"] * 15)
+    (concern,) = find_concerns(rows, mirrors=False)
+    assert concern.about == "untested_classes"
+    assert concern.message.startswith("2 classes have training rows and no test row: 'emu', 'fox'. Nothing measures")
+    assert "data.table.split" in concern.message
+    assert "`finetune prepare folders --per_class_test`" in concern.message
+    assert find_concerns(split_rows(folder, train=["cat", "dog"] * 2, val=["cat"]), mirrors=False) == []  # an error
+
+
+@pytest.mark.parametrize("number", [2, 9, 29, 30])
+def test_few_test_rows(folder: Path, number: int) -> None:
+    test = ["cat", "dog"] * (number // 2) + ["cat"] * (number % 2)
+    concerns = find_concerns(split_rows(folder, train=["cat", "dog"] * 2, test=test), mirrors=False)
+    assert about(concerns) == ["few_test_rows"] * (number < 30)
+    if concerns:
+        interval = binomtest(number // 2, number).proportion_ci(0.95, "wilson") if number % 2 == 0 else None
+        words = f"{number} test rows: an accuracy of 50 % would be known to ± "
+        assert concerns[0].message.startswith(words)
+        points = int(concerns[0].message.removeprefix(words).split()[0])
+        if interval is not None:
+            assert points == round(50 * (interval.high - interval.low))
+        assert points == {2: 41, 9: 27, 29: 17}[number]
 
 
 @pytest.mark.parametrize(
