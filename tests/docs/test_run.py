@@ -113,6 +113,8 @@ def test_commands(page, desk):
 def test_python(page):
     main(["embed", "runs/mine", "photos/", "--output", "photos.npy"])
     main(["embed", "runs/mine", "photos/", "--output", "photos.parquet"])
+    if page.name == "onnx.md":
+        assert main(["export", "runs/mine", "--output", "served", "--onnx"]) == 0
     names: dict[str, Any] = {}
     for block in read_blocks(page, "python"):
         exec(compile(block.text, str(block), "exec"), names)
