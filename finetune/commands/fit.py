@@ -35,7 +35,7 @@ def _fit(options: argparse.Namespace) -> None:
         say(describe_keys())
         return
     if options.config is None:
-        raise RecipeError("Expected --config RECIPE. `finetune recipes list` names the shipped ones.")
+        raise RecipeError("Expected --config RECIPE. `finetune recipes` names the shipped ones.")
     path = find_recipe(options.config)
     from finetune.core import processes
     from finetune.pipeline.recipe import read_recipe

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from finetune.commands.options import Commands, check_file
+from finetune.core.console import say
 from finetune.core.files import read_text, write_bytes
 from finetune.core.shipped import find_recipe, recipe_goal, shipped_recipes
 
@@ -15,8 +16,9 @@ def add(commands: Commands) -> None:
         commands: Those of `finetune`.
     """
     recipes = commands.add_parser("recipes", help="list, show or copy the shipped recipes")
-    actions = recipes.add_subparsers(required=True, metavar="ACTION")
-    actions.add_parser("list", help="names and goals").set_defaults(command=_list)
+    recipes.set_defaults(command=_list)
+    actions = recipes.add_subparsers(metavar="ACTION")
+    actions.add_parser("list", help="names and goals; without any action, too").set_defaults(command=_list)
     show = actions.add_parser("show", help="print one")
     show.add_argument("name", metavar="NAME")
     show.set_defaults(command=_show)
@@ -41,3 +43,4 @@ def _copy(options: argparse.Namespace) -> None:
         raise FileExistsError(f"Expected {options.file} not to exist, but it does. Choose another name.")
     check_file(options.file, overwrite=False, option="FILE")
     write_bytes(options.file, source.read_bytes())
+    say(f"wrote {options.file}")

@@ -39,12 +39,21 @@ def test_help_names_every_command(tmp_path):
 def test_copied_recipe_is_the_shipped_one_and_never_overwrites(tmp_path, capsys):
     target = tmp_path / "own.yaml"
     assert main(["recipes", "copy", "quickstart", str(target)]) == 0
+    assert capsys.readouterr().out == f"wrote {target}\n"
     assert main(["recipes", "show", "quickstart"]) == 0
     assert target.read_text() == capsys.readouterr().out
     target.write_text("mine")
     assert main(["recipes", "copy", "quickstart", str(target)]) == 2
     assert "Expected" in capsys.readouterr().err
     assert target.read_text() == "mine"
+
+
+def test_recipes_alone_are_listed(capsys):
+    assert main(["recipes", "list"]) == 0
+    listed = capsys.readouterr().out
+    assert main(["recipes"]) == 0
+    assert capsys.readouterr().out == listed
+    assert "\nquickstart " in f"\n{listed}"
 
 
 @pytest.mark.parametrize(
