@@ -1,9 +1,10 @@
 """`finetune`: one file a command, and all of them free of torch until one runs."""
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from finetune.commands import (
     check,
@@ -24,6 +25,7 @@ from finetune.commands import (
     verify,
 )
 from finetune.core.door import run_command
+from finetune.core.errors import RecipeError, did_you_mean
 from finetune.core.places import expand_home
 
 COMMANDS = (
@@ -46,6 +48,9 @@ COMMANDS = (
 )
 """In the order in which the help lists them."""
 
+SECTIONS = ("model", "data", "trainer", "run", "print_config")
+"""What the keys of recipes begin with, and an option of their parser."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command.
@@ -64,10 +69,39 @@ def _run(arguments: Sequence[str] | None) -> int | None:
     given = sys.argv[1:] if arguments is None else arguments
     options, words = parser.parse_known_args([*map(expand_home, given)])
     if words and not getattr(options, "takes_words", False):
-        options.parser.error(f"unrecognized arguments: {' '.join(words)}")
+        found = _suggest([word.partition("=")[0] for word in words if word.startswith("--")], options.parser)
+        options.parser.error(". ".join([f"unrecognized arguments: {' '.join(words)}", *found]))
+    if getattr(options, "takes_keys", False):
+        _refuse_strange_keys(words, options.parser)
     options.words = words
     code: int | None = options.command(options)
     return code
+
+
+def _refuse_strange_keys(words: Sequence[str], parser: argparse.ArgumentParser) -> None:
+    """Refuses an option that is neither the command's nor in a section of recipes; keys are checked as they are read.
+
+    Raises:
+        RecipeError: At the first one.
+    """
+    for word in words:
+        option = re.match(r"--([^.=+]+)[^=+]*", word)
+        if option and option[1] not in SECTIONS:
+            from finetune.pipeline.parser import list_keys
+
+            found = _suggest([option[0]], parser, list_keys())
+            raise RecipeError(
+                " ".join([f"Expected an option of `{parser.prog}` or a recipe key, but got {option[0]}.", *found])
+                + f" See `{parser.prog} --help`; `finetune fit --keys` lists the keys."
+            )
+
+
+def _suggest(names: Sequence[str], parser: argparse.ArgumentParser, keys: Sequence[str] = ()) -> list[str]:
+    """Says what may be meant by the first of some options; nothing where no option of the command or key is near."""
+    known = [option[2:] for option in [*parser._option_string_actions, *keys] if option.startswith("--")]
+    found = [did_you_mean(name[2:], known) for name in names[:1]]  # without the dashes, which make all alike
+    near = "Did you mean '"
+    return [suggestion.replace(near, f"{near}--") for suggestion in found if suggestion.startswith(near)]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -90,4 +124,12 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(**{"allow_abbrev": False, **settings})  # type: ignore[arg-type]
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message.rstrip('.')}. See `{self.prog} --help`.\n")
+        ending = "" if message.endswith("?") else "."
+        self.exit(2, f"error: {message.rstrip('.')}{ending} See `{self.prog} --help`.\n")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            name = action.metavar or action.option_strings[0]
+            raise argparse.ArgumentError(
+                None, f"Expected {name} to be known, but got {value!r}. {did_you_mean(value, action.choices)}"
+            )

@@ -44,7 +44,7 @@ def add_keys(command: argparse.ArgumentParser, where: str = "") -> None:
     command.epilog = (
         f"{where}{every} recipe key is an option too, as --data.batch_size 32; `finetune fit --keys` lists them."
     )
-    command.set_defaults(takes_words=True)
+    command.set_defaults(takes_words=True, takes_keys=True)
 
 
 def add_trust(command: argparse.ArgumentParser) -> None:

@@ -76,6 +76,16 @@ def default_classes(path: Path, overrides: Sequence[str]) -> list[str]:
 
 def describe_keys() -> str:
     """Every recipe key with its type, default and meaning."""
+    return _build_key_parser().format_help()
+
+
+def list_keys() -> list[str]:
+    """Every recipe key as an option, such as `--data.batch_size`."""
+    return [option for option in _build_key_parser()._option_string_actions if not option.endswith(".help")]
+
+
+def _build_key_parser() -> LightningArgumentParser:
+    """A parser whose help explains the keys."""
     parser = LightningArgumentParser(
         prog="finetune fit", usage=argparse.SUPPRESS, description="Every recipe key.", add_help=False
     )
@@ -85,7 +95,7 @@ def describe_keys() -> str:
     _add_trainer(parser)
     parser.set_defaults(_DEFAULTS)
     parser._option_string_actions["--model.checkpoint.help"].help = argparse.SUPPRESS  # recipes name it by a text
-    return parser.format_help()
+    return parser
 
 
 def explain(message: str, parser: LightningArgumentParser) -> str:

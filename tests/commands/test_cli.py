@@ -68,6 +68,10 @@ def test_recipes_alone_are_listed(capsys):
         (["export", "nowhere", "--output", "x"], "holds no recipe.yaml"),
         (["report", "nowhere"], "holds no recipe.yaml"),
         (["fit", "--config", "quickstart", "--trainer.max_epoch", "3"], "Did you mean 'max_epochs'"),
+        (["fit", "--config", "quickstart", "--overwite"], "but got --overwite. Did you mean '--overwrite'? See `fine"),
+        (["fit", "--config", "quickstart", "--batch_size", "3"], "Did you mean '--data.batch_size'?"),
+        (["check", "--config", "quickstart", "--dta.batch_size=3"], "Did you mean '--data.batch_size'?"),
+        (["check", "--config", "quickstart", "--lr", "1"], "but got --lr. See `finetune check --help`; `fine"),
         (["fit", "--config", "quickstart"], "data/digits/digits.csv"),
         (["suspects", "--config", "quickstart"], "data/digits/digits.csv"),
         (["classify", "align-mini", "nowhere.png", "--label", "a cat"], "Expected nowhere.png to be an image file"),
@@ -122,7 +126,19 @@ def test_unknown_option_is_refused(capsys):
         (["export", "run"], "the following arguments are required: --output. See `finetune export --help`."),
         (["check"], "the following arguments are required: --config. See `finetune check --help`."),
         (["verify", "folder", "--outptu", "x"], "unrecognized arguments: --outptu x. See `finetune verify --help`."),
-        (["compare", "a", "b", "--over"], "unrecognized arguments: --over. See `finetune compare --help`."),
+        (
+            ["compare", "a", "b", "--over"],
+            "unrecognized arguments: --over. Did you mean '--overwrite'? See `finetune compare --help`.",
+        ),
+        (
+            ["search", "m", "--index", "i", "--ouptut=x"],
+            "unrecognized arguments: --ouptut=x. Did you mean '--output'? See `finetune search --help`.",
+        ),
+        (["fitt"], "Expected COMMAND to be known, but got 'fitt'. Did you mean 'fit'? See `finetune --help`."),
+        (
+            ["recipes", "cpoy"],
+            "Expected ACTION to be known, but got 'cpoy'. Did you mean 'copy'? See `finetune recipes --help`.",
+        ),
         (["suspects", "--folds", "x"], "argument --folds: invalid int value: 'x'. See `finetune suspects --help`."),
         (
             ["export", "run", "--output", "x", "--interpolation", "most"],
