@@ -14,12 +14,13 @@ def add(commands: Commands) -> None:
         commands: Those of `finetune`.
     """
     verify = commands.add_parser("verify", help="re-check an exported folder against its proof, on this machine")
-    verify.add_argument("folder", metavar="DIR", type=Path, help="a merged folder or a classifier")
+    verify.add_argument("folder", metavar="DIR", type=Path, help="a merged folder, a classifier, or a run with them")
     verify.set_defaults(command=_verify)
 
 
 def _verify(options: argparse.Namespace) -> None:
-    from finetune.export.artifacts import verify
+    from finetune.export.artifacts import list_exported, verify
     from finetune.run.results import format_proof
 
-    say(f"{options.folder}: {format_proof(verify(options.folder))}")
+    for folder in list_exported(options.folder):
+        say(f"{folder}: {format_proof(verify(folder))}")

@@ -15,6 +15,7 @@ from finetune.export.classifier import ImageClassifier
 from finetune.export.merged import MergedCheckpoint
 from finetune.export.proof import READ_UNASKED, WITNESS_FILE, FreshProcess, fingerprint_artifact
 from finetune.model.checkpoint_folder import check_reach
+from finetune.run.folder import RunFolder, require_finished
 from finetune.run.results import PROOF_FILE
 
 ARTIFACTS: tuple[type[Artifact], ...] = (MergedCheckpoint, ImageClassifier)
@@ -41,6 +42,22 @@ def verify(folder: str | Path, kinds: Sequence[type[Artifact]] = ARTIFACTS) -> d
     with FreshProcess() as fresh:
         proof = kind.prove(folder, fresh)
     return {**proof, "sha256": proven}
+
+
+def list_exported(folder: Path) -> list[Path]:
+    """Returns the exported folders of a run, or any other folder alone.
+
+    Args:
+        folder: A run, or a folder that may be one of its exported folders.
+
+    Raises:
+        CheckpointError: If it is a run that is not finished.
+    """
+    run = RunFolder(folder)
+    if (folder / PROOF_FILE).is_file() or not run.recipe.is_file():
+        return [folder]
+    require_finished(run)
+    return [folder / kind.name for kind in ARTIFACTS if (folder / kind.name).is_dir()]
 
 
 def check_files(

@@ -112,6 +112,16 @@ def test_classify_replaces_a_file_only_when_told_to(tiny, colour_table, tmp_path
     assert [line.split(",")[1] for line in lines] == ["a cat", "a dog"]
 
 
+def test_verify_takes_a_run_and_checks_each_of_its_folders(with_head, tmp_path, capsys):
+    assert main(["verify", str(with_head.path)]) == 0
+    merged, classifier = capsys.readouterr().out.splitlines()
+    assert merged.startswith(f"{with_head.path / 'merged'}: reproduces the trained model within ")
+    assert classifier.startswith(f"{with_head.path / 'classifier'}: reproduces the trained model within ")
+    (tmp_path / "recipe.yaml").touch()
+    assert main(["verify", str(tmp_path)]) == 2
+    assert "to be a finished run, but it is unfinished" in capsys.readouterr().err
+
+
 def test_unknown_option_is_refused(capsys):
     with pytest.raises(SystemExit) as done:
         main(["verify", "folder", "--outptu", "x"])
