@@ -133,7 +133,10 @@ def open_file(place: Path) -> VectorFile:
     """
     kind = find_format(place)
     if kind is None:
-        raise FileError(f"Expected {place} to be a .parquet, .npy or .safetensors file of vectors, but got another.")
+        raise FileError(
+            f"Expected {place} to be a .parquet, .npy or .safetensors file of vectors, but got another. "
+            "Make one: finetune embed MODEL FOLDER --output photos.npy"
+        )
     return kind(place)
 
 
@@ -146,7 +149,14 @@ def open_vectors(place: Path) -> VectorSource:
     Raises:
         FileError: If it is neither.
     """
-    return VectorFolder(place) if place.is_dir() else open_file(place)
+    if not place.is_dir():
+        return open_file(place)
+    if not (place / INDEX).is_file():
+        raise FileError(
+            f"Expected {place} to be a file or folder that `finetune embed` wrote, but got a folder without {INDEX}. "
+            f"Make one of its images: finetune embed MODEL {place} --output photos.npy"
+        )
+    return VectorFolder(place)
 
 
 def read_vectors(place: str | Path) -> Vectors:

@@ -184,6 +184,12 @@ def test_what_cannot_be_searched_is_refused(refused, tiny, index, tmp_path, monk
 
 
 def test_what_is_no_index_is_refused(refused, tiny, colour_table):
+    images = colour_table.parent
+    found = refused("search", tiny, "--index", images, "--text", "red")
+    assert f"Expected {images} to be a file or folder that `finetune embed` wrote, but got a folder without " in found
+    assert found.endswith(f"index.json. Make one of its images: finetune embed MODEL {images} --output photos.npy\n")
+    found = refused("search", tiny, "--index", "nowhere", "--text", "red")
+    assert "but got another. Make one: finetune embed MODEL FOLDER --output photos.npy" in found
     assert "to be a .parquet, .npy or .safetensors file of vectors" in refused(
         "search", tiny, "--index", colour_table, "--text", "red"
     )

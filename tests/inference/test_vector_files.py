@@ -119,7 +119,7 @@ def test_what_is_no_file_of_vectors_is_refused(tmp_path):
         read_vectors(tmp_path / "absent.parquet")
     with pytest.raises(FileError, match=r"a\.csv to be a \.parquet, \.npy or \.safetensors file"):
         read_vectors(tmp_path / "a.csv")
-    with pytest.raises(FileError, match="folder to be a folder that `finetune embed` has written"):
+    with pytest.raises(FileError, match="folder to be a file or folder that `finetune embed` wrote"):
         read_vectors(tmp_path / "folder")
 
 
