@@ -26,6 +26,7 @@ def describe(run: RunFolder) -> str:
             "",
             *(f"{folder.name:<11} {folder}: {format_proof(read_json(folder / PROOF_FILE))}" for folder in folders),
             f"run         {run.path}",
+            f"report      {run.report}",
             *describe_skipped(read_skipped(run.skipped), run.skipped),
         ]
     )

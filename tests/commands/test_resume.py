@@ -79,7 +79,11 @@ def test_summary_lists_every_artifact_with_its_proof(two_towers, with_head):
     for name in ("merged     ", "classifier "):
         assert f"{name} {with_head.path / name.strip()}: {proof}" in with_head.shown
     for run in (two_towers, with_head):
-        assert run.shown.splitlines()[-1] == f"run         {run.path}"
+        assert run.shown.splitlines()[-2:] == [
+            f"run         {run.path}",
+            f"report      {run.path / 'report.html'}",
+        ]
+        assert (run.path / "report.html").is_file()
 
 
 def test_run_that_was_stopped_goes_on_where_it_was(two_towers, tmp_path, capsys):
