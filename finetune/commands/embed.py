@@ -74,7 +74,9 @@ def _report(made: "Made") -> None:
 
     place, facts, tally, parts, hidden = made
     what = ("image", "images") if facts.space.tower == "image" else ("text", "texts")
-    if tally.found:
+    if tally.found == parts:
+        say(f"nothing to do: all {count(facts.rows, *what)} {'was' if facts.rows == 1 else 'were'} embedded already")
+    elif tally.found:
         say(f"went on     {tally.found:,} of {count(parts, 'part was', 'parts were')} whole already")
     if tally.parts:
         done = f"{count(tally.rows, *what)} in {count(tally.parts, 'part', 'parts')}"

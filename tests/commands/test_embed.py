@@ -49,7 +49,7 @@ def test_a_folder_of_images(capsys, tiny, colour_table, tmp_path):
     assert hidden == f"left out    1 hidden file, such as {folder / '._0.png'}"
     fingerprint = read_vectors(place).facts.space.fingerprint
     assert last == f"vectors     {place}: 3 of 64 numbers, normalised, float32, by sha256:{fingerprint[:12]}"
-    assert embed(capsys, *words)[0] == "went on     2 of 2 parts were whole already"
+    assert embed(capsys, *words)[0] == "nothing to do: all 3 images were embedded already"
 
 
 def test_texts_of_a_table(capsys, tiny, colour_table, tmp_path):
