@@ -13,7 +13,7 @@ from finetune.core.places import AnyPath
 from finetune.evaluation.forgetting import find_differences
 from finetune.run.folder import AFTER, ZERO_SHOT_AFTER, RunFolder, require_finished
 from finetune.run.measurement import FACTS, MEASUREMENT, TEST, Measurement, TableMeasurement, read_measurement
-from finetune.run.results import format_table
+from finetune.run.results import format_table, grade
 
 
 class Comparison(NamedTuple):
@@ -132,9 +132,10 @@ def _describe(rows: pd.DataFrame, at: int) -> str:
 
 
 def _format_verdicts(first: str, other: str, differences: Mapping[str, Any]) -> str:
+    grades = {key: grade(key, difference["verdict"]) for key, difference in differences.items()}
     lines = []
-    for verdict in ("higher", "lower", "no clear difference"):
-        keys = [key for key, difference in differences.items() if difference["verdict"] == verdict]
+    for shown in ("better", "worse", "no clear difference"):
+        keys = [key for key, found in grades.items() if found == shown]
         if keys:
-            lines.append(f"  {verdict}: {', '.join(keys)}")
+            lines.append(f"  {shown}: {', '.join(keys)}")
     return "\n".join([f"{other} against {first}:", *lines]) if lines else f"{other} against {first}: nothing to compare"

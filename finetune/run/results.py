@@ -9,8 +9,28 @@ DIFFERENCE = "difference, 95 % interval"
 MODELS = ("before", "linear probe", "zero-shot after", "after")
 """The keys of `metrics.json` that hold a model's metrics, in the order of a table's columns."""
 
+LOWER_IS_BETTER = ("median_rank", "expected_calibration_error")
+"""The metrics of which less is better, without what stands before their names."""
+
 PROOF_FILE = "merge_proof.json"
 """The proof in an exported folder."""
+
+
+def grade(key: str, verdict: str) -> str:
+    """What a difference means: `better` or `worse`, or the verdict itself where there is no clear one.
+
+    Args:
+        key: The metric's name in `metrics.json`.
+        verdict: `higher`, `lower` or `no clear difference`, see `finetune.metrics.bootstrap.Difference`.
+
+    Example:
+        >>> grade("test/accuracy", "lower"), grade("test/image_to_text/median_rank", "lower")
+        ('worse', 'better')
+    """
+    if verdict not in ("higher", "lower"):
+        return verdict
+    good = "lower" if key.rpartition("/")[2] in LOWER_IS_BETTER else "higher"
+    return "better" if verdict == good else "worse"
 
 
 def format_results(metrics: Mapping[str, Any]) -> str:

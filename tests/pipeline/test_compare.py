@@ -184,9 +184,13 @@ def test_verdicts_are_listed_and_two_models_have_their_differences_beside_them(m
     differences = compare_models([first, second]).differences
     assert screen.count("difference, 95 % interval") == 2
     for table in differences.values():
-        for verdict in ("higher", "lower", "no clear difference"):
-            keys = [key for key, found in table[second].items() if found["verdict"] == verdict]
-            assert not keys or f"  {verdict}: {', '.join(keys)}\n" in screen
+        grades: dict[str, list[str]] = {}
+        for key, found in table[second].items():
+            gain = -found["value"] if "median_rank" in key else found["value"]
+            clear = found["low"] > 0 or found["high"] < 0
+            grades.setdefault(("better" if gain > 0 else "worse") if clear else "no clear difference", []).append(key)
+        for name, keys in grades.items():
+            assert f"  {name}: {', '.join(keys)}\n" in screen
     accuracy = differences[TEST][second]["test/accuracy"]
     assert f"{100 * accuracy['value']:+.1f} ({100 * accuracy['low']:+.1f} to {100 * accuracy['high']:+.1f})" in screen
 
