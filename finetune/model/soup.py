@@ -9,6 +9,8 @@ from peft import LoraConfig, PeftModel
 from torch import Tensor
 from transformers import AlignModel
 
+from finetune.model.pretrained import quiet_transformers
+
 
 def average_adapters(model: AlignModel, config: LoraConfig, members: Sequence[Mapping[str, Tensor]]) -> PeftModel:
     """Puts the average of several trainings of one adapter into their base (a uniform soup, arXiv 2203.05482).
@@ -34,7 +36,8 @@ def average_adapters(model: AlignModel, config: LoraConfig, members: Sequence[Ma
     """
     if config.use_dora:
         raise ValueError("Expected adapters without magnitudes, but got use_dora. Their average is no such adapter.")
-    adapted = PeftModel(model, _widen(config, len(members)))
+    with quiet_transformers():
+        adapted = PeftModel(model, _widen(config, len(members)))
     unknown = adapted.load_state_dict(average_weights(members), strict=False).unexpected_keys
     if unknown:
         raise ValueError(f"Expected tensors of the adapted model, but got {unknown[0]}, which it does not have.")

@@ -26,6 +26,7 @@ def adapt(checkpoint, image_lora, text_lora, seed=0):
     return towers.model, {name.removeprefix("model."): state[name] for name in names}
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
 @pytest.mark.parametrize(
     ("image_lora", "text_lora"),
     [
