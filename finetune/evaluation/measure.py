@@ -116,8 +116,10 @@ def measure_calibration(choice: Choice, answers: Answers) -> dict[str, Any] | No
         best = (factor * scores).softmax(dim=-1).max(dim=-1)
         errors[name] = float(calibration_error(best.values, best.indices == labels))
         by_chance[name] = chance_calibration_error(best.values)
+    trained, fitted, rows = choice.temperature
     return {
-        "temperature": choice.temperature._asdict(),
+        "temperature": {"trained": trained, "fitted": fitted},
+        **({} if rows is None else {"fitted_on": rows}),
         "expected_calibration_error": errors,
         "of_a_calibrated_model": by_chance,
         "bins": [part._asdict() for part in reliability(scores, labels)],

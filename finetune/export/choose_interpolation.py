@@ -43,10 +43,12 @@ class Temperature(NamedTuple):
     Attributes:
         trained: The model's, as training left it.
         fitted: As the validation rows ask for. Of a head's scores only its ratio to `trained` counts.
+        rows: How many rows these are; None where an earlier release fitted it.
     """
 
     trained: float
     fitted: float
+    rows: int | None = None
 
 
 class Choice(NamedTuple):

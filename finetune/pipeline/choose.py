@@ -74,7 +74,7 @@ def choose(
         trained = line.towers.temperature.item()
         factor = fit_temperature(answers.class_scores, answers.truth)
         fitted = torch.tensor(factor * trained).item()  # as the weights hold it
-        choice = choice._replace(temperature=Temperature(trained, fitted))
+        choice = choice._replace(temperature=Temperature(trained, fitted, len(answers.truth)))
     return choice
 
 

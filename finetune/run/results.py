@@ -11,6 +11,8 @@ MODELS = ("before", "linear probe", "zero-shot after", "after")
 
 LOWER_IS_BETTER = ("median_rank", "expected_calibration_error")
 """The metrics of which less is better, without what stands before their names."""
+FEW = 50
+"""Rows below which a fitted temperature may do harm."""
 
 PROOF_FILE = "merge_proof.json"
 """The proof in an exported folder."""
@@ -72,7 +74,11 @@ def format_interpolation(interpolation: Mapping[str, Any]) -> str:
     line += f" On the validation rows this model scores {format_share(point['target'])}"
     if point["retention_loss"] is not None:
         loss, limit = format_share(point["retention_loss"]), format_share(interpolation["max_retention_loss"])
-        line += f"; its largest retention loss is {loss}, the limit {limit}"
+        error = point.get("retention_error") or 0.0
+        around = f" (± {100 * error:.1f})" if error else ""
+        line += f"; on the rows by which it was chosen, its largest retention loss is {loss}{around}, the limit {limit}"
+        if error > interpolation["max_retention_loss"]:
+            line += ": too few rows to hold this limit"
     if not chosen:
         line += ". This is the base: every other point exceeds the limit or scores no better"
     return f"{line}."
@@ -84,8 +90,15 @@ def _format_calibration(calibration: Mapping[str, Any]) -> str:
         f"Calibration: fitted on the validation rows, the temperature went from {temperature['trained']:.4g} to "
         f"{temperature['fitted']:.4g}; on the test rows, the expected calibration error went from "
         f"{format_share(error['trained'])} to {format_share(error['fitted'])}. A perfectly calibrated model would show "
-        f"{format_share(calibration['of_a_calibrated_model']['fitted'])} on as many rows."
+        f"{format_share(calibration['of_a_calibrated_model']['fitted'])} on as many rows.{_warn_of_few(calibration)}"
     )
+
+
+def _warn_of_few(calibration: Mapping[str, Any]) -> str:
+    """A sentence where the temperature was fitted on few rows; runs of an earlier release do not say on how many."""
+    rows = calibration.get("fitted_on", FEW)
+    counted = "1 row" if rows == 1 else f"{rows} rows"
+    return f" It was fitted on {counted}, which may do harm: --run.calibrate false" if rows < FEW else ""
 
 
 def format_drift(drift: float) -> str:

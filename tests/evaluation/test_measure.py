@@ -218,6 +218,9 @@ def test_calibration_is_measured_on_the_same_scores_at_both_temperatures():
         return sum(part.mean() * abs(right[part].mean() - sure[part].mean()) for part in parts if part.any())
 
     assert found["temperature"] == {"trained": 0.02, "fitted": 0.05}
+    assert "fitted_on" not in found
+    counted = measure_calibration(Choice(1.0, Temperature(0.02, 0.05, rows=10)), answer(scores, labels))
+    assert counted == {**found, "fitted_on": 10}
     assert found["expected_calibration_error"]["fitted"] == pytest.approx(error(scores), abs=1e-5)
     assert found["expected_calibration_error"]["trained"] == pytest.approx(error(scores * 0.05 / 0.02), abs=1e-5)
     for name, logits in {"fitted": scores, "trained": scores * 0.05 / 0.02}.items():

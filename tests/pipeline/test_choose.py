@@ -124,6 +124,7 @@ def test_temperature_is_fitted_to_the_validation_rows_at_the_interpolation(data,
     choice = choose(RunSettings(interpolation=0.4), data, CPU, lambda: Line(Base.open(tiny), adapted, None, CPU))
     state = average(tiny, adapted, 0.4)
     logits, labels, _ = logits_by_hand(tiny, state, colour_table, "val", data.templates)
+    assert choice.temperature.rows == len(labels)
     assert choice.temperature.trained == pytest.approx(float(state["temperature"]))
     expected = choice.temperature.trained * fit_temperature(logits, labels)
     assert choice.temperature.fitted == pytest.approx(expected, rel=1e-3)

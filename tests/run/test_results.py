@@ -83,7 +83,8 @@ def test_results_give_interpolation_and_calibration_a_line_each():
     lines = format_results(COLUMNS | {"interpolation": interpolation, "calibration": calibration}).splitlines()
     assert (
         "Interpolation 0.7: the weights lie 70 % of the way from the base to the trained model. "
-        "On the validation rows this model scores 93.1 %; its largest retention loss is 3.0 %, the limit 5.0 %."
+        "On the validation rows this model scores 93.1 %; on the rows by which it was chosen, its largest retention "
+        "loss is 3.0 % (± 1.0), the limit 5.0 %."
     ) in lines
     assert (
         "Calibration: fitted on the validation rows, the temperature went from 0.05 to 0.0421; "
@@ -92,9 +93,16 @@ def test_results_give_interpolation_and_calibration_a_line_each():
     ) in lines
     assert format_results({"interpolation": interpolation | {"chosen": 0.0}}) == (
         "Interpolation 0: the weights lie 0 % of the way from the base to the trained model. "
-        "On the validation rows this model scores 10.0 %; its largest retention loss is 0.0 %, the limit 5.0 %. "
+        "On the validation rows this model scores 10.0 %; on the rows by which it was chosen, its largest retention "
+        "loss is 0.0 %, the limit 5.0 %. "
         "This is the base: every other point exceeds the limit or scores no better."
     )
+    curve[1] |= {"retention_loss": 0.021, "retention_error": 0.118}
+    assert format_results({"interpolation": interpolation}).endswith(
+        "its largest retention loss is 2.1 % (± 11.8), the limit 5.0 %: too few rows to hold this limit."
+    )
+    for rows, end in ((10, "It was fitted on 10 rows, which may do harm: --run.calibrate false"), (50, "many rows.")):
+        assert format_results({"calibration": calibration | {"fitted_on": rows}}).endswith(f" {end}")
     point = {"interpolation": 1.0, "target": 0.5, "retention_loss": None, "retention_error": None}
     nothing_to_lose = {"chosen": 1.0, "max_retention_loss": 0.05, "curve": [point]}
     assert format_results({"interpolation": nothing_to_lose}) == (
