@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.commands.options import Commands, add_anyway, add_output, check_file
+from finetune.commands.options import Commands, add_anyway, add_output, add_separator, check_file
 from finetune.core.console import say
 from finetune.core.errors import RecipeError
 
@@ -44,6 +44,7 @@ def add(commands: Commands) -> None:
         help="what separates several labels in a cell of --truth (default: the run's)",
     )
     classify.add_argument("--column", default="image", help="a table's column of images (default: image)")
+    add_separator(classify)
     add_anyway(classify, "with --truth images that a run was trained on or chosen by")
     add_output(classify, "TABLE", "write image, label, probability, as .csv or .parquet, instead of listing them")
     classify.set_defaults(command=_classify)
@@ -68,7 +69,7 @@ def _classify(options: argparse.Namespace) -> None:
     from finetune.inference.true_labels import read_seen_table, read_true_labels
     from finetune.run.folder import RunFolder
 
-    listed = read_images(options.images, options.column)
+    listed = read_images(options.images, options.column, options.separator)
     labels = name_labels(options.labels) if options.labels else options.label
     classifier = choose_classifier(options.model, labels, options.template)
     truth, several, seen = None, 0, 0
@@ -78,7 +79,7 @@ def _classify(options: argparse.Namespace) -> None:
         if table is None and not options.anyway and RunFolder(Path(options.model)).is_finished:
             say(f"warning: {FORGOTTEN} Images it was trained on cannot be told from others.", file=sys.stderr)
         truth, several, seen = read_true_labels(
-            options.images, options.column, options.truth, listed.images, separator, table
+            options.images, options.column, options.truth, listed.images, separator, table, options.separator
         )
     found = ask(classifier, listed.images, find_device(), truth)
     if options.output:

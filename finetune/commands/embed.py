@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from finetune.commands.options import Commands, add_output, whole_number
+from finetune.commands.options import Commands, add_output, add_separator, whole_number
 from finetune.core.console import say
 from finetune.core.cores import count_processes
 from finetune.core.errors import RecipeError
@@ -34,6 +34,7 @@ def add(commands: Commands) -> None:
     )
     embed.add_argument("--texts", metavar="COLUMN", help="embed the texts of this column; of tars, such as txt")
     embed.add_argument("--column", default="image", help="a table's column of images (default: image)")
+    add_separator(embed)
     embed.add_argument("--format", choices=("parquet", "npy", "safetensors"), help="of a folder's files (parquet)")
     embed.add_argument("--float16", action="store_true", help="keep vectors in half precision")
     embed.add_argument("--raw", action="store_true", help="keep the length of vectors, which is 1 otherwise")
@@ -64,6 +65,7 @@ def _embed(options: argparse.Namespace) -> None:
         share_machine(options.device),
         options.batch_size,
         options.part_rows,
+        options.separator,
     )
     _report(made)
 

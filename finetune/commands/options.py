@@ -81,6 +81,20 @@ def add_anyway(command: argparse.ArgumentParser, rows: str) -> None:
     command.add_argument("--anyway", action="store_true", help=f"count {rows}, which are left out otherwise")
 
 
+def add_separator(command: argparse.ArgumentParser) -> None:
+    """Adds `--separator`.
+
+    Args:
+        command: The command.
+    """
+    command.add_argument(
+        "--separator",
+        metavar="CHARACTER",
+        type=lambda word: "\t" if word == "\\t" else word,
+        help="what lies between a table's fields, such as ';' (default: tabs in .tsv, commas in others)",
+    )
+
+
 def check_file(file: Path | None, overwrite: bool, option: str = "--output") -> None:
     """Refuses a file that cannot be written, before any work is done.
 

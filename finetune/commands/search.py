@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.commands.options import Commands, add_output, check_file, whole_number
+from finetune.commands.options import Commands, add_output, add_separator, check_file, whole_number
 from finetune.core.console import say
 from finetune.core.errors import RecipeError
 
@@ -35,6 +35,7 @@ def add(commands: Commands) -> None:
     search.add_argument("--filter", metavar="EXPR", help="rows of the table that was embedded, as 'clip_score > 0.3'")
     search.add_argument("--table", metavar="TABLE", help="that table, where it was moved")
     search.add_argument("--column", default="image", help="its column of images or texts, and that of --queries")
+    add_separator(search)
     search.add_argument("--approximate", metavar="FACTORY", help="search by faiss, as IVF1024,Flat (extra search)")
     search.add_argument("--parameters", metavar="P", default="", help="those of faiss, as nprobe=16")
     search.add_argument("--page", metavar="HTML", type=Path, help="write a page with the images, and list none")
@@ -55,7 +56,13 @@ def _search(options: argparse.Namespace) -> None:
     device = find_device(options.device, "--device")
     queries, left_out = _read_queries(options)
     way = choose_way(
-        options.index, options.filter, options.table, options.column, options.approximate, options.parameters
+        options.index,
+        options.filter,
+        options.table,
+        options.column,
+        options.approximate,
+        options.parameters,
+        options.separator,
     )
     found = answer(options.model, options.index, queries, options.top, way, device)
     if found.notice:
@@ -88,7 +95,11 @@ def _read_queries(options: argparse.Namespace) -> tuple["Queries", list["Skipped
             raise RecipeError(f"Expected each --text to be a text, but got {empty[0]!r}. Word it, or leave it out.")
         return Queries([*map(str, range(1, len(options.text) + 1))], options.text, TextEmbedder), []
     named = options.image or [options.queries]
-    found = list_texts(named, options.texts) if options.texts else list_images(named, options.column)
+    found = (
+        list_texts(named, options.texts, separator=options.separator)
+        if options.texts
+        else list_images(named, options.column, separator=options.separator)
+    )
     entries = [part.read() for part in found.parts]
     ids = [row for entry in entries for row in entry.ids]
     values = [value for entry in entries for value in entry.values]

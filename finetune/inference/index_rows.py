@@ -14,7 +14,9 @@ from finetune.inference.listing import is_table
 from finetune.inference.vectors import VectorSource
 
 
-def choose_rows(index: VectorSource, condition: str, table: Named | None, column: str) -> npt.NDArray[np.bool_]:
+def choose_rows(
+    index: VectorSource, condition: str, table: Named | None, column: str, separator: str | None = None
+) -> npt.NDArray[np.bool_]:
     """Returns which rows of an index a filter of their table keeps.
 
     An image is kept where any row that names it is; a text where its own row is.
@@ -24,6 +26,7 @@ def choose_rows(index: VectorSource, condition: str, table: Named | None, column
         condition: The filter, see `Table.filter`.
         table: The table that was embedded, or the DataFrame; None where it lies as it was named then.
         column: Its column of images, or of the texts.
+        separator: The character between its fields; None goes by its name.
 
     Raises:
         RecipeError: If the filter cannot be read, or the index is of no table.
@@ -40,7 +43,7 @@ def choose_rows(index: VectorSource, condition: str, table: Named | None, column
     is_image = facts.space.tower == "image"
     read = _read_images if is_image else _read_texts
     try:
-        wanted = set().union(*(read(word, column, condition) for word in tables))
+        wanted = set().union(*(read(word, column, condition, separator) for word in tables))
     except (RecipeError, TableError) as error:
         kind = RecipeError if isinstance(error, RecipeError) else TableError
         raise kind(str(error).replace("data.table.filter", "--filter")) from error
@@ -76,13 +79,13 @@ def take_names(index: VectorSource, rows: Collection[int]) -> dict[int, tuple[st
     return found
 
 
-def _read_images(table: Named, column: str, condition: str) -> set[object]:
-    return {*open_table(table, column, condition)[0].images.tolist()}
+def _read_images(table: Named, column: str, condition: str, separator: str | None) -> set[object]:
+    return {*open_table(table, column, condition, separator)[0].images.tolist()}
 
 
-def _read_texts(table: Named, column: str, condition: str) -> set[object]:
+def _read_texts(table: Named, column: str, condition: str, separator: str | None) -> set[object]:
     found = set[object]()
     for source in [(file,) for file in find_files(table)] if isinstance(table, str) else [table]:
-        cells, _ = read_cells(source, [column], TextFormat(), parse_filter(condition), [])
+        cells, _ = read_cells(source, [column], TextFormat(separator), parse_filter(condition), [])
         found |= {*zip(map(str, cells.numbers.tolist()), cells.columns[column].tolist(), strict=True)}
     return found

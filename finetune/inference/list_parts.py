@@ -23,7 +23,16 @@ from finetune.data.table.sources import find_files
 from finetune.data.table.splits import RandomSplit
 from finetune.data.table.table import Table
 from finetune.inference.listing import is_table, is_tar, list_folder, require_files
-from finetune.inference.parts import Entries, Part, RowsPart, ShardPart, drop_empty, list_faults, read_column
+from finetune.inference.parts import (
+    Entries,
+    Part,
+    RowsPart,
+    ShardPart,
+    drop_empty,
+    list_faults,
+    name_option,
+    read_column,
+)
 from finetune.inference.vectors import Skipped
 
 STDIN = "-"
@@ -82,33 +91,37 @@ class Images(NamedTuple):
     hidden: list[str]
 
 
-def list_images(named: Sequence[Named], column: str = IMAGE, rows: int = ROWS) -> Found:
+def list_images(named: Sequence[Named], column: str = IMAGE, rows: int = ROWS, separator: str | None = None) -> Found:
     """Lists images in parts. What a table names several times is one image.
 
     Args:
         named: Image files, folders, tables, tars, patterns of these; DataFrames; or `-` for paths on standard input.
         column: The column of a table that holds the paths of images.
         rows: Rows of a part that is no shard.
+        separator: The character between fields of a table; None goes by its name.
 
     Raises:
+        RecipeError: If the separator is none.
         TableError: If a file does not exist, a folder holds no image, or a table cannot be read.
     """
-    groups, hidden = _group_images(named, column, _plain_entries)
+    groups, hidden = _group_images(named, column, separator, _plain_entries)
     return Found(_require_distinct([*_divide(groups, IMAGE, rows, are_files=True)]), hidden)
 
 
-def read_images(named: Iterable[Path | Named], column: str = IMAGE) -> Images:
+def read_images(named: Iterable[Path | Named], column: str = IMAGE, separator: str | None = None) -> Images:
     """Lists images in one part, tars too.
 
     Args:
         named: As for `list_images`.
         column: Likewise.
+        separator: Likewise.
 
     Raises:
+        RecipeError: Likewise.
         TableError: As `list_images`, or if a tar cannot be read, or nothing is left that could be an image.
     """
     words = [str(word) if isinstance(word, Path) else word for word in named]
-    groups, hidden = _group_images(words, column, _named_entries)
+    groups, hidden = _group_images(words, column, separator, _named_entries)
     found = [ShardPart(at.stem, at.place, IMAGE).read() if at.entries is None else at.entries for at in groups]
     values = [value for entries in found for value in entries.values]
     skipped = [left_out for entries in found for left_out in entries.skipped]
@@ -120,19 +133,22 @@ def read_images(named: Iterable[Path | Named], column: str = IMAGE) -> Images:
     return Images([*distinct.values()], skipped, hidden)
 
 
-def list_texts(named: Sequence[Named], column: str, rows: int = ROWS) -> Found:
+def list_texts(named: Sequence[Named], column: str, rows: int = ROWS, separator: str | None = None) -> Found:
     """Lists texts in parts.
 
     Args:
         named: Tables, tars, patterns of these; DataFrames; or `-` for texts on standard input, one a line.
         column: The column of a table that holds the texts; in a tar the ending of the members that do, such as `txt`.
         rows: Rows of a part that is no shard.
+        separator: The character between fields of a table; None goes by its name.
 
     Raises:
+        RecipeError: If the separator is none.
         TableError: If something is no table, or cannot be read.
     """
     words, frames = _part_frames(named)
     _check_urls(words)
+    _check_separator(separator)
     groups = [Group(FRAME, place, read_column(frame, column)) for place, frame in frames.items()]
     for word in dict.fromkeys(words):
         if word == STDIN:
@@ -146,23 +162,24 @@ def list_texts(named: Sequence[Named], column: str, rows: int = ROWS) -> Found:
                 f"column of a CSV, or pass one text a line: {STDIN}"
             )
         groups += [
-            Group(Path(file).stem, file, None if is_tar(Path(file)) else read_column(file, column))
+            Group(Path(file).stem, file, None if is_tar(Path(file)) else read_column(file, column, separator))
             for file in find_files(word)
         ]
     return Found(_require_distinct([*_divide(groups, column, rows, are_files=False)]), [])
 
 
 def _group_images(
-    named: Sequence[Named], column: str, enter: Callable[[Iterable[tuple[str, str]]], Entries]
+    named: Sequence[Named], column: str, separator: str | None, enter: Callable[[Iterable[tuple[str, str]]], Entries]
 ) -> tuple[list[Group], list[str]]:
     """The groups of images that are named, and hidden files; `enter` makes entries of ids and paths of files."""
     words, frames = _part_frames(named)
     _check_urls(words)
+    _check_separator(separator)
     hidden: list[str] = []
     files = [word for word in words if word != STDIN and not is_table(Path(word)) and not Path(word).is_dir()]
     require_files(files)
     groups = [Group("images", "", enter(zip(files, files, strict=True)))] if files else []
-    groups += [Group(FRAME, place, _read_images(frame, column)) for place, frame in frames.items()]
+    groups += [Group(FRAME, place, _read_images(frame, column, None)) for place, frame in frames.items()]
     for word in dict.fromkeys(words):
         if word == STDIN:
             groups.append(Group("stdin", word, enter((line, line) for line in _read_lines() if line)))
@@ -174,7 +191,7 @@ def _group_images(
         elif is_tar(Path(word)):
             groups += [Group(Path(tar).stem, tar, None) for tar in find_files(word)]
         elif is_table(Path(word)):
-            groups.append(Group(Path(word).stem, word, _read_images(word, column)))
+            groups.append(Group(Path(word).stem, word, _read_images(word, column, separator)))
     return groups, hidden
 
 
@@ -207,6 +224,13 @@ def _check_urls(named: Iterable[str]) -> None:
         check_remote(word, "INPUT")
 
 
+def _check_separator(separator: str | None) -> None:
+    if separator is not None and (len(separator) != 1 or separator in '"\r\n'):
+        raise RecipeError(
+            f"Expected the separator to be one character, but got {separator!r}. Name the one between fields, as ';'."
+        )
+
+
 def _require_distinct(parts: list[Part]) -> list[Part]:
     """Refuses two parts that would be one file, as of a folder `a` and a tar `a-00000.tar`."""
     names = Counter(part.name.lower() for part in parts)
@@ -218,29 +242,33 @@ def _require_distinct(parts: list[Part]) -> list[Part]:
     return parts
 
 
-def open_table(table: Named, column: str, condition: str | None = None) -> tuple[Rows, list[Fault]]:
+def open_table(
+    table: Named, column: str, condition: str | None = None, separator: str | None = None
+) -> tuple[Rows, list[Fault]]:
     """Reads which images a table names: the rows without a fault, and the faults of the others.
 
     Args:
         table: The table.
         column: The column that holds the paths of images.
         condition: Which rows to keep, see `Table.filter`.
+        separator: The character between fields; None goes by the table's name.
 
     Raises:
         TableFaultsError: If no row is without a fault.
     """
     # Each row has its own path for a caption: whatever the table says of its images, nobody asks for it.
     split = RandomSplit(val=0.0, test=0.0)
-    whole = Table(table, image=column, caption=column, split=split, filter=condition).inspect()
-    faults = [fault._replace(repair=fault.repair.replace(ALLOW_OUTSIDE, PASS_PATHS)) for fault in whole.faults]
+    whole = Table(table, image=column, caption=column, split=split, filter=condition, separator=separator).inspect()
+    named = map(name_option, whole.faults)
+    faults = [fault._replace(repair=fault.repair.replace(ALLOW_OUTSIDE, PASS_PATHS)) for fault in named]
     if whole.rows is None:
         raise TableFaultsError(faults)
     return whole.rows, faults
 
 
-def _read_images(table: Named, column: str) -> Entries:
+def _read_images(table: Named, column: str, separator: str | None) -> Entries:
     """The images of a table, each once. Rows with a fault are left out."""
-    rows, faults = open_table(table, column)
+    rows, faults = open_table(table, column, separator=separator)
     first = np.sort(np.unique(rows.image_ids, return_index=True)[1])
     ids = [str(number) for number in rows.numbers[first].tolist()]
     return Entries(ids, rows.images[first].tolist(), list_faults(faults))

@@ -52,6 +52,7 @@ def embed(
     device: torch.device | None = None,
     batch_size: int | None = None,
     part_rows: int = ROWS,
+    separator: str | None = None,
 ) -> Made:
     """Embeds images, or the texts of a column, into a file or a folder, which `read_vectors` and `search` read.
 
@@ -70,6 +71,7 @@ def embed(
         device: Where the model runs; None for the fastest, of several processes each its own.
         batch_size: Images or texts at a time; None for 32 images or 256 texts.
         part_rows: Rows of a part; a tar is one part.
+        separator: The character between fields of a table; None for tabs in `.tsv` files and commas in others.
 
     Raises:
         CheckpointError: If the model cannot be opened, or is a run that is not finished.
@@ -84,7 +86,11 @@ def embed(
     opened = open_output(Path(output), overwrite, format)
     device = device or share_machine("auto")
     named = list_places(inputs)
-    found = list_images(named, column, part_rows) if texts is None else list_texts(named, texts, part_rows)
+    found = (
+        list_images(named, column, part_rows, separator)
+        if texts is None
+        else list_texts(named, texts, part_rows, separator)
+    )
     kind: type[Embedder] = ImageEmbedder if texts is None else TextEmbedder
     storage = Storage(not raw, "float16" if float16 else "float32")
     embedder = kind(*find_checkpoint(os.fspath(model)), device, storage, batch_size)

@@ -12,10 +12,14 @@ from finetune.data.prepare.members import Member
 from finetune.data.remote.places import is_remote
 from finetune.data.remote.store import open_store
 from finetune.data.table.cells import as_strings
-from finetune.data.table.faults import Fault
+from finetune.data.table.csv_files import STATE_SEPARATOR
+from finetune.data.table.faults import Fault, TableFaultsError
 from finetune.data.table.scratch import gather
 from finetune.data.table.sources import TextFormat, read_cells
 from finetune.inference.vectors import Skipped
+
+PASS_SEPARATOR = "pass --separator"
+"""How the character between the fields of a table is stated without a recipe."""
 
 
 class Entries(NamedTuple):
@@ -110,23 +114,37 @@ class ShardPart(Part):
         return read_column(self._tar, self._column)
 
 
-def read_column(file: str | pd.DataFrame, column: str) -> Entries:
+def read_column(file: str | pd.DataFrame, column: str, separator: str | None = None) -> Entries:
     """Reads a column of a table's file as it is. Rows that are empty or have a fault are left out.
 
     Args:
         file: Path or URL of the file; or a DataFrame.
         column: The column.
+        separator: The character between fields; None goes by the file's name.
 
     Raises:
         TableFaultsError: If the file cannot be read, or lacks the column.
     """
     faults: list[Fault] = []
-    cells, _ = read_cells((file,) if isinstance(file, str) else file, [column], TextFormat(), None, faults)
+    source = (file,) if isinstance(file, str) else file
+    try:
+        cells, _ = read_cells(source, [column], TextFormat(separator), None, faults)
+    except TableFaultsError as error:
+        raise TableFaultsError([*map(name_option, error.faults)]) from error
     if faults:
         cells = gather(cells.without(faults))
     ids = [str(number) for number in cells.numbers.tolist()]
     found = drop_empty(cells.files[0], ids, cells.columns[column].tolist())
     return found._replace(skipped=(*list_faults(faults), *found.skipped))
+
+
+def name_option(fault: Fault) -> Fault:
+    """Names the option of a command in place of a recipe's key.
+
+    Args:
+        fault: What is wrong with a table.
+    """
+    return fault._replace(repair=fault.repair.replace(STATE_SEPARATOR, PASS_SEPARATOR))
 
 
 def drop_empty(source: str, ids: Sequence[str], texts: Sequence[str]) -> Entries:

@@ -120,6 +120,7 @@ def choose_way(
     column: str = IMAGE,
     approximate: str | None = None,
     parameters: str = "",
+    separator: str | None = None,
 ) -> Way:
     """Chooses how an index is searched.
 
@@ -130,6 +131,7 @@ def choose_way(
         column: Likewise.
         approximate: Likewise.
         parameters: Likewise.
+        separator: The character between fields of the table; None goes by its name.
 
     Raises:
         RecipeError: If the filter cannot be read, or faiss is asked for beside it or not installed.
@@ -137,7 +139,9 @@ def choose_way(
     """
     if approximate is None:
         named = os.fspath(table) if isinstance(table, str | os.PathLike) else table
-        return Exact(None if condition is None else choose_rows(open_vectors(Path(index)), condition, named, column))
+        if condition is None:
+            return Exact(None)
+        return Exact(choose_rows(open_vectors(Path(index)), condition, named, column, separator))
     if condition is not None:
         raise RecipeError("Expected --filter without --approximate, but got both. The exact search takes filters.")
     return Faiss(Path(index), approximate, parameters)

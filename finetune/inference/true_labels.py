@@ -45,6 +45,7 @@ def read_true_labels(
     images: Sequence[str],
     separator: str | None = None,
     seen: SeenTable | None = None,
+    cells: str | None = None,
 ) -> TrueLabels:
     """Reads the labels of images.
 
@@ -57,6 +58,7 @@ def read_true_labels(
             cell holds one, and an empty one says nothing.
         seen: The table of a run; the labels of images that it was trained on or chosen by are left out. None where all
             count.
+        cells: The character between fields of a table; None goes by its name.
 
     Raises:
         RecipeError: If no table is among what is named.
@@ -73,7 +75,8 @@ def read_true_labels(
         # A separator lets cells be empty: such an image is classified all the same.
         split = RandomSplit(val=0.0, test=0.0)
         image = IMAGE if isinstance(word, str) and is_tar(Path(word)) else column
-        read = Table(word, image=image, label=truth, label_separator=separator or UNIT, split=split).inspect()
+        table = Table(word, image=image, label=truth, label_separator=separator or UNIT, split=split, separator=cells)
+        read = table.inspect()
         if read.rows is None:
             raise TableFaultsError(read.faults)
         paths = read.rows.images.tolist()

@@ -11,7 +11,8 @@ from PIL import Image
 
 from finetune.core.errors import FileError, RecipeError, TableError
 from finetune.data.prepare.images import open_image
-from finetune.inference.list_parts import Found, list_images, list_texts
+from finetune.inference.list_parts import Found, list_images, list_texts, open_table, read_images
+from finetune.inference.true_labels import read_true_labels
 
 from ..data.remote.servers import needs_nginx, run_nginx
 from ..data.shards import sample, write_tar
@@ -52,6 +53,27 @@ def test_files_are_known_by_the_words_that_name_them(folder, monkeypatch):
     assert part.read().values == [str(folder / "b.png"), str(folder / "deep" / "c.png")]
     with pytest.raises(TableError, match=r"Expected bb\.png to be an image file, but got none there"):
         list_images(["bb.png"])
+
+
+@pytest.mark.parametrize(("separator", "spelt"), [(";", "semicolons"), ("\t", "tabs")])
+def test_a_table_of_another_separator(folder, separator, spelt):
+    path = str(folder / "more.csv")
+    frame = pd.DataFrame({"picture": ["b.png", "a.jpg"], "text": ["one, two", "three"], "label": ["cat", "dog"]})
+    frame.to_csv(path, index=False, sep=separator)
+    (images,) = list_images([path], "picture", separator=separator).parts
+    assert images.read().values == [str(folder / "b.png"), str(folder / "a.jpg")]
+    (texts,) = list_texts([path], "text", separator=separator).parts
+    assert texts.read().values == ["one, two", "three"]
+    listed = read_images([path], "picture", separator).images
+    assert read_true_labels([path], "picture", "label", listed, cells=separator).labels == [("cat",), ("dog",)]
+    assert open_table(path, "picture", "label == 'dog'", separator)[0].images.tolist() == [str(folder / "a.jpg")]
+    repair = f"separated by {spelt}: pass --separator, or save the file with commas"
+    for read in (lambda: list_images([path], "picture"), lambda: list_texts([path], "text")):
+        with pytest.raises(TableError, match=repair):
+            read()
+    for read in (lambda: list_images([path], separator=";;"), lambda: list_texts([path], "text", separator="")):
+        with pytest.raises(RecipeError, match="Expected the separator to be one character, but got"):
+            read()
 
 
 def test_a_table_names_each_image_once_and_rows_with_a_fault_are_listed(folder):

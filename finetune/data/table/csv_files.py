@@ -21,6 +21,7 @@ from finetune.data.table.quotes import (
 from finetune.data.table.text_files import Blocks, TextFile, count_lines
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+STATE_SEPARATOR = "state data.table.separator"
 OTHER_QUOTES = "'`\u2018\u2019\u201a\u201c\u201d\u201e\u00ab\u00bb"
 
 
@@ -87,7 +88,7 @@ def _explain_separator(fault: Fault, header: list[str], separator: str) -> Fault
     for other, spelt in SEPARATORS.items():
         if len(header) == 1 and other != separator and other in header[0]:
             return fault._replace(
-                repair=f"The fields seem to be separated by {spelt}: state data.table.separator, or save the file "
+                repair=f"The fields seem to be separated by {spelt}: {STATE_SEPARATOR}, or save the file "
                 f"with {SEPARATORS.get(separator, repr(separator))}."
             )
     return fault
