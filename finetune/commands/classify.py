@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from finetune.commands.options import Commands, add_anyway, add_output, add_separator, check_file
 from finetune.core.console import say
 from finetune.core.errors import RecipeError
+from finetune.core.places import show
 
 if TYPE_CHECKING:
     from finetune.inference.classify import Classified
@@ -95,7 +96,7 @@ def _show(found: "Classified", listed: "Images", output: Path | None) -> None:
 
     say(f"answered by {found.answered_by}")
     if output:
-        say(f"answers     {count(len(listed.images) - len(found.skipped), 'image', 'images')}, in {output}")
+        say(f"answers     {count(len(listed.images) - len(found.skipped), 'image', 'images')}, in {show(output)}")
     else:
         _show_probabilities(found)
     skipped = [*listed.skipped, *found.skipped]

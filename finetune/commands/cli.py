@@ -88,7 +88,9 @@ def _refuse_strange_keys(words: Sequence[str], parser: argparse.ArgumentParser) 
         option = re.match(r"--([^.=+]+)[^=+]*", word)
         if option and option[1] not in SECTIONS:
             from finetune.pipeline.parser import list_keys
+            from finetune.pipeline.renamed import refuse_renamed_option
 
+            refuse_renamed_option(option[0], list(parser._option_string_actions))
             found = _suggest([option[0]], parser, list_keys())
             raise RecipeError(
                 " ".join([f"Expected an option of `{parser.prog}` or a recipe key, but got {option[0]}.", *found])

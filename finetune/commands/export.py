@@ -36,10 +36,8 @@ def _read_interpolation(word: str) -> float | str:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from finetune.pipeline.renamed import refuse_renamed_options
     from finetune.run.folder import open_run
 
-    refuse_renamed_options(options.words)
     run = open_run(options.run)  # a misspelt name need not wait for torch
     from finetune.pipeline.export_run import export_run
     from finetune.run.results import format_proof

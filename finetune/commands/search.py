@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from finetune.commands.options import Commands, add_output, add_separator, check_file, whole_number
 from finetune.core.console import say
 from finetune.core.errors import RecipeError
+from finetune.core.places import show
 
 if TYPE_CHECKING:
     from finetune.inference.search import Answers, Queries
@@ -125,7 +126,7 @@ def _show_place(found: "Answers", output: Path | None, page: Path | None) -> Non
     from finetune.data.checks.concerns import count
 
     queries = count(found.rows["query_id"].nunique(), "query", "queries")
-    say(f"answers     {len(found.rows):,} to {queries}, in {' and '.join(map(str, filter(None, (output, page))))}")
+    say(f"answers     {len(found.rows):,} to {queries}, in {' and '.join(map(show, filter(None, (output, page))))}")
     if found.goes_on:
         say(f"cut off     {count(len(found.goes_on), 'query', 'queries')} with others as similar as the last answer")
 

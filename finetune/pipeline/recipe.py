@@ -353,7 +353,7 @@ def _find_cause(error: BaseException, key: str, own: Sequence[str]) -> BaseExcep
         return RecipeError(f"Expected what {problem[1]} needs to be installed, but got: {problem[2]}")
     if isinstance(error, known) or (is_fault and not isinstance(error, ValueError | ImportError | RuntimeError)):
         return error
-    if of_union:  # a constructor's refusal, beside those of the other types that a value may have
+    if of_union and str(error).startswith("Expected a <class"):  # another type's refusal hides a constructor's own
         return RecipeError(of_union[-1])
     if refused:  # albumentations validates with pydantic
         name, reason, value = refused.groups()

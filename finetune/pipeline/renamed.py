@@ -1,6 +1,6 @@
 """Recipe keys, classes and options that have another name now: refused with the new one."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -80,19 +80,18 @@ def refuse_renamed(recipe: Path, words: Sequence[str] = ()) -> None:
         raise RecipeError(" ".join(found))
 
 
-def refuse_renamed_options(words: Sequence[str]) -> None:
-    """Refuses a command's options that have another name now.
+def refuse_renamed_option(option: str, known: Collection[str]) -> None:
+    """Refuses an option that has another name now.
 
     Args:
-        words: What the command does not know.
+        option: What the command does not know.
+        known: The command's own options.
 
     Raises:
-        RecipeError: With the new name.
+        RecipeError: With the new name, where that is one of them.
     """
-    for word in words:
-        option = word.partition("=")[0]
-        if option in OPTIONS:
-            raise RecipeError(f"{option} is now {OPTIONS[option]}. Rename the option.")
+    if OPTIONS.get(option) in known:
+        raise RecipeError(f"{option} is now {OPTIONS[option]}. Rename the option.")
 
 
 def _know(entries: Sequence[tuple[str, Any]]) -> Mapping[str, tuple[str, str]]:

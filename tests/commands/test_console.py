@@ -53,7 +53,7 @@ def test_names_of_images_that_are_not_utf8_are_shown_by_their_bytes(tiny, colour
     output = tmp_path / f"{NOT_UTF8}.csv"
     words = ["classify", tiny, str(tmp_path), "--label", "red", "--label", "blue", "--output", str(output)]
     assert main(words) == 0
-    assert r"caf\udce9.png" in capsys.readouterr().out
+    assert r"caf\udce9.csv" in capsys.readouterr().out
     assert set(pd.read_csv(output)["image"]) == {rf"{tmp_path}/caf\udce9.png"}
 
 
