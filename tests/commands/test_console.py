@@ -44,7 +44,7 @@ def test_the_progress_bar_needs_no_character_of_the_console(two_towers, tmp_path
     words = ["--config", two_towers.recipe, "--runs", tmp_path, "--trainer.enable_progress_bar", "true"]
     done = finetune("fit", *words, PYTHONIOENCODING=encoding)
     assert done.returncode == 0, done.stderr
-    assert b"train/loss" in done.stdout
+    assert b"train/loss" in done.stderr
 
 
 def test_names_of_images_that_are_not_utf8_are_shown_by_their_bytes(tiny, colour_table, tmp_path, capsys):

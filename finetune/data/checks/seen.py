@@ -21,7 +21,6 @@ from pyarrow import parquet
 from finetune.core.files import write_file
 from finetune.core.freed import give_back
 from finetune.core.sealed import is_sealed, seal
-from finetune.data.checks.check import read_settings
 from finetune.data.checks.concerns import count, show_some
 from finetune.data.checks.once import place_once
 from finetune.data.table.cells import number_strings
@@ -161,6 +160,10 @@ def describe_changes(recipe: Path, seen: Path) -> tuple[str, ...]:
     """
     if not seen.is_file():
         return (FORGOTTEN,)
+    from finetune.data.checks.check import (
+        read_settings,
+    )  # whose parser of recipes others of this file need not wait for
+
     settings = read_settings(recipe)
     rows = settings.table.inspect().rows if settings else None
     return () if rows is None or is_as_seen(rows, seen) else compare_seen(rows, seen).changes
