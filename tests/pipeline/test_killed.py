@@ -18,7 +18,7 @@ from finetune.run.folder import RunFolder
 
 from .results import contents
 
-KILLS = int(os.environ.get("KILLS", "5"))
+KILLS = int(os.environ.get("KILLS", "3"))
 """How many runs are killed. `KILLS=100 pytest -m slow tests/pipeline/test_killed.py -s` is the long way."""
 
 pytestmark = pytest.mark.slow
