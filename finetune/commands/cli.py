@@ -25,7 +25,7 @@ from finetune.commands import (
     verify,
 )
 from finetune.core.door import run_command
-from finetune.core.errors import RecipeError, did_you_mean
+from finetune.core.errors import RecipeError, did_you_mean, find_near, suggest
 from finetune.core.places import expand_home
 
 COMMANDS = (
@@ -69,8 +69,10 @@ def _run(arguments: Sequence[str] | None) -> int | None:
     given = sys.argv[1:] if arguments is None else arguments
     options, words = parser.parse_known_args([*map(expand_home, given)])
     if words and not getattr(options, "takes_words", False):
-        found = _suggest([word.partition("=")[0] for word in words if word.startswith("--")], options.parser)
-        options.parser.error(". ".join([f"unrecognized arguments: {' '.join(words)}", *found]))
+        strange = next((word.partition("=")[0] for word in words if word.startswith("--")), "")
+        options.parser.error(
+            ". ".join([f"unrecognized arguments: {' '.join(words)}", *_suggest(strange, options.parser)])
+        )
     if getattr(options, "takes_keys", False):
         _refuse_strange_keys(words, options.parser)
     options.words = words
@@ -90,20 +92,19 @@ def _refuse_strange_keys(words: Sequence[str], parser: argparse.ArgumentParser) 
             from finetune.pipeline.parser import list_keys
             from finetune.pipeline.renamed import refuse_renamed_option
 
-            refuse_renamed_option(option[0], list(parser._option_string_actions))
-            found = _suggest([option[0]], parser, list_keys())
+            refuse_renamed_option(option[0], parser._option_string_actions)
+            found = _suggest(option[0], parser, list_keys())
             raise RecipeError(
                 " ".join([f"Expected an option of `{parser.prog}` or a recipe key, but got {option[0]}.", *found])
                 + f" See `{parser.prog} --help`; `finetune fit --keys` lists the keys."
             )
 
 
-def _suggest(names: Sequence[str], parser: argparse.ArgumentParser, keys: Sequence[str] = ()) -> list[str]:
-    """Says what may be meant by the first of some options; nothing where no option of the command or key is near."""
-    known = [option[2:] for option in [*parser._option_string_actions, *keys] if option.startswith("--")]
-    found = [did_you_mean(name[2:], known) for name in names[:1]]  # without the dashes, which make all alike
-    near = "Did you mean '"
-    return [suggestion.replace(near, f"{near}--") for suggestion in found if suggestion.startswith(near)]
+def _suggest(option: str, parser: argparse.ArgumentParser, keys: Sequence[str] = ()) -> list[str]:
+    """Says what may be meant by an option; nothing where no option of the command and no key is near."""
+    known = [other[2:] for other in [*parser._option_string_actions, *keys] if other.startswith("--")]
+    near = find_near(option[2:], known)  # without the dashes, which make all alike
+    return [suggest(option, f"--{near}")] if near else []
 
 
 def build_parser() -> argparse.ArgumentParser:

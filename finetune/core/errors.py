@@ -78,10 +78,25 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
         'Valid names: accuracy, loss.'
     """
     known = sorted(valid)
-    alike = [other for other in known if other != name and _look(other) == _look(name)]
-    near = alike or get_close_matches(name, known[:COMPARED], n=1, cutoff=0.6)
+    near = find_near(name, known)
     more = f", and {len(known) - SHOWN:,} more" if len(known) > SHOWN else ""
-    return suggest(name, near[0]) if near else f"Valid names: {', '.join(known[:SHOWN])}{more}."
+    return suggest(name, near) if near else f"Valid names: {', '.join(known[:SHOWN])}{more}."
+
+
+def find_near(name: str, valid: Iterable[str]) -> str | None:
+    """Returns the nearest valid name; None where none is near.
+
+    Args:
+        name: What the user wrote.
+        valid: The accepted names.
+
+    Example:
+        >>> find_near("acuracy", ["accuracy", "loss"])
+        'accuracy'
+    """
+    known = sorted(valid)
+    alike = [other for other in known if other != name and _look(other) == _look(name)]
+    return next(iter(alike or get_close_matches(name, known[:COMPARED], n=1, cutoff=0.6)), None)
 
 
 def suggest(name: str, other: str) -> str:

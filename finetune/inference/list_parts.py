@@ -16,7 +16,6 @@ from finetune.core.errors import RecipeError, TableError
 from finetune.core.places import show
 from finetune.data.remote.places import check_remote, is_remote
 from finetune.data.table.faults import Fault, TableFaultsError
-from finetune.data.table.image_files import ALLOW_OUTSIDE
 from finetune.data.table.paths import plain_paths
 from finetune.data.table.rows import Rows
 from finetune.data.table.sources import find_files
@@ -24,6 +23,7 @@ from finetune.data.table.splits import RandomSplit
 from finetune.data.table.table import Table
 from finetune.inference.listing import is_table, is_tar, list_folder, require_files
 from finetune.inference.parts import (
+    STDIN,
     Entries,
     Part,
     RowsPart,
@@ -35,17 +35,12 @@ from finetune.inference.parts import (
 )
 from finetune.inference.vectors import Skipped
 
-STDIN = "-"
-"""What stands for the lines of standard input."""
 ROWS = 2048
 """Rows of a part that is no shard."""
 IMAGE = "image"
 """The column of a tar's pictures."""
 FRAME = "DataFrame"
 """What stands for the name of a DataFrame."""
-
-PASS_PATHS = f"pass the images in place of the table: {STDIN} reads their paths from standard input, one a line."
-"""How images that lie outside of their table's folder are read without a recipe."""
 
 Named: TypeAlias = str | pd.DataFrame
 """What is handed over: a path, a pattern, or `-`; or a DataFrame."""
@@ -259,8 +254,7 @@ def open_table(
     # Each row has its own path for a caption: whatever the table says of its images, nobody asks for it.
     split = RandomSplit(val=0.0, test=0.0)
     whole = Table(table, image=column, caption=column, split=split, filter=condition, separator=separator).inspect()
-    named = map(name_option, whole.faults)
-    faults = [fault._replace(repair=fault.repair.replace(ALLOW_OUTSIDE, PASS_PATHS)) for fault in named]
+    faults = [name_option(fault) for fault in whole.faults]
     if whole.rows is None:
         raise TableFaultsError(faults)
     return whole.rows, faults

@@ -14,12 +14,17 @@ from finetune.data.remote.store import open_store
 from finetune.data.table.cells import as_strings
 from finetune.data.table.csv_files import STATE_SEPARATOR
 from finetune.data.table.faults import Fault, TableFaultsError
+from finetune.data.table.image_files import ALLOW_OUTSIDE
 from finetune.data.table.scratch import gather
 from finetune.data.table.sources import TextFormat, read_cells
 from finetune.inference.vectors import Skipped
 
+STDIN = "-"
+"""What stands for the lines of standard input."""
 PASS_SEPARATOR = "pass --separator"
 """How the character between the fields of a table is stated without a recipe."""
+PASS_PATHS = f"pass the images in place of the table: {STDIN} reads their paths from standard input, one a line."
+"""How images that lie outside of their table's folder are read without a recipe."""
 
 
 class Entries(NamedTuple):
@@ -139,12 +144,13 @@ def read_column(file: str | pd.DataFrame, column: str, separator: str | None = N
 
 
 def name_option(fault: Fault) -> Fault:
-    """Names the option of a command in place of a recipe's key.
+    """Names what a command takes in place of a recipe's key.
 
     Args:
         fault: What is wrong with a table.
     """
-    return fault._replace(repair=fault.repair.replace(STATE_SEPARATOR, PASS_SEPARATOR))
+    repair = fault.repair.replace(STATE_SEPARATOR, PASS_SEPARATOR).replace(ALLOW_OUTSIDE, PASS_PATHS)
+    return fault._replace(repair=repair)
 
 
 def drop_empty(source: str, ids: Sequence[str], texts: Sequence[str]) -> Entries:

@@ -15,7 +15,7 @@ from finetune.core.files import write_text
 from finetune.data.loading.workers import time_loading
 from finetune.export.choose_interpolation import Choice
 from finetune.model.kept_features import MOST_BYTES
-from finetune.pipeline.forecast import Forecast, Need, Plan, count
+from finetune.pipeline.forecast import Forecast, Need, Plan, plan_training
 from finetune.pipeline.measure_pace import MeasurePace
 from finetune.pipeline.pace import TRIED, Reading, StepWatch, clock, typical
 from finetune.pipeline.recipe import Recipe
@@ -107,7 +107,7 @@ class _Trial:
         trainer.datamodule = data
         validation = data.val_dataloader()
         checks = 0 if isinstance(validation, list) else len(validation)
-        plan = count(trainer, total_steps(trainer), len(data.train_dataloader()), checks, self.settings.soup)
+        plan = plan_training(trainer, total_steps(trainer), len(data.train_dataloader()), checks, self.settings.soup)
         if trainer.world_size > 1:
             data.batch_size = -(-data.batch_size // trainer.world_size)
             recipe.take_one_device()

@@ -11,7 +11,6 @@ GIB = 1024**3
 _NARROW = 0.9
 """Share of what is free that a run may take without a warning."""
 
-
 _WAITS = 1.15
 """How many times its computation a step may take."""
 
@@ -106,7 +105,7 @@ class Forecast(NamedTuple):
         yield from self.warnings()
 
 
-def count(trainer: Any, steps: int, batches: int, validation_batches: int, trainings: int) -> Plan:
+def plan_training(trainer: Any, steps: int, batches: int, validation_batches: int, trainings: int) -> Plan:
     """Counts what a training is going to do.
 
     Args:

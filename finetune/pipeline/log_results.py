@@ -1,4 +1,4 @@
-"""The results of a run, told to the loggers of its training."""
+"""The results of a run, for the loggers of its training."""
 
 from collections.abc import Mapping
 
@@ -13,7 +13,7 @@ from finetune.training.loggers import TensorBoardLog, find_last_step, has_tensor
 def log_results(work: Work, measured: Mapping[str, Mapping[str, float]]) -> None:
     """Logs what was measured of the exported model under its own names, and of the base as `base/...`.
 
-    Loggers that the recipe names are told in the process that has trained; another would begin a second run with them.
+    Loggers that the recipe names log them in the process that has trained; another would begin a second run of theirs.
     TensorBoard has the recipe beside the results, so that it compares runs by both.
 
     Args:

@@ -2,28 +2,15 @@
 
 import pytest
 import torch
-from lightning import Callback, LightningModule
+from lightning import Callback
 from torch.utils.data import DataLoader
 
-from finetune.pipeline.forecast import GIB, Forecast, Need, count
+from finetune.pipeline.forecast import GIB, Forecast, Need, plan_training
 from finetune.training.schedules import total_steps
 
+from ..still import Still
+
 BATCHES, CHECKS = 7, 3
-
-
-class Plain(LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.ones(()))
-
-    def training_step(self, batch):
-        return self.weight.square()
-
-    def validation_step(self, batch):
-        pass
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.0)
 
 
 class Counts(Callback):
@@ -57,9 +44,9 @@ def test_batches_and_validations_are_those_that_lightning_goes_through(build_tra
     counts, trainer = Counts(), build_trainer(num_sanity_val_steps=0, **options)
     trainer.callbacks.append(counts)
     loaders = [DataLoader(torch.zeros(size)) for size in (BATCHES, CHECKS)]
-    trainer.fit(Plain(), *loaders)
+    trainer.fit(Still(), *loaders)
     steps = total_steps(trainer)
-    plan = count(trainer, steps, BATCHES, CHECKS, 1)
+    plan = plan_training(trainer, steps, BATCHES, CHECKS, 1)
     assert (plan.batches, plan.validations) == (counts.batches, counts.validations)
     assert plan.validations * plan.validation_batches == counts.checked
 

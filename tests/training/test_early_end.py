@@ -4,28 +4,20 @@ import re
 
 import pytest
 import torch
-from lightning import Callback, LightningModule
+from lightning import Callback
 from lightning.pytorch.callbacks import EarlyStopping
 from torch.utils.data import DataLoader
 
 from finetune.training.early_end import find_early_end
 
+from ..still import Still
 
-class Scripted(LightningModule):
+
+class Scripted(Still):
     """Three steps an epoch, and no progress on the validation rows."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.ones(()))
-
-    def training_step(self, batch):
-        return self.weight.square()
 
     def validation_step(self, batch):
         self.log("val/accuracy", 0.25)
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.0)
 
 
 class Asks(Callback):

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 GIB = 1 << 30
-"""Bytes of the unit in which room is told."""
+"""Bytes of a gibibyte."""
 
 
 class Finding(NamedTuple):
