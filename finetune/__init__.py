@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from finetune.core.errors import CheckpointError, HubError, RecipeError, TableError
+    from finetune.core.interpolation import Interpolation
     from finetune.core.shipped import prepare
     from finetune.core.types import Batch, ClassPrompts, Embeddings
     from finetune.data.loading.datamodule import ImageTextDataModule
@@ -52,6 +53,7 @@ _HOME = {
     "FromPrompts": "training.head_start",
     "HubError": "core.errors",
     "ImageTextDataModule": "data.loading.datamodule",
+    "Interpolation": "core.interpolation",
     "LinearHead": "model.head",
     "Objective": "objectives",
     "RandomSplit": "data.table.splits",
@@ -110,6 +112,7 @@ __all__ = [
     "FromPrompts",
     "HubError",
     "ImageTextDataModule",
+    "Interpolation",
     "LinearHead",
     "Objective",
     "RandomSplit",

@@ -1,29 +1,16 @@
 """Weights between a base and what was trained of it (WiSE-FT)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from finetune.core.errors import RecipeError
+from finetune.core.interpolation import Interpolation, check_interpolation
+from finetune.model.layers import TOWERS
 
 
-def check_interpolation(interpolation: float, name: str = "interpolation") -> None:
-    """Refuses what is no point between base and trained.
-
-    Args:
-        interpolation: The number.
-        name: What the user calls the number.
-
-    Raises:
-        RecipeError: If it is not in [0, 1].
-    """
-    if not 0 <= interpolation <= 1:
-        raise RecipeError(
-            f"Expected {name} to be in [0, 1], but got {interpolation}. 0 is the base, 1 is all that was trained."
-        )
-
-
-def interpolate(base: Mapping[str, Tensor], adapted: Mapping[str, Tensor], interpolation: float) -> dict[str, Tensor]:
+def interpolate(
+    base: Mapping[str, Tensor], adapted: Mapping[str, Tensor], interpolation: float | Interpolation
+) -> dict[str, Tensor]:
     """Returns (1 - w) base + w adapted, tensor by tensor (Wortsman et al. 2022, arXiv 2109.01903).
 
     Computed in float32. A weight w of 0 gives the base's own tensors and 1 the adapted ones, and a tensor in which
@@ -33,7 +20,8 @@ def interpolate(base: Mapping[str, Tensor], adapted: Mapping[str, Tensor], inter
     Args:
         base: State dict of the base.
         adapted: State dict of the same names and shapes, adapters merged.
-        interpolation: The weight w, in [0, 1].
+        interpolation: The weight w of all tensors, in [0, 1]; or weights that go with tower and depth, where the names
+            are those of `AlignModel`.
 
     Raises:
         RecipeError: If `interpolation` is not in [0, 1].
@@ -47,7 +35,18 @@ def interpolate(base: Mapping[str, Tensor], adapted: Mapping[str, Tensor], inter
     check_interpolation(interpolation)
     if differing := sorted(base.keys() ^ adapted.keys()):
         raise ValueError(f"Expected both state dicts to have the same names, but got {differing[0]} in one alone.")
-    return {name: _between(tensor, adapted[name], interpolation) for name, tensor in base.items()}
+    weights = _weigh(base, interpolation)
+    return {name: _between(tensor, adapted[name], weights[name]) for name, tensor in base.items()}
+
+
+def _weigh(names: Iterable[str], interpolation: float | Interpolation) -> dict[str, float]:
+    """The weight of each tensor."""
+    if not isinstance(interpolation, Interpolation):
+        return dict.fromkeys(names, interpolation)
+    weights = dict.fromkeys(names, interpolation.of_both)
+    for tower in TOWERS:
+        weights |= {name: interpolation.at(tower.name, depth) for name, depth in tower.depths(weights).items()}
+    return weights
 
 
 def _between(base: Tensor, adapted: Tensor, weight: float) -> Tensor:

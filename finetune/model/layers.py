@@ -1,7 +1,7 @@
 """The towers of `AlignModel`, and which of their layers a name means: a kind of layer, or a module."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -18,6 +18,7 @@ class Tower:
         name: `image` or `text`.
         parts: Modules of `AlignModel` that hold all its tensors.
         modules: Pattern of the modules that take part in its embedding.
+        embeddings: Pattern of the modules that come before the blocks.
         blocks: Pattern of the modules of a block, whose number is the first group.
         kinds: Patterns of the kinds of layer that take low-rank adapters.
         whole_kinds: Patterns of the kinds that can only be trained whole.
@@ -27,6 +28,7 @@ class Tower:
     name: str
     parts: tuple[str, ...]
     modules: str
+    embeddings: str
     blocks: str
     kinds: dict[str, str]
     whole_kinds: dict[str, str]
@@ -49,11 +51,30 @@ class Tower:
         """
         return not {*self.parts}.isdisjoint(name.split("."))
 
+    def depths(self, names: Iterable[str]) -> dict[str, float]:
+        """Returns where each of the tower's tensors lies between its first block, 0, and its last, 1, by name.
+
+        What comes before the blocks lies at 0. What follows them lies at 1, and so does an only block.
+
+        Args:
+            names: The names of a state dict of `AlignModel`, of which those of the other tower are passed over.
+
+        Example:
+            >>> TEXT.depths([f"text_model.encoder.layer.{block}.output.dense.bias" for block in range(3)]).values()
+            dict_values([0.0, 0.5, 1.0])
+        """
+        own = [name for name in names if self.owns(name)]
+        blocks = {name: int(found[1]) for name in own if (found := re.fullmatch(self.blocks, name))}
+        last = max(blocks.values(), default=0)
+        depths = {name: block / last if last else 1.0 for name, block in blocks.items()}
+        return {name: depths.get(name, 0.0 if re.fullmatch(self.embeddings, name) else 1.0) for name in own}
+
 
 IMAGE = Tower(
     name="image",
     parts=("vision_model",),
     modules=r"vision_model\..*",
+    embeddings=r"vision_model\.embeddings\..*",
     blocks=r"vision_model\.encoder\.blocks\.(\d+)\..*",
     kinds={
         "pointwise": r".*\.(expand_conv|project_conv)",
@@ -71,6 +92,7 @@ TEXT = Tower(
     name="text",
     parts=("text_model", "text_projection"),
     modules=r"text_model\.(?!pooler).*|text_projection",
+    embeddings=r"text_model\.embeddings\..*",
     blocks=r"text_model\.encoder\.layer\.(\d+)\..*",
     kinds={
         "attention": r".*\.(query|key|value|attention\.output\.dense)",

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from finetune.core.errors import CheckpointError, RecipeError
 from finetune.core.files import read_json
+from finetune.core.interpolation import check_interpolation
 from finetune.core.overrides import Overrides, as_words
 from finetune.core.places import AnyPath
 from finetune.export.artifact import require_exportable
@@ -17,7 +18,6 @@ from finetune.export.merged import MergedCheckpoint
 from finetune.export.onnx_files import OnnxFiles, require_onnx
 from finetune.export.trained import TrainedModel
 from finetune.model.base import Base
-from finetune.model.interpolate import check_interpolation
 from finetune.run.folder import RunFolder, open_run, require_finished
 from finetune.run.measurement import MEASUREMENT, read_measurement
 

@@ -5,8 +5,8 @@ from datetime import timedelta
 from typing import Literal
 
 from finetune.core.errors import RecipeError
+from finetune.core.interpolation import check_interpolation
 from finetune.core.interval import Interval
-from finetune.model.interpolate import check_interpolation
 
 LARGEST_SEED = 2**32 - 1  # NumPy's
 
