@@ -33,10 +33,7 @@ import hashlib
 import io
 import json
 import re
-import shutil
-import subprocess
 import sys
-import tarfile
 import tempfile
 from collections import defaultdict
 from pathlib import Path
@@ -47,8 +44,8 @@ import pandas as pd
 from PIL import Image
 
 from finetune.core.csv_text import format_frame
-from finetune.core.errors import FileError
-from finetune.core.files import fingerprint_file, require_own, write_folder, write_text
+from finetune.core.files import require_own, write_folder, write_text
+from finetune.core.packages import NpmPackage, read_npm
 from finetune.core.shipped import script
 from finetune.data.prepare.images import convert_to_rgb
 from finetune.data.table.even_splits import draw_evenly
@@ -146,47 +143,19 @@ def build_table(emoji: list[dict[str, Any]]) -> pd.DataFrame:
     return table
 
 
-def get_package(vendor: str, given: Path | None, folder: Path) -> Path:
-    """Returns the vendor's package, `given` or from `npm pack` into `folder`, after checking its SHA-256."""
-    name = f"emoji-datasource-{vendor}"
-    path = given or folder / f"{name}-{VERSION}.tgz"
-    if given is None:
-        npm = shutil.which("npm")
-        if npm is None:
-            raise FileError(
-                f"Expected npm to be on the PATH, but it is not. Install Node.js, or get {name} {VERSION} "
-                f"from the npm registry on another machine and pass --{vendor}-tgz FILE."
-            )
-        print(f"Getting {name} {VERSION} with npm pack ...", flush=True)
-        command = [npm, "pack", f"{name}@{VERSION}", "--ignore-scripts"]
-        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-        if result.returncode or not path.is_file():
-            raise FileError(
-                f"Expected npm pack to write {path.name}, but it did not: {result.stderr.strip()[-500:]}\n"
-                f"Check the connection to the npm registry, or pass --{vendor}-tgz FILE."
-            )
-    if not path.is_file():
-        raise FileError(f"Expected --{vendor}-tgz to be a file, but got {path}. Check the path.")
-    if (found := fingerprint_file(path)) != SHA256[vendor]:
-        raise FileError(
-            f"Expected {path} to be {name} {VERSION} with SHA-256 {SHA256[vendor]}, but got {found}. "
-            f"Get it again with: npm pack {name}@{VERSION}"
-        )
-    return path
+def describe_package(vendor: str) -> NpmPackage:
+    """Returns what is known of the vendor's package."""
+    return NpmPackage(f"emoji-datasource-{vendor}", VERSION, SHA256[vendor], f"--{vendor}-tgz")
 
 
 def read_package(path: Path, vendor: str) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
     """Reads the package's list of emoji, and its 64-pixel pictures by file name."""
     emoji, pictures = [], {}
-    with tarfile.open(path, "r|gz") as archive:
-        for member in archive:
-            file = archive.extractfile(member)
-            if file is None:
-                continue
-            if member.name == "package/emoji.json":
-                emoji = json.load(file)
-            elif member.name.startswith(f"package/img/{vendor}/64/"):
-                pictures[Path(member.name).name] = file.read()
+    for name, content in read_npm(path):
+        if name == "emoji.json":
+            emoji = json.loads(content)
+        elif name.startswith(f"img/{vendor}/64/"):
+            pictures[Path(name).name] = content
     return emoji, pictures
 
 
@@ -207,7 +176,7 @@ def prepare(output: Path, given: dict[str, Path | None]) -> str:
     require_own(output, lambda names: names == WRITTEN)
     with tempfile.TemporaryDirectory() as download, write_folder(output, overwrite=True) as folder:
         tables = {
-            vendor: write_vendor(get_package(vendor, path, Path(download)), vendor, folder)
+            vendor: write_vendor(describe_package(vendor).get(path, Path(download)), vendor, folder)
             for vendor, path in given.items()
         }
         tables["emoji"] = pd.concat(tables.values())

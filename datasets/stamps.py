@@ -27,11 +27,7 @@ zero-shot retrieval or what a checkpoint has forgotten.
 import argparse
 import hashlib
 import io
-import lzma
-import shutil
-import subprocess
 import sys
-import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -42,92 +38,34 @@ from PIL import Image
 from finetune.core.csv_text import format_frame
 from finetune.core.errors import FileError
 from finetune.core.files import require_own, write_folder, write_text
+from finetune.core.packages import DebianPackage
 from finetune.core.shipped import script
 from finetune.data.prepare.images import convert_to_rgb
 
-PACKAGE = "tuxpaint-stamps-default"
-INSTALLED = Path("/usr/share/tuxpaint/stamps")
+PACKAGE = DebianPackage(
+    "tuxpaint-stamps-default",
+    "tuxpaint-stamps-default_2022.06.04-1_all.deb",
+    Path("/usr/share/tuxpaint/stamps"),
+    "--stamps",
+)
 LARGEST_SIDE = 256
 COLUMNS = ["image", "caption", "category", "kind", "split", "split_by_kind"]
 WRITTEN = {"images", "stamps.csv", "photographs.csv"}
 
 
-def download_package(folder: Path) -> Path:
-    """Downloads the Debian package into `folder` with `apt-get download`."""
-    repair = (
-        f"Install it (apt install {PACKAGE}), or get {PACKAGE}_2022.06.04-1_all.deb from the Debian archive "
-        f"on another machine and pass --deb FILE."
-    )
-    apt = shutil.which("apt-get")
-    if apt is None:
-        raise FileError(f"Expected {INSTALLED} or apt-get to be there, but got neither. {repair}")
-    print(f"Getting {PACKAGE} with apt-get download ...", flush=True)
-    result = subprocess.run([apt, "download", PACKAGE], cwd=folder, capture_output=True, text=True, check=False)
-    packages = list(folder.glob("*.deb"))
-    if result.returncode or not packages:
-        raise FileError(
-            f"Expected apt-get to download {PACKAGE}, but got: {result.stderr.strip()[-500:]}\n"
-            f"Run apt-get update. {repair}"
-        )
-    return packages[0]
-
-
-def open_data(package: Path) -> io.BytesIO:
-    """Opens the xz-compressed tar with a Debian package's files: the `data.tar.xz` of its ar archive."""
-    if not package.is_file():
-        raise FileError(f"Expected --deb to be a file, but got {package}. Check the path.")
-    with package.open("rb") as file:
-        if file.read(8) != b"!<arch>\n":
-            raise FileError(f"Expected {package} to be a Debian package, but it is not. Get it again.")
-        names = []
-        while len(header := file.read(60)) == 60:
-            names.append(header[:16].decode("ascii").strip().rstrip("/"))
-            size = int(header[48:58])
-            if names[-1] == "data.tar.xz":
-                if len(data := file.read(size)) < size:
-                    raise FileError(f"Expected {package} to be whole, but its end is missing. Get it again.")
-                return io.BytesIO(data)
-            file.seek(size + size % 2, io.SEEK_CUR)
-    raise FileError(
-        f"Expected {package} to hold data.tar.xz, but it holds {', '.join(names)}. "
-        f"Unpack it (dpkg-deb -x {package.name} DIR) and pass --stamps DIR{INSTALLED}."
-    )
-
-
-def read_package(package: Path) -> dict[str, bytes]:
-    """Reads the `.png` and `.txt` files of a Debian package, by their path below the folder of stamps."""
-    root = PurePosixPath(*INSTALLED.parts[1:])
-    files = {}
-    try:
-        with tarfile.open(fileobj=open_data(package), mode="r|xz") as archive:
-            for member in archive:
-                path = PurePosixPath(member.name)
-                if ".." in path.parts or not path.is_relative_to(root):
-                    continue
-                file = archive.extractfile(member) if path.suffix in (".png", ".txt") else None
-                if file is not None:
-                    files[str(path.relative_to(root))] = file.read()
-    except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
-        raise FileError(f"Expected {package} to be whole, but reading it failed: {error}. Get it again.") from error
-    return files
-
-
-def read_stamps(folder: Path) -> dict[str, bytes]:
-    """Reads the `.png` and `.txt` files below an unpacked folder of stamps."""
-    if not folder.is_dir():
-        raise FileError(f"Expected --stamps to be a folder, but got {folder}. Check the path.")
-    paths = (path for path in folder.rglob("*") if path.suffix in (".png", ".txt"))
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+def is_wanted(path: PurePosixPath) -> bool:
+    """Whether a file of the package is a picture or its sentence."""
+    return path.suffix in (".png", ".txt")
 
 
 def find_files(stamps: Path | None, deb: Path | None) -> dict[str, bytes]:
     """Reads the stamps' files from what the options name, else from the installed copy, else from a download."""
-    if stamps is None and deb is None and INSTALLED.is_dir():
-        stamps = INSTALLED
+    if stamps is None and deb is None and PACKAGE.installed.is_dir():
+        stamps = PACKAGE.installed
     if stamps is not None:
-        return read_stamps(stamps)
+        return PACKAGE.read_folder(stamps, is_wanted)
     with tempfile.TemporaryDirectory() as download:
-        return read_package(deb or download_package(Path(download)))
+        return PACKAGE.read(deb or PACKAGE.download(Path(download)), is_wanted)
 
 
 def draw(text: str) -> float:

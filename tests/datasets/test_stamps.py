@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -150,7 +151,8 @@ def test_a_damaged_package_is_refused(
     assert load_script().main(["--deb", str(package), "--output", str(tmp_path / "stamps")]) == 2
     assert not (tmp_path / "stamps").exists()
     with pytest.raises(FileError, match=message):
-        load_script().read_package(package)
+        script = load_script()
+        script.PACKAGE.read(package, script.is_wanted)
 
 
 def test_members_outside_the_folder_of_stamps_are_not_read(stamps: Path, tmp_path: Path) -> None:
@@ -163,7 +165,8 @@ def test_members_outside_the_folder_of_stamps_are_not_read(stamps: Path, tmp_pat
     package = tmp_path / "odd.deb"
     header = f"{'data.tar.xz':<16}{0:<12}{0:<6}{0:<6}{100644:<8}{len(data.getvalue()):<10}`\n"
     package.write_bytes(b"!<arch>\n" + header.encode() + data.getvalue())
-    assert load_script().read_package(package) == {}
+    script = load_script()
+    assert script.PACKAGE.read(package, script.is_wanted) == {}
 
 
 @pytest.mark.parametrize(
@@ -191,7 +194,7 @@ def test_no_source_at_all_names_the_repairs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script = load_script()
-    monkeypatch.setattr(script, "INSTALLED", tmp_path / "none")
+    monkeypatch.setattr(script, "PACKAGE", replace(script.PACKAGE, installed=tmp_path / "none"))
     monkeypatch.setenv("PATH", str(tmp_path))
     assert script.main(["--output", str(tmp_path / "stamps")]) == 2
     message = capsys.readouterr().err
