@@ -1,3 +1,4 @@
+import doctest
 import importlib.util
 import io
 import shutil
@@ -199,6 +200,12 @@ def test_missing_npm_names_the_other_way(
     assert "Expected npm to be on the PATH" in message
     assert "--compositions-tgz FILE" in message
     assert not (tmp_path / "foods").exists()
+
+
+def test_the_examples_hold() -> None:
+    results = doctest.testmod(load_script())
+    assert results.attempted > 1
+    assert results.failed == 0
 
 
 @pytest.mark.slow
