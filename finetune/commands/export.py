@@ -4,6 +4,7 @@ import argparse
 
 from finetune.commands.options import Commands, add_anyway, add_keys, add_output, add_run
 from finetune.core.console import say
+from finetune.core.interpolation import parse_interpolation
 
 
 def add(commands: Commands) -> None:
@@ -18,8 +19,8 @@ def add(commands: Commands) -> None:
     export.add_argument(
         "--interpolation",
         metavar="W",
-        type=_read_interpolation,
-        help="weight of what was trained between the base and it, 0 to 1, or auto (default: what the run exported)",
+        help="weight of what was trained between the base and it, 0 to 1; one for each tower, as image=0.7,text=0.3, "
+        "or for a tower's first and last block, as image=1:0.5,text=0.3; or auto (default: what the run exported)",
     )
     export.add_argument("--classifier", action="store_true", help="the image classifier of a run that trained a head")
     export.add_argument("--onnx", action="store_true", help="towers and classifier in ONNX as well")
@@ -28,14 +29,9 @@ def add(commands: Commands) -> None:
     export.set_defaults(command=_export)
 
 
-def _read_interpolation(word: str) -> float | str:
-    try:
-        return word if word == "auto" else float(word)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"Expected a number from 0 to 1, or auto, but got {word!r}.") from None
-
-
 def _export(options: argparse.Namespace) -> None:
+    given = options.interpolation
+    interpolation = given if given in (None, "auto") else parse_interpolation(given, "--interpolation")
     from finetune.run.folder import open_run
 
     run = open_run(options.run)  # a misspelt name need not wait for torch
@@ -46,7 +42,7 @@ def _export(options: argparse.Namespace) -> None:
         options.run,
         options.output,
         options.overwrite,
-        options.interpolation,
+        interpolation,
         options.classifier,
         options.words,
         options.trust,

@@ -11,7 +11,7 @@ HOW = "Write it as image=0.7,text=0.3, or as image=1:0.5,text=0.3 for weights fr
 
 @dataclass(frozen=True)
 class Interpolation:
-    """tuple[float, float] of what was trained that go with tower and depth, where one number for the whole model is not enough.
+    """Weights of what was trained that go with tower and depth, where one number for the whole model is not enough.
 
     Block i of a tower's n, from 0, has the weight (1 - d) first + d last, where d = i / (n - 1) is its depth. What lies
     before the blocks (embeddings, stem) counts as the first block, what follows them (the text projection) as the last,
@@ -21,7 +21,7 @@ class Interpolation:
     A profile that rises with depth is LiNeS (Wang et al. 2024, arXiv 2410.17246).
 
     Args:
-        image: tuple[float, float] of the image tower at its first and at its last block, in [0, 1]: 0 is the base, 1 is all that
+        image: Weights of the image tower at its first and at its last block, in [0, 1]: 0 is the base, 1 is all that
             was trained.
         text: Likewise of the text tower.
 
@@ -121,13 +121,15 @@ def parse_interpolation(value: Any, name: str = "interpolation") -> float | Inte
     return number
 
 
-def as_json(interpolation: float | Interpolation) -> float | dict[str, tuple[float, float]]:
+def as_json(interpolation: float | Interpolation) -> float | dict[str, list[float]]:
     """Returns what files hold: the number, or the weights of each tower.
 
     Args:
         interpolation: What `parse_interpolation` reads back.
     """
-    return interpolation.by_tower() if isinstance(interpolation, Interpolation) else interpolation
+    if not isinstance(interpolation, Interpolation):
+        return interpolation
+    return {tower: [float(weight) for weight in weights] for tower, weights in interpolation.by_tower().items()}
 
 
 def name_interpolation(value: Any) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from finetune.core.errors import CheckpointError
 from finetune.core.files import read_json, write_json
+from finetune.core.interpolation import Interpolation, as_json, parse_interpolation
 from finetune.core.types import ClassPrompts
 from finetune.inference.models import HeadOnTower, RowModel, ask_towers
 from finetune.model.base import Base
@@ -55,13 +56,13 @@ class Choice(NamedTuple):
     """What is exported of a trained model.
 
     Attributes:
-        interpolation: 0 is the base, 1 all that was trained.
+        interpolation: 0 is the base, 1 all that was trained; a profile where it goes with tower and depth.
         temperature: None where it was not fitted.
         curve: What `auto` measured; None where the interpolation was given.
         max_retention_loss: What `auto` allowed.
     """
 
-    interpolation: float
+    interpolation: float | Interpolation
     temperature: Temperature | None = None
     curve: tuple[Point, ...] | None = None
     max_retention_loss: float | None = None
@@ -73,11 +74,12 @@ class Choice(NamedTuple):
 
     def as_metrics(self) -> dict[str, Any]:
         """Returns `interpolation` of `metrics.json`; nothing where all that was trained is exported unasked."""
+        chosen = as_json(self.interpolation)
         if self.curve is not None:
             curve = [point._asdict() for point in self.curve]
-            found = {"chosen": self.interpolation, "max_retention_loss": self.max_retention_loss, "curve": curve}
+            found = {"chosen": chosen, "max_retention_loss": self.max_retention_loss, "curve": curve}
             return {"interpolation": found}
-        return {"interpolation": {"chosen": self.interpolation}} if self.interpolation < 1 else {}
+        return {"interpolation": {"chosen": chosen}} if self.interpolation != 1 else {}
 
     def write(self, path: Path) -> None:
         """Writes the choice as JSON.
@@ -87,7 +89,8 @@ class Choice(NamedTuple):
         """
         temperature = self.temperature and self.temperature._asdict()
         curve = self.curve and [point._asdict() for point in self.curve]
-        write_json(path, {**self._asdict(), "temperature": temperature, "curve": curve})
+        chosen = as_json(self.interpolation)
+        write_json(path, {**self._asdict(), "interpolation": chosen, "temperature": temperature, "curve": curve})
 
     @classmethod
     def read(cls, path: Path) -> "Choice":
@@ -103,6 +106,7 @@ class Choice(NamedTuple):
             values = read_json(path)
             temperature, curve = values.pop("temperature"), values.pop("curve")
             return cls(
+                interpolation=parse_interpolation(values.pop("interpolation")),
                 **values,
                 temperature=temperature and Temperature(**temperature),
                 curve=curve and tuple(Point(**point) for point in curve),
@@ -137,21 +141,21 @@ class Line:
         """Whether the towers are the base's at interpolation 0 only."""
         return self._adapted is not None
 
-    def towers_at(self, interpolation: float) -> AlignTowers:
+    def towers_at(self, interpolation: float | Interpolation) -> AlignTowers:
         """Returns the towers of an interpolation, the same object at each call.
 
         Args:
-            interpolation: In [0, 1].
+            interpolation: In [0, 1], or a profile.
         """
         if self._adapted is not None:
             self.towers.align.load_state_dict(interpolate(self._base, self._adapted, interpolation))
         return self.towers
 
-    def at(self, interpolation: float, prompts: ClassPrompts | None) -> RowModel:
+    def at(self, interpolation: float | Interpolation, prompts: ClassPrompts | None) -> RowModel:
         """Returns the model of an interpolation, with its head where there is one.
 
         Args:
-            interpolation: In [0, 1].
+            interpolation: In [0, 1], or a profile.
             prompts: The classes of the table; None where it has none.
         """
         towers = self.towers_at(interpolation)

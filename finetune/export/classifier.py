@@ -7,6 +7,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from finetune.core.files import fingerprint_file
+from finetune.core.interpolation import as_json
 from finetune.export.artifact import Artifact
 from finetune.export.cards import OPEN_IMAGE, Card, name_folder
 from finetune.export.local_paths import drop_paths
@@ -65,7 +66,7 @@ class ImageClassifier(Artifact):
         """Returns base, interpolation, and what the logits were scaled by; hashes of merged weights and head."""
         return {
             "base_model": self.trained.base.public_name,
-            "interpolation": self.trained.choice.interpolation,
+            "interpolation": as_json(self.trained.choice.interpolation),
             "scale": self.trained.choice.scale,
             "sha256": {"merged": self.trained.fingerprint, "head": fingerprint_file(self.trained.run.head)},
         }

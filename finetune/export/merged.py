@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import AlignModel, AlignProcessor
 
 from finetune.core.files import fingerprint_file, write_json
+from finetune.core.interpolation import as_json
 from finetune.export.artifact import Artifact
 from finetune.export.cards import OPEN_IMAGE, Card, name_folder
 from finetune.export.local_paths import drop_paths
@@ -75,7 +76,7 @@ class MergedCheckpoint(Artifact):
         base = self.trained.base
         return {
             "base_model": base.public_name,
-            "interpolation": self.trained.choice.interpolation,
+            "interpolation": as_json(self.trained.choice.interpolation),
             "temperature": self.trained.model.temperature.item(),
             "identical_to_base": self.trained.unchanged_towers(),
             "sha256": {

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from finetune.core.errors import CheckpointError, TableError
 from finetune.core.files import write_bytes
+from finetune.core.interpolation import Interpolation
 from finetune.model.interpolate import interpolate
 
 
@@ -71,11 +72,12 @@ class LinearHead(nn.Module):
         with torch.autocast(image_features.device.type, enabled=False):
             return image_features.to(dtype) @ self.weight.to(dtype).T + self.bias.to(dtype)
 
-    def at(self, interpolation: float, scale: float = 1.0) -> "LinearHead":
+    def at(self, interpolation: float | Interpolation, scale: float = 1.0) -> "LinearHead":
         """Returns the head between its start and what was trained of it, its logits multiplied by a number.
 
         Args:
-            interpolation: 1 gives the trained head, 0 what it started from.
+            interpolation: 1 gives the trained head, 0 what it started from. Of a profile the last weight of the image
+                tower counts.
             scale: What the logits are multiplied by: it changes how sure the classifier is, and no ranking.
 
         Raises:
@@ -83,7 +85,8 @@ class LinearHead(nn.Module):
         """
         start = {"weight": self.start_weight, "bias": self.start_bias}
         trained = {"weight": self.weight.detach(), "bias": self.bias.detach()}
-        found = {name: scale * tensor for name, tensor in interpolate(start, trained, interpolation).items()}
+        weight = interpolation.of_head if isinstance(interpolation, Interpolation) else interpolation
+        found = {name: scale * tensor for name, tensor in interpolate(start, trained, weight).items()}
         return LinearHead(**found, classes=self.classes, is_multilabel=self.is_multilabel)
 
     def write(self, path: Path) -> None:

@@ -29,7 +29,7 @@ def check_settings(settings: RunSettings, data: ImageTextDataModule) -> None:
     Raises:
         RecipeError: If the interpolation is to be chosen, but there are no validation rows or no retention tables.
     """
-    if settings.interpolation != "auto":
+    if settings.fixed_interpolation is not None:
         return
     if not len(data.rows.indices("val")):
         raise RecipeError(
@@ -59,15 +59,16 @@ def choose(
     """
     check_settings(settings, data)
     fits = settings.calibrate and data.kind.has_one_label and len(data.rows.indices("val")) > 0
-    if settings.interpolation != "auto" and not fits:
-        return Choice(settings.interpolation)
+    fixed = settings.fixed_interpolation
+    if fixed is not None and not fits:
+        return Choice(fixed)
     line = build_line()
-    if settings.interpolation == "auto":
+    if fixed is None:
         score = _build_score(line, data, device)
         weight, curve = choose_interpolation(score, INTERPOLATIONS, settings.max_retention_loss)
         choice = Choice(weight, curve=tuple(curve), max_retention_loss=settings.max_retention_loss)
     else:
-        choice = Choice(settings.interpolation)
+        choice = Choice(fixed)
     if fits:
         answers = _validate(line.at(choice.interpolation, data.class_prompts), data, device).answers
         assert answers.class_scores is not None

@@ -125,8 +125,8 @@ class _Trial:
         tried = time.perf_counter() - started
         of_training = count_bytes(self.run.checkpoints)
         written = clock(lambda: TRAIN.write(self.work, []))
-        share = self.settings.interpolation
-        Choice(1.0 if share == "auto" else share).write(self.run.choice)
+        fixed = self.settings.fixed_interpolation
+        Choice(1.0 if fixed is None else fixed).write(self.run.choice)
         chosen = self.pace.expect_choice(self.run, self.work.base)
         exported = clock(lambda: EXPORT.make(self.work))
         step = self.reading.join(typical(watch.steps), self.data.batch_size)

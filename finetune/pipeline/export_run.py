@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from finetune.core.errors import CheckpointError, RecipeError
 from finetune.core.files import read_json
-from finetune.core.interpolation import check_interpolation
+from finetune.core.interpolation import Interpolation, parse_interpolation
 from finetune.core.overrides import Overrides, as_words
 from finetune.core.places import AnyPath
 from finetune.export.artifact import require_exportable
@@ -26,7 +26,7 @@ def export_run(
     run: AnyPath,
     output: AnyPath,
     overwrite: bool = False,
-    interpolation: float | Literal["auto"] | None = None,
+    interpolation: float | Interpolation | Literal["auto"] | None = None,
     classifier: bool = False,
     overrides: Overrides = (),
     trust: Sequence[str] = (),
@@ -39,9 +39,10 @@ def export_run(
         run: The run's folder.
         output: The folder to write.
         overwrite: Whether an existing `output` is replaced.
-        interpolation: None repeats what the run exported, as does its own number. 1 exports all that was trained, 0 the
-            base; any other number needs no table, and its temperature is not fitted. `auto` chooses interpolation and
-            temperature on the recipe's tables as the run would.
+        interpolation: None repeats what the run exported, as does its own number or profile. 1 exports all that was
+            trained, 0 the base; any other number, or profile over towers and blocks, needs no table, and its
+            temperature is not fitted. `auto` chooses interpolation and temperature on the recipe's tables as the run
+            would.
         classifier: Whether the image classifier of the run's head is written and not the merged checkpoint.
         overrides: Recipe values to replace, for `auto` alone.
         trust: Modules that the run's recipe may name.
@@ -75,9 +76,9 @@ def export_run(
         base, choice = _choose_again(folder, words, trust, anyway)
     else:
         base, choice = _open_base(folder), exported
-        if interpolation not in (None, exported.interpolation):
-            check_interpolation(interpolation, "--interpolation")
-            choice = Choice(interpolation)
+        if interpolation is not None:
+            asked = parse_interpolation(interpolation, "--interpolation")
+            choice = exported if asked == exported.interpolation else Choice(asked)
     is_measured = choice is exported
     trained = TrainedModel(folder, base, choice)
     artifact = kind.of(trained)

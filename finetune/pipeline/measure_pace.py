@@ -76,11 +76,12 @@ class MeasurePace:
         settings, data = self.settings, self.data
         rows = len(data.rows.indices("val"))
         fits = settings.calibrate and data.kind.has_one_label and rows > 0
-        if not fits and settings.interpolation != "auto":
+        is_chosen = settings.fixed_interpolation is None
+        if not fits and not is_chosen:
             return 0.0
         opened = clock(lambda: open_line(run, base, self.device))
         validation = self.test * rows / len(data.rows.indices("test"))
-        points = len(INTERPOLATIONS) if settings.interpolation == "auto" else 0
+        points = len(INTERPOLATIONS) if is_chosen else 0
         return opened + (points + fits) * validation + points * self.retention
 
     def expect_exported(self, run: RunFolder) -> float:

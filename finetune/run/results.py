@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
+from finetune.core.interpolation import Interpolation, name_interpolation, parse_interpolation
+
 Metrics = Mapping[str, float]
 DIFFERENCE = "difference, 95 % interval"
 MODELS = ("before", "linear probe", "zero-shot after", "after")
@@ -65,9 +67,7 @@ def format_interpolation(interpolation: Mapping[str, Any]) -> str:
         'Interpolation 0.25: the weights lie 25 % of the way from the base to the trained model.'
     """
     chosen = interpolation["chosen"]
-    line = (
-        f"Interpolation {chosen:g}: the weights lie {100 * chosen:.0f} % of the way from the base to the trained model."
-    )
+    line = f"Interpolation {name_interpolation(chosen)}: {_say_where(chosen)}."
     point = next((point for point in interpolation.get("curve", ()) if point["interpolation"] == chosen), None)
     if point is None:
         return line
@@ -82,6 +82,21 @@ def format_interpolation(interpolation: Mapping[str, Any]) -> str:
     if not chosen:
         line += ". This is the base: every other point exceeds the limit or scores no better"
     return f"{line}."
+
+
+def _say_where(chosen: Any) -> str:
+    """Where the weights of an interpolation lie, in words."""
+    way = "of the way from the base to the trained model"
+    found = parse_interpolation(chosen)
+    if not isinstance(found, Interpolation):
+        return f"the weights lie {100 * found:.0f} % {way}"
+    image, text = map(_format_weights, found.by_tower().values())
+    return f"the weights of the image tower lie {image} {way}, those of the text tower {text}"
+
+
+def _format_weights(weights: tuple[float, float]) -> str:
+    first, last = (f"{100 * weight:.0f} %" for weight in weights)
+    return first if first == last else f"{first} (first block) to {last} (last block)"
 
 
 def _format_calibration(calibration: Mapping[str, Any]) -> str:

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
+from typing import Any
 
 from finetune.core.errors import RecipeError
-from finetune.core.interpolation import check_interpolation
+from finetune.core.interpolation import Interpolation, parse_interpolation
 from finetune.core.interval import Interval
 
 LARGEST_SEED = 2**32 - 1  # NumPy's
@@ -26,8 +26,9 @@ class RunSettings:
             labels).
         neighbours: Of how many nearest training images the vote is measured too, as `test/knn_accuracy` (tables with
             labels): 20 as is usual, 1 as COYO-ALIGN's table; null for none. Embeds every training image.
-        interpolation: Weight of what was trained between the base and it: 1 exports all of it, less forgets less.
-            `auto` takes the best on the validation rows within `max_retention_loss`.
+        interpolation: Weight of what was trained between the base and it: 1 exports all of it, less forgets less. Or a
+            weight for each tower, such as `{image: 0.7, text: 0.3}`, or `[first, last]` for a tower's first and last
+            block. `auto` takes the best on the validation rows within `max_retention_loss`.
         max_retention_loss: What `auto` may lose on any table of `data.retention`, as a share of what the base can do
             there.
         calibrate: Whether the temperature is fitted on the validation rows (tables with a label a row), so that the
@@ -50,7 +51,7 @@ class RunSettings:
     soup: int = 1
     linear_probe: bool = True
     neighbours: int | None = None
-    interpolation: float | Literal["auto"] = 1.0
+    interpolation: float | str | dict[str, Any] = 1.0
     max_retention_loss: float = 0.05
     calibrate: bool = True
     save_every: int | str | None = "10 minutes"
@@ -64,14 +65,17 @@ class RunSettings:
             raise RecipeError(f"Expected run.neighbours to be at least 1 or null, but got {self.neighbours}.")
         if self.soup < 1:
             raise RecipeError(f"Expected run.soup to be at least 1, but got {self.soup}. 1 trains once.")
-        _ = self.save_interval, self.longest_wait  # refuse what is none
-        if self.interpolation != "auto":
-            check_interpolation(self.interpolation, "run.interpolation")
+        _ = self.save_interval, self.longest_wait, self.fixed_interpolation  # refuse what is none
         if not 0 <= self.max_retention_loss <= 1:
             raise RecipeError(
                 f"Expected run.max_retention_loss to be in [0, 1], but got {self.max_retention_loss}. It is a share: "
                 "0.05 allows a twentieth of what the base can do."
             )
+
+    @property
+    def fixed_interpolation(self) -> float | Interpolation | None:
+        """What `interpolation` stands for; None for `auto`, which chooses it after the training."""
+        return None if self.interpolation == "auto" else parse_interpolation(self.interpolation, "run.interpolation")
 
     @property
     def save_interval(self) -> Interval | None:

@@ -150,11 +150,6 @@ def test_unknown_option_is_refused(capsys):
             "Expected ACTION to be known, but got 'cpoy'. Did you mean 'copy'? See `finetune recipes --help`.",
         ),
         (["suspects", "--folds", "x"], "argument --folds: invalid int value: 'x'. See `finetune suspects --help`."),
-        (
-            ["export", "run", "--output", "x", "--interpolation", "most"],
-            "argument --interpolation: Expected a number from 0 to 1, or auto, but got 'most'. See `finetune export "
-            "--help`.",
-        ),
     ],
 )
 def test_words_that_no_command_takes_are_refused_in_one_line(words, line, capsys):

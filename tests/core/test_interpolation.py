@@ -37,7 +37,7 @@ def test_what_is_written_is_read_and_a_profile_of_equal_weights_is_their_number(
 
 def test_files_hold_a_number_or_two_pairs():
     assert json.dumps(as_json(0.7)) == "0.7"
-    assert json.dumps(as_json(FALLING)) == '{"image": [1.0, 0.5], "text": [0.3, 0.3]}'
+    assert json.dumps(as_json(Interpolation((1, 0.5), (0.3, 0.3)))) == '{"image": [1.0, 0.5], "text": [0.3, 0.3]}'
     assert name_interpolation(0.7) == "0.7"
     assert name_interpolation({"image": [1.0, 0.5], "text": [0.3, 0.3]}) == "image=1:0.5,text=0.3"
 

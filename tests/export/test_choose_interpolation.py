@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from finetune.core.errors import CheckpointError
+from finetune.core.interpolation import Interpolation
 from finetune.core.types import ClassPrompts
 from finetune.export.choose_interpolation import (
     INTERPOLATIONS,
@@ -97,6 +98,7 @@ def test_without_a_point_that_loses_little_enough_there_is_no_choice():
     np.testing.assert_allclose(INTERPOLATIONS, np.linspace(0, 1, 11))
 
 
+FALLING = Interpolation(image=(1.0, 0.5), text=(0.3, 0.3))
 CURVE = (Point(0.0, 0.1, 0.0, 0.0), Point(1 / 3, 0.2, 0.01, 0.005))
 
 
@@ -104,6 +106,7 @@ CURVE = (Point(0.0, 0.1, 0.0, 0.0), Point(1 / 3, 0.2, 0.01, 0.005))
     "choice",
     [
         Choice(1.0),
+        Choice(FALLING),
         Choice(0.4, Temperature(0.02, 0.1)),
         Choice(1 / 3, Temperature(0.02, 0.05), CURVE, 0.05),
         Choice(1 / 3, None, CURVE, 0.05),
@@ -137,6 +140,8 @@ def test_scale_turns_scores_at_the_trained_temperature_into_those_at_the_fitted(
 def test_metrics_say_what_was_chosen_and_by_what():
     assert Choice(1.0, Temperature(0.02, 0.1)).as_metrics() == {}
     assert Choice(0.4).as_metrics() == {"interpolation": {"chosen": 0.4}}
+    chosen = {"image": [1.0, 0.5], "text": [0.3, 0.3]}
+    assert Choice(FALLING).as_metrics() == {"interpolation": {"chosen": chosen}}
     points = [
         {"interpolation": 0.0, "target": 0.1, "retention_loss": 0.0, "retention_error": 0.0},
         {"interpolation": 1 / 3, "target": 0.2, "retention_loss": 0.01, "retention_error": 0.005},

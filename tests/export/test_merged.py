@@ -17,6 +17,7 @@ from transformers import AlignModel, AlignProcessor
 from finetune.commands.cli import main
 from finetune.core.errors import CheckpointError, RecipeError
 from finetune.core.files import fingerprint_file
+from finetune.core.interpolation import Interpolation
 from finetune.export.artifacts import verify
 from finetune.export.merged import MergedCheckpoint, write_checkpoint
 from finetune.export.proof import READ_UNASKED
@@ -421,6 +422,25 @@ def test_between_base_and_merge_lies_their_average_with_a_proof_of_its_own(base,
         text = model.get_text_features(input_ids=own["input_ids"], attention_mask=own["attention_mask"]).pooler_output
     torch.testing.assert_close(torch.nn.functional.normalize(text), own["text_embeds"], atol=1e-5, rtol=0)
     assert max(proof["max_abs_difference"].values()) <= 1e-5
+
+
+def test_a_profile_is_proven_and_leaves_a_tower_at_0_the_bases(base, run, merged, tmp_path, export):
+    """Low-rank adapters and layers trained whole; the trained temperature has the mean of the last weights."""
+    profile = Interpolation(image=(0.0, 0.0), text=(0.2, 0.8))
+    proof = export(run, base, tmp_path / "rising", interpolation=profile)
+    assert proof["identical_to_base"] == {"image": True, "text": False}
+    assert json.loads((tmp_path / "rising" / "merge_proof.json").read_text())["interpolation"] == {
+        "image": [0.0, 0.0],
+        "text": [0.2, 0.8],
+    }
+    folders = (base.folder, merged, tmp_path / "rising")
+    before, trained, found = (load_file(folder / "model.safetensors") for folder in folders)
+    weights = {"temperature": 0.4, "text_projection.weight": 0.8, "text_model.encoder.layer.0.output.dense.weight": 0.2}
+    for name, weight in weights.items():
+        assert not before[name].equal(trained[name])
+        average = np.float32(1 - weight) * before[name].numpy() + np.float32(weight) * trained[name].numpy()
+        np.testing.assert_array_equal(found[name].numpy(), average)
+    assert proof["temperature"] == AlignModel.from_pretrained(tmp_path / "rising").temperature.item()
 
 
 @pytest.mark.slow

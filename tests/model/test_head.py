@@ -7,6 +7,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from finetune.core.errors import CheckpointError, RecipeError, TableError
+from finetune.core.interpolation import Interpolation
 from finetune.model.head import LinearHead, require_classes
 
 CLASSES = ("cat", "dog", "Käse", "emu", "fox")
@@ -92,6 +93,12 @@ def test_between_them_logits_are_averages(head, features):
     assert LinearHead(torch.ones(1, 2), torch.ones(1), ["one"], is_multilabel=True).at(0.5).is_multilabel
     with pytest.raises(RecipeError, match=r"Expected interpolation to be in \[0, 1\], but got 1\.5"):
         head.at(1.5)
+
+
+def test_of_a_profile_the_last_weight_of_the_image_tower_counts(head):
+    found = head.at(Interpolation(image=(1.0, 0.25), text=(0.5, 0.75)), scale=3.0)
+    assert found.weight.equal(head.at(0.25, scale=3.0).weight)
+    assert found.bias.equal(head.at(0.25, scale=3.0).bias)
 
 
 @pytest.mark.parametrize("is_multilabel", [False, True])

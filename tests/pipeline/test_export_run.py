@@ -16,6 +16,7 @@ from transformers import AlignModel, AlignProcessor, AutoModelForImageClassifica
 from finetune.commands.cli import main
 from finetune.core.errors import CheckpointError, RecipeError, TableError
 from finetune.core.files import fingerprint_file
+from finetune.core.interpolation import Interpolation
 from finetune.pipeline.export_run import export_run
 from finetune.pipeline.recipe import read_recipe
 from finetune.pipeline.run_recipe import run_recipe
@@ -219,13 +220,47 @@ def test_what_no_export_wrote_is_not_replaced(run, tmp_path, capsys):
     assert same_tensors(tmp_path / "again", run.merged)
 
 
-def test_interpolation_that_is_no_number_is_refused(capsys):
-    with pytest.raises(SystemExit) as done:
-        main(["export", "run", "--output", "x", "--interpolation", "most"])
-    assert done.value.code == 2
-    assert (
-        "argument --interpolation: Expected a number from 0 to 1, or auto, but got 'most'." in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        (
+            "most",
+            "to be a number from 0 to 1, auto, or a weight for each tower, but got 'most'. Write it",
+        ),
+        ("image=0.7", "to have weights for both towers, image and text, but got none for text. Write it"),
+    ],
+)
+def test_what_is_no_interpolation_is_refused_before_the_run_is_opened(word, message, capsys):
+    assert main(["export", "no_run", "--output", "x", "--interpolation", word]) == 2
+    assert capsys.readouterr().err.startswith(f"error: Expected --interpolation {message}")
+
+
+def test_export_at_a_profile_is_the_average_by_tower_and_is_measured_by_no_one(run, tiny, tmp_path, capsys):
+    words = ["export", str(run.path), "--interpolation", "image=1:0.5,text=0", "--output", str(tmp_path / "falling")]
+    assert main(words) == 0
+    assert "reproduces the interpolated model within " in capsys.readouterr().out
+    proof = json.loads((tmp_path / "falling" / "merge_proof.json").read_text())
+    assert proof["interpolation"] == {"image": [1.0, 0.5], "text": [0.0, 0.0]}
+    assert proof["identical_to_base"] == {"image": False, "text": True}
+    export_run(run.path, tmp_path / "trained", interpolation=1)
+    before, trained, found = (
+        load_file(folder / "model.safetensors") for folder in (Path(tiny), tmp_path / "trained", tmp_path / "falling")
     )
+    blocks = max(int(name.split(".")[3]) for name in before if ".encoder.blocks." in name)
+    moved = 0
+    for name, tensor in found.items():
+        if name.startswith("vision_model.") and not before[name].equal(trained[name]):
+            depth = int(name.split(".")[3]) / blocks
+            expected = (0.5 * depth) * before[name].double() + (1 - 0.5 * depth) * trained[name].double()
+            torch.testing.assert_close(tensor.double(), expected, rtol=1e-6, atol=1e-8)
+            moved += 1
+    assert moved > 10
+    card = (tmp_path / "falling" / "README.md").read_text()
+    assert "Not measured: this is not the model that its run measured." in card
+    assert "lie 100 % (first block) to 50 % (last block) of the way" in card
+    export_run(run.path, tmp_path / "again", interpolation=Interpolation((0.6, 0.6), (0.6, 0.6)))  # the run's own
+    assert same_tensors(tmp_path / "again", run.merged)
+    assert "Not measured" not in (tmp_path / "again" / "README.md").read_text()
 
 
 @pytest.fixture

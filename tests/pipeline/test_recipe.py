@@ -11,6 +11,7 @@ from docstring_parser import parse
 
 import finetune
 from finetune.core.errors import RecipeError
+from finetune.core.interpolation import Interpolation
 from finetune.core.shipped import find_recipe
 from finetune.data.checks.concerns import name_steps
 from finetune.pipeline.parser import describe_keys
@@ -124,11 +125,29 @@ def test_wrong_value_names_its_key(recipe_file, overrides, message):
         read_recipe(recipe_file, overrides)
 
 
+PROFILE = Interpolation(image=(1.0, 0.5), text=(0.3, 0.3))
+
+
+@pytest.mark.parametrize("written", ["{image: [1, 0.5], text: 0.3}", "image=1:0.5,text=0.3"])
+@pytest.mark.parametrize("source", ["option", "file"])
+def test_interpolation_may_be_a_profile(recipe_file, tmp_path, written, source):
+    words = ["--run.interpolation", written]
+    if source == "file":
+        (tmp_path / "extra.yaml").write_text(f"run:\n  interpolation: {written}\n")
+        words = ["--config", str(tmp_path / "extra.yaml")]
+    recipe = read_recipe(recipe_file, words)
+    assert recipe.run.fixed_interpolation == PROFILE
+    (tmp_path / "resolved.yaml").write_text(recipe.resolved)
+    assert read_recipe(tmp_path / "resolved.yaml").run.fixed_interpolation == PROFILE
+
+
 def test_interpolation_is_a_number_or_auto(recipe_file):
-    assert read_recipe(recipe_file).run.interpolation == 1.0
-    assert read_recipe(recipe_file, ["--run.interpolation", "0.7"]).run.interpolation == 0.7
+    assert read_recipe(recipe_file).run.fixed_interpolation == 1.0
+    recipe = read_recipe(recipe_file, ["--run.interpolation", "0.7"])
+    assert recipe.run.interpolation == recipe.run.fixed_interpolation == 0.7
     recipe = read_recipe(recipe_file, ["--run.interpolation", "auto", "--run.max_retention_loss", "0.02"])
     assert (recipe.run.interpolation, recipe.run.max_retention_loss) == ("auto", 0.02)
+    assert recipe.run.fixed_interpolation is None
     assert "interpolation: auto" in recipe.resolved
 
 
@@ -140,8 +159,15 @@ def test_interpolation_is_a_number_or_auto(recipe_file):
         (
             "interpolation",
             "best",
-            r"run.interpolation: Expected a <class 'float'> or a typing.Literal\['auto'\]. Got value: best",
+            "Expected run.interpolation to be a number from 0 to 1, auto, .* but got 'best'",
         ),
+        ("interpolation", "true", "Expected run.interpolation to be a number from 0 to 1, auto, .* but got"),
+        (
+            "interpolation",
+            "{image: 0.7}",
+            "Expected run.interpolation to have weights for both .* none for text",
+        ),
+        ("interpolation", "{image: 0.7, text: 2}", r"Expected text of run.interpolation to be in \[0, 1\], but got 2"),
         ("max_retention_loss", "5", r"Expected run.max_retention_loss to be in \[0, 1\], but got 5.0. It is a share"),
         ("max_retention_loss", "-1", r"Expected run.max_retention_loss to be in \[0, 1\], but got -1.0"),
     ],

@@ -1,5 +1,7 @@
 """The tables and sentences of the screen, the report and the card."""
 
+import pytest
+
 from finetune.run.results import format_results, format_table, installed_versions
 
 COLUMNS = {
@@ -112,6 +114,28 @@ def test_results_give_interpolation_and_calibration_a_line_each():
     assert format_results({"interpolation": {"chosen": 0.25}}) == (
         "Interpolation 0.25: the weights lie 25 % of the way from the base to the trained model."
     )
+
+
+@pytest.mark.parametrize(
+    ("image", "text", "line"),
+    [
+        (
+            [0.7, 0.7],
+            [0.3, 0.3],
+            "Interpolation image=0.7,text=0.3: the weights of the image tower lie 70 % of the way from the base to the "
+            "trained model, those of the text tower 30 %.",
+        ),
+        (
+            [1.0, 0.5],
+            [0.0, 0.25],
+            "Interpolation image=1:0.5,text=0:0.25: the weights of the image tower lie 100 % (first block) to 50 % "
+            "(last block) of the way from the base to the trained model, those of the text tower 0 % (first block) to "
+            "25 % (last block).",
+        ),
+    ],
+)
+def test_results_say_where_the_weights_of_each_tower_lie(image, text, line):
+    assert format_results({"interpolation": {"chosen": {"image": image, "text": text}}}) == line
 
 
 def test_calibration_error_is_a_rate():
