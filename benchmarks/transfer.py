@@ -34,6 +34,7 @@ from transfer_measure import measure
 from transfer_methods import METHODS
 from transfer_methods.method import Method
 from transfer_methods.toolkit import Toolkit
+from transfer_new import format_new
 from transfer_results import Cell, Results, deciders, trials
 from transfer_table import format_calibration, format_table
 from transfer_tasks import TASKS, Task
@@ -132,12 +133,14 @@ def main() -> None:
             print(cell.name, flush=True)
             if not options.list:
                 run_cell(cell, results, options.data)
+    known = [task for task in tasks if not task.new]
     shipped = [method for method in methods if not (isinstance(method, Toolkit) and method.words)]
-    print(format_table(results, tasks, methods), end="\n\n")
-    print(format_comparison(results, tasks, methods), end="\n\n")
+    print(format_table(results, known, methods), end="\n\n")
+    print(format_comparison(results, known, methods), end="\n\n")
     for form in (format_lines, format_rules, format_calibration):
-        print(form(results, tasks, shipped), end="\n\n")
-    print(format_left_out(results, tasks, methods))
+        print(form(results, known, shipped), end="\n\n")
+    print(format_left_out(results, known, methods), end="\n\n")
+    print(format_new(results, tasks, methods))
 
 
 if __name__ == "__main__":

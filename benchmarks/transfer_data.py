@@ -117,7 +117,7 @@ class TaskData:
         table: The training table, for the toolkit to read itself.
         train: Training rows.
         val: Validation rows, by which settings are chosen.
-        galleries: The places to measure: `target`, `shift` where there is one, and the other domains.
+        galleries: The places to measure: what `Task.places` names, decoded.
     """
 
     task: Task
@@ -137,13 +137,12 @@ def task_data(task: Task, folder: Path, seed: int) -> TaskData:
     """
     table = task.table(folder, seed)
     rows = table.read()
-    places = {"target": task.home, **({"shift": task.shift} if task.shift else {}), **task.retention()}
     return TaskData(
         task=task,
         table=table,
         train=pictures(rows, "train", task.home),
         val=pictures(rows, "val", task.home),
-        galleries={name: gallery_pictures(place, folder) for name, place in places.items()},
+        galleries={name: gallery_pictures(place, folder) for name, place in task.places().items()},
     )
 
 

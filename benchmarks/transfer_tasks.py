@@ -1,7 +1,7 @@
 """The tasks of the transfer benchmark: the table that is learned, and the pictures that are measured."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class Gallery:
         caption: Column of captions, for retrieval; None for a table of labels.
         label: Column of labels, for classification; None for a table of captions.
         template: Sentence into which labels are written.
+        half: Keeps every other label in alphabetical order, from the first (0) or the second (1); None keeps all.
     """
 
     table: str
@@ -40,6 +41,7 @@ class Gallery:
     caption: str | None = None
     label: str | None = None
     template: str = "a picture of {}."
+    half: int | None = None
 
     @property
     def source(self) -> str:
@@ -52,7 +54,12 @@ class Gallery:
         Args:
             folder: The folder of data.
         """
-        return Table(str(folder / self.table), caption=self.caption, label=self.label, split=self.split)
+        table = Table(str(folder / self.table), caption=self.caption, label=self.label, split=self.split)
+        if self.half is None or self.label is None:
+            return table
+        labels = pd.read_csv(table.path, usecols=[self.label], dtype=str, keep_default_na=False)[self.label]
+        kept = sorted({*labels})[self.half :: 2]
+        return replace(table, filter=f"{self.label} in {kept!r}")
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,7 @@ class Task:
         epochs: Passes over the training rows, the same for each method.
         augmentations: Albumentations transforms as in a recipe, the same for each method that augments.
         shift: The same concepts drawn by another vendor, None without such a table.
+        new: Classes without training rows, which are told apart by their names; None without such a table.
         shots: Training and validation rows of each class, drawn by the seed; None for all rows.
         seeds: How often a method that draws anything is repeated.
         trials: Settings that each method may try on the validation rows.
@@ -78,6 +86,7 @@ class Task:
     epochs: int
     augmentations: tuple[dict[str, Any], ...]
     shift: Gallery | None = None
+    new: Gallery | None = None
     shots: int | None = None
     seeds: int = 3
     trials: int = 2
@@ -99,6 +108,11 @@ class Task:
         draw_shots(rows, self.home.label, self.home.split, self.shots, seed).to_csv(drawn, index=False)
         images = str((folder / self.home.table).parent)
         return Table(str(drawn), label=self.home.label, split=self.home.split, images=images)
+
+    def places(self) -> dict[str, Gallery]:
+        """What is measured, by name: `target`, `shift` and `new` where there are such tables, and the other domains."""
+        own = {"target": self.home, "shift": self.shift, "new": self.new}
+        return {name: gallery for name, gallery in own.items() if gallery} | self.retention()
 
     def retention(self) -> dict[str, Gallery]:
         """The other domains by name: pictures of other data sets."""
@@ -134,6 +148,8 @@ TWITTER = Gallery("emoji/twitter.csv", "split", 96, caption="caption")
 KINDS = Gallery("emoji/google.csv", "split_by_picture", 96, label="subcategory", template="an emoji of {}.")
 OTHER_KINDS = Gallery("emoji/twitter.csv", "split_by_picture", 96, label="subcategory", template="an emoji of {}.")
 DRAWINGS = Gallery("stamps/stamps.csv", "split_by_kind", 96, caption="caption")
+FOODS = Gallery("foods/foods.csv", "split", 128, caption="caption")
+FOOD_GROUPS = Gallery("foods/foods.csv", "split_by_picture", 128, label="label", template="a photo of food, {}.")
 PHOTOGRAPHS = Gallery("stamps/photographs.csv", "split", 160, caption="caption")
 
 RETENTION = {"photographs": PHOTOGRAPHS, "names": GOOGLE}
@@ -150,4 +166,14 @@ TASKS: Sequence[Task] = (
     _digits(4, epochs=40, trials=2),
     _digits(16, epochs=20, trials=2),
     _digits(None, epochs=6, trials=2),
+    Task(
+        "kinds-new",
+        "emoji sub-categories, half of them",
+        replace(KINDS, half=0),
+        4,
+        (MOVE, FLIP),
+        new=replace(KINDS, half=1),
+    ),
+    Task("foods", "foods by name", FOODS, 12, (MOVE, FLIP), seeds=5),
+    Task("food-groups", "foods by group", FOOD_GROUPS, 12, (MOVE, FLIP), seeds=5),
 )

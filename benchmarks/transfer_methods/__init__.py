@@ -6,6 +6,7 @@ from dataclasses import replace
 from transfer_methods.frozen import LogisticRegressionOnFrozen, TipAdapter, ZeroShot
 from transfer_methods.full import FullFineTuning
 from transfer_methods.method import Method
+from transfer_methods.norms_first import NormsFirst
 from transfer_methods.prompts import ClassPromptLora
 from transfer_methods.toolkit import Toolkit
 from transfer_methods.trainer_peft import TrainerPeft
@@ -27,6 +28,7 @@ METHODS: Sequence[Method] = (
     FullFineTuning("full", "full fine-tuning", probe_first=False),
     FullFineTuning("lp-ft", "linear probe, then full", probe_first=True),
     ClassPromptLora(),
+    NormsFirst(),
     RETRIEVAL,
     replace(RETRIEVAL, name="retrieval-once", title="ours, retrieval_lora once, lr 0.001", words=ONCE_SLOWER),
     replace(

@@ -31,8 +31,9 @@ def train(
     data: TaskData,
     learning_rate: float,
     seed: int,
+    epochs: range | None = None,
 ) -> None:
-    """Trains for the task's epochs.
+    """Trains for the task's epochs, or for some of them under a schedule of their own.
 
     Args:
         parameters: The parameters to train; the model stays in evaluation mode.
@@ -40,14 +41,16 @@ def train(
         data: The task.
         learning_rate: Peak of the schedule.
         seed: Draws order and augmentations.
+        epochs: Which of the task's epochs; None for all.
     """
+    epochs = range(data.task.epochs) if epochs is None else epochs
     trained = list(parameters)
     optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=1e-2)
     batches = -(-len(data.train) // BATCH_SIZE)
-    steps = data.task.epochs * batches
+    steps = len(epochs) * batches
     schedule = get_cosine_schedule_with_warmup(optimizer, round(0.1 * steps), steps)
     augmentation = build_augmentation(data.task)
-    for epoch in range(data.task.epochs):
+    for epoch in epochs:
         order = np.random.default_rng([seed, epoch]).permutation(len(data.train))
         for rows in np.array_split(order, batches):
             pixels = np.stack([_augment(augmentation, data, seed, epoch, row) for row in rows.tolist()])

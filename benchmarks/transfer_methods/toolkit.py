@@ -88,6 +88,8 @@ class Toolkit(Method):
         table = ["--data.table.path", str(data.table.path)]
         if data.table.images is not None:
             table += ["--data.table.images", data.table.images]
+        if data.table.filter is not None:
+            table += ["--data.table.filter", data.table.filter]
         recipe = self._read(data.task, table, seed)
         module = recipe.build_data()
         task = recipe.build_task()
