@@ -143,6 +143,10 @@ def _digits(shots: int | None, epochs: int, trials: int) -> Task:
     return Task(f"digits-{name}", title, home, epochs, (SHIFT,), shots=shots, seeds=5 if shots else 3, trials=trials)
 
 
+def _half(gallery: Gallery, half: int) -> Gallery:
+    return replace(gallery, half=half)
+
+
 GOOGLE = Gallery("emoji/google.csv", "split", 96, caption="caption")
 TWITTER = Gallery("emoji/twitter.csv", "split", 96, caption="caption")
 KINDS = Gallery("emoji/google.csv", "split_by_picture", 96, label="subcategory", template="an emoji of {}.")
@@ -150,6 +154,9 @@ OTHER_KINDS = Gallery("emoji/twitter.csv", "split_by_picture", 96, label="subcat
 DRAWINGS = Gallery("stamps/stamps.csv", "split_by_kind", 96, caption="caption")
 FOODS = Gallery("foods/foods.csv", "split", 128, caption="caption")
 FOOD_GROUPS = Gallery("foods/foods.csv", "split_by_picture", 128, label="label", template="a photo of food, {}.")
+UNITS = Gallery("units/units.csv", "split", 96, label="label", template="a drawing of a {}.")
+UNIT_TEXTS = Gallery("units/units.csv", "split_by_unit", 96, caption="caption")
+ICONS = Gallery("icons/icons.csv", "split", 64, label="label", template="an icon of {}.")
 PHOTOGRAPHS = Gallery("stamps/photographs.csv", "split", 160, caption="caption")
 
 RETENTION = {"photographs": PHOTOGRAPHS, "names": GOOGLE}
@@ -166,14 +173,11 @@ TASKS: Sequence[Task] = (
     _digits(4, epochs=40, trials=2),
     _digits(16, epochs=20, trials=2),
     _digits(None, epochs=6, trials=2),
-    Task(
-        "kinds-new",
-        "emoji sub-categories, half of them",
-        replace(KINDS, half=0),
-        4,
-        (MOVE, FLIP),
-        new=replace(KINDS, half=1),
-    ),
     Task("foods", "foods by name", FOODS, 12, (MOVE, FLIP), seeds=5),
     Task("food-groups", "foods by group", FOOD_GROUPS, 12, (MOVE, FLIP), seeds=5),
+    Task("icons", "icons of another set", ICONS, 6, (MOVE,)),
+    Task("units", "units in another pose", UNITS, 8, (MOVE, FLIP)),
+    Task("unit-texts", "units by description", UNIT_TEXTS, 3, (MOVE, FLIP)),
+    Task("kinds-new", "emoji sub-categories, half of them", _half(KINDS, 0), 4, (MOVE, FLIP), new=_half(KINDS, 1)),
+    Task("icons-new", "icons, half of them", _half(ICONS, 0), 6, (MOVE,), new=_half(ICONS, 1)),
 )
