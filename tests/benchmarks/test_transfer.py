@@ -1,6 +1,7 @@
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -8,6 +9,7 @@ import pytest
 import scipy.special
 import scipy.stats
 import torch
+from PIL import Image
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +22,7 @@ def modules(load_benchmarks):
         left_out="transfer_left_out",
         line="transfer_line",
         means="transfer_means",
+        new="transfer_new",
         plot="transfer_plot",
         results="transfer_results",
         table="transfer_table",
@@ -57,6 +60,32 @@ def test_shots_are_drawn_of_each_class_by_the_seed_and_test_rows_stay(modules):
         assert each[each["split"] == "test"].equals(rows[rows["split"] == "test"])
     assert drawn[0].equals(drawn[1])
     assert not drawn[0].equals(drawn[2])
+
+
+def test_the_halves_of_a_gallery_share_no_label_and_lose_no_row(modules, tmp_path):
+    labels = [f"{letter}'s" for letter in "edcba" for _ in range(2)]
+    files = [f"{number}.png" for number in range(len(labels))]
+    for name in files:
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    pd.DataFrame({"image": files, "label": labels, "split": "test"}).to_csv(tmp_path / "table.csv", index=False)
+    whole = modules["tasks"].Gallery("table.csv", "split", 4, label="label")
+    read = [replace(whole, half=half).read(tmp_path).read(required=()) for half in (0, 1)]
+    assert [list(rows.classes) for rows in read] == [["a's", "c's", "e's"], ["b's", "d's"]]
+    assert [len(rows.indices("test")) for rows in read] == [6, 4]
+
+
+def test_known_and_new_classes_are_joined_by_the_harmonic_mean_within_a_seed(modules, logistic, tmp_path):
+    task = next(task for task in modules["run"].TASKS if task.new)
+    results = modules["results"].Results(tmp_path)
+    known, new = [0.9, 0.5], [0.3, 0.5]
+    method = next(method for method in modules["run"].METHODS if method.name == "classify-prompts")
+    for seed, (one, other) in enumerate(zip(known, new, strict=True)):
+        places = {"val": 0.5, "target": one, "new": other, "photographs": 0.25}
+        metrics = {name: {"accuracy": figure} for name, figure in places.items()}
+        results.write(modules["results"].Cell(task, method, {}, seed), {"metrics": metrics}, 1.0)
+    line = modules["new"].format_new(results, [task], [logistic, method]).splitlines()[2]
+    assert line.split(" | ")[2:6] == ["2", *map(modules["table"].format_interval, (known, new, [0.45, 0.5]))]
+    assert scipy.stats.hmean([known, new]).tolist() == pytest.approx([0.45, 0.5])
 
 
 def test_interval_is_students(modules):
