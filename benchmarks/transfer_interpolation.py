@@ -1,7 +1,6 @@
 """What `--interpolation auto` chooses on the lines that were measured, what it keeps and what it costs."""
 
 import itertools
-import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,7 +10,9 @@ from transfer_results import Results
 from transfer_table import markdown, zero_shot_figures
 from transfer_tasks import Task
 
-from finetune.export.choose_interpolation import Point, choose_interpolation
+from finetune.core.interpolation import Interpolation
+from finetune.export.choose_interpolation import Point, choose_point
+from finetune.metrics.statistics import standard_error
 
 MAX_LOSS = 0.05
 LOST = "lost on other domains"
@@ -36,18 +37,25 @@ class Chosen(NamedTuple):
     lost_at_1: float
 
 
-def as_shipped(points: Sequence[Point], rows: int) -> float:  # noqa: ARG001
-    """Chooses as `--interpolation auto` does: the best on the validation rows, among those that lose little."""
-    scores = {point.interpolation: point[1:] for point in points}
-    return choose_interpolation(scores.__getitem__, scores, MAX_LOSS)[0]
+def as_shipped(points: Sequence[Point], rows: int) -> float:
+    """Chooses as `--interpolation auto` does: what loses least among those that are about as good as the best."""
+    unsure = [point._replace(target_error=standard_error(point.target, rows)) for point in points]
+    return best(unsure, rows)
+
+
+def best(points: Sequence[Point], rows: int) -> float:  # noqa: ARG001
+    """Chooses the best on the validation rows, among those that lose little; the errors of the points count."""
+    chosen = choose_point(points, MAX_LOSS).interpolation
+    assert not isinstance(chosen, Interpolation)  # both towers are alike on these lines
+    return chosen
 
 
 def largest(points: Sequence[Point], rows: int) -> float:
     """Chooses the largest within a standard error of the best, among those that lose little."""
     allowed = [point for point in points if point.retention_loss <= MAX_LOSS]
     highest = max(point.target for point in allowed)
-    least = highest - math.sqrt(highest * (1 - highest) / rows)
-    return max(point.interpolation for point in allowed if point.target >= least)
+    least = highest - standard_error(highest, rows)
+    return max(weight for weight, target, *_ in allowed if target >= least and not isinstance(weight, Interpolation))
 
 
 def surely(rule: Rule) -> Rule:
@@ -61,10 +69,12 @@ def surely(rule: Rule) -> Rule:
 
 
 RULES: Mapping[str, Rule] = {
-    "the best on the validation rows, as shipped": as_shipped,
-    "the best, with a standard error on top of the loss": surely(as_shipped),
+    "what loses least within a standard error of the best, as shipped": as_shipped,
+    "the same, with a standard error on top of the loss": surely(as_shipped),
+    "the best on the validation rows": best,
+    "the best, with a standard error on top of the loss": surely(best),
     "the largest within a standard error of the best": largest,
-    "the same, with a standard error on top of the loss": surely(largest),
+    "the largest, with a standard error on top of the loss": surely(largest),
 }
 
 

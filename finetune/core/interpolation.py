@@ -45,6 +45,17 @@ class Interpolation:
         """The profile as `parse_interpolation` reads it."""
         return ",".join(f"{tower}={_write_weights(weights)}" for tower, weights in self.by_tower().items())
 
+    @classmethod
+    def of(cls, interpolation: "float | Interpolation") -> "Interpolation":
+        """Returns the profile of equal weights that a number stands for; a profile as it is.
+
+        Args:
+            interpolation: The number, or the profile.
+        """
+        if isinstance(interpolation, Interpolation):
+            return interpolation
+        return cls(image=(interpolation, interpolation), text=(interpolation, interpolation))
+
     def by_tower(self) -> dict[str, tuple[float, float]]:
         """Returns the weights of each tower by its name."""
         return {"image": self.image, "text": self.text}

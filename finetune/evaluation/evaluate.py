@@ -53,7 +53,19 @@ def evaluate(
         RecipeError: If the model answers with NaN or infinity.
     """
     device = device or find_device()
-    answers = embed(model.to(device), loader, device, progress=progress, shared=True)
+    return measure(embed(model.to(device), loader, device, progress=progress, shared=True), metric)
+
+
+def measure(answers: Answers, metric: RowMetric) -> Evaluation:
+    """Measures what a model said of rows.
+
+    Args:
+        answers: What it said.
+        metric: A fresh one, that of the table's kind; it observes the answers.
+
+    Raises:
+        RecipeError: If a number among them is NaN or infinity.
+    """
     require_finite(answers)
     metric.observe(answers)
     return Evaluation(

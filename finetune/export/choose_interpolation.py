@@ -1,6 +1,7 @@
 """How far from its base a trained model is exported, and at which temperature."""
 
-from collections.abc import Callable, Iterable, Mapping
+import statistics
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,27 +16,53 @@ from finetune.inference.models import HeadOnTower, RowModel, ask_towers
 from finetune.model.base import Base
 from finetune.model.head import LinearHead
 from finetune.model.interpolate import interpolate
+from finetune.model.layers import TOWERS, Tower
 from finetune.model.towers import AlignTowers
 
 INTERPOLATIONS = tuple(step / 10 for step in range(11))
-"""What `auto` measures."""
+"""The line that `auto` measures first: both towers alike."""
+
+Ramp = tuple[float, float]
+"""The weights at a tower's first and last block."""
+
+_LEVEL = tuple((weight, weight) for weight in INTERPOLATIONS)
+RAMPS: Mapping[str, tuple[Ramp, ...]] = {
+    "image": (*_LEVEL, (1.0, 0.5), (0.8, 0.4), (0.6, 0.3), (1.0, 0.0), (0.5, 1.0), (0.4, 0.8)),
+    "text": _LEVEL,
+}
+"""What `auto` tries of each tower, with each of the other's."""
 
 
 class Point(NamedTuple):
     """One model between base and trained, and how it did.
 
     Attributes:
-        interpolation: 0 is the base, 1 all that was trained.
+        interpolation: 0 is the base, 1 all that was trained; a profile where it goes with tower and depth.
         target: The metric that training is for, higher is better.
         retention_loss: What is lost on the retention tables, as a share of what the base can do there; below 0 for a
             gain.
         retention_error: Standard error of that, as retention rows are few.
+        target_error: Standard error of the target, as validation rows are few.
     """
 
-    interpolation: float
+    interpolation: float | Interpolation
     target: float
     retention_loss: float
     retention_error: float
+    target_error: float = 0.0
+
+    def as_record(self) -> dict[str, Any]:
+        """Returns the attributes by name, as JSON holds them."""
+        return {**self._asdict(), "interpolation": as_json(self.interpolation)}
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> "Point":
+        """Reads what `as_record` wrote.
+
+        Args:
+            record: Values by the names of the attributes.
+        """
+        return cls(**{**record, "interpolation": parse_interpolation(record["interpolation"])})
 
 
 class Temperature(NamedTuple):
@@ -58,14 +85,16 @@ class Choice(NamedTuple):
     Attributes:
         interpolation: 0 is the base, 1 all that was trained; a profile where it goes with tower and depth.
         temperature: None where it was not fitted.
-        curve: What `auto` measured; None where the interpolation was given.
+        curve: What `auto` measured where both towers are alike; None where the interpolation was given.
         max_retention_loss: What `auto` allowed.
+        profiles: What `auto` measured beside that.
     """
 
     interpolation: float | Interpolation
     temperature: Temperature | None = None
     curve: tuple[Point, ...] | None = None
     max_retention_loss: float | None = None
+    profiles: tuple[Point, ...] = ()
 
     @property
     def scale(self) -> float:
@@ -76,9 +105,9 @@ class Choice(NamedTuple):
         """Returns `interpolation` of `metrics.json`; nothing where all that was trained is exported unasked."""
         chosen = as_json(self.interpolation)
         if self.curve is not None:
-            curve = [point._asdict() for point in self.curve]
+            curve, profiles = ([point.as_record() for point in points] for points in (self.curve, self.profiles))
             found = {"chosen": chosen, "max_retention_loss": self.max_retention_loss, "curve": curve}
-            return {"interpolation": found}
+            return {"interpolation": {**found, **({"profiles": profiles} if profiles else {})}}
         return {"interpolation": {"chosen": chosen}} if self.interpolation != 1 else {}
 
     def write(self, path: Path) -> None:
@@ -87,10 +116,13 @@ class Choice(NamedTuple):
         Args:
             path: The file.
         """
-        temperature = self.temperature and self.temperature._asdict()
-        curve = self.curve and [point._asdict() for point in self.curve]
-        chosen = as_json(self.interpolation)
-        write_json(path, {**self._asdict(), "interpolation": chosen, "temperature": temperature, "curve": curve})
+        values = {
+            "interpolation": as_json(self.interpolation),
+            "temperature": self.temperature and self.temperature._asdict(),
+            "curve": self.curve and [point.as_record() for point in self.curve],
+            "profiles": [point.as_record() for point in self.profiles],
+        }
+        write_json(path, {**self._asdict(), **values})
 
     @classmethod
     def read(cls, path: Path) -> "Choice":
@@ -104,13 +136,14 @@ class Choice(NamedTuple):
         """
         try:
             values = read_json(path)
-            temperature, curve = values.pop("temperature"), values.pop("curve")
-            return cls(
-                interpolation=parse_interpolation(values.pop("interpolation")),
-                **values,
-                temperature=temperature and Temperature(**temperature),
-                curve=curve and tuple(Point(**point) for point in curve),
-            )
+            temperature, curve = values["temperature"], values["curve"]
+            read = {
+                "interpolation": parse_interpolation(values["interpolation"]),
+                "temperature": temperature and Temperature(**temperature),
+                "curve": curve and tuple(map(Point.of_record, curve)),
+                "profiles": tuple(map(Point.of_record, values.get("profiles", ()))),  # earlier releases tried none
+            }
+            return cls(**{**values, **read})
         except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(
                 f"Expected {path} to hold what its run exports, but got: {error!r}. Run it again."
@@ -125,6 +158,10 @@ class Line:
         adapted: State dict of the base with the adapters merged, None where no tower was adapted.
         head: The trained head, None where there is none.
         device: Where the models run.
+
+    Attributes:
+        moved: The names of the towers in which something was trained; the other one is the base's at every
+            interpolation.
     """
 
     def __init__(
@@ -135,11 +172,16 @@ class Line:
         self._adapted = adapted
         self._head = head
         self._device = device
+        self.moved = tuple(tower.name for tower in TOWERS if self._moves(tower))
+
+    def _moves(self, tower: Tower) -> bool:
+        adapted = self._adapted or {}
+        return any(not self._base[name].equal(tensor) for name, tensor in adapted.items() if tower.owns(name))
 
     @property
-    def moves_towers(self) -> bool:
-        """Whether the towers are the base's at interpolation 0 only."""
-        return self._adapted is not None
+    def has_head(self) -> bool:
+        """Whether there is a head."""
+        return self._head is not None
 
     def towers_at(self, interpolation: float | Interpolation) -> AlignTowers:
         """Returns the towers of an interpolation, the same object at each call.
@@ -151,6 +193,29 @@ class Line:
             self.towers.align.load_state_dict(interpolate(self._base, self._adapted, interpolation))
         return self.towers
 
+    def temperature_at(self, interpolation: float | Interpolation) -> Tensor:
+        """Returns the temperature of an interpolation, on the device.
+
+        Args:
+            interpolation: In [0, 1], or a profile.
+        """
+        name = "temperature"
+        base, adapted = ({name: state[name]} for state in (self._base, self._adapted or self._base))
+        return interpolate(base, adapted, interpolation)[name].to(self._device)
+
+    def head_at(self, interpolation: float | Interpolation) -> LinearHead:
+        """Returns the head of an interpolation, on the device.
+
+        Args:
+            interpolation: In [0, 1], or a profile.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        if self._head is None:
+            raise ValueError("Expected a head, but got none: nothing but towers was trained.")
+        return self._head.at(interpolation).to(self._device)
+
     def at(self, interpolation: float | Interpolation, prompts: ClassPrompts | None) -> RowModel:
         """Returns the model of an interpolation, with its head where there is one.
 
@@ -161,35 +226,77 @@ class Line:
         towers = self.towers_at(interpolation)
         if self._head is None:
             return ask_towers(towers, prompts)
-        return HeadOnTower(towers, self._head.at(interpolation).to(self._device))
+        return HeadOnTower(towers, self.head_at(interpolation))
 
 
-def choose_interpolation(
-    score: Callable[[float], tuple[float, float, float]], interpolations: Iterable[float], max_loss: float
-) -> tuple[float, list[Point]]:
-    """Chooses the interpolation with the best target among those that lose little enough on the retention tables.
+def choose_point(points: Collection[Point], max_loss: float) -> Point:
+    """Chooses among models between base and trained: the rule of `auto`.
 
-    Of equal targets the one that loses least is taken, and then the one nearest to the base.
+    Of those that lose at most `max_loss` on the retention tables, the best target counts, and all whose target is
+    within a standard error of it are as good: on few validation rows the best one is the best by chance. Of these the
+    one that loses least is taken. This is the one-standard-error rule (Breiman et al. 1984, Classification and
+    Regression Trees, section 3.4.3), with the smaller loss in the place of the smaller tree. Of equal losses the higher
+    target is taken, and then what lies nearest to the base.
 
     Args:
-        score: Returns target, retention loss and its error of an interpolation, see `Point`. It is called once for
-            each.
-        interpolations: What to measure. With 0 among them there always is a choice, as the base loses nothing.
+        points: What was measured. With the base among them there always is a choice, as it loses nothing.
         max_loss: The largest retention loss allowed.
-
-    Returns:
-        The interpolation, and the points in the order of `interpolations`.
 
     Raises:
         ValueError: If each of them loses more.
 
     Example:
-        >>> choose_interpolation(lambda weight: (weight, weight**2, 0.01), [0.0, 0.5, 1.0], max_loss=0.3)[0]
+        >>> points = [Point(0.0, 0.1, 0.0, 0.0), Point(0.5, 0.88, 0.02, 0.01, 0.03), Point(1.0, 0.9, 0.04, 0.01, 0.03)]
+        >>> choose_point(points, max_loss=0.05).interpolation
         0.5
     """
-    curve = [Point(interpolation, *score(interpolation)) for interpolation in interpolations]
-    allowed = [point for point in curve if point.retention_loss <= max_loss]
+    allowed = [point for point in points if point.retention_loss <= max_loss]
     if not allowed:
         raise ValueError(f"Expected an interpolation that loses at most {max_loss}, but got none. Add 0 to them.")
-    best = max(allowed, key=lambda point: (point.target, -point.retention_loss, -point.interpolation))
-    return best.interpolation, curve
+    best = max(allowed, key=lambda point: point.target)
+    as_good = [point for point in allowed if point.target >= best.target - best.target_error]
+    return min(as_good, key=lambda point: (point.retention_loss, -point.target, _distance(point.interpolation)))
+
+
+class Candidates(NamedTuple):
+    """What `auto` tries.
+
+    Attributes:
+        asking: Those for which a tower has to be asked about the rows at weights that are new, the line first.
+        joined: Those that can be put together of what the towers have said by then.
+        weights: At how many different weights each tower is asked, by its name.
+    """
+
+    asking: list[float | Interpolation]
+    joined: list[float | Interpolation]
+    weights: dict[str, int]
+
+
+def list_candidates(moved: Collection[str]) -> Candidates:
+    """Returns the line on which both towers are alike, and each pair of the towers' `RAMPS`.
+
+    Where one tower alone was trained, the other goes along, as it is the same in every profile; where none was, there
+    is the line alone.
+
+    Args:
+        moved: The towers in which something was trained.
+    """
+    pairs: Iterable[tuple[Ramp, Ramp]] = ((ramp, ramp) for tower in moved for ramp in RAMPS[tower])
+    if len(moved) > 1:
+        pairs = ((image, text) for text in RAMPS["text"] for image in RAMPS["image"])
+    profiles = (parse_interpolation(Interpolation(*pair)) for pair in pairs)
+    candidates = Candidates([], [], {})
+    known: set[tuple[str, Ramp | None]] = set()
+    for interpolation in dict.fromkeys([*INTERPOLATIONS, *profiles]):
+        by_tower = Interpolation.of(interpolation).by_tower()
+        halves = {(tower, ramp if tower in moved else None) for tower, ramp in by_tower.items()}
+        (candidates.joined if halves <= known else candidates.asking).append(interpolation)
+        known |= halves
+    for tower, _ in known:
+        candidates.weights[tower] = candidates.weights.get(tower, 0) + 1
+    return candidates
+
+
+def _distance(interpolation: float | Interpolation) -> float:
+    """How far from the base an interpolation lies, in the mean."""
+    return statistics.mean(sum(Interpolation.of(interpolation).by_tower().values(), ()))

@@ -1,5 +1,6 @@
 """Metrics as functions of how often each unit counts: once each for the metric itself, as drawn for its bootstrap."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -108,6 +109,24 @@ class MeanOfMeans(Figure):
         empty = counts.new_zeros(int(self.group_ids.max()) + 1 if len(self.group_ids) else 1, counts.shape[1])
         sums = empty.index_add(0, self.group_ids, counts * self.values[:, None])
         return (sums / empty.index_add(0, self.group_ids, counts)).nanmean(0)
+
+
+def standard_error(share: float, units: int) -> float:
+    """Returns the standard error of a mean of values in [0, 1], sqrt(p (1 - p) / n).
+
+    Shares have exactly that error, and no other mean has a larger one (Bhatia and Davis 2000, American Mathematical
+    Monthly 107).
+
+    Args:
+        share: The mean p; what lies outside of [0, 1] counts as the nearer end.
+        units: n, how many values there are.
+
+    Example:
+        >>> standard_error(0.5, 100)
+        0.05
+    """
+    share = min(max(share, 0.0), 1.0)
+    return math.sqrt(share * (1 - share) / units)
 
 
 def mean(values: Tensor) -> MeanOfMeans:

@@ -1,22 +1,44 @@
 """The interpolation and the temperature of what a run exports, chosen on validation rows."""
 
+import sys
 from collections.abc import Callable
 
 import torch
 
+from finetune.core import processes
+from finetune.core.bar import Bar
+from finetune.core.console import say
 from finetune.core.errors import RecipeError
+from finetune.core.interpolation import Interpolation
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.evaluation.evaluate import Evaluation, evaluate
 from finetune.evaluation.forgetting import Loss, relative_loss
-from finetune.export.choose_interpolation import INTERPOLATIONS, Choice, Line, Temperature, choose_interpolation
-from finetune.inference.models import RowModel, ask_towers
+from finetune.evaluation.kept_answers import KeptAnswers
+from finetune.export.choose_interpolation import (
+    INTERPOLATIONS,
+    Choice,
+    Line,
+    Point,
+    Temperature,
+    choose_point,
+    list_candidates,
+)
+from finetune.inference.models import RowModel
 from finetune.metrics.calibration import fit_temperature
-from finetune.metrics.statistics import Figure
+from finetune.metrics.statistics import Figure, standard_error
 from finetune.model.base import Base
 from finetune.model.head import LinearHead
 from finetune.model.merge import merge_adapter
 from finetune.run.folder import RunFolder
 from finetune.run.settings import RunSettings
+
+MOST_BYTES = 1024**3
+"""Features that are kept of a search: those of 25,000 rows with labels, or 15,000 with captions, at 640 float32."""
+
+TOO_MANY_ROWS = (
+    "run.interpolation auto keeps both towers alike: what profiles make of so many validation and retention rows does "
+    f"not fit into {MOST_BYTES // 1024**3} GiB."
+)
 
 
 def check_settings(settings: RunSettings, data: ImageTextDataModule) -> None:
@@ -63,12 +85,7 @@ def choose(
     if fixed is not None and not fits:
         return Choice(fixed)
     line = build_line()
-    if fixed is None:
-        score = _build_score(line, data, device)
-        weight, curve = choose_interpolation(score, INTERPOLATIONS, settings.max_retention_loss)
-        choice = Choice(weight, curve=tuple(curve), max_retention_loss=settings.max_retention_loss)
-    else:
-        choice = Choice(fixed)
+    choice = _search(line, data, device, settings.max_retention_loss) if fixed is None else Choice(fixed)
     if fits:
         answers = _validate(line.at(choice.interpolation, data.class_prompts), data, device).answers
         assert answers.class_scores is not None
@@ -95,29 +112,70 @@ def _validate(model: RowModel, data: ImageTextDataModule, device: torch.device) 
     return evaluate(model, data.loader("val"), data.kind.metric(), device, "validation")
 
 
-def _build_score(
-    line: Line, data: ImageTextDataModule, device: torch.device
-) -> Callable[[float], tuple[float, float, float]]:
-    """The score of an interpolation: the main metric on the validation rows, and the worst retention loss."""
+def _search(line: Line, data: ImageTextDataModule, device: torch.device, max_loss: float) -> Choice:
+    """The choice of `auto` among all that it tries; among the line alone where memory could not hold more."""
+    score, (asking, joined, _) = Score(line, data, device), list_candidates(line.moved)
+    if score.count_bytes() > MOST_BYTES:
+        score.keeps, asking, joined = False, [*INTERPOLATIONS], []
+        if processes.is_first():
+            say(TOO_MANY_ROWS, file=sys.stderr)
+    points = {interpolation: score(interpolation) for interpolation in asking}
+    with Bar("profiles", len(joined), "models", "models", shown=processes.is_first()) as bar:
+        for interpolation in joined:
+            points[interpolation] = score(interpolation)
+            bar.advance(1, 1)
+    curve = tuple(points.pop(interpolation) for interpolation in INTERPOLATIONS)
+    profiles = tuple(points.values())
+    chosen = choose_point([*curve, *profiles], max_loss).interpolation
+    return Choice(chosen, None, curve, max_loss, profiles)
 
-    def measure_retention(interpolation: float) -> dict[str, Figure]:
-        towers = line.towers_at(interpolation)
-        found = {}
-        for name, other in data.retention.items():
-            split = "val" if len(other.rows.indices("val")) else "test"
-            model = ask_towers(towers, other.class_prompts)
-            measured = evaluate(model, other.loader(split), other.kind.metric(), device, f"retention, {name}")
-            found[name] = measured.figures[measured.headline]
-        return found
 
-    before = measure_retention(0.0)
+class Score:
+    """Measures an interpolation: by the main metric on the validation rows, and the worst retention loss.
 
-    def score(interpolation: float) -> tuple[float, float, float]:
-        after = measure_retention(interpolation) if interpolation and line.moves_towers else before
+    Args:
+        line: The models.
+        data: The table, and those of `data.retention`.
+        device: Where the models run.
+
+    Attributes:
+        keeps: Whether what the towers make of the rows is kept for other interpolations.
+    """
+
+    def __init__(self, line: Line, data: ImageTextDataModule, device: torch.device) -> None:
+        self.keeps = True
+        self._moved = line.moved
+        self._target = KeptAnswers(line, data, "val", device, "validation", by_head=True)
+        self._retention = {
+            name: KeptAnswers(line, other, _choosing_split(other), device, f"retention, {name}")
+            for name, other in data.retention.items()
+        }
+        self._before: dict[str, Figure] = {}
+
+    def count_bytes(self) -> int:
+        """Returns how much memory takes what is kept."""
+        weights = list_candidates(self._moved).weights
+        return sum(table.count_bytes(weights) for table in (self._target, *self._retention.values()))
+
+    def __call__(self, interpolation: float | Interpolation) -> Point:
+        """Returns the point of an interpolation. Metrics are float32: their last digits shall choose nothing."""
+        before = self._before = self._before or self._measure_retention(0.0)
+        after = self._measure_retention(interpolation)
         losses = [relative_loss(figure, after[name]) for name, figure in before.items()]
         worst = max((loss for loss in losses if loss is not None), default=Loss(0.0, 0.0))
-        reached = _validate(line.at(interpolation, data.class_prompts), data, device).main[1]
-        # Metrics are float32: their last digits shall choose nothing.
-        return round(reached, 6), round(worst.value, 6), round(worst.error, 6)
+        found = self._target.evaluate(interpolation)
+        target, units = found.main[1], found.figures[found.headline].units
+        figures = (target, worst.value, worst.error, standard_error(target, units))
+        if not self.keeps:
+            for table in (self._target, *self._retention.values()):
+                table.forget()
+        return Point(interpolation, *(round(figure, 6) for figure in figures))
 
-    return score
+    def _measure_retention(self, interpolation: float | Interpolation) -> dict[str, Figure]:
+        measured = {name: table.evaluate(interpolation) for name, table in self._retention.items()}
+        return {name: found.figures[found.headline] for name, found in measured.items()}
+
+
+def _choosing_split(other: ImageTextDataModule) -> str:
+    """The rows of a retention table by which an interpolation is chosen."""
+    return "val" if len(other.rows.indices("val")) else "test"

@@ -195,6 +195,6 @@ class _Trial:
         kept = min(MOST_BYTES, watch.kept * rows["train"] / seen)
         saved = count_bytes(*run.checkpoints.glob("step-*")) + int(kept)
         return (
-            *find_memory(self.device, watch.helpers + answers, self.free),
+            *find_memory(self.device, watch.helpers + max(answers, self.pace.kept), self.free),
             find_disk(run.path, self.plan.trainings, of_training, saved, written),
         )

@@ -9,12 +9,12 @@ from finetune.core.types import Texts
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.data.prepare.texts import write_prompts
 from finetune.evaluation.probe import IMAGES, TEMPLATE, WORDS
-from finetune.export.choose_interpolation import INTERPOLATIONS
+from finetune.export.choose_interpolation import INTERPOLATIONS, list_candidates
 from finetune.inference.embed import embed, embed_texts
 from finetune.inference.models import PlainClassifier, RowModel, ask_towers
 from finetune.model.base import Base
 from finetune.model.towers import AlignTowers
-from finetune.pipeline.choose import open_line
+from finetune.pipeline.choose import MOST_BYTES, Score, open_line
 from finetune.pipeline.pace import FirstBatches, Reading, clock, typical
 from finetune.run.folder import RunFolder
 from finetune.run.settings import RunSettings
@@ -35,6 +35,7 @@ class MeasurePace:
     Attributes:
         images: Seconds in which the training images are embedded, once the base was measured.
         probed: How many embeddings a measurement keeps for the drift meter, likewise.
+        kept: Bytes that are kept while an interpolation is chosen, once that was tried.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class MeasurePace:
         self.data, self.settings, self.device, self.reading = data, settings, device, reading
         self.test = self.images = self.retention = self.probe = 0.0
         self.probed = IMAGES
+        self.kept = 0
 
     def expect_base(self, base: Base) -> float:
         """Returns the seconds in which the base is measured.
@@ -79,10 +81,16 @@ class MeasurePace:
         is_chosen = settings.fixed_interpolation is None
         if not fits and not is_chosen:
             return 0.0
-        opened = clock(lambda: open_line(run, base, self.device))
+        started = time.perf_counter()
+        line = open_line(run, base, self.device)
+        opened = time.perf_counter() - started
         validation = self.test * rows / len(data.rows.indices("test"))
-        points = len(INTERPOLATIONS) if is_chosen else 0
-        return opened + (points + fits) * validation + points * self.retention
+        passes = 0
+        if is_chosen:
+            kept = Score(line, data, self.device).count_bytes()
+            self.kept = kept if kept <= MOST_BYTES else 0
+            passes = len(list_candidates(line.moved).asking) if self.kept else len(INTERPOLATIONS)
+        return opened + (passes + fits) * validation + passes * self.retention
 
     def expect_exported(self, run: RunFolder) -> float:
         """Returns the seconds in which what was exported is measured.

@@ -11,19 +11,21 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 22, 10, 42
 
 
 class Series(NamedTuple):
-    """Points that a line joins.
+    """Points, which a line joins or not.
 
     Attributes:
         name: What the legend calls it.
         points: x and y of each, in the order in which they are joined.
         radii: Radius of a circle at each point, in units of the picture; None for no circles.
         is_reference: Whether the points are there to compare with and were not measured.
+        is_joined: Whether a line joins them.
     """
 
     name: str
     points: Sequence[tuple[float, float]]
     radii: Sequence[float] | None = None
     is_reference: bool = False
+    is_joined: bool = True
 
 
 class Axis(NamedTuple):
@@ -79,7 +81,7 @@ def draw_chart(title: str, lines: Sequence[Series], x_axis: Axis, y_axis: Axis, 
     styles = _name_styles(lines)
     parts = [*_draw_axes(x_ticks, y_ticks, x_axis, y_axis, place(x_ticks[0], y_ticks[0]))]
     for style, line in zip(styles, lines, strict=True):
-        parts += _draw_line(style, [place(x, y) for x, y in line.points], line.radii)
+        parts += _draw_line(style, [place(x, y) for x, y in line.points], line.radii, line.is_joined)
     svg = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
         WIDTH, HEIGHT, _describe(title, lines, x_axis, y_axis), Markup("").join(parts)
     )
@@ -156,9 +158,11 @@ def _draw_axes(
     return parts
 
 
-def _draw_line(style: str, points: Sequence[tuple[float, float]], radii: Sequence[float] | None) -> list[Markup]:
+def _draw_line(
+    style: str, points: Sequence[tuple[float, float]], radii: Sequence[float] | None, is_joined: bool
+) -> list[Markup]:
     joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    parts = [Markup('<polyline points="{}" class="{}"/>').format(joined, style)]
+    parts = [Markup('<polyline points="{}" class="{}"/>').format(joined, style)] if is_joined else []
     if radii is None and len(points) == 1:
         radii = [3.5]
     for (x, y), radius in zip(points, radii or (), strict=False):

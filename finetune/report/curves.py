@@ -1,13 +1,15 @@
 """The charts of a run: how training went, what each interpolation gives, how well confidence matches accuracy."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from finetune.core.interpolation import name_interpolation
 from finetune.report.charts import Axis, Chart, Series, draw_chart
 from finetune.report.facts import Facts
+from finetune.run.results import list_tried
 
 MOST_POINTS = 200
 """Points of a line; where more were logged, the line shows means of neighbours."""
@@ -68,7 +70,7 @@ def _draw_steps(title: str, logged: pd.DataFrame, names: Sequence[str], axis: Ax
 
 
 def draw_interpolation(interpolation: dict[str, Any]) -> Chart:
-    """The target metric and the retention loss of each interpolation, and the one that was chosen.
+    """The target metric and the retention loss where both towers are alike, and the chosen point where it is there.
 
     Args:
         interpolation: `interpolation` of `metrics.json`, with its `curve`.
@@ -80,11 +82,57 @@ def draw_interpolation(interpolation: dict[str, Any]) -> Chart:
         if points:
             lines.append(Series(name, points, [3.0] * len(points)))
     values = [y for line in lines for _, y in line.points]
-    lines.append(Series(f"chosen: {chosen:g}", [(chosen, min(0.0, *values)), (chosen, max(values))], is_reference=True))
+    if not isinstance(chosen, dict):
+        ends = [(chosen, min(0.0, *values)), (chosen, max(values))]
+        lines.append(Series(f"chosen: {name_interpolation(chosen)}", ends, is_reference=True))
     if limit is not None:
         name = f"retention loss limit: {100 * limit:g} %"
         lines.append(Series(name, [(0.0, limit), (1.0, limit)], is_reference=True))
     return draw_chart("Interpolation", lines, Axis("interpolation"), Axis("share", is_share=True))
+
+
+def draw_profiles(interpolation: dict[str, Any]) -> Chart:
+    """The target metric over the retention loss of all that was tried, and the one that was chosen.
+
+    Args:
+        interpolation: `interpolation` of `metrics.json`, with its `profiles`.
+    """
+    tried, limit = list_tried(interpolation), interpolation["max_retention_loss"]
+    alike, profiles = (
+        [(point["retention_loss"], point["target"]) for point in interpolation[key]] for key in ("curve", "profiles")
+    )
+    chosen = next(point for point in tried if point["interpolation"] == interpolation["chosen"])
+    targets = [point["target"] for point in tried]
+    lines = [  # what comes later lies on top
+        Series(
+            f"chosen: {name_interpolation(chosen['interpolation'])}",
+            [(chosen["retention_loss"], chosen["target"])],
+            [7.0],
+            is_reference=True,
+        ),
+        Series("both towers alike, from the base to what was trained", alike, [3.0] * len(alike)),
+        Series("profiles", profiles, [2.0] * len(profiles), is_joined=False),
+        Series(
+            f"retention loss limit: {100 * limit:g} %",
+            [(limit, min(targets)), (limit, max(targets))],
+            is_reference=True,
+        ),
+    ]
+    axes = Axis("retention loss", is_share=True), Axis("target", is_share=True)
+    return draw_chart("Profiles", lines, *axes, "Further up and further left is better.")
+
+
+def find_unbeaten(interpolation: dict[str, Any]) -> list[Mapping[str, Any]]:
+    """The points than which no other one has a higher target and loses less, the smallest loss first.
+
+    Args:
+        interpolation: `interpolation` of `metrics.json`.
+    """
+    found: list[Mapping[str, Any]] = []
+    for point in sorted(list_tried(interpolation), key=lambda point: (point["retention_loss"], -point["target"])):
+        if not found or point["target"] > found[-1]["target"]:
+            found.append(point)
+    return found
 
 
 def draw_reliability(calibration: dict[str, Any]) -> Chart:

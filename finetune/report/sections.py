@@ -1,12 +1,14 @@
 """The sections of the page in their order, each only where the run has its facts."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
 
+from finetune.core.interpolation import name_interpolation
 from finetune.report.charts import Chart
 from finetune.report.classes import MOST_CONFUSED, find_confusions, find_recalls
-from finetune.report.curves import draw_interpolation, draw_reliability, draw_training
+from finetune.report.curves import draw_interpolation, draw_profiles, draw_reliability, draw_training, find_unbeaten
 from finetune.report.examples import find_mistakes, find_queries
 from finetune.report.facts import Facts
 from finetune.report.thumbnails import Thumbnails
@@ -108,16 +110,23 @@ def _show_retention(metrics: dict[str, Any]) -> dict[str, Any]:
     return shown
 
 
-def _show_interpolation(interpolation: dict[str, Any] | None) -> tuple[str, Chart, Grid] | None:
+def _show_interpolation(interpolation: dict[str, Any] | None) -> tuple[str, list[Chart], list[Grid]] | None:
     if interpolation is None or "curve" not in interpolation:  # the recipe's number, which the page shows
         return None
-    keys = ("target", "retention_loss", "retention_error")
+    charts, grids = [draw_interpolation(interpolation)], [_list_points("Interpolations tried", interpolation["curve"])]
+    if "profiles" in interpolation:
+        charts.append(draw_profiles(interpolation))
+        grids.append(_list_points("Models that no other one beats in both", find_unbeaten(interpolation)))
+    return format_interpolation(interpolation), charts, grids
+
+
+def _list_points(title: str, points: Sequence[Mapping[str, Any]]) -> Grid:
+    keys = ("target", "target_error", "retention_loss", "retention_error")
     lines = [
-        [f"{point['interpolation']:g}", *(format_share(point.get(key)) for key in keys)]
-        for point in interpolation["curve"]
+        [name_interpolation(point["interpolation"]), *(format_share(point.get(key)) for key in keys)]
+        for point in points
     ]
-    tried = Grid("Interpolations tried", ["interpolation", "target", "retention loss", "standard error"], lines)
-    return format_interpolation(interpolation), draw_interpolation(interpolation), tried
+    return Grid(title, ["interpolation", "target", "standard error", "retention loss", "standard error"], lines)
 
 
 def _show_calibration(calibration: dict[str, Any] | None) -> tuple[Chart, Grid, Grid] | None:

@@ -60,7 +60,8 @@ def format_interpolation(interpolation: Mapping[str, Any]) -> str:
     """Where the exported model lies between the base and the trained model, and why there.
 
     Args:
-        interpolation: `interpolation` of `metrics.json`; without `curve` the recipe or the user chose it.
+        interpolation: `interpolation` of `metrics.json`; without `curve` the recipe or the user chose it, and without
+            `profiles` both towers are alike in all that was tried.
 
     Example:
         >>> format_interpolation({"chosen": 0.25})
@@ -68,7 +69,8 @@ def format_interpolation(interpolation: Mapping[str, Any]) -> str:
     """
     chosen = interpolation["chosen"]
     line = f"Interpolation {name_interpolation(chosen)}: {_say_where(chosen)}."
-    point = next((point for point in interpolation.get("curve", ()) if point["interpolation"] == chosen), None)
+    tried = list_tried(interpolation)
+    point = next((point for point in tried if point["interpolation"] == chosen), None)
     if point is None:
         return line
     line += f" On the validation rows this model scores {format_share(point['target'])}"
@@ -80,8 +82,19 @@ def format_interpolation(interpolation: Mapping[str, Any]) -> str:
         if error > interpolation["max_retention_loss"]:
             line += ": too few rows to hold this limit"
     if not chosen:
-        line += ". This is the base: every other point exceeds the limit or scores no better"
+        line += ". This is the base: every other point exceeds the limit or scores hardly better"
+    elif "target_error" in point:  # which earlier releases did not take into account
+        line += f". Of {len(tried)} models, it loses least among those that score about as well as any within the limit"
     return f"{line}."
+
+
+def list_tried(interpolation: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The points that were measured: the line on which both towers are alike, then the profiles.
+
+    Args:
+        interpolation: `interpolation` of `metrics.json`.
+    """
+    return [*interpolation.get("curve", ()), *interpolation.get("profiles", ())]
 
 
 def _say_where(chosen: Any) -> str:

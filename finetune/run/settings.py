@@ -28,7 +28,7 @@ class RunSettings:
             labels): 20 as is usual, 1 as COYO-ALIGN's table; null for none. Embeds every training image.
         interpolation: Weight of what was trained between the base and it: 1 exports all of it, less forgets less. Or a
             weight for each tower, such as `{image: 0.7, text: 0.3}`, or `[first, last]` for a tower's first and last
-            block. `auto` takes the best on the validation rows within `max_retention_loss`.
+            block. `auto` takes what loses least among the best on the validation rows within `max_retention_loss`.
         max_retention_loss: What `auto` may lose on any table of `data.retention`, as a share of what the base can do
             there.
         calibrate: Whether the temperature is fitted on the validation rows (tables with a label a row), so that the

@@ -1,11 +1,12 @@
 """Which weights of a training are kept: the latest that are not clearly worse on the validation rows."""
 
-import math
 from typing import Any
 
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
+
+from finetune.metrics.statistics import standard_error
 
 
 class LatestBest(ModelCheckpoint):
@@ -13,12 +14,11 @@ class LatestBest(ModelCheckpoint):
 
     On few validation rows an early epoch often reaches the highest value by chance, and the weights after the whole
     schedule are better. This is the one-standard-error rule (Breiman et al. 1984, Classification and Regression Trees,
-    section 3.4.3), with the later epoch in the place of the smaller tree. With n rows and a highest mean p of values in
-    [0, 1] the standard error is taken as sqrt(p (1 - p) / n): shares have exactly that error, and no other mean has a
-    larger one (Bhatia and Davis 2000, American Mathematical Monthly 107).
+    section 3.4.3), with the later epoch in the place of the smaller tree, and the error of
+    `finetune.metrics.statistics.standard_error`.
 
     Args:
-        rows: n, the number of validation rows. Without any, and so without a metric, the last weights are kept.
+        rows: Number of validation rows. Without any, and so without a metric, the last weights are kept.
         options: Those of `ModelCheckpoint`; the monitored metric lies in [0, 1], and higher is better.
     """
 
@@ -33,7 +33,7 @@ class LatestBest(ModelCheckpoint):
             return False
         share = min(max(float(current), 0.0), 1.0)
         self.highest = max(self.highest, share)
-        error = math.sqrt(self.highest * (1 - self.highest) / self.rows)
+        error = standard_error(self.highest, self.rows)
         return bool(trainer.strategy.reduce_boolean_decision(not self.best_k_models or share >= self.highest - error))
 
     def state_dict(self) -> dict[str, Any]:

@@ -239,7 +239,12 @@ def test_interpolation_is_chosen_on_one_half_of_the_other_domains_and_judged_on_
         ["90 %", "3.5 %", "4.0 %", "0 of 2 |"],
         ["92 %", "5.0 %", "6.0 %", "1 of 2 |"],
         ["90 %", "3.5 %", "4.0 %", "0 of 2 |"],
+        ["92 %", "5.0 %", "6.0 %", "1 of 2 |"],
+        ["90 %", "3.5 %", "4.0 %", "0 of 2 |"],
     ]
+    few = module.choose_on_half(found["line"] | {"rows": 5}, 0.1, 0, module.as_shipped)
+    assert few.interpolation == 0.5  # 0.8 of the validation rows, and 0.9 within a standard error of 0.134
+    assert module.choose_on_half(found["line"] | {"rows": 5}, 0.1, 0, module.best).interpolation == 0.75
 
 
 def test_calibration_is_the_mean_over_the_seeds_and_then_over_the_tasks(modules, logistic, digits, tmp_path):

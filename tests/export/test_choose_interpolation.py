@@ -13,11 +13,13 @@ from finetune.core.interpolation import Interpolation
 from finetune.core.types import ClassPrompts
 from finetune.export.choose_interpolation import (
     INTERPOLATIONS,
+    RAMPS,
     Choice,
     Line,
     Point,
     Temperature,
-    choose_interpolation,
+    choose_point,
+    list_candidates,
 )
 from finetune.inference.models import HeadOnTower, TwoTowers, ZeroShot
 from finetune.model.head import LinearHead
@@ -35,7 +37,7 @@ def adapted(base) -> dict[str, torch.Tensor]:
 
 def test_line_gives_back_the_base_and_the_trained_and_their_average(base, adapted):
     line, stored = Line(base, adapted, None, CPU), load_file(base.folder / "model.safetensors")
-    assert line.moves_towers
+    assert line.moved == ("text",)
     for interpolation in (1.0, 0.0, 0.25, 1.0):
         towers = line.towers_at(interpolation)
         assert towers is line.towers
@@ -52,7 +54,7 @@ def test_line_answers_with_the_head_where_there_is_one(base):
     head = LinearHead(weight, torch.ones(3), ("a", "b", "c"), False, start, torch.zeros(3))
     prompts = ClassPrompts(("a",), torch.tensor([[101, 102]]), torch.tensor([[1, 1]]), torch.tensor([0]))
     line = Line(base, None, head, CPU)
-    assert not line.moves_towers
+    assert line.moved == ()
     model = line.at(0.25, prompts)
     assert isinstance(model, HeadOnTower)
     assert model.scores(torch.ones(1, 64)).tolist() == [[16.25, 16.25, 16.25]]
@@ -61,41 +63,70 @@ def test_line_answers_with_the_head_where_there_is_one(base):
 
 
 def choose_by_hand(points, max_loss):
-    """The rule in words, by brute force."""
+    """The rule in words, by brute force, on points that differ."""
     allowed = [point for point in points if point.retention_loss <= max_loss]
     best = max(point.target for point in allowed)
-    cheapest = min(point.retention_loss for point in allowed if point.target == best)
-    return min(point.interpolation for point in allowed if (point.target, point.retention_loss) == (best, cheapest))
+    error = next(point.target_error for point in allowed if point.target == best)
+    as_good = [point for point in allowed if best - point.target <= error]
+    cheapest = [point for point in as_good if point.retention_loss == min(each.retention_loss for each in as_good)]
+    highest = [point for point in cheapest if point.target == max(each.target for each in cheapest)]
+    return min(highest, key=lambda point: point.interpolation)
 
 
-def test_the_best_that_loses_little_enough_is_chosen():
-    grid = list(itertools.product([0.1, 0.2], [0.0, 0.3], repeat=2))
-    for one in grid:
-        points = [
-            Point(0.0, 0.1, 0.0, 0.0),
-            Point(0.5, one[0], one[1], 0.1),
-            Point(1.0, one[2], one[3], 0.1),
-        ]
-        scores = {point.interpolation: tuple(point)[1:] for point in points}
-        asked = []
+@pytest.mark.parametrize("error", [0.0, 0.09, 0.11])
+def test_what_loses_least_is_chosen_among_those_that_are_about_as_good_as_the_best_allowed(error):
+    chosen = set()
+    for targets in itertools.product([0.1, 0.2, 0.5], repeat=3):
+        for losses in itertools.product([-0.1, 0.1, 0.3], repeat=3):
+            rows = zip([1.0, 0.5, 0.2], targets, losses, strict=True)
+            points = [*(Point(*row, 0.1, error) for row in rows), Point(0.0, 0.1, 0.0, 0.0, error)]
+            for max_loss in (0.0, 0.2):
+                found = choose_point(points, max_loss)
+                assert found == choose_by_hand(points, max_loss)
+                assert found == choose_point(points[::-1], max_loss)
+                chosen.add(found.interpolation)
+    assert chosen == {0.0, 0.2, 0.5, 1.0}
 
-        def score(interpolation, scores=scores, asked=asked):
-            asked.append(interpolation)
-            return scores[interpolation]
 
-        for max_loss in (0.0, 0.2, 0.3):
-            chosen, curve = choose_interpolation(score, scores, max_loss)
-            assert chosen == choose_by_hand(points, max_loss)
-            assert curve == points
-        assert asked == 3 * list(scores)
+def test_of_profiles_that_are_equally_good_the_one_nearest_to_the_base_is_chosen():
+    near, far = Interpolation((0.0, 0.5), (0.4, 0.4)), Interpolation((1.0, 0.0), (0.0, 1.0))
+    points = [Point(interpolation, 0.5, 0.01, 0.0) for interpolation in (far, 0.4, near)]
+    assert choose_point(points, 0.05).interpolation is near
 
 
 def test_without_a_point_that_loses_little_enough_there_is_no_choice():
     with pytest.raises(ValueError, match=r"Expected an interpolation that loses at most 0\.05, but got none\. Add 0"):
-        choose_interpolation(lambda _: (1.0, 0.1, 0.0), [0.5, 1.0], 0.05)
+        choose_point([Point(0.5, 1.0, 0.1, 0.0), Point(1.0, 1.0, 0.1, 0.0)], 0.05)
     assert INTERPOLATIONS[0] == 0
     assert INTERPOLATIONS[-1] == 1
     np.testing.assert_allclose(INTERPOLATIONS, np.linspace(0, 1, 11))
+
+
+def pairs(candidates) -> list[tuple]:
+    every = [Interpolation.of(each) for each in (*candidates.asking, *candidates.joined)]
+    return [(each.image, each.text) for each in every]
+
+
+def test_candidates_are_the_line_and_each_pair_of_ramps():
+    found = list_candidates(("image", "text"))
+    assert found.asking[:11] == list(INTERPOLATIONS)
+    assert sorted(pairs(found)) == sorted(itertools.product(RAMPS["image"], RAMPS["text"]))
+    assert len(found.asking) == len(RAMPS["image"])  # the text tower is asked at each of its weights on the way
+    assert found.weights == {"image": 17, "text": 11}
+    asked = {(tower, each[place]) for each in pairs(found)[:17] for place, tower in enumerate(("image", "text"))}
+    assert len(asked) == 17 + 11
+
+
+def test_a_tower_in_which_nothing_was_trained_goes_along_and_is_asked_once():
+    found = list_candidates(("image",))
+    assert pairs(found) == [(ramp, ramp) for ramp in RAMPS["image"]]
+    assert (len(found.asking), found.weights) == (17, {"image": 17, "text": 1})
+    found = list_candidates(("text",))
+    assert (found.asking, found.joined) == (list(INTERPOLATIONS), [])
+    assert found.weights == {"image": 1, "text": 11}
+    found = list_candidates(())
+    assert (found.asking, found.joined) == ([0.0], list(INTERPOLATIONS[1:]))
+    assert found.weights == {"image": 1, "text": 1}
 
 
 FALLING = Interpolation(image=(1.0, 0.5), text=(0.3, 0.3))
@@ -110,6 +141,7 @@ CURVE = (Point(0.0, 0.1, 0.0, 0.0), Point(1 / 3, 0.2, 0.01, 0.005))
         Choice(0.4, Temperature(0.02, 0.1)),
         Choice(1 / 3, Temperature(0.02, 0.05), CURVE, 0.05),
         Choice(1 / 3, None, CURVE, 0.05),
+        Choice(FALLING, None, CURVE, 0.05, (Point(FALLING, 0.2, 0.01, 0.005, 0.03),)),
     ],
 )
 def test_choice_comes_back_from_its_file(choice, tmp_path):
@@ -117,8 +149,16 @@ def test_choice_comes_back_from_its_file(choice, tmp_path):
     found = Choice.read(tmp_path / "choice.json")
     assert found == choice
     assert type(found.temperature) is type(choice.temperature)
-    assert found.curve is None or {type(point) for point in found.curve} == {Point}
+    assert found.curve is None or {type(point) for point in (*found.curve, *found.profiles)} == {Point}
     assert json.loads((tmp_path / "choice.json").read_text()).keys() == set(Choice._fields)
+
+
+def test_a_choice_of_an_earlier_release_is_read(tmp_path):
+    point = '{"interpolation": 0.5, "target": 0.2, "retention_loss": 0.01, "retention_error": 0.005}'
+    (tmp_path / "choice.json").write_text(
+        '{"interpolation": 0.5, "temperature": null, "max_retention_loss": 0.05, "curve": [' + point + "]}"
+    )
+    assert Choice.read(tmp_path / "choice.json") == Choice(0.5, None, (Point(0.5, 0.2, 0.01, 0.005),), 0.05)
 
 
 @pytest.mark.parametrize("text", [None, "", "[]", "{}", '{"interpolation": 1.0}', '{"temperature": 1, "curve": null}'])
@@ -143,8 +183,16 @@ def test_metrics_say_what_was_chosen_and_by_what():
     chosen = {"image": [1.0, 0.5], "text": [0.3, 0.3]}
     assert Choice(FALLING).as_metrics() == {"interpolation": {"chosen": chosen}}
     points = [
-        {"interpolation": 0.0, "target": 0.1, "retention_loss": 0.0, "retention_error": 0.0},
-        {"interpolation": 1 / 3, "target": 0.2, "retention_loss": 0.01, "retention_error": 0.005},
+        {"interpolation": 0.0, "target": 0.1, "retention_loss": 0.0, "retention_error": 0.0, "target_error": 0.0},
+        {"interpolation": 1 / 3, "target": 0.2, "retention_loss": 0.01, "retention_error": 0.005, "target_error": 0.0},
     ]
     expected = {"chosen": 1.0, "max_retention_loss": 0.05, "curve": points}
     assert Choice(1.0, None, CURVE, 0.05).as_metrics() == {"interpolation": expected}
+    falling = (Point(FALLING, 0.2, 0.01, 0.005, 0.03),)
+    found = Choice(FALLING, None, CURVE, 0.05, falling).as_metrics()["interpolation"]
+    assert found == {
+        "chosen": chosen,
+        "max_retention_loss": 0.05,
+        "curve": points,
+        "profiles": [{**falling[0]._asdict(), "interpolation": chosen}],
+    }

@@ -10,7 +10,7 @@ from finetune.metrics.accuracy import ClassAccuracy
 from finetune.metrics.average_precision import AveragePrecision
 from finetune.metrics.bootstrap import paired_difference
 from finetune.metrics.retrieval import Retrieval
-from finetune.metrics.statistics import MeanAveragePrecision, Median, from_tensors, mean, to_tensors
+from finetune.metrics.statistics import MeanAveragePrecision, Median, from_tensors, mean, standard_error, to_tensors
 
 
 def draws(units, count=20):
@@ -139,6 +139,14 @@ def test_stored_tensors_are_copies_in_order():
     assert all(tensor.is_contiguous() for tensor in parts.values())
     scores.zero_()
     assert parts["scores"].any()
+
+
+def test_standard_error_is_that_of_a_share_and_the_largest_that_a_mean_can_have():
+    hits = np.repeat([1.0, 0.0], [30, 70])
+    assert standard_error(0.3, 100) == pytest.approx(hits.std() / 10)
+    values = np.random.default_rng(0).beta(3, 7, 1000)
+    assert standard_error(values.mean(), 1000) > values.std() / 1000**0.5
+    assert [standard_error(share, 10) for share in (-0.1, 0.0, 1.0, 1.1)] == [0, 0, 0, 0]
 
 
 def test_unknown_figures_are_refused():

@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -10,17 +11,19 @@ import torch
 from PIL import Image
 
 from finetune.core.errors import RecipeError
+from finetune.core.interpolation import Interpolation
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.data.table.splits import RandomSplit
 from finetune.data.table.table import Table
-from finetune.export.choose_interpolation import Choice, Line
+from finetune.export.choose_interpolation import Choice, Line, choose_point
 from finetune.metrics.calibration import fit_temperature
 from finetune.model.base import Base
 from finetune.model.head import LinearHead
-from finetune.pipeline.choose import check_settings, choose
+from finetune.pipeline.choose import Score, check_settings, choose
 from finetune.run.settings import RunSettings
 
 CPU = torch.device("cpu")
+CONVOLUTION = "vision_model.encoder.blocks.{}.projection.project_conv.weight"
 AUTO = RunSettings(interpolation="auto", max_retention_loss=0.2)
 
 
@@ -37,7 +40,7 @@ def animals(colour_table, tmp_path_factory):
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def data(colour_table, animals, tiny) -> ImageTextDataModule:
     table = Table(str(colour_table), label="label", split="split")
     retention = [Table(str(path), label="label", split="split") for path in (animals, colour_table)]
@@ -46,10 +49,10 @@ def data(colour_table, animals, tiny) -> ImageTextDataModule:
 
 @pytest.fixture(scope="module")
 def adapted(tiny) -> dict[str, torch.Tensor]:
-    """The base with noise in the text projection and the last convolution, as training might leave them."""
+    """The base with noise in the text projection and two convolutions, as training might leave them."""
     torch.manual_seed(0)
     state = Base.open(tiny).load().state_dict()
-    for name in ("text_projection.weight", "vision_model.encoder.blocks.6.projection.project_conv.weight"):
+    for name in ("text_projection.weight", *(CONVOLUTION.format(block) for block in (1, 6))):
         state[name] = state[name] + 0.3 * state[name].std() * torch.randn_like(state[name])
     state["temperature"] = torch.tensor(0.5)
     return state
@@ -97,13 +100,34 @@ def average(tiny, adapted, interpolation):
     }
 
 
-def test_auto_is_what_averaging_and_counting_by_hand_gives(data, tiny, adapted, colour_table, animals):
-    choice = choose(AUTO, data, CPU, lambda: Line(Base.open(tiny), adapted, None, CPU))
+def average_by_tower(tiny, adapted, profile):
+    """For the tensors of `adapted` that differ from the base."""
+    base = Base.open(tiny).load().state_dict()
+    (first, last), (_, text) = profile.image, profile.text
+    weights = {
+        CONVOLUTION.format(1): first + (last - first) / 6,
+        CONVOLUTION.format(6): last,
+        "text_projection.weight": text,
+        "temperature": (last + text) / 2,
+    }
+    return base | {name: (1 - weight) * base[name] + weight * adapted[name] for name, weight in weights.items()}
+
+
+@pytest.fixture(scope="module")
+def choice(data, tiny, adapted) -> Choice:
+    return choose(AUTO, data, CPU, lambda: Line(Base.open(tiny), adapted, None, CPU))
+
+
+def test_auto_is_what_averaging_and_counting_by_hand_gives(choice, data, tiny, adapted, colour_table, animals):
     assert [point.interpolation for point in choice.curve] == pytest.approx(np.linspace(0, 1, 11))
     retention = [(animals, "test"), (colour_table, "val")]  # validation rows where a table has some
     before = [correct(logits_by_hand(tiny, average(tiny, adapted, 0), *t, ["a photo of a {}."])) for t in retention]
-    for point in choice.curve[::5]:
-        state = average(tiny, adapted, point.interpolation)
+    assert len(choice.profiles) == 17 * 11 - 11
+    profiles = {(point.interpolation.image, point.interpolation.text): point for point in choice.profiles}
+    tried = [((0.2, 0.2), (0.9, 0.9)), ((1.0, 0.5), (0.1, 0.1)), ((0.4, 0.8), (1.0, 1.0))]
+    for point in (*choice.curve[::5], *map(profiles.__getitem__, tried)):
+        profile = Interpolation.of(point.interpolation)
+        state = average_by_tower(tiny, adapted, profile)
         assert point.target == pytest.approx(
             accuracy(logits_by_hand(tiny, state, colour_table, "val", data.templates)), abs=1e-6
         )
@@ -113,11 +137,21 @@ def test_auto_is_what_averaging_and_counting_by_hand_gives(data, tiny, adapted, 
         worst = int(np.argmax([each.mean() for each in lost]))
         assert point.retention_loss == pytest.approx(lost[worst].mean(), abs=1e-5)
         assert point.retention_error == pytest.approx(errors[worst], rel=0.15)
+        assert point.target_error == pytest.approx((point.target * (1 - point.target) / 9) ** 0.5, abs=1e-6)
     assert len({point.target for point in choice.curve} | {point.retention_loss for point in choice.curve}) > 2
-    chosen = next(point for point in choice.curve if point.interpolation == choice.interpolation)
-    assert chosen.retention_loss <= 0.2
-    assert chosen.target == max(point.target for point in choice.curve if point.retention_loss <= 0.2)
-    assert choice.as_metrics()["interpolation"].keys() == {"chosen", "max_retention_loss", "curve"}
+    assert choice.interpolation == choose_point([*choice.curve, *choice.profiles], 0.2).interpolation
+    assert choice.as_metrics()["interpolation"].keys() == {"chosen", "max_retention_loss", "curve", "profiles"}
+
+
+def test_where_rows_are_too_many_both_towers_stay_alike(choice, data, tiny, adapted, monkeypatch, capsys):
+    line = Line(Base.open(tiny), adapted, None, CPU)
+    kept = Score(line, data, CPU).count_bytes()
+    assert kept == 4 * line.towers.align.config.projection_dim * 17 * (9 + 36 + 9)
+    assert choice.profiles
+    monkeypatch.setattr("finetune.pipeline.choose.MOST_BYTES", kept - 1)
+    alike = choose(replace(AUTO, calibrate=False), data, CPU, lambda: line)
+    assert (alike.curve, alike.profiles) == (choice.curve, ())
+    assert "run.interpolation auto keeps both towers alike" in capsys.readouterr().err
 
 
 def test_temperature_is_fitted_to_the_validation_rows_at_the_interpolation(data, tiny, adapted, colour_table):

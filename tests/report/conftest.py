@@ -131,6 +131,8 @@ def write_run(folder: Path, table: pd.DataFrame, predictions: pd.DataFrame, metr
     return run
 
 
+FALLING, TEXT = {"image": [1.0, 0.5], "text": [0.3, 0.3]}, {"image": [0.0, 0.0], "text": [1.0, 1.0]}
+SURE = {"target_error": 0.02}
 METRICS = {
     "before": {"test/accuracy": 0.25, "test/accuracy_top5": 0.5, "test/mean_per_class_recall": 0.25},
     "linear probe": {"test/accuracy": 0.615, "test/accuracy_top5": 1.0, "test/mean_per_class_recall": 0.6},
@@ -159,9 +161,13 @@ METRICS = {
         "chosen": 0.75,
         "max_retention_loss": 0.1,
         "curve": [
-            {"interpolation": 0.0, "target": 0.25, "retention_loss": 0.0, "retention_error": 0.0},
-            {"interpolation": 0.75, "target": 0.7, "retention_loss": 0.09, "retention_error": 0.03},
-            {"interpolation": 1.0, "target": 0.75, "retention_loss": 0.25, "retention_error": 0.04},
+            {"interpolation": 0.0, "target": 0.25, "retention_loss": 0.0, "retention_error": 0.0, **SURE},
+            {"interpolation": 0.75, "target": 0.7, "retention_loss": 0.09, "retention_error": 0.03, **SURE},
+            {"interpolation": 1.0, "target": 0.75, "retention_loss": 0.25, "retention_error": 0.04, **SURE},
+        ],
+        "profiles": [
+            {"interpolation": FALLING, "target": 0.71, "retention_loss": 0.08, "retention_error": 0.03, **SURE},
+            {"interpolation": TEXT, "target": 0.71, "retention_loss": 0.1, "retention_error": 0.03, **SURE},
         ],
     },
     "calibration": {

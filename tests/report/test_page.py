@@ -72,9 +72,14 @@ def test_tables_hold_the_numbers_of_the_metrics_file(label_run):
         ["worst", "", "", "", "25.0 %", ""],
     ]
     assert page.table("Interpolations tried")[1:] == [
-        ["0", "25.0 %", "0.0 %", "0.0 %"],
-        ["0.75", "70.0 %", "9.0 %", "3.0 %"],
-        ["1", "75.0 %", "25.0 %", "4.0 %"],
+        ["0", "25.0 %", "2.0 %", "0.0 %", "0.0 %"],
+        ["0.75", "70.0 %", "2.0 %", "9.0 %", "3.0 %"],
+        ["1", "75.0 %", "2.0 %", "25.0 %", "4.0 %"],
+    ]
+    assert page.table("Models that no other one beats in both")[1:] == [
+        ["0", "25.0 %", "2.0 %", "0.0 %", "0.0 %"],
+        ["image=1:0.5,text=0.3", "71.0 %", "2.0 %", "8.0 %", "3.0 %"],
+        ["1", "75.0 %", "2.0 %", "25.0 %", "4.0 %"],
     ]
     assert page.table("Temperatures")[1:] == [
         ["trained", "0.0512", "12.3 %", "2.1 %"],
@@ -265,9 +270,27 @@ def test_retention_loss_may_be_unknown(label_run):
     interpolation = {"chosen": 1.0, "max_retention_loss": None, "curve": curve}
     change(label_run / "metrics.json", interpolation=interpolation)
     page = read_page(label_run)
-    assert page.table("Interpolations tried")[1] == ["0", "25.0 %", "-", "-"]
+    assert page.table("Interpolations tried")[1] == ["0", "25.0 %", "-", "-", "-"]
     section = page.section("interpolation")
     assert "retention loss" not in "".join(it.text for it in page.inside(section, "figure", "p"))
+
+
+def test_charts_of_interpolations_show_what_was_chosen(label_run):
+    falling = METRICS["interpolation"]["profiles"][0]["interpolation"]
+    for chosen, legends in ((0.75, ["chosen: 0.75"] * 2), (falling, ["chosen: image=1:0.5,text=0.3"])):
+        change(label_run / "metrics.json", interpolation={**METRICS["interpolation"], "chosen": chosen})
+        page = read_page(label_run)
+        section = page.section("interpolation")
+        charts = page.inside(section, "figure")
+        assert len(charts) == 2
+        shown = "\n".join(chart.text for chart in charts)
+        assert [line.strip() for line in shown.split("\n") if "chosen" in line] == legends
+        circles = [len(page.inside(chart, "circle")) for chart in charts]
+        assert circles == [6, 6]  # two lines of three points; three points, two profiles, and a ring around one
+    earlier = {key: part for key, part in METRICS["interpolation"].items() if key != "profiles"}
+    change(label_run / "metrics.json", interpolation=earlier)
+    page = read_page(label_run)
+    assert len(page.inside(page.section("interpolation"), "figure")) == 1
 
 
 def test_labels_that_look_like_numbers_or_like_nothing_stay_what_they_are(label_run):

@@ -97,7 +97,7 @@ def test_results_give_interpolation_and_calibration_a_line_each():
         "Interpolation 0: the weights lie 0 % of the way from the base to the trained model. "
         "On the validation rows this model scores 10.0 %; on the rows by which it was chosen, its largest retention "
         "loss is 0.0 %, the limit 5.0 %. "
-        "This is the base: every other point exceeds the limit or scores no better."
+        "This is the base: every other point exceeds the limit or scores hardly better."
     )
     curve[1] |= {"retention_loss": 0.021, "retention_error": 0.118}
     assert format_results({"interpolation": interpolation}).endswith(
@@ -114,6 +114,22 @@ def test_results_give_interpolation_and_calibration_a_line_each():
     assert format_results({"interpolation": {"chosen": 0.25}}) == (
         "Interpolation 0.25: the weights lie 25 % of the way from the base to the trained model."
     )
+
+
+def test_results_say_of_how_many_models_one_was_chosen_and_why():
+    falling = {"image": [1.0, 0.5], "text": [0.3, 0.3]}
+    point = {"target": 0.9, "target_error": 0.01, "retention_loss": 0.03, "retention_error": 0.0}
+    points = [{"interpolation": interpolation, **point} for interpolation in (0.0, 0.5, falling)]
+    found = {"max_retention_loss": 0.05, "curve": points[:2], "profiles": points[2:]}
+    reason = "Of 3 models, it loses least among those that score about as well as any within the limit."
+    for chosen in (0.5, falling):
+        line = format_results({"interpolation": {"chosen": chosen, **found}})
+        assert line.endswith(f" scores 90.0 %; on the rows by which it was chosen, {LOST}. {reason}")
+    assert format_results({"interpolation": {"chosen": 0.0, **found}}).endswith(f"{LOST}. {BASE}")
+
+
+LOST = "its largest retention loss is 3.0 %, the limit 5.0 %"
+BASE = "This is the base: every other point exceeds the limit or scores hardly better."
 
 
 @pytest.mark.parametrize(
