@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from finetune.core.errors import RecipeError
+from finetune.core.interpolation import Interpolation, as_json
 
 Overrides: TypeAlias = Sequence[str] | Mapping[str, Any]
 """Words as `["--data.batch_size", "32"]`, or values by key as `{"data.batch_size": 32}`."""
@@ -16,7 +17,7 @@ def as_words(overrides: Overrides) -> list[str]:
     """Returns values as words of the command line.
 
     Args:
-        overrides: The values: texts, numbers, None, paths, and lists and mappings of these.
+        overrides: The values: texts, numbers, None, paths, an `Interpolation`, and lists and mappings of these.
 
     Raises:
         RecipeError: If a value is of another kind.
@@ -34,12 +35,16 @@ def _write(key: str, value: Any) -> str:
     if isinstance(value, str | os.PathLike):
         return os.fspath(value)
     try:
-        return json.dumps(value, default=os.fspath)
+        return json.dumps(value, default=_as_plain)
     except TypeError as error:
         raise RecipeError(
             f"Expected {key} to be a text, a number, a path, None, or a list or mapping of these, but got a "
             f"{type(value).__name__}. Name a class by its class_path and init_args, as a recipe does."
         ) from error
+
+
+def _as_plain(value: Any) -> Any:
+    return as_json(value) if isinstance(value, Interpolation) else os.fspath(value)
 
 
 def write_out_nulls(words: Sequence[str]) -> list[str]:

@@ -84,9 +84,10 @@ class KeptAnswers:
         Args:
             weights: At how many weights each tower is asked, by its name.
         """
-        towers = ("image",) if self.by_head or self.data.kind.classes else ("image", "text")
-        numbers = len(self.data.rows.indices(self.split)) * self.line.towers.align.config.projection_dim
-        return 4 * numbers * sum(weights[tower] for tower in towers)
+        rows, classes = len(self.data.rows.indices(self.split)), len(self.data.kind.classes)
+        texts = 0 if self.by_head else classes or rows
+        width: int = self.line.towers.align.config.projection_dim
+        return 4 * width * (rows * weights["image"] + texts * weights["text"])
 
     def forget(self) -> None:
         """Drops what was kept."""

@@ -146,7 +146,8 @@ def test_auto_is_what_averaging_and_counting_by_hand_gives(choice, data, tiny, a
 def test_where_rows_are_too_many_both_towers_stay_alike(choice, data, tiny, adapted, monkeypatch, capsys):
     line = Line(Base.open(tiny), adapted, None, CPU)
     kept = Score(line, data, CPU).count_bytes()
-    assert kept == 4 * line.towers.align.config.projection_dim * 17 * (9 + 36 + 9)
+    rows, classes = 9 + 36 + 9, 3 + 2 + 3  # validation rows, animals, and colours once more
+    assert kept == 4 * line.towers.align.config.projection_dim * (17 * rows + 11 * classes)
     assert choice.profiles
     monkeypatch.setattr("finetune.pipeline.choose.MOST_BYTES", kept - 1)
     alike = choose(replace(AUTO, calibrate=False), data, CPU, lambda: line)

@@ -139,6 +139,23 @@ def test_further_ways_of_training_end_as_on_one(write_recipe, tmp_path, kind, wo
 
 
 @pytest.mark.slow
+def test_two_processes_choose_what_one_chooses(write_recipe, colour_table, tmp_path):
+    retention = f"[{{path: {colour_table}, label: label, split: split}}]"
+    words = ("--run.interpolation", "auto", "--run.max_retention_loss", 0.3, "--data.retention", retention)
+    finetune("fit", "--config", write_recipe(), "--run", "one", *words, cwd=tmp_path)
+    one, two = (RunFolder(tmp_path / "runs" / name) for name in ("one", "two"))
+    shutil.copytree(one.path, two.path)
+    for path in (two.choice, two.stage("choose"), two.finished):
+        path.unlink()
+    said = finetune("resume", "runs/two", "--anyway", cwd=tmp_path, start=torchrun(2))
+    assert "stage choose" in said
+    assert "stage train" not in said
+    chosen = read_json(one.choice)
+    assert len(chosen["profiles"]) == 176
+    assert read_json(two.choice) == chosen
+
+
+@pytest.mark.slow
 def test_an_image_that_one_process_cannot_read_is_left_out_by_all(write_recipe, colour_table, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(colour_table.parent, folder)

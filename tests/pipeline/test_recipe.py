@@ -141,6 +141,10 @@ def test_interpolation_may_be_a_profile(recipe_file, tmp_path, written, source):
     assert read_recipe(tmp_path / "resolved.yaml").run.fixed_interpolation == PROFILE
 
 
+def test_python_hands_a_profile_over_as_it_is(recipe_file):
+    assert read_recipe(recipe_file, {"run.interpolation": PROFILE}).run.fixed_interpolation == PROFILE
+
+
 def test_interpolation_is_a_number_or_auto(recipe_file):
     assert read_recipe(recipe_file).run.fixed_interpolation == 1.0
     recipe = read_recipe(recipe_file, ["--run.interpolation", "0.7"])
