@@ -9,7 +9,7 @@ from finetune.core.interpolation import Interpolation
 from finetune.core.types import Answers, Batch
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.evaluation.evaluate import Evaluation, measure
-from finetune.export.choose_interpolation import Line, Ramp
+from finetune.export.choose_interpolation import Line
 from finetune.inference.embed import embed, embed_classes
 from finetune.model.towers import AlignTowers
 from finetune.objectives import cosine_logits
@@ -44,8 +44,9 @@ class KeptAnswers:
     ) -> None:
         self.line, self.data, self.split, self.device, self.title = line, data, split, device, title
         self.by_head = by_head and line.has_head
-        self._images: dict[Ramp | None, Answers] = {}  # None where it was not trained, the same in every profile
-        self._texts: dict[Ramp | None, Tensor] = {}
+        # By weights; None where the tower was not trained, as it is the same in every profile.
+        self._images: dict[tuple[float, float] | None, Answers] = {}
+        self._texts: dict[tuple[float, float] | None, Tensor] = {}
 
     def evaluate(self, interpolation: float | Interpolation) -> Evaluation:
         """Measures the model of an interpolation on the rows.

@@ -1,7 +1,8 @@
 """How far from its base a trained model is exported, and at which temperature."""
 
+import itertools
 import statistics
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,17 +21,7 @@ from finetune.model.layers import TOWERS, Tower
 from finetune.model.towers import AlignTowers
 
 INTERPOLATIONS = tuple(step / 10 for step in range(11))
-"""The line that `auto` measures first: both towers alike."""
-
-Ramp = tuple[float, float]
-"""The weights at a tower's first and last block."""
-
-_LEVEL = tuple((weight, weight) for weight in INTERPOLATIONS)
-RAMPS: Mapping[str, tuple[Ramp, ...]] = {
-    "image": (*_LEVEL, (1.0, 0.5), (0.8, 0.4), (0.6, 0.3), (1.0, 0.0), (0.5, 1.0), (0.4, 0.8)),
-    "text": _LEVEL,
-}
-"""What `auto` tries of each tower, with each of the other's."""
+"""What `auto` tries of each tower, with each of the other's; first the line on which both are alike."""
 
 
 class Point(NamedTuple):
@@ -234,9 +225,10 @@ def choose_point(points: Collection[Point], max_loss: float) -> Point:
 
     Of those that lose at most `max_loss` on the retention tables, the best target counts, and all whose target is
     within a standard error of it are as good: on few validation rows the best one is the best by chance. Of these the
-    one that loses least is taken. This is the one-standard-error rule (Breiman et al. 1984, Classification and
-    Regression Trees, section 3.4.3), with the smaller loss in the place of the smaller tree. Of equal losses the higher
-    target is taken, and then what lies nearest to the base.
+    one that loses least is taken, where a loss that is not above its own standard error counts as none. This is the
+    one-standard-error rule (Breiman et al. 1984, Classification and Regression Trees, section 3.4.3), with the smaller
+    loss in the place of the smaller tree. Of equal losses the one nearest to what was trained is taken, and then the
+    higher target.
 
     Args:
         points: What was measured. With the base among them there always is a choice, as it loses nothing.
@@ -255,14 +247,14 @@ def choose_point(points: Collection[Point], max_loss: float) -> Point:
         raise ValueError(f"Expected an interpolation that loses at most {max_loss}, but got none. Add 0 to them.")
     best = max(allowed, key=lambda point: point.target)
     as_good = [point for point in allowed if point.target >= best.target - best.target_error]
-    return min(as_good, key=lambda point: (point.retention_loss, -point.target, _distance(point.interpolation)))
+    return min(as_good, key=lambda point: (_counted_loss(point), -_distance(point.interpolation), -point.target))
 
 
 class Candidates(NamedTuple):
     """What `auto` tries.
 
     Attributes:
-        asking: Those for which a tower has to be asked about the rows at weights that are new, the line first.
+        asking: Those for which a tower has to be asked about the rows: the line.
         joined: Those that can be put together of what the towers have said by then.
         weights: At how many different weights each tower is asked, by its name.
     """
@@ -273,28 +265,24 @@ class Candidates(NamedTuple):
 
 
 def list_candidates(moved: Collection[str]) -> Candidates:
-    """Returns the line on which both towers are alike, and each pair of the towers' `RAMPS`.
+    """Returns the line on which both towers are alike and, where both were trained, each other pair of weights.
 
-    Where one tower alone was trained, the other goes along, as it is the same in every profile; where none was, there
-    is the line alone.
+    Where one tower alone was trained, the other goes along, as it is the same at every weight.
 
     Args:
         moved: The towers in which something was trained.
     """
-    pairs: Iterable[tuple[Ramp, Ramp]] = ((ramp, ramp) for tower in moved for ramp in RAMPS[tower])
-    if len(moved) > 1:
-        pairs = ((image, text) for text in RAMPS["text"] for image in RAMPS["image"])
-    profiles = (parse_interpolation(Interpolation(*pair)) for pair in pairs)
-    candidates = Candidates([], [], {})
-    known: set[tuple[str, Ramp | None]] = set()
-    for interpolation in dict.fromkeys([*INTERPOLATIONS, *profiles]):
-        by_tower = Interpolation.of(interpolation).by_tower()
-        halves = {(tower, ramp if tower in moved else None) for tower, ramp in by_tower.items()}
-        (candidates.joined if halves <= known else candidates.asking).append(interpolation)
-        known |= halves
-    for tower, _ in known:
-        candidates.weights[tower] = candidates.weights.get(tower, 0) + 1
-    return candidates
+    both = itertools.permutations(INTERPOLATIONS, 2) if len(moved) == len(TOWERS) else ()
+    joined = [Interpolation((image, image), (text, text)) for image, text in both]
+    weights = {tower.name: len(INTERPOLATIONS) if tower.name in moved else 1 for tower in TOWERS}
+    if not moved:
+        return Candidates([*INTERPOLATIONS[:1]], [*INTERPOLATIONS[1:]], weights)
+    return Candidates([*INTERPOLATIONS], [*joined], weights)
+
+
+def _counted_loss(point: Point) -> float:
+    """The retention loss, or 0 where it is not above its standard error: so small a loss may be none."""
+    return point.retention_loss if point.retention_loss > point.retention_error else 0.0
 
 
 def _distance(interpolation: float | Interpolation) -> float:

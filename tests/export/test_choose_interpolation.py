@@ -13,7 +13,6 @@ from finetune.core.interpolation import Interpolation
 from finetune.core.types import ClassPrompts
 from finetune.export.choose_interpolation import (
     INTERPOLATIONS,
-    RAMPS,
     Choice,
     Line,
     Point,
@@ -68,16 +67,17 @@ def choose_by_hand(points, max_loss):
     best = max(point.target for point in allowed)
     error = next(point.target_error for point in allowed if point.target == best)
     as_good = [point for point in allowed if best - point.target <= error]
-    cheapest = [point for point in as_good if point.retention_loss == min(each.retention_loss for each in as_good)]
-    highest = [point for point in cheapest if point.target == max(each.target for each in cheapest)]
-    return min(highest, key=lambda point: point.interpolation)
+    lost = {point: max(0.0, point.retention_loss) for point in as_good}
+    lost |= {point: 0.0 for point in as_good if point.retention_loss <= point.retention_error}
+    cheapest = [point for point in as_good if lost[point] == min(lost.values())]
+    return max(cheapest, key=lambda point: point.interpolation)
 
 
 @pytest.mark.parametrize("error", [0.0, 0.09, 0.11])
 def test_what_loses_least_is_chosen_among_those_that_are_about_as_good_as_the_best_allowed(error):
     chosen = set()
     for targets in itertools.product([0.1, 0.2, 0.5], repeat=3):
-        for losses in itertools.product([-0.1, 0.1, 0.3], repeat=3):
+        for losses in itertools.product([-0.1, 0.05, 0.15, 0.3], repeat=3):
             rows = zip([1.0, 0.5, 0.2], targets, losses, strict=True)
             points = [*(Point(*row, 0.1, error) for row in rows), Point(0.0, 0.1, 0.0, 0.0, error)]
             for max_loss in (0.0, 0.2):
@@ -88,10 +88,10 @@ def test_what_loses_least_is_chosen_among_those_that_are_about_as_good_as_the_be
     assert chosen == {0.0, 0.2, 0.5, 1.0}
 
 
-def test_of_profiles_that_are_equally_good_the_one_nearest_to_the_base_is_chosen():
+def test_of_profiles_that_are_equally_good_the_one_nearest_to_what_was_trained_is_chosen():
     near, far = Interpolation((0.0, 0.5), (0.4, 0.4)), Interpolation((1.0, 0.0), (0.0, 1.0))
-    points = [Point(interpolation, 0.5, 0.01, 0.0) for interpolation in (far, 0.4, near)]
-    assert choose_point(points, 0.05).interpolation is near
+    points = [Point(interpolation, 0.5, 0.01, 0.0) for interpolation in (near, 0.4, far)]
+    assert choose_point(points, 0.05).interpolation is far
 
 
 def test_without_a_point_that_loses_little_enough_there_is_no_choice():
@@ -102,28 +102,26 @@ def test_without_a_point_that_loses_little_enough_there_is_no_choice():
     np.testing.assert_allclose(INTERPOLATIONS, np.linspace(0, 1, 11))
 
 
-def pairs(candidates) -> list[tuple]:
-    every = [Interpolation.of(each) for each in (*candidates.asking, *candidates.joined)]
-    return [(each.image, each.text) for each in every]
-
-
-def test_candidates_are_the_line_and_each_pair_of_ramps():
+def test_candidates_are_the_line_and_each_pair_of_weights_off_it():
     found = list_candidates(("image", "text"))
-    assert found.asking[:11] == list(INTERPOLATIONS)
-    assert sorted(pairs(found)) == sorted(itertools.product(RAMPS["image"], RAMPS["text"]))
-    assert len(found.asking) == len(RAMPS["image"])  # the text tower is asked at each of its weights on the way
-    assert found.weights == {"image": 17, "text": 11}
-    asked = {(tower, each[place]) for each in pairs(found)[:17] for place, tower in enumerate(("image", "text"))}
-    assert len(asked) == 17 + 11
+    assert found.asking == list(INTERPOLATIONS)
+    level = {(each.image[0], each.image[1], each.text[0], each.text[1]) for each in found.joined}
+    grid = np.round(np.linspace(0, 1, 11), 12)
+    expected = {(image, image, text, text) for image, text in itertools.product(grid, grid) if image != text}
+    assert {tuple(np.round(each, 12)) for each in level} == expected
+    assert len(found.joined) == 110
+    assert {weight for each in found.joined for weight in (*each.image, *each.text)} <= {*INTERPOLATIONS}
+    assert found.weights == {"image": 11, "text": 11}
 
 
-def test_a_tower_in_which_nothing_was_trained_goes_along_and_is_asked_once():
-    found = list_candidates(("image",))
-    assert pairs(found) == [(ramp, ramp) for ramp in RAMPS["image"]]
-    assert (len(found.asking), found.weights) == (17, {"image": 17, "text": 1})
-    found = list_candidates(("text",))
+@pytest.mark.parametrize(("tower", "other"), [("image", "text"), ("text", "image")])
+def test_a_tower_in_which_nothing_was_trained_goes_along_and_is_asked_once(tower, other):
+    found = list_candidates((tower,))
     assert (found.asking, found.joined) == (list(INTERPOLATIONS), [])
-    assert found.weights == {"image": 1, "text": 11}
+    assert found.weights == {tower: 11, other: 1}
+
+
+def test_where_nothing_was_trained_in_a_tower_a_head_moves_on_the_line():
     found = list_candidates(())
     assert (found.asking, found.joined) == ([0.0], list(INTERPOLATIONS[1:]))
     assert found.weights == {"image": 1, "text": 1}
