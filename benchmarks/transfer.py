@@ -100,6 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--task", nargs="+", default=[task.name for task in TASKS], help="tasks (all)")
     parser.add_argument("--method", nargs="+", default=[method.name for method in METHODS], help="methods (all)")
     parser.add_argument("--trials", type=int, help="settings each method may try (as the task says)")
+    parser.add_argument("--seeds", type=int, help="most seeds of a method (as the task says)")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch (%(default)s)")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the prepared data (%(default)s)")
     parser.add_argument("--results", type=Path, default=HERE / "results" / "transfer", help="folder (%(default)s)")
@@ -121,6 +122,8 @@ def main() -> None:
     tasks = [task for task in TASKS if task.name in options.task]
     if options.trials:
         tasks = [dataclasses.replace(task, trials=options.trials) for task in tasks]
+    if options.seeds:
+        tasks = [dataclasses.replace(task, seeds=min(task.seeds, options.seeds)) for task in tasks]
     methods = [method for method in METHODS if method.name in options.method]
     results = Results(options.results)
     if options.quick:

@@ -10,14 +10,15 @@ from transfer_results import Results
 from transfer_table import markdown, zero_shot_figures
 from transfer_tasks import Task
 
-from finetune.core.interpolation import Interpolation
+from finetune.core.interpolation import Interpolation, name_interpolation, parse_interpolation
 from finetune.export.choose_interpolation import Point, choose_point
 from finetune.metrics.statistics import standard_error
 
 MAX_LOSS = 0.05
 LOST = "lost on other domains"
 HEADER = ("task", "method", "seeds", "interpolation", "gain kept", LOST, "largest", "at interpolation 1")
-Rule = Callable[[Sequence[Point], int], float]
+Where = float | Interpolation
+Rule = Callable[[Sequence[Point], int], Where]
 """Chooses an interpolation from the points and the number of validation rows."""
 
 
@@ -31,50 +32,45 @@ class Chosen(NamedTuple):
         lost_at_1: The same at interpolation 1.
     """
 
-    interpolation: float
+    interpolation: Where
     kept: float | None
     lost: float
     lost_at_1: float
 
 
-def as_shipped(points: Sequence[Point], rows: int) -> float:
+def as_shipped(points: Sequence[Point], rows: int) -> Where:
     """Chooses as `--interpolation auto` does: what loses least among those that are about as good as the best."""
     unsure = [point._replace(target_error=standard_error(point.target, rows)) for point in points]
-    return best(unsure, rows)
+    return choose_point(unsure, MAX_LOSS).interpolation
 
 
-def best(points: Sequence[Point], rows: int) -> float:  # noqa: ARG001
-    """Chooses the best on the validation rows, among those that lose little; the errors of the points count."""
-    chosen = choose_point(points, MAX_LOSS).interpolation
-    assert not isinstance(chosen, Interpolation)  # both towers are alike on these lines
-    return chosen
+def least(points: Sequence[Point], rows: int) -> Where:
+    """Chooses in the same way, but a loss counts however small it is beside its error."""
+    return as_shipped([point._replace(retention_error=0.0) for point in points], rows)
 
 
-def largest(points: Sequence[Point], rows: int) -> float:
-    """Chooses the largest within a standard error of the best, among those that lose little."""
+def best(points: Sequence[Point], rows: int) -> Where:  # noqa: ARG001
+    """Chooses the best on the validation rows among those that lose little, of equal ones the one that loses least."""
     allowed = [point for point in points if point.retention_loss <= MAX_LOSS]
-    highest = max(point.target for point in allowed)
-    least = highest - standard_error(highest, rows)
-    return max(weight for weight, target, *_ in allowed if target >= least and not isinstance(weight, Interpolation))
+    return max(allowed, key=lambda point: (point.target, -point.retention_loss)).interpolation
 
 
-def surely(rule: Rule) -> Rule:
-    """Adds a standard error to each loss before a rule chooses."""
+def alike(rule: Rule) -> Rule:
+    """Leaves out what weighs the towers differently before a rule chooses."""
 
-    def choose(points: Sequence[Point], rows: int) -> float:
-        raised = [point._replace(retention_loss=point.retention_loss + point.retention_error) for point in points]
-        return rule(raised, rows)
+    def choose(points: Sequence[Point], rows: int) -> Where:
+        return rule([point for point in points if not isinstance(point.interpolation, Interpolation)], rows)
 
     return choose
 
 
 RULES: Mapping[str, Rule] = {
-    "what loses least within a standard error of the best, as shipped": as_shipped,
-    "the same, with a standard error on top of the loss": surely(as_shipped),
+    "as shipped: within a standard error of the best, what loses least, if that is more than its error": as_shipped,
+    "the same, both towers alike": alike(as_shipped),
+    "the same, each loss counts": least,
+    "the same, each loss counts, both towers alike": alike(least),
     "the best on the validation rows": best,
-    "the best, with a standard error on top of the loss": surely(best),
-    "the largest within a standard error of the best": largest,
-    "the largest, with a standard error on top of the loss": surely(largest),
+    "the best, both towers alike": alike(best),
 }
 
 
@@ -87,9 +83,9 @@ def choose_on_half(line: Mapping[str, Any], before: float, half: int, rule: Rule
         half: The half that chooses, 0 or 1.
         rule: How to choose.
     """
-    at = {point["interpolation"]: point for point in line["points"]}
+    at = {parse_interpolation(point["interpolation"]): point for point in line["points"]}
 
-    def largest_loss(interpolation: float, half: int) -> Mapping[str, float]:
+    def largest_loss(interpolation: Where, half: int) -> Mapping[str, float]:
         return max((halves[half] for halves in at[interpolation]["retention"].values()), key=lambda loss: loss["value"])
 
     losses = {each: largest_loss(each, half) for each in at}
@@ -110,7 +106,7 @@ def format_lines(results: Results, tasks: Sequence[Task], methods: Sequence[Meth
     """
     lines = []
     for (task, method), found in _choices(results, tasks, methods, as_shipped).items():
-        chosen = ", ".join(f"{each:g}" for each in sorted({choice.interpolation for choice in found}))
+        chosen = "; ".join(sorted({name_interpolation(choice.interpolation) for choice in found}))
         at_1 = f"{100 * statistics.mean(choice.lost_at_1 for choice in found):.1f} %"
         lines.append([task, method, str(len(found) // 2), chosen, *_kept_and_lost(found), at_1])
     return markdown(HEADER, 2, lines)

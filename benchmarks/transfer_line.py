@@ -4,6 +4,7 @@ Both are measured as the toolkit's commands do. The temperature is fitted to the
 """
 
 import copy
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,12 +14,14 @@ import torch
 from peft import PeftModel
 from scipy.optimize import minimize_scalar
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, normalize
 from transfer_data import Pictures, TaskData, base
-from transfer_measure import Trained, class_scores, main_figure, measure_place, measure_retrieval
+from transfer_measure import Trained, class_scores, hit_rate, image_features, text_features
 
+from finetune.core.interpolation import as_json, parse_interpolation
 from finetune.evaluation.forgetting import relative_loss
 from finetune.export.choose_interpolation import Line
+from finetune.inference.embed import class_embeddings
 from finetune.metrics.calibration import LARGEST_FACTOR, calibration_error, chance_calibration_error, fit_temperature
 from finetune.metrics.retrieval import Retrieval
 from finetune.metrics.statistics import Figure
@@ -59,6 +62,63 @@ def every_other(pictures: Pictures, start: int) -> Pictures:
     )
 
 
+class Kept:
+    """What the towers make of a gallery at each weight, so that any image weight goes with any text weight.
+
+    Args:
+        pictures: The gallery.
+        uses_scores: Whether its classes are those that a head answers.
+    """
+
+    def __init__(self, pictures: Pictures, uses_scores: bool) -> None:
+        self.pictures = pictures
+        self.uses_scores = uses_scores
+        self._images: dict[float, Tensor] = {}
+        self._texts: dict[float, Tensor] = {}
+        self._scores: dict[float, Callable[[Tensor], Tensor] | None] = {}
+
+    def ask(self, trained: Trained, weight: float) -> None:
+        """Embeds the gallery.
+
+        Args:
+            trained: The model at a weight, which may be another one afterwards.
+            weight: The weight, of both towers.
+        """
+        assert trained.model is not None
+        self._images[weight] = image_features(trained.model, self.pictures)
+        self._texts[weight] = text_features(trained.model, list(self.pictures.classes or self.pictures.texts))
+        self._scores[weight] = trained.class_scores if self.uses_scores else None
+
+    def main_figure(self, image: float, text: float) -> float:
+        """Computes the accuracy, or the hit rate at 10.
+
+        Args:
+            image: Weight of the image tower, and of a head.
+            text: Weight of the text tower.
+        """
+        if not self.pictures.classes:
+            return hit_rate(self.retrieval(image, text))
+        scores, images = self._scores[image], self._images[image]
+        if scores is not None:
+            logits = scores(images)
+        else:
+            classes = class_embeddings(self._texts[text], torch.arange(len(self.pictures.classes)))
+            logits = normalize(images, dim=-1) @ classes.T
+        return float((logits.argmax(dim=1) == self.pictures.label_ids).float().mean())
+
+    def retrieval(self, image: float, text: float) -> Retrieval:
+        """Computes the toolkit's metric of a gallery of captions.
+
+        Args:
+            image: Weight of the image tower.
+            text: Weight of the text tower.
+        """
+        metric = Retrieval()
+        metric.update(self._images[image], self._texts[text], self.pictures.image_ids, self.pictures.caption_ids)
+        return metric
+
+
+@torch.no_grad()
 def measure_line(at: Callable[[float], Trained], data: TaskData) -> dict[str, Any]:
     """Measures everything by which an interpolation can be chosen and judged.
 
@@ -67,30 +127,39 @@ def measure_line(at: Callable[[float], Trained], data: TaskData) -> dict[str, An
         data: The task.
 
     Returns:
-        `rows`, the number of validation rows, and `points`: for each `interpolation` the figures on `val` and `target`,
-        and `retention`, the loss of the toolkit's retrieval metric on both halves of each other domain, each with its
-        `value` and `error`.
+        `rows`, the number of validation rows, and `points`: for each `interpolation`, as `metrics.json` writes it, the
+        figures on `val` and `target`, and `retention`, the loss of the toolkit's retrieval metric on both halves of
+        each other domain, each with its `value` and `error`. Where a head is trained, the text tower is the base's.
     """
-    halves = {name: [every_other(data.galleries[name], start) for start in (0, 1)] for name in data.task.retention()}
-
-    def retention(trained: Trained) -> dict[str, list[Figure]]:
-        return {
-            name: [measure_retrieval(trained, half).figures()[Retrieval.headline] for half in both]
-            for name, both in halves.items()
-        }
-
-    rows = {"val": data.val, "target": data.galleries["target"]}
-    before, points = retention(at(0.0)), []
-    for interpolation in INTERPOLATIONS:
-        trained = at(interpolation)
-        own = {name: round(main_figure(measure_place(trained, of, True)), 5) for name, of in rows.items()}
-        after = retention(trained) if interpolation else before
+    own = {"val": Kept(data.val, True), "target": Kept(data.galleries["target"], True)}
+    others = {
+        name: [Kept(every_other(data.galleries[name], half), False) for half in (0, 1)]
+        for name in data.task.retention()
+    }
+    for weight in INTERPOLATIONS:
+        trained = at(weight)
+        for kept in (*own.values(), *itertools.chain(*others.values())):
+            kept.ask(trained, weight)
+    has_head = at(1.0).class_scores is not None
+    pairs = [(each, each) for each in INTERPOLATIONS]
+    pairs += [] if has_head else [*itertools.permutations(INTERPOLATIONS, 2)]
+    points = []
+    for image, text in pairs:
         lost = {
-            name: [_rounded(relative_loss(*pair)._asdict()) for pair in zip(both, after[name], strict=True)]
-            for name, both in before.items()
+            name: [
+                _rounded(relative_loss(_headline(half, 0.0, 0.0), _headline(half, image, text))._asdict())
+                for half in both
+            ]
+            for name, both in others.items()
         }
-        points.append({"interpolation": interpolation, **own, "retention": lost})
+        figures = {name: round(kept.main_figure(image, text), 5) for name, kept in own.items()}
+        where = as_json(parse_interpolation({"image": image, "text": text}))
+        points.append({"interpolation": where, **figures, "retention": lost})
     return {"rows": len(data.val), "points": points}
+
+
+def _headline(kept: Kept, image: float, text: float) -> Figure:
+    return kept.retrieval(image, text).figures()[Retrieval.headline]
 
 
 def _rounded(figures: dict[str, float]) -> dict[str, float]:

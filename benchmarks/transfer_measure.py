@@ -108,8 +108,14 @@ def measure_place(trained: Trained, pictures: Pictures, uses_scores: bool) -> di
     """
     if pictures.classes:
         return _accuracy(class_scores(trained, pictures, uses_scores), pictures)
-    found = {name: float(value) for name, value in measure_retrieval(trained, pictures).compute().items()}
-    return {"hit@10": (found["image_to_text/R@10"] + found["text_to_image/R@10"]) / 2, **found}
+    metric = measure_retrieval(trained, pictures)
+    return {"hit@10": hit_rate(metric), **{name: float(value) for name, value in metric.compute().items()}}
+
+
+def hit_rate(metric: Retrieval) -> float:
+    """Takes the hit rate at 10, mean of both directions."""
+    found = metric.compute()
+    return float(found["image_to_text/R@10"] + found["text_to_image/R@10"]) / 2
 
 
 @torch.no_grad()

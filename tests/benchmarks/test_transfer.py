@@ -1,7 +1,9 @@
+import itertools
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -10,6 +12,9 @@ import scipy.special
 import scipy.stats
 import torch
 from PIL import Image
+from torch.nn.functional import normalize
+
+from finetune.core.interpolation import Interpolation
 
 
 @pytest.fixture(scope="module")
@@ -222,29 +227,51 @@ def test_interpolation_is_chosen_on_one_half_of_the_other_domains_and_judged_on_
         point(0.5, 0.8, 0.82, 0.04, 0.02, -0.3, 0.03),
         point(0.75, 0.9, 0.86, 0.045, 0.06, 0.0, 0.041),  # too much by the second half
         point(1.0, 0.99, 0.9, 0.3, 0.2, 0.1, 0.5),
+        point({"image": [1.0, 1.0], "text": [0.5, 0.5]}, 0.88, 0.88, 0.005, 0.02, 0.0, 0.025),  # by the first, none
     ]
-    points[2]["retention"]["names"][1]["error"] = 0.5  # unsure, and not where most is lost
     found = {"metrics": record(0.9), "line": {"rows": 40, "points": points}}
     results.write(cell(digits, logistic, logistic.trials[0], 0), found, 1.0)
     module = modules["interpolation"]
-    judged = [module.choose_on_half(found["line"], 0.1, half, module.as_shipped) for half in (0, 1)]
+    profile = Interpolation((1.0, 1.0), (0.5, 0.5))
+
+    def choose(rule, **others):
+        return [module.choose_on_half(found["line"] | others, 0.1, half, rule) for half in (0, 1)]
+
+    judged = choose(module.as_shipped)
+    assert [each.interpolation for each in judged] == [profile, profile]
+    assert [each.lost for each in judged] == [0.025, 0.005]
+    judged = choose(module.alike(module.as_shipped))
     assert [each.interpolation for each in judged] == [0.75, 0.5]
     assert [each.lost for each in judged] == [0.06, 0.04]
+    assert [each.interpolation for each in choose(module.best)] == [0.75, profile]
+    few = choose(module.alike(module.as_shipped), rows=5)[0]
+    assert few.interpolation == 0.5  # 0.8 of the validation rows, and 0.9 within a standard error of 0.134
     *_, row = module.format_lines(results, [digits], [zero_shot, logistic]).splitlines()
-    assert row.split(" | ")[2:] == ["1", "0.5, 0.75", "92 %", "5.0 %", "6.0 %", "40.0 % |"]
+    assert row.split(" | ")[2:] == ["1", "image=1,text=0.5", "98 %", "1.5 %", "2.5 %", "40.0 % |"]
     table = module.format_rules(results, [digits], [zero_shot, logistic])
     rules = [row.split(" | ")[1:] for row in table.splitlines()]
     assert rules[2:] == [
+        ["98 %", "1.5 %", "2.5 %", "0 of 2 |"],
         ["92 %", "5.0 %", "6.0 %", "1 of 2 |"],
-        ["90 %", "3.5 %", "4.0 %", "0 of 2 |"],
+        ["98 %", "1.5 %", "2.5 %", "0 of 2 |"],
         ["92 %", "5.0 %", "6.0 %", "1 of 2 |"],
-        ["90 %", "3.5 %", "4.0 %", "0 of 2 |"],
+        ["96 %", "3.2 %", "6.0 %", "1 of 2 |"],
         ["92 %", "5.0 %", "6.0 %", "1 of 2 |"],
-        ["90 %", "3.5 %", "4.0 %", "0 of 2 |"],
     ]
-    few = module.choose_on_half(found["line"] | {"rows": 5}, 0.1, 0, module.as_shipped)
-    assert few.interpolation == 0.5  # 0.8 of the validation rows, and 0.9 within a standard error of 0.134
-    assert module.choose_on_half(found["line"] | {"rows": 5}, 0.1, 0, module.best).interpolation == 0.75
+
+
+def test_halves_of_a_line_are_those_of_models_that_were_built_with_each_weight(modules):
+    """Kept features give what the towers give together."""
+    generator = torch.Generator().manual_seed(0)
+    images, texts = (torch.randn(2, 12, 8, generator=generator) for _ in range(2))
+    ids = torch.arange(12)
+    pictures = SimpleNamespace(classes=(), image_ids=ids, caption_ids=ids)
+    kept = modules["line"].Kept(pictures, True)
+    kept._images, kept._texts = ({0.0: both[0], 0.5: both[1]} for both in (images, texts))
+    for image, text in itertools.product((0.0, 0.5), repeat=2):
+        logits = (normalize(kept._images[image], dim=-1) @ normalize(kept._texts[text], dim=-1).T).numpy()
+        ranks = [(each > np.diag(each)[:, None]).sum(1) for each in (logits, logits.T)]
+        assert kept.main_figure(image, text) == pytest.approx(np.mean([rank < 10 for rank in ranks]))
 
 
 def test_calibration_is_the_mean_over_the_seeds_and_then_over_the_tasks(modules, logistic, digits, tmp_path):
