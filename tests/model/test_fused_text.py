@@ -70,10 +70,11 @@ def measure(towers: AlignTowers, texts: tuple[torch.Tensor, torch.Tensor]) -> di
 
 
 def assert_near(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float) -> None:
-    # What a frozen copy of a layer, or a token that does not occur, gets is nothing or zeros.
+    # What a frozen copy of a layer, or a token that does not occur, gets is nothing or zeros. Of a gradient that
+    # cancels out, rounding is left, and processors round differently.
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
-        assert (found[name] - tensor).norm() <= tolerance * (tensor.norm() + 1e-3), name
+        assert (found[name] - tensor).norm() <= tolerance * (tensor.norm() + 1e-2), name
 
 
 LENGTHS = [3, 9, 1, 5, 3]

@@ -33,7 +33,7 @@ def check(found: list[dict[str, dict]], largest: float) -> None:
             assert result["one side alone"] == [], case
             assert len(result["gradients"]) > 1, case
             for what, difference in result["difference"].items():
-                allowed = max(largest, EAGER.get(case, 0.0), 4 * result["rounding"][what])
+                allowed = max(largest, EAGER.get(case, 0.0), 8 * result["rounding"][what])
                 assert difference <= allowed, (case, what, result)
 
 
@@ -43,7 +43,7 @@ def test_gradients_are_those_of_the_whole_batch(tiny, tmp_path):
     spare = found[0]["spare parameters"]["gradients"]
     assert "seldom" in spare
     assert "unused" not in spare
-    check(found, 1e-12)
+    check(found, 1e-11)
 
 
 @pytest.mark.slow
@@ -51,7 +51,7 @@ def test_gradients_are_those_of_the_whole_batch(tiny, tmp_path):
 def test_gradients_of_every_kind_are_those_of_the_whole_batch(tiny, tmp_path, processes, dtype):
     found = share(tiny, tmp_path / "found.json", processes, dtype)
     assert len(found[0]) > 20
-    check(found, 1e-12 if dtype == "float64" else 1e-6)
+    check(found, 1e-11 if dtype == "float64" else 1e-6)
 
 
 TORCHRUN = {
