@@ -28,7 +28,7 @@ from finetune.commands.cli import main
 from finetune.core.types import Batch
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.data.table.table import Table
-from finetune.export import artifact
+from finetune.export import artifact, artifacts
 from finetune.export.merged import write_checkpoint
 from finetune.export.proof import FreshProcess
 from finetune.model.base import Base
@@ -121,16 +121,16 @@ def opener() -> Iterator[FreshProcess]:
 
 @contextmanager
 def one_process(opener: FreshProcess) -> Iterator[None]:
-    """Has runs and exports ask the one fresh process, in place of a start of seconds each."""
+    """Has runs, exports and verifications ask the one fresh process, in place of a start of seconds each."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (artifact, stages):
+        for module in (artifact, artifacts, stages):
             patch.setattr(module, "FreshProcess", lambda: nullcontext(opener))
         yield
 
 
 @pytest.fixture(scope="module")
 def share_opener(opener) -> Iterator[None]:
-    """Has the runs and exports of a file share a fresh process; what a real start does is tested elsewhere."""
+    """Has a file's runs, exports and verifications share a fresh process; a real start is tested elsewhere."""
     with one_process(opener):
         yield
 

@@ -112,6 +112,7 @@ def test_classify_replaces_a_file_only_when_told_to(tiny, colour_table, tmp_path
     assert [line.split(",")[1] for line in lines] == ["a cat", "a dog"]
 
 
+@pytest.mark.usefixtures("share_opener")
 def test_verify_takes_a_run_and_checks_each_of_its_folders(with_head, tmp_path, capsys):
     assert main(["verify", str(with_head.path)]) == 0
     merged, classifier = capsys.readouterr().out.splitlines()

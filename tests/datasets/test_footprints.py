@@ -238,7 +238,7 @@ def test_the_examples_hold() -> None:
     assert results.failed == 0
 
 
-@pytest.mark.slow
+@pytest.mark.network
 def test_the_real_package(tmp_path: Path) -> None:
     if shutil.which("apt-cache") is None:
         pytest.skip("apt is not installed")

@@ -220,7 +220,7 @@ def test_the_examples_hold() -> None:
     assert results.failed == 0
 
 
-@pytest.mark.slow
+@pytest.mark.network
 def test_the_real_packages(tmp_path: Path) -> None:
     npm = shutil.which("npm")
     if npm is None:

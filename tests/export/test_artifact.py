@@ -16,6 +16,7 @@ from finetune.metrics.statistics import mean
 from finetune.run.measurement import read_measurement
 from finetune.run.results import largest_differences
 
+from ..conftest import one_process
 from ..run.measured import build_measurement
 from .runs import open_trained
 
@@ -181,14 +182,15 @@ def test_a_third_kind_is_written_witnessed_proven_and_described(exported):
     assert figure.point_estimate() == mean(torch.tensor([0.0, 1.0, 1.0])).point_estimate()
 
 
-def test_a_third_kind_is_verified_once_it_is_among_the_kinds(exported, tmp_path):
+def test_a_third_kind_is_verified_once_it_is_among_the_kinds(exported, tmp_path, opener):
     _, folder, proof = exported
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     (copy / ".git").mkdir()
     (copy / ".git" / "HEAD").write_text("ref: refs/heads/main\n")
     with pytest.raises(CheckpointError, match="to be a proof with its kind and hashes"):
         verify(copy)
-    found = verify(copy, (*ARTIFACTS, TextProjection))
+    with one_process(opener):
+        found = verify(copy, (*ARTIFACTS, TextProjection))
     assert found["max_abs_difference"] == proof["max_abs_difference"]
     assert found["sha256"] == {name: proof["sha256"][name] for name in ("arrays/projection.npz", "witness")}
     with (copy / "arrays" / "projection.npz").open("ab") as file:

@@ -26,6 +26,8 @@ from finetune.run.folder import RunFolder
 from ..fingerprints import fingerprint_weights
 from .runs import CLASSES, TEMPERATURE, adapt, open_trained, train_head, write_run
 
+pytestmark = pytest.mark.usefixtures("share_opener")
+
 PARTS = ("adapter", "head.safetensors", "processor")
 
 

@@ -29,6 +29,8 @@ from finetune.model.lora import TowerLora
 
 from .runs import CLASSES, adapt, open_trained, train_head, write_run
 
+pytestmark = pytest.mark.usefixtures("share_opener")
+
 FILES = ["image", "text", "classifier"]
 BLOCKED = 'import sys\nsys.modules.update(dict.fromkeys(["torch", "transformers", "finetune"]))\n'
 

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -75,8 +76,9 @@ def write_recipe(tmp_path_factory, table) -> Callable[..., Path]:
 
 @pytest.fixture(scope="module")
 def measure(tmp_path_factory, checkpoints, write_recipe) -> Callable[..., str]:
-    """Measures one of the checkpoints and returns the measurement's folder."""
+    """Measures one of the checkpoints, each in a way once, and returns the measurement's folder."""
 
+    @cache
     def run(name: str, *words: str, **settings: object) -> str:
         folder = tmp_path_factory.mktemp("measured") / name
         measure_checkpoint(read_recipe(write_recipe(checkpoints[name], **settings), words), folder)
