@@ -36,7 +36,7 @@ from transfer_methods.method import Method
 from transfer_methods.toolkit import Toolkit
 from transfer_new import format_new
 from transfer_results import Cell, Results, deciders, trials
-from transfer_table import format_calibration, format_table
+from transfer_table import format_calibration, format_table, zero_shot_figures
 from transfer_tasks import TASKS, Task
 from transformers.utils import logging as transformers_logging
 
@@ -136,7 +136,7 @@ def main() -> None:
             print(cell.name, flush=True)
             if not options.list:
                 run_cell(cell, results, options.data)
-    known = [task for task in tasks if not task.new]
+    known = [task for task in tasks if not task.new and zero_shot_figures(results, task)]
     shipped = [method for method in methods if not (isinstance(method, Toolkit) and method.words)]
     print(format_table(results, known, methods), end="\n\n")
     print(format_comparison(results, known, methods), end="\n\n")

@@ -44,9 +44,14 @@ def as_shipped(points: Sequence[Point], rows: int) -> Where:
     return choose_point(unsure, MAX_LOSS).interpolation
 
 
-def least(points: Sequence[Point], rows: int) -> Where:
-    """Chooses in the same way, but a loss counts however small it is beside its error."""
-    return as_shipped([point._replace(retention_error=0.0) for point in points], rows)
+def surely(points: Sequence[Point], rows: int) -> Where:
+    """Chooses in the same way, but a loss below its standard error counts as none."""
+    small = [point._replace(retention_loss=0.0) if _may_be_none(point) else point for point in points]
+    return as_shipped(small, rows)
+
+
+def _may_be_none(point: Point) -> bool:
+    return point.retention_loss <= min(point.retention_error, MAX_LOSS)
 
 
 def best(points: Sequence[Point], rows: int) -> Where:  # noqa: ARG001
@@ -65,10 +70,10 @@ def alike(rule: Rule) -> Rule:
 
 
 RULES: Mapping[str, Rule] = {
-    "as shipped: within a standard error of the best, what loses least, if that is more than its error": as_shipped,
+    "as shipped: within a standard error of the best, what loses least": as_shipped,
     "the same, both towers alike": alike(as_shipped),
-    "the same, each loss counts": least,
-    "the same, each loss counts, both towers alike": alike(least),
+    "the same, a loss below its standard error counts as none": surely,
+    "the same, a loss below its standard error counts as none, both towers alike": alike(surely),
     "the best on the validation rows": best,
     "the best, both towers alike": alike(best),
 }

@@ -74,6 +74,15 @@ def find_points(results: Results, task: Task) -> list[Point]:
     return points + own[-1:]
 
 
+def find_tasks(results: Results) -> dict[str, list[Point]]:
+    """Reads the points of each task that was measured before anything was learned, by its title.
+
+    Args:
+        results: The cells.
+    """
+    return {task.title: find_points(results, task) for task in TASKS if zero_shot_figures(results, task)}
+
+
 def draw(tasks: dict[str, list[Point]]) -> str:
     """Draws two panels with a line for each task.
 
@@ -124,7 +133,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "transfer")
     options = parser.parse_args()
     results = Results(options.results)
-    write_text(options.output, draw({task.title: find_points(results, task) for task in TASKS}))
+    write_text(options.output, draw(find_tasks(results)))
 
 
 if __name__ == "__main__":

@@ -225,10 +225,10 @@ def choose_point(points: Collection[Point], max_loss: float) -> Point:
 
     Of those that lose at most `max_loss` on the retention tables, the best target counts, and all whose target is
     within a standard error of it are as good: on few validation rows the best one is the best by chance. Of these the
-    one that loses least is taken, where a loss that is not above its own standard error counts as none. This is the
-    one-standard-error rule (Breiman et al. 1984, Classification and Regression Trees, section 3.4.3), with the smaller
-    loss in the place of the smaller tree. Of equal losses the one nearest to what was trained is taken, and then the
-    higher target.
+    one that loses least is taken, where a gain counts as no loss. This is the one-standard-error rule (Breiman et al.
+    1984, Classification and Regression Trees, section 3.4.3), with the smaller loss in the place of the smaller tree.
+    Of those that lose nothing, or equally much, the one nearest to what was trained is taken, and then the higher
+    target.
 
     Args:
         points: What was measured. With the base among them there always is a choice, as it loses nothing.
@@ -247,7 +247,10 @@ def choose_point(points: Collection[Point], max_loss: float) -> Point:
         raise ValueError(f"Expected an interpolation that loses at most {max_loss}, but got none. Add 0 to them.")
     best = max(allowed, key=lambda point: point.target)
     as_good = [point for point in allowed if point.target >= best.target - best.target_error]
-    return min(as_good, key=lambda point: (_counted_loss(point), -_distance(point.interpolation), -point.target))
+    return min(
+        as_good,
+        key=lambda point: (max(0.0, point.retention_loss), -_distance(point.interpolation), -point.target),
+    )
 
 
 class Candidates(NamedTuple):
@@ -278,11 +281,6 @@ def list_candidates(moved: Collection[str]) -> Candidates:
     if not moved:
         return Candidates([*INTERPOLATIONS[:1]], [*INTERPOLATIONS[1:]], weights)
     return Candidates([*INTERPOLATIONS], [*joined], weights)
-
-
-def _counted_loss(point: Point) -> float:
-    """The retention loss, or 0 where it is not above its standard error: so small a loss may be none."""
-    return point.retention_loss if point.retention_loss > point.retention_error else 0.0
 
 
 def _distance(interpolation: float | Interpolation) -> float:

@@ -166,7 +166,9 @@ def test_two_writers_of_one_task_lose_no_cell(modules, logistic, digits, tmp_pat
 def test_the_results_in_the_repository_are_those_of_the_recipes_and_settings_there_are(modules, tasks):
     results, cell = modules["results"].Results(modules["run"].HERE / "results" / "transfer"), modules["results"].Cell
     methods = {method.name: method for method in modules["run"].METHODS}
-    for task in modules["run"].TASKS[tasks]:
+    known = {path.stem for path in results.folder.glob("*.jsonl")}
+    assert len(known) >= 8
+    for task in [task for task in modules["run"].TASKS if task.name in known][tasks]:
         lines = [json.loads(line) for line in (results.folder / f"{task.name}.jsonl").read_text().splitlines()]
         cells = [cell(task, methods[each["method"]], each["setting"], each["seed"]) for each in lines]
         assert [results.read(each) for each in cells] == lines, task.name
@@ -175,7 +177,8 @@ def test_the_results_in_the_repository_are_those_of_the_recipes_and_settings_the
 @pytest.mark.slow
 def test_the_picture_is_that_of_the_results(modules):
     results = modules["results"].Results(modules["run"].HERE / "results" / "transfer")
-    found = {task.title: modules["plot"].find_points(results, task) for task in modules["run"].TASKS}
+    found = modules["plot"].find_tasks(results)
+    assert len(found) >= 8
     picture = modules["run"].HERE.parent / "docs" / "pictures" / "transfer.svg"
     assert picture.read_text(encoding="utf-8") == modules["plot"].draw(found)
     table = (modules["run"].HERE.parent / "docs" / "benchmarks.md").read_text(encoding="utf-8")
@@ -227,7 +230,7 @@ def test_interpolation_is_chosen_on_one_half_of_the_other_domains_and_judged_on_
         point(0.5, 0.8, 0.82, 0.04, 0.02, -0.3, 0.03),
         point(0.75, 0.9, 0.86, 0.045, 0.06, 0.0, 0.041),  # too much by the second half
         point(1.0, 0.99, 0.9, 0.3, 0.2, 0.1, 0.5),
-        point({"image": [1.0, 1.0], "text": [0.5, 0.5]}, 0.88, 0.88, 0.005, 0.02, 0.0, 0.025),  # by the first, none
+        point({"image": [1.0, 1.0], "text": [0.5, 0.5]}, 0.88, 0.88, 0.005, 0.02, 0.0, 0.025),
     ]
     found = {"metrics": record(0.9), "line": {"rows": 40, "points": points}}
     results.write(cell(digits, logistic, logistic.trials[0], 0), found, 1.0)

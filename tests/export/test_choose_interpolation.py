@@ -68,7 +68,6 @@ def choose_by_hand(points, max_loss):
     error = next(point.target_error for point in allowed if point.target == best)
     as_good = [point for point in allowed if best - point.target <= error]
     lost = {point: max(0.0, point.retention_loss) for point in as_good}
-    lost |= {point: 0.0 for point in as_good if point.retention_loss <= point.retention_error}
     cheapest = [point for point in as_good if lost[point] == min(lost.values())]
     return max(cheapest, key=lambda point: point.interpolation)
 
