@@ -26,6 +26,9 @@ ALLOW_OUTSIDE = "name a folder that holds all images (--data.table.images), or p
 """How a recipe lets images lie outside of their table's folder."""
 
 
+NAME_FOLDER = "If the images lie in another folder, name that one (--data.table.images)."
+
+
 class Refusal(NamedTuple):
     """Why a value names no image file: what was expected, and how to repair it."""
 
@@ -100,7 +103,7 @@ class _Folder:
         """Says that there is no such file, and names the one that differs only in case, spelling or ending, if any."""
         if self._listing is None:
             near, missing = self._alike, f"{self.path} is no folder that can be listed."
-            return missing if near in (None, self.path) else f"{missing} {suggest(self.path, str(near))}"
+            return f"{missing} {suggest(self.path, str(near)) if near not in (None, self.path) else NAME_FOLDER}"
         near, missing = _find_near(name, self._nearest), f"No file is at {self.path}{os.sep}{name}."
         return missing if near is None else f"{missing} {suggest(name, near)}"
 

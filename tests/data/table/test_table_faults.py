@@ -198,7 +198,8 @@ def test_missing_image_names_the_nearest(write: Write, tmp_path: Path) -> None:
         f"No file is at {tmp_path / 'a.jpg'}. Did you mean 'a.png'?",
         f"No file is at {tmp_path / 'B.PNG'}. Did you mean 'b.png'?",
         f"No file is at {tmp_path / ' c.png'}. Did you mean 'c.png'?",
-        f"{tmp_path / 'x'} is no folder that can be listed.",
+        f"{tmp_path / 'x'} is no folder that can be listed. "
+        "If the images lie in another folder, name that one (--data.table.images).",
         f"No file is at {tmp_path / 'zzz.png'}.",
         f"No file is at {tmp_path}/x\\a.png. Write folders with '/'.",
     ]
