@@ -19,8 +19,9 @@ def add(commands: Commands) -> None:
     export.add_argument(
         "--interpolation",
         metavar="W",
-        help="weight of what was trained between the base and it, 0 to 1; one for each tower, as image=0.7,text=0.3, "
-        "or for a tower's first and last block, as image=1:0.5,text=0.3; or auto (default: what the run exported)",
+        help="where the model lies between the base, 0, and the trained model, 1; a number for each tower, as "
+        "image=0.7,text=0.3, or for a tower's first and last block, as image=1:0.5,text=0.3; or auto, which chooses by "
+        "validation rows and data.retention (default: what the run exported)",
     )
     export.add_argument("--classifier", action="store_true", help="the image classifier of a run that trained a head")
     export.add_argument("--onnx", action="store_true", help="towers and classifier in ONNX as well")

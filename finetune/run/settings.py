@@ -26,11 +26,13 @@ class RunSettings:
             labels).
         neighbours: Of how many nearest training images the vote is measured too, as `test/knn_accuracy` (tables with
             labels): 20 as is usual, 1 as COYO-ALIGN's table; null for none. Embeds every training image.
-        interpolation: Weight of what was trained between the base and it: 1 exports all of it, less forgets less. Or a
-            weight for each tower, such as `{image: 0.7, text: 0.3}`, or `[first, last]` for a tower's first and last
-            block. `auto` takes what loses least among the best on the validation rows within `max_retention_loss`.
-        max_retention_loss: What `auto` may lose on any table of `data.retention`, as a share of what the base can do
-            there.
+        interpolation: Where the exported model lies between the base, 0, and the trained model, 1: a smaller number
+            forgets less and keeps less of what was learned. Or a number for each tower, such as `{image: 0.7, text:
+            0.3}`, or `[first, last]` for a tower's first and last block. `auto` measures models in between. Of those
+            that lose at most `max_retention_loss` and score about as well as the best on the validation rows, it takes
+            the one that loses least.
+        max_retention_loss: The largest loss that `auto` allows on any table of `data.retention`, as a share of what the
+            base can do there.
         calibrate: Whether the temperature is fitted on the validation rows (tables with a label a row), so that the
             probabilities of the classes are as high as they are right.
         save_every: How often a training saves what `finetune resume` needs to go on with it: a number of steps, or a
