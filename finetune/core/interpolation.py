@@ -22,11 +22,11 @@ class Interpolation:
 
     Args:
         image: Weights of the image tower at its first and at its last block, in [0, 1]: 0 is the base, 1 is all that
-            was trained.
+            was trained. One number stands for both.
         text: Likewise of the text tower.
 
     Raises:
-        RecipeError: If a weight is not in [0, 1].
+        RecipeError: If a weight is no number in [0, 1].
 
     Example:
         >>> falling = Interpolation(image=(1.0, 0.5), text=(0.3, 0.3))
@@ -39,7 +39,7 @@ class Interpolation:
 
     def __post_init__(self) -> None:
         for tower, weights in self.by_tower().items():
-            _read_weights(weights, tower)
+            object.__setattr__(self, tower, _read_weights(weights, tower))
 
     def __str__(self) -> str:
         """The profile as `parse_interpolation` reads it."""

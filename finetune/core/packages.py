@@ -12,6 +12,9 @@ from pathlib import Path, PurePosixPath
 from finetune.core.errors import FileError
 from finetune.core.files import fingerprint_file
 
+MOST_BYTES = 1024**3
+"""Most bytes of the wanted files of a Debian package: a damaged one may unpack to any size, and memory holds them."""
+
 
 @dataclass(frozen=True)
 class NpmPackage:
@@ -129,26 +132,33 @@ class DebianPackage:
         return packages[0]
 
     def read(self, path: Path, is_wanted: Callable[[PurePosixPath], bool]) -> dict[str, bytes]:
-        """Reads files of a package by their path below `installed`.
+        """Reads files of a package by their path below `installed`; links are passed over.
 
         Args:
             path: The package's `.deb`.
             is_wanted: Whether to read the file with this path below `installed`.
 
         Raises:
-            FileError: If the package is damaged, or compressed otherwise than with xz.
+            FileError: If the package is damaged, compressed otherwise than with xz, or the files exceed `MOST_BYTES`.
         """
         root = PurePosixPath(*self.installed.parts[1:])
-        files = {}
+        files, size = {}, 0
         try:
             with tarfile.open(fileobj=self._open_data(path), mode="r|xz") as archive:
                 for member in archive:
                     name = PurePosixPath(member.name)
                     if ".." in name.parts or not name.is_relative_to(root) or not is_wanted(name.relative_to(root)):
                         continue
-                    file = archive.extractfile(member)
-                    if file is not None:
-                        files[str(name.relative_to(root))] = file.read()
+                    file = archive.extractfile(member) if member.isfile() else None  # a link may lead anywhere
+                    if file is None:
+                        continue
+                    size += member.size
+                    if size > MOST_BYTES:
+                        raise FileError(
+                            f"Expected the files wanted of {path} to have at most {MOST_BYTES} bytes, but got more. "
+                            "Get it again from the Debian archive."
+                        )
+                    files[str(name.relative_to(root))] = file.read()
         except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
             raise FileError(f"Expected {path} to be whole, but reading it failed: {error}. Get it again.") from error
         return files
@@ -162,8 +172,11 @@ class DebianPackage:
                 raise FileError(f"Expected {path} to be a Debian package, but it is not. Get it again.")
             names = []
             while len(header := file.read(60)) == 60:
-                names.append(header[:16].decode("ascii").strip().rstrip("/"))
-                size = int(header[48:58])
+                names.append(header[:16].decode("ascii", "replace").strip().rstrip("/"))
+                length = header[48:58].strip()
+                if not length.isdigit():
+                    raise FileError(f"Expected {path} to be whole, but a header in it is damaged. Get it again.")
+                size = int(length)
                 if names[-1] == "data.tar.xz":
                     if len(data := file.read(size)) < size:
                         raise FileError(f"Expected {path} to be whole, but its end is missing. Get it again.")

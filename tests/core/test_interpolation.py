@@ -84,6 +84,14 @@ def test_a_profile_with_a_weight_beyond_the_ends_is_not_made(image):
         Interpolation(image, (0.5, 0.5))
 
 
+def test_a_profile_holds_pairs_of_numbers_however_they_were_given():
+    found = Interpolation(image=[1, "0.5"], text=0.3)
+    assert (found.image, found.text) == ((1, 0.5), (0.3, 0.3))
+    assert found == FALLING
+    assert {found: "a key"}[FALLING] == "a key"
+    assert found.at("text", 0.5) == 0.3
+
+
 def test_weights_go_from_first_to_last_in_a_straight_line():
     assert [FALLING.at("image", depth) for depth in (0.0, 0.25, 0.5, 1.0)] == [1.0, 0.875, 0.75, 0.5]
     assert {FALLING.at("text", depth / 7) for depth in range(8)} == {0.3}  # not a rounding error away from it
