@@ -258,6 +258,18 @@ def draw(text: str) -> float:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6]) / 2**48
 
 
+def read_footprint(name: str, content: bytes) -> tuple[str, Image.Image | None]:
+    """Returns caption and picture of a footprint, None for one without anything to draw."""
+    try:
+        footprint = parse(content.decode("utf-8"))
+        shapes = read_shapes(footprint)
+        return clean_caption(" ".join(find(footprint, "descr"))), paint(shapes) if shapes else None
+    except (ValueError, TypeError, IndexError, OverflowError) as error:
+        raise FileError(
+            f"Expected {name} to be a footprint of KiCad, but reading it failed: {error}. Get the package again."
+        ) from error
+
+
 def build_rows(files: dict[str, bytes], most: int) -> Iterator[tuple[dict[str, str], Image.Image]]:
     """Yields a row and its picture for each footprint that is drawn, library after library."""
     libraries: dict[str, list[str]] = {}
@@ -269,13 +281,8 @@ def build_rows(files: dict[str, bytes], most: int) -> Iterator[tuple[dict[str, s
         for name in sorted(names, key=draw):
             if len(rows) == most:
                 break
-            footprint = parse(files[name].decode("utf-8"))
-            shapes = read_shapes(footprint)
-            caption = clean_caption(" ".join(find(footprint, "descr")))
-            if len(caption.split()) < 2 or not shapes:
-                continue
-            picture = paint(shapes)
-            if picture.tobytes() in drawn:
+            caption, picture = read_footprint(name, files[name])
+            if len(caption.split()) < 2 or picture is None or picture.tobytes() in drawn:
                 continue
             drawn.add(picture.tobytes())
             stem = PurePosixPath(name).stem
@@ -342,6 +349,10 @@ def main(argv: list[str] | None = None) -> str:
     source.add_argument("--deb", type=Path, metavar="FILE", help="the Debian package, if it is already here")
     arguments = parser.parse_args(argv)
     output: Path = arguments.output
+    if arguments.most < FEWEST:
+        raise FileError(
+            f"Expected --most to be at least {FEWEST}, but got {arguments.most}. Smaller libraries are left out."
+        )
     require_own(output, lambda names: names == WRITTEN)
     return prepare(output, find_files(arguments.footprints, arguments.deb), arguments.most)
 

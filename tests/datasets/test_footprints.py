@@ -198,6 +198,8 @@ def test_package_and_folder_give_the_same_bytes(source: Path, output: Path, tmp_
         (["--footprints", "none"], "Expected --footprints to be a folder, but got none"),
         (["--deb", "none.deb"], "Expected --deb to be a file, but got none.deb"),
         (["--footprints", "."], "Expected libraries of at least 10 footprints, but got none"),
+        (["--footprints", ".", "--most", "9"], "Expected --most to be at least 10, but got 9"),
+        (["--footprints", ".", "--most", "-1"], "Expected --most to be at least 10, but got -1"),
     ],
 )
 def test_a_wrong_source_is_named(
@@ -211,6 +213,25 @@ def test_a_wrong_source_is_named(
     assert footprints.main([*arguments, "--output", "written"]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "written").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b")",
+        b"\xff",
+        b'(footprint "F" (pad "1" smd rect (at 1) (size 1 1) (layers "F.Cu")))',
+        b'(footprint "F" (pad "1" smd rect (at 0 x) (size 1 1) (layers "F.Cu")))',
+        b'(footprint "F" (fp_poly (pts) (layer "F.SilkS")))',
+        b'(footprint "F" (fp_line (start 0 0) (end 9 0) (layer "F.SilkS") (width 1e999)))',
+    ],
+)
+def test_a_damaged_footprint_is_named(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "source" / "A.pretty").mkdir(parents=True)
+    (tmp_path / "source" / "A.pretty" / "odd.kicad_mod").write_bytes(content)
+    assert footprints.main(["--footprints", str(tmp_path / "source"), "--output", str(tmp_path / "written")]) == 2
+    assert "Expected A.pretty/odd.kicad_mod to be a footprint of KiCad, but reading" in capsys.readouterr().err
 
 
 def test_no_source_at_all_names_the_repairs(
