@@ -41,7 +41,7 @@ from PIL import Image, ImageDraw
 from finetune.core.csv_text import format_frame
 from finetune.core.errors import FileError
 from finetune.core.files import require_own, write_folder, write_text
-from finetune.core.packages import DebianPackage
+from finetune.core.packages import DebianPackage, naming
 from finetune.core.shipped import script
 from finetune.data.table.even_splits import draw_evenly
 from finetune.data.table.splits import SPLITS
@@ -258,18 +258,6 @@ def draw(text: str) -> float:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6]) / 2**48
 
 
-def read_footprint(name: str, content: bytes) -> tuple[str, Image.Image | None]:
-    """Returns caption and picture of a footprint, None for one without anything to draw."""
-    try:
-        footprint = parse(content.decode("utf-8"))
-        shapes = read_shapes(footprint)
-        return clean_caption(" ".join(find(footprint, "descr"))), paint(shapes) if shapes else None
-    except (ValueError, TypeError, IndexError, OverflowError) as error:
-        raise FileError(
-            f"Expected {name} to be a footprint of KiCad, but reading it failed: {error}. Get the package again."
-        ) from error
-
-
 def build_rows(files: dict[str, bytes], most: int) -> Iterator[tuple[dict[str, str], Image.Image]]:
     """Yields a row and its picture for each footprint that is drawn, library after library."""
     libraries: dict[str, list[str]] = {}
@@ -281,8 +269,14 @@ def build_rows(files: dict[str, bytes], most: int) -> Iterator[tuple[dict[str, s
         for name in sorted(names, key=draw):
             if len(rows) == most:
                 break
-            caption, picture = read_footprint(name, files[name])
-            if len(caption.split()) < 2 or picture is None or picture.tobytes() in drawn:
+            with naming(name):
+                footprint = parse(files[name].decode("utf-8"))
+                shapes = read_shapes(footprint)
+                caption = clean_caption(" ".join(find(footprint, "descr")))
+                if len(caption.split()) < 2 or not shapes:
+                    continue
+                picture = paint(shapes)
+            if picture.tobytes() in drawn:
                 continue
             drawn.add(picture.tobytes())
             stem = PurePosixPath(name).stem

@@ -38,7 +38,7 @@ from PIL import Image
 from finetune.core.csv_text import format_frame
 from finetune.core.errors import FileError
 from finetune.core.files import require_own, write_folder, write_text
-from finetune.core.packages import DebianPackage
+from finetune.core.packages import DebianPackage, naming
 from finetune.core.shipped import script
 from finetune.data.prepare.images import convert_to_rgb
 
@@ -117,7 +117,10 @@ def prepare(output: Path, files: dict[str, bytes]) -> str:
     with write_folder(output, overwrite=True) as folder:
         for image in table["image"]:
             (folder / image).parent.mkdir(parents=True, exist_ok=True)
-            paint_on_square(files[image.removeprefix("images/")]).save(folder / image)
+            name = image.removeprefix("images/")
+            with naming(name):
+                square = paint_on_square(files[name])
+            square.save(folder / image)
         write_text(folder / "stamps.csv", format_frame(table))
         write_text(folder / "photographs.csv", format_frame(photographs))
     lines = []

@@ -45,7 +45,7 @@ from PIL import Image
 from finetune.core.csv_text import format_frame
 from finetune.core.errors import FileError
 from finetune.core.files import require_own, write_folder, write_text
-from finetune.core.packages import DebianPackage
+from finetune.core.packages import DebianPackage, naming
 from finetune.core.shipped import script
 from finetune.data.table.splits import SPLITS
 
@@ -230,9 +230,13 @@ def paint(data: bytes) -> Image.Image | None:
 
 def build_rows(files: dict[str, bytes]) -> Iterator[tuple[dict[str, str], bytes]]:
     """Yields a row and its picture's PNG for each picture that is kept, unit after unit."""
-    texts = [content.decode("utf-8") for name, content in sorted(files.items()) if name.endswith(".cfg")]
-    units = [unit for text in texts for unit in read_units(text) if unit.get("image", "").startswith("units/")]
-    units = [unit for unit in units if unit.get("description") and unit.get("race")]
+    units: list[dict[str, str]] = []
+    for name, content in sorted(files.items()):
+        if name.endswith(".cfg"):
+            with naming(name):
+                units += read_units(content.decode("utf-8"))
+    units = [unit for unit in units if unit.get("image", "").startswith("units/")]
+    units = [unit for unit in units if all(unit.get(key) for key in ("id", "name", "race", "description"))]
     families = find_families(units)
     images = sorted(PurePosixPath(name).with_suffix("") for name in files if name.endswith(".png"))
     stems = [find_stem(unit["image"]) for unit in units]
@@ -243,7 +247,8 @@ def build_rows(files: dict[str, bytes]) -> Iterator[tuple[dict[str, str], bytes]
         family = draw(families[unit["id"]])
         for pose, most in MOST_PICTURES.items():
             for image in space_evenly(pictures[stem][pose], most) if pictures[stem][pose] else []:
-                square = paint(files[f"{image}.png"])
+                with naming(f"{image}.png"):
+                    square = paint(files[f"{image}.png"])
                 if square is None or square.tobytes() in written:
                     continue
                 written.add(square.tobytes())

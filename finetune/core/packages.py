@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -87,6 +88,24 @@ def read_npm(path: Path) -> Iterator[tuple[str, bytes]]:
             file = archive.extractfile(member)
             if file is not None:
                 yield member.name.partition("/")[2], file.read()
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Names the file of a package whose content stops what runs inside.
+
+    Args:
+        name: The file's path in the package.
+
+    Raises:
+        FileError: In the place of whatever is raised inside: decoders raise all kinds of errors.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise FileError(
+            f"Expected {name} of the package to be whole, but reading it failed: {error}. Get the package again."
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -224,14 +224,16 @@ def test_a_wrong_source_is_named(
         b'(footprint "F" (pad "1" smd rect (at 1) (size 1 1) (layers "F.Cu")))',
         b'(footprint "F" (pad "1" smd rect (at 0 x) (size 1 1) (layers "F.Cu")))',
         b'(footprint "F" (fp_poly (pts) (layer "F.SilkS")))',
-        b'(footprint "F" (fp_line (start 0 0) (end 9 0) (layer "F.SilkS") (width 1e999)))',
+        b'(footprint "F" (descr "A line") (fp_line (start 0 0) (end 9 0) (layer "F.SilkS") (width 1e999)))',
     ],
 )
 def test_a_damaged_footprint_is_named(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "source" / "A.pretty").mkdir(parents=True)
     (tmp_path / "source" / "A.pretty" / "odd.kicad_mod").write_bytes(content)
     assert footprints.main(["--footprints", str(tmp_path / "source"), "--output", str(tmp_path / "written")]) == 2
-    assert "Expected A.pretty/odd.kicad_mod to be a footprint of KiCad, but reading" in capsys.readouterr().err
+    assert (
+        "Expected A.pretty/odd.kicad_mod of the package to be whole, but reading it failed: " in capsys.readouterr().err
+    )
 
 
 def test_no_source_at_all_names_the_repairs(

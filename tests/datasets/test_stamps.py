@@ -190,6 +190,14 @@ def test_a_wrong_source_is_named(
     assert not (tmp_path / "stamps").exists()
 
 
+def test_a_damaged_picture_is_named(stamps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(stamps, tmp_path / "damaged")
+    (tmp_path / "damaged" / "vehicles" / "7.png").write_bytes(b"no picture")
+    assert load_script().main(["--stamps", str(tmp_path / "damaged"), "--output", str(tmp_path / "stamps")]) == 2
+    assert "Expected vehicles/7.png of the package to be whole, but reading it failed: " in capsys.readouterr().err
+    assert not (tmp_path / "stamps").exists()
+
+
 def test_no_source_at_all_names_the_repairs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

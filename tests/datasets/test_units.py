@@ -265,6 +265,33 @@ def test_a_wrong_source_is_named(
     assert not (tmp_path / "units").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("units/elves/Fighter.cfg", b"\xff"),
+        ("units/elves/Fighter.cfg", b"[/unit_type]"),
+        ("images/units/elves/fighter-idle-1.png", b"no picture"),
+        ("images/units/elves/fighter-idle-1.png", b""),
+    ],
+)
+def test_a_damaged_file_is_named(
+    name: str, content: bytes, core: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(core, tmp_path / "core")
+    (tmp_path / "core" / name).write_bytes(content)
+    assert load_script().main(["--core", str(tmp_path / "core"), "--output", str(tmp_path / "units")]) == 2
+    assert f"Expected {name} of the package to be whole, but reading it failed: " in capsys.readouterr().err
+    assert not (tmp_path / "units").exists()
+
+
+def test_a_unit_without_a_name_is_left_out(core: Path, output: Path, tmp_path: Path) -> None:
+    shutil.copytree(core, tmp_path / "core")
+    nameless = CAPTAIN.replace('    name= _ "female^Elvish Captain"\n', "").replace("Captain", "Scout")
+    (tmp_path / "core" / "units" / "elves" / "Scout.cfg").write_text(nameless, encoding="utf-8")
+    assert load_script().main(["--core", str(tmp_path / "core"), "--output", str(tmp_path / "units")]) == 0
+    assert contents(tmp_path / "units") == contents(output)
+
+
 def test_no_source_at_all_names_the_repairs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
