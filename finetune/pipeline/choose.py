@@ -116,9 +116,9 @@ def _search(line: Line, data: ImageTextDataModule, device: torch.device, max_los
     """The choice of `auto` among all that it tries; among the line alone where memory could not hold more."""
     score, (asking, joined, _) = Score(line, data, device), list_candidates(line.moved)
     if score.count_bytes() > MOST_BYTES:
-        score.keeps, asking, joined = False, [*INTERPOLATIONS], []
-        if processes.is_first():
+        if processes.is_first() and any(isinstance(each, Interpolation) for each in joined):
             say(TOO_MANY_ROWS, file=sys.stderr)
+        score.keeps, asking, joined = False, [*INTERPOLATIONS], []
     points = {interpolation: score(interpolation) for interpolation in asking}
     with Bar("profiles", len(joined), "models", "models", shown=processes.is_first()) as bar:
         for interpolation in joined:

@@ -155,6 +155,16 @@ def test_where_rows_are_too_many_both_towers_stay_alike(choice, data, tiny, adap
     assert "run.interpolation auto keeps both towers alike" in capsys.readouterr().err
 
 
+def test_where_one_tower_was_trained_no_profiles_are_missed_and_none_are_told(data, tiny, adapted, monkeypatch, capsys):
+    text = Base.open(tiny).load().state_dict() | {"text_projection.weight": adapted["text_projection.weight"]}
+    settings = replace(AUTO, calibrate=False)
+    kept = choose(settings, data, CPU, lambda: Line(Base.open(tiny), text, None, CPU))
+    monkeypatch.setattr("finetune.pipeline.choose.MOST_BYTES", 0)
+    assert choose(settings, data, CPU, lambda: Line(Base.open(tiny), text, None, CPU)) == kept
+    assert kept.profiles == ()
+    assert "keeps both towers alike" not in capsys.readouterr().err
+
+
 def test_temperature_is_fitted_to_the_validation_rows_at_the_interpolation(data, tiny, adapted, colour_table):
     choice = choose(RunSettings(interpolation=0.4), data, CPU, lambda: Line(Base.open(tiny), adapted, None, CPU))
     state = average(tiny, adapted, 0.4)

@@ -151,7 +151,7 @@ def test_two_processes_choose_what_one_chooses(write_recipe, colour_table, tmp_p
     assert "stage choose" in said
     assert "stage train" not in said
     chosen = read_json(one.choice)
-    assert len(chosen["profiles"]) == 176
+    assert len(chosen["profiles"]) == 110
     assert read_json(two.choice) == chosen
 
 
