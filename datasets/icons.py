@@ -33,7 +33,6 @@ simple ones, such as *plus*.
 """
 
 import argparse
-import hashlib
 import io
 import re
 import sys
@@ -50,7 +49,7 @@ from finetune.core.errors import FileError
 from finetune.core.files import require_own, write_folder, write_text
 from finetune.core.packages import NpmPackage, read_npm
 from finetune.core.shipped import script
-from finetune.data.table.even_splits import draw_evenly
+from finetune.data.table.even_splits import draw_evenly, draw_number
 from finetune.data.table.splits import SPLITS
 
 PACKAGES = {
@@ -222,11 +221,6 @@ def drop_aliases(pictures: dict[tuple[str, str], Image.Image]) -> dict[tuple[str
     return {key: picture for key, picture in own.items() if left[key[0]] >= FEWEST_VENDORS}
 
 
-def draw(text: str) -> float:
-    """Draws a number from 0 to 1 that depends only on `text`."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6]) / 2**48
-
-
 def build_table(keys: list[tuple[str, str]]) -> pd.DataFrame:
     """Builds a row for each label and vendor."""
     table = pd.DataFrame(keys, columns=["label", "vendor"])
@@ -235,7 +229,7 @@ def build_table(keys: list[tuple[str, str]]) -> pd.DataFrame:
     table["split"] = table["vendor"].map(lambda vendor: VENDOR_SPLITS.get(vendor, "train"))
     labels = table["label"].astype("category").cat.codes.to_numpy(dtype=np.int64)
     table["split_by_picture"] = [SPLITS[code] for code in draw_evenly(table["image"].tolist(), labels, 0.1, 0.2)]
-    drawn = table["label"].map(draw)
+    drawn = table["label"].map(draw_number)
     table["split_by_name"] = pd.Series("train", table.index).mask(drawn < 0.3, "val").mask(drawn < 0.2, "test")
     return table[COLUMNS]
 

@@ -25,7 +25,6 @@ zero-shot retrieval or what a checkpoint has forgotten.
 """
 
 import argparse
-import hashlib
 import io
 import sys
 import tempfile
@@ -41,6 +40,7 @@ from finetune.core.files import require_own, write_folder, write_text
 from finetune.core.packages import DebianPackage, naming
 from finetune.core.shipped import script
 from finetune.data.prepare.images import convert_to_rgb
+from finetune.data.table.even_splits import draw_number
 
 PACKAGE = DebianPackage(
     "tuxpaint-stamps-default",
@@ -68,11 +68,6 @@ def find_files(stamps: Path | None, deb: Path | None) -> dict[str, bytes]:
         return PACKAGE.read(deb or PACKAGE.download(Path(download)), is_wanted)
 
 
-def draw(text: str) -> float:
-    """Draws a number from 0 to 1 that depends only on `text`."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6]) / 2**48
-
-
 def build_rows(files: dict[str, bytes]) -> Iterator[dict[str, str]]:
     """Yields a row for each stamp with a sentence, in the order of their paths."""
     for name in sorted(files):
@@ -82,7 +77,7 @@ def build_rows(files: dict[str, bytes]) -> Iterator[dict[str, str]]:
             continue
         caption = lines[0].strip()
         drawn = path.parts[0] in ("symbols", "town") or "cartoon" in path.parts
-        number = draw(caption)
+        number = draw_number(caption)
         yield {
             "image": f"images/{name}",
             "caption": caption,

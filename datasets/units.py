@@ -28,7 +28,6 @@ names. Pictures of dying units, of those of the other sex and of mere effects ar
 """
 
 import argparse
-import hashlib
 import io
 import re
 import sys
@@ -47,6 +46,7 @@ from finetune.core.errors import FileError
 from finetune.core.files import require_own, write_folder, write_text
 from finetune.core.packages import DebianPackage, naming
 from finetune.core.shipped import script
+from finetune.data.table.even_splits import draw_number
 from finetune.data.table.splits import SPLITS
 
 PACKAGE = DebianPackage(
@@ -197,11 +197,6 @@ def find_families(units: list[dict[str, str]]) -> dict[str, str]:
     return {name: find(name) for name in leader}
 
 
-def draw(text: str) -> float:
-    """Draws a number from 0 to 1 that depends only on `text`."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6]) / 2**48
-
-
 def space_evenly(images: list[str], most: int) -> list[str]:
     """Returns at most `most` of the pictures, the first one and others evenly spaced."""
     count = min(most, len(images))
@@ -244,7 +239,7 @@ def build_rows(files: dict[str, bytes]) -> Iterator[tuple[dict[str, str], bytes]
     written: set[bytes] = set()
     for unit, stem in zip(units, stems, strict=True):
         name = unit["name"].rpartition("^")[2]  # the game's hint for translators stands before it
-        family = draw(families[unit["id"]])
+        family = draw_number(families[unit["id"]])
         for pose, most in MOST_PICTURES.items():
             for image in space_evenly(pictures[stem][pose], most) if pictures[stem][pose] else []:
                 with naming(f"{image}.png"):
@@ -254,7 +249,7 @@ def build_rows(files: dict[str, bytes]) -> Iterator[tuple[dict[str, str], bytes]
                 written.add(square.tobytes())
                 buffer = io.BytesIO()
                 square.save(buffer, "PNG")
-                held_out = "val" if draw(f"pose {unit['id']}") < 0.2 else "test"
+                held_out = "val" if draw_number(f"pose {unit['id']}") < 0.2 else "test"
                 row = {
                     "image": f"images/{image.removeprefix('images/units/')}.png",
                     "caption": f"{name}. {shorten(unit['description'])}",

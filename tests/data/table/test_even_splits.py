@@ -1,9 +1,11 @@
 """The draw of the data sets that the toolkit prepares: even shares of each label."""
 
+import hashlib
+
 import numpy as np
 import pytest
 
-from finetune.data.table.even_splits import draw_evenly
+from finetune.data.table.even_splits import draw_evenly, draw_number
 
 
 def draw(labels: np.ndarray, val: float, test: float) -> np.ndarray:
@@ -32,3 +34,11 @@ def test_the_order_of_the_images_does_not_count() -> None:
     keys = np.array([f"{image}.png" for image in range(200)])
     shuffled = draw_evenly(keys[order].tolist(), labels[order], 0.1, 0.1)
     assert (shuffled == draw(labels, 0.1, 0.1)[order]).all()
+
+
+def test_a_number_is_the_hash_of_its_text_and_spreads_evenly() -> None:
+    texts = ["", "crow", "räuchermännchen", *map(str, range(2000))]
+    numbers = [draw_number(text) for text in texts]
+    for text, number in zip(texts, numbers, strict=True):
+        assert number == int(hashlib.sha256(text.encode("utf-8")).hexdigest()[:12], 16) / 16**12
+    assert np.histogram(numbers, bins=10, range=(0, 1))[0] == pytest.approx(200, abs=50)
