@@ -154,7 +154,7 @@ def name_interpolation(value: Any) -> str:
         ('0.7', 'image=1:0.5,text=0.3')
     """
     interpolation = parse_interpolation(value)
-    return str(interpolation) if isinstance(interpolation, Interpolation) else f"{interpolation:g}"
+    return str(interpolation) if isinstance(interpolation, Interpolation) else _write_number(interpolation)
 
 
 def _simplify(profile: Interpolation) -> float | Interpolation:
@@ -214,5 +214,10 @@ def _read_number(value: Any) -> float | None:
 
 
 def _write_weights(weights: tuple[float, float]) -> str:
-    first, last = weights
-    return f"{first:g}" if first == last else f"{first:g}:{last:g}"
+    first, last = map(_write_number, weights)
+    return first if first == last else f"{first}:{last}"
+
+
+def _write_number(number: float) -> str:
+    """The shortest text that is read back as this very number."""
+    return str(float(number)).removesuffix(".0")

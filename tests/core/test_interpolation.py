@@ -25,6 +25,9 @@ FALLING = Interpolation(image=(1.0, 0.5), text=(0.3, 0.3))
         ({"image": [0.7, 0.7], "text": 0.7}, 0.7),
         ("image=0,text=0:0", 0.0),
         (Interpolation((1, 1), (1.0, 1.0)), 1),
+        (1 / 3, 1 / 3),
+        ("1e-7", 1e-7),
+        ({"image": [1 / 3, 1 - 1e-9], "text": 0.1 + 0.2}, Interpolation((1 / 3, 1 - 1e-9), (0.1 + 0.2, 0.1 + 0.2))),
     ],
 )
 def test_what_is_written_is_read_and_a_profile_of_equal_weights_is_their_number(written, meant):
