@@ -38,6 +38,7 @@ import re
 import sys
 import tempfile
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -182,8 +183,8 @@ def choose_icons(sets: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
     return dict(sorted(chosen.items()))
 
 
-def paint(svg: str) -> Image.Image:
-    """Draws an SVG in the middle of a white square."""
+def find_renderer() -> Callable[..., bytes]:
+    """Returns what draws an SVG file as PNG."""
     try:
         from resvg_py import svg_to_bytes  # late, since --help needs none
     except ImportError as error:
@@ -191,7 +192,12 @@ def paint(svg: str) -> Image.Image:
             "Expected resvg_py to be installed, which draws SVG files, but it is not. "
             "Run: pip install 'align-finetune[icons]'."
         ) from error
-    data = svg_to_bytes(svg_string=svg, width=ICON_SIDE, height=ICON_SIDE, background="#ffffff", skip_system_fonts=True)
+    return svg_to_bytes
+
+
+def paint(svg: str, render: Callable[..., bytes]) -> Image.Image:
+    """Draws an SVG in the middle of a white square."""
+    data = render(svg_string=svg, width=ICON_SIDE, height=ICON_SIDE, background="#ffffff", skip_system_fonts=True)
     with Image.open(io.BytesIO(bytes(data)), formats=["PNG"]) as file:
         icon = file.convert("RGB")
     square = Image.new("RGB", (SIDE, SIDE), "white")
@@ -237,12 +243,15 @@ def build_table(keys: list[tuple[str, str]]) -> pd.DataFrame:
 def prepare(output: Path, given: dict[str, Path | None]) -> str:
     """Writes pictures and table to `output`, replaces those of an earlier run, and describes them."""
     require_own(output, lambda names: names == WRITTEN)
+    render = find_renderer()  # before the downloads
     with tempfile.TemporaryDirectory() as download, write_folder(output, overwrite=True) as folder:
         sets = {
             vendor: read_icons(PACKAGES[vendor].get(path, Path(download)), vendor) for vendor, path in given.items()
         }
         chosen = choose_icons(sets)
-        painted = {(label, vendor): paint(svg) for label, svgs in chosen.items() for vendor, svg in svgs.items()}
+        painted = {
+            (label, vendor): paint(svg, render) for label, svgs in chosen.items() for vendor, svg in svgs.items()
+        }
         pictures = drop_aliases(painted)
         table = build_table(list(pictures))
         for vendor in sets:

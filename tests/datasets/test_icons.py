@@ -198,7 +198,7 @@ def test_missing_npm_names_the_other_way(
 
 
 def test_a_missing_renderer_names_the_extra(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     real: Callable[..., ModuleType] = builtins.__import__
 
@@ -209,7 +209,8 @@ def test_a_missing_renderer_names_the_extra(
 
     monkeypatch.setattr(builtins, "__import__", refuse)
     monkeypatch.delitem(sys.modules, "resvg_py", raising=False)
-    assert run(load_with_packages(source), source, tmp_path / "icons") == 2
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert load_script().main(["--output", str(tmp_path / "icons")]) == 2  # before it misses npm
     assert "Run: pip install 'align-finetune[icons]'." in capsys.readouterr().err
     assert not (tmp_path / "icons").exists()
 
