@@ -277,6 +277,28 @@ def test_halves_of_a_line_are_those_of_models_that_were_built_with_each_weight(m
         assert kept.main_figure(image, text) == pytest.approx(np.mean([rank < 10 for rank in ranks]))
 
 
+def test_labels_of_a_line_are_told_by_the_halves_or_by_the_head_of_the_image_weight(modules):
+    generator = torch.Generator().manual_seed(0)
+    images, texts, head = (torch.randn(2, rows, 8, generator=generator) for rows in (40, 5, 5))
+    labels = torch.randint(5, (40,), generator=generator)
+    kept = modules["line"].Kept(SimpleNamespace(classes=tuple("abcde"), label_ids=labels), True)
+    kept._images, kept._texts = ({0.0: both[0], 0.5: both[1]} for both in (images, texts))
+    kept._scores = {0.0: None, 0.5: None}
+    pairs = [*itertools.product((0, 1), repeat=2)]
+
+    def measured() -> list[float]:
+        return [kept.main_figure(image / 2, text / 2) for image, text in pairs]
+
+    def counted(logits: list[torch.Tensor]) -> list[float]:
+        return [np.mean(each.numpy().argmax(1) == labels.numpy()) for each in logits]
+
+    by_names = [images[image] @ normalize(texts[text], dim=-1).T for image, text in pairs]
+    assert measured() == pytest.approx(counted(by_names))
+    assert len(set(measured())) > 2
+    kept._scores = {weight / 2: lambda features, weight=weight: features @ head[weight].T for weight in (0, 1)}
+    assert measured() == pytest.approx(counted([images[image] @ head[image].T for image, _ in pairs]))
+
+
 def test_calibration_is_the_mean_over_the_seeds_and_then_over_the_tasks(modules, logistic, digits, tmp_path):
     results, cell = modules["results"].Results(tmp_path), modules["results"].Cell
     kinds = next(task for task in modules["run"].TASKS if task.name == "kinds")
