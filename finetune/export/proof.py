@@ -142,7 +142,8 @@ class FreshProcess:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with suppress(BrokenPipeError):  # it has ended, and the errors say why
-            self._process.stdin.write(json.dumps([str(folder), str(folder / WITNESS_FILE), code]) + "\n")
+            place = folder.absolute()  # this process may have another working directory by now
+            self._process.stdin.write(json.dumps([str(place), str(place / WITNESS_FILE), code]) + "\n")
             self._process.stdin.flush()
         for line in self._process.stdout:
             if line.startswith(REPORT):
