@@ -1,7 +1,5 @@
-import importlib.util
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -12,20 +10,12 @@ from sklearn.datasets import load_digits
 from finetune.core.files import fingerprint_file
 from finetune.data.table.table import Table
 
-SCRIPT = Path(__file__).parents[2] / "datasets" / "digits.py"
+from .scripts import load_script
+
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
 
-def load_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("prepare_digits", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-digits = load_script()
+digits = load_script("digits")
 
 
 @pytest.fixture(scope="module")

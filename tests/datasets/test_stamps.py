@@ -1,4 +1,3 @@
-import importlib.util
 import io
 import shutil
 import subprocess
@@ -6,15 +5,16 @@ import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
-import pandas as pd
 import pytest
 from PIL import Image
 
 from finetune.core.errors import FileError
 
-SCRIPT = Path(__file__).parents[2] / "datasets" / "stamps.py"
+from .scripts import build_deb, contents, load_script, read
+
+INSIDE = "usr/share/tuxpaint/stamps"
+
 
 STAMPS = {
     "animals/birds/crow": "A crow.\nes.utf8=Un cuervo.\n",
@@ -26,15 +26,6 @@ STAMPS = {
     "vehicles/7": "A wheel!",
     "household/empty": "\n",
 }
-
-
-def load_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("prepare_stamps", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def build_stamps(folder: Path) -> Path:
@@ -53,31 +44,6 @@ def build_stamps(folder: Path) -> Path:
     return folder
 
 
-def build_deb(stamps: Path, package: Path, member: str = "data.tar.xz") -> Path:
-    """A Debian package with the stamps where the real one has them."""
-    data = io.BytesIO()
-    with tarfile.open(fileobj=data, mode="w:xz") as archive:
-        archive.add(stamps, "./usr/share/tuxpaint/stamps")
-    with package.open("wb") as file:
-        file.write(b"!<arch>\n")
-        for name, content in (
-            ("debian-binary", b"2.0\n"),
-            ("control.tar.xz", b"odd"),
-            (member, data.getvalue()),
-        ):
-            file.write(f"{name:<16}{0:<12}{0:<6}{0:<6}{100644:<8}{len(content):<10}`\n".encode())
-            file.write(content + b"\n" * (len(content) % 2))
-    return package
-
-
-def read(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path, dtype=str, keep_default_na=False)
-
-
-def contents(folder: Path) -> dict[Path, bytes]:
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 @pytest.fixture
 def stamps(tmp_path: Path) -> Path:
     return build_stamps(tmp_path / "source")
@@ -85,7 +51,7 @@ def stamps(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def output(stamps: Path, tmp_path: Path) -> Path:
-    assert load_script().main(["--stamps", str(stamps), "--output", str(tmp_path / "stamps")]) == 0
+    assert load_script("stamps").main(["--stamps", str(stamps), "--output", str(tmp_path / "stamps")]) == 0
     return tmp_path / "stamps"
 
 
@@ -127,10 +93,10 @@ def test_pictures_are_rgb_squares_on_white_of_at_most_256_pixels(output: Path) -
 
 
 def test_package_and_folder_give_the_same_bytes(stamps: Path, output: Path, tmp_path: Path) -> None:
-    package = build_deb(stamps, tmp_path / "stamps.deb")
-    assert load_script().main(["--deb", str(package), "--output", str(tmp_path / "again")]) == 0
+    package = build_deb(stamps, INSIDE, tmp_path / "stamps.deb")
+    assert load_script("stamps").main(["--deb", str(package), "--output", str(tmp_path / "again")]) == 0
     assert contents(tmp_path / "again") == contents(output)
-    assert load_script().main(["--deb", str(package), "--output", str(output)]) == 0
+    assert load_script("stamps").main(["--deb", str(package), "--output", str(output)]) == 0
     assert contents(tmp_path / "again") == contents(output)
 
 
@@ -146,12 +112,12 @@ def test_package_and_folder_give_the_same_bytes(stamps: Path, output: Path, tmp_
 def test_a_damaged_package_is_refused(
     damage: Callable[[bytes], bytes], message: str, stamps: Path, tmp_path: Path
 ) -> None:
-    package = build_deb(stamps, tmp_path / "stamps.deb")
+    package = build_deb(stamps, INSIDE, tmp_path / "stamps.deb")
     package.write_bytes(damage(package.read_bytes()))
-    assert load_script().main(["--deb", str(package), "--output", str(tmp_path / "stamps")]) == 2
+    assert load_script("stamps").main(["--deb", str(package), "--output", str(tmp_path / "stamps")]) == 2
     assert not (tmp_path / "stamps").exists()
     with pytest.raises(FileError, match=message):
-        script = load_script()
+        script = load_script("stamps")
         script.PACKAGE.read(package, script.is_wanted)
 
 
@@ -165,7 +131,7 @@ def test_members_outside_the_folder_of_stamps_are_not_read(stamps: Path, tmp_pat
     package = tmp_path / "odd.deb"
     header = f"{'data.tar.xz':<16}{0:<12}{0:<6}{0:<6}{100644:<8}{len(data.getvalue()):<10}`\n"
     package.write_bytes(b"!<arch>\n" + header.encode() + data.getvalue())
-    script = load_script()
+    script = load_script("stamps")
     assert script.PACKAGE.read(package, script.is_wanted) == {}
 
 
@@ -185,7 +151,7 @@ def test_a_wrong_source_is_named(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert load_script().main([*arguments, "--output", "stamps"]) == 2
+    assert load_script("stamps").main([*arguments, "--output", "stamps"]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "stamps").exists()
 
@@ -193,7 +159,9 @@ def test_a_wrong_source_is_named(
 def test_a_damaged_picture_is_named(stamps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(stamps, tmp_path / "damaged")
     (tmp_path / "damaged" / "vehicles" / "7.png").write_bytes(b"no picture")
-    assert load_script().main(["--stamps", str(tmp_path / "damaged"), "--output", str(tmp_path / "stamps")]) == 2
+    assert (
+        load_script("stamps").main(["--stamps", str(tmp_path / "damaged"), "--output", str(tmp_path / "stamps")]) == 2
+    )
     assert "Expected vehicles/7.png of the package to be whole, but reading it failed: " in capsys.readouterr().err
     assert not (tmp_path / "stamps").exists()
 
@@ -201,7 +169,7 @@ def test_a_damaged_picture_is_named(stamps: Path, tmp_path: Path, capsys: pytest
 def test_no_source_at_all_names_the_repairs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    script = load_script()
+    script = load_script("stamps")
     monkeypatch.setattr(script, "PACKAGE", replace(script.PACKAGE, installed=tmp_path / "none"))
     monkeypatch.setenv("PATH", str(tmp_path))
     assert script.main(["--output", str(tmp_path / "stamps")]) == 2
@@ -213,7 +181,7 @@ def test_no_source_at_all_names_the_repairs(
 def test_a_foreign_folder_is_refused(stamps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear", encoding="utf-8")
-    assert load_script().main(["--stamps", str(stamps), "--output", str(tmp_path / "mine")]) == 2
+    assert load_script("stamps").main(["--stamps", str(stamps), "--output", str(tmp_path / "mine")]) == 2
     assert "to be absent, empty or written by this command, but it holds something else" in capsys.readouterr().err
     assert (tmp_path / "mine" / "letter.txt").exists()
 
@@ -227,7 +195,7 @@ def test_the_real_package(tmp_path: Path) -> None:
     )
     if "Version: 2022.06.04-1" not in shown.stdout:
         pytest.skip("apt does not know release 2022.06.04-1 of tuxpaint-stamps-default")
-    assert load_script().main(["--output", str(tmp_path / "stamps")]) == 0
+    assert load_script("stamps").main(["--output", str(tmp_path / "stamps")]) == 0
     table = read(tmp_path / "stamps" / "stamps.csv")
     assert table["kind"].value_counts().to_dict() == {"photograph": 400, "drawing": 385}
     assert table["split"].value_counts().to_dict() == {"train": 548, "val": 91, "test": 146}

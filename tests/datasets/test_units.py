@@ -1,21 +1,19 @@
 import doctest
-import importlib.util
-import io
 import shutil
 import subprocess
-import tarfile
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
 
 from finetune.data.table.table import Table
 
-SCRIPT = Path(__file__).parents[2] / "datasets" / "units.py"
+from .scripts import build_deb, contents, load_script, read
+
+INSIDE = "usr/share/games/wesnoth/1.16/data/core"
+
 
 FIGHTER = """#textdomain wesnoth-units
 [unit_type]
@@ -85,15 +83,6 @@ PICTURES = [
 TRANSPARENT = "elves/fighter-idle-0"
 
 
-def load_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("prepare_units", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def build_core(folder: Path) -> Path:
     """A folder like the package's data/core: figures that differ in a pixel, on a transparent ground."""
     texts = {
@@ -120,25 +109,6 @@ def build_core(folder: Path) -> Path:
     return folder
 
 
-def build_deb(core: Path, package: Path) -> Path:
-    """A Debian package with the folder where the real one has it."""
-    data = io.BytesIO()
-    with tarfile.open(fileobj=data, mode="w:xz") as archive:
-        archive.add(core, "./usr/share/games/wesnoth/1.16/data/core")
-    content = data.getvalue()
-    header = f"{'data.tar.xz':<16}{0:<12}{0:<6}{0:<6}{100644:<8}{len(content):<10}`\n"
-    package.write_bytes(b"!<arch>\n" + header.encode() + content)
-    return package
-
-
-def read(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path, dtype=str, keep_default_na=False)
-
-
-def contents(folder: Path) -> dict[Path, bytes]:
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 @pytest.fixture(scope="module")
 def core(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_core(tmp_path_factory.mktemp("source") / "core")
@@ -147,7 +117,7 @@ def core(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def output(core: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("written") / "units"
-    assert load_script().main(["--core", str(core), "--output", str(folder)]) == 0
+    assert load_script("units").main(["--core", str(core), "--output", str(folder)]) == 0
     return folder
 
 
@@ -222,7 +192,7 @@ def test_pictures_are_cut_out_on_white_in_the_colour_of_the_team(output: Path) -
 
 
 def test_the_palette_is_mixed_as_the_game_does_it() -> None:
-    colours = load_script().TEAM_COLOURS
+    colours = load_script("units").TEAM_COLOURS
     assert len(colours) == 19
     assert colours[0xF4, 0x9A, 0xC1] == (255, 0, 0)
     average = (0xF4 + 0x9A + 0xC1) / 3
@@ -238,9 +208,9 @@ def test_table_reads_it(output: Path) -> None:
 
 
 def test_package_and_folder_give_the_same_bytes(core: Path, output: Path, tmp_path: Path) -> None:
-    package = build_deb(core, tmp_path / "wesnoth.deb")
+    package = build_deb(core, INSIDE, tmp_path / "wesnoth.deb")
     for _ in range(2):  # the second replaces the first
-        assert load_script().main(["--deb", str(package), "--output", str(tmp_path / "again")]) == 0
+        assert load_script("units").main(["--deb", str(package), "--output", str(tmp_path / "again")]) == 0
     assert contents(tmp_path / "again") == contents(output)
 
 
@@ -260,7 +230,7 @@ def test_a_wrong_source_is_named(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert load_script().main([*arguments, "--output", "units"]) == 2
+    assert load_script("units").main([*arguments, "--output", "units"]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "units").exists()
 
@@ -279,7 +249,7 @@ def test_a_damaged_file_is_named(
 ) -> None:
     shutil.copytree(core, tmp_path / "core")
     (tmp_path / "core" / name).write_bytes(content)
-    assert load_script().main(["--core", str(tmp_path / "core"), "--output", str(tmp_path / "units")]) == 2
+    assert load_script("units").main(["--core", str(tmp_path / "core"), "--output", str(tmp_path / "units")]) == 2
     assert f"Expected {name} of the package to be whole, but reading it failed: " in capsys.readouterr().err
     assert not (tmp_path / "units").exists()
 
@@ -288,14 +258,14 @@ def test_a_unit_without_a_name_is_left_out(core: Path, output: Path, tmp_path: P
     shutil.copytree(core, tmp_path / "core")
     nameless = CAPTAIN.replace('    name= _ "female^Elvish Captain"\n', "").replace("Captain", "Scout")
     (tmp_path / "core" / "units" / "elves" / "Scout.cfg").write_text(nameless, encoding="utf-8")
-    assert load_script().main(["--core", str(tmp_path / "core"), "--output", str(tmp_path / "units")]) == 0
+    assert load_script("units").main(["--core", str(tmp_path / "core"), "--output", str(tmp_path / "units")]) == 0
     assert contents(tmp_path / "units") == contents(output)
 
 
 def test_no_source_at_all_names_the_repairs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    script = load_script()
+    script = load_script("units")
     monkeypatch.setattr(script, "PACKAGE", replace(script.PACKAGE, installed=tmp_path / "none"))
     monkeypatch.setenv("PATH", str(tmp_path))
     assert script.main(["--output", str(tmp_path / "units")]) == 2
@@ -307,13 +277,13 @@ def test_no_source_at_all_names_the_repairs(
 def test_a_foreign_folder_is_refused(core: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear", encoding="utf-8")
-    assert load_script().main(["--core", str(core), "--output", str(tmp_path / "mine")]) == 2
+    assert load_script("units").main(["--core", str(core), "--output", str(tmp_path / "mine")]) == 2
     assert "to be absent, empty or written by this command, but it holds something else" in capsys.readouterr().err
     assert (tmp_path / "mine" / "letter.txt").exists()
 
 
 def test_the_examples_hold() -> None:
-    results = doctest.testmod(load_script())
+    results = doctest.testmod(load_script("units"))
     assert results.attempted > 1
     assert results.failed == 0
 
@@ -326,7 +296,7 @@ def test_the_real_package(tmp_path: Path) -> None:
     shown = subprocess.run(command, capture_output=True, text=True, check=False)
     if "Version: 1:1.16.9-1" not in shown.stdout:
         pytest.skip("apt does not know release 1.16.9-1 of wesnoth-1.16-data")
-    assert load_script().main(["--output", str(tmp_path / "units")]) == 0
+    assert load_script("units").main(["--output", str(tmp_path / "units")]) == 0
     table = read(tmp_path / "units" / "units.csv")
     assert table["label"].nunique() == 266
     assert table["split"].value_counts().to_dict() == {"train": 1067, "val": 106, "test": 616}
