@@ -8,6 +8,10 @@ from finetune.run.results import format_proof, format_share, format_value
 _NAMES = {"test/image_to_text/R@1": "image-to-text R@1", "test/text_to_image/R@1": "text-to-image R@1"}
 _VERBS = {"higher": "rose", "lower": "fell"}
 _GRADES = {"higher": "better", "lower": "worse"}
+_REPAIR = (
+    "To keep more, set run.interpolation to auto in the run's recipe.yaml: finetune resume then chooses a model "
+    "between the base and this one, without training again."
+)
 
 
 def describe_verdict(facts: Facts) -> str:
@@ -29,7 +33,7 @@ def describe_verdict(facts: Facts) -> str:
 
 
 def summarise(facts: Facts) -> str:
-    """What changed, what a linear probe would reach, what the model lost on other domains, and the proof.
+    """What changed, what a linear probe would reach, what was lost on other domains and how to keep it, and the proof.
 
     Args:
         facts: A run.
@@ -41,6 +45,8 @@ def summarise(facts: Facts) -> str:
         sentences.append(_describe_probe(metrics, facts.headline[0]))
     if "retention" in metrics:
         sentences.append(_describe_retention(metrics["retention"]))
+        if "interpolation" not in metrics and _clearly_lost(metrics["retention"]):
+            sentences.append(_REPAIR)
     elif "drift" in metrics:
         sentences.append(
             "The recipe names no retention tables (data.retention), so what the model lost on other domains was not "
@@ -82,6 +88,14 @@ def _describe_probe(metrics: dict[str, Any], key: str) -> str:
     probe, after = metrics["linear probe"], metrics["after"]
     sentence = f"A linear probe of the base's frozen embeddings reaches {format_value(key, probe)} without fine-tuning"
     return f"{sentence}; the model does not beat that." if probe[key] >= after[key] else f"{sentence}."
+
+
+def _clearly_lost(retention: dict[str, Any]) -> bool:
+    """Whether the worst loss is one, by its interval where it has one."""
+    worst = retention["worst_relative_loss"]
+    tables = [table for table in retention["tables"].values() if table["relative_loss"] == worst]
+    verdicts = {(table.get("difference") or {}).get("verdict", "lower") for table in tables}
+    return worst is not None and worst > 0 and "lower" in verdicts
 
 
 def _describe_retention(retention: dict[str, Any]) -> str:

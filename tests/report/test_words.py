@@ -76,6 +76,20 @@ def test_a_linear_probe_that_is_no_worse_is_reported(label_run):
     assert "the model does not beat that" in summarise(facts)
 
 
+def test_who_exported_all_that_was_trained_is_told_how_to_keep_more_where_the_loss_is_clear(label_run):
+    repair = "To keep more, set run.interpolation to auto in the run's recipe.yaml"
+    assert repair not in summarise(read(label_run))  # interpolated already
+    (name, table), *_ = METRICS["retention"]["tables"].items()
+    for change in (None, difference(-0.1, -0.15, -0.05, "lower")):
+        retention = METRICS["retention"] | {"tables": {name: table | {"difference": change}}}
+        assert repair in summarise(read(label_run, interpolation=None, retention=retention))
+    unclear = table | {"difference": difference(-0.1, -0.25, 0.05, "no clear difference")}
+    retention = METRICS["retention"] | {"tables": {name: unclear}}
+    assert repair not in summarise(read(label_run, interpolation=None, retention=retention))
+    gained = METRICS["retention"] | {"tables": {name: table | {"relative_loss": -0.1}}, "worst_relative_loss": -0.1}
+    assert repair not in summarise(read(label_run, interpolation=None, retention=gained))
+
+
 def test_what_was_lost_on_retention_tables_is_reported_as_it_is(label_run):
     gained = METRICS["retention"] | {"worst_relative_loss": -0.25}
     assert "On the retention tables the model lost nothing." in summarise(read(label_run, retention=gained))
