@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -164,7 +165,15 @@ def train(recipe: Path) -> RunFolder:
             go_on(run)
         except (ZeroDivisionError, SystemExit):
             assert not run.adapter.exists()
+            wait_for_the_next_second(run)
     return run
+
+
+def wait_for_the_next_second(run: RunFolder) -> None:
+    """TensorBoard orders files by name: by the second, then the process, which is one here, and file 10 before 9."""
+    started = [int(file.name.split(".")[3]) for file in run.path.rglob("events.out.tfevents.*")]
+    while time.time() < max(started, default=0) + 1:
+        time.sleep(0.05)
 
 
 def read_board(folder: Path, name: str) -> list[float]:
