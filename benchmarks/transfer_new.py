@@ -14,7 +14,7 @@ HEADER = ("task", "method", "seeds", "known classes", "new classes", "harmonic m
 def format_new(results: Results, tasks: Sequence[Task], methods: Sequence[Method]) -> str:
     """Prints a line for each task with new classes and each method that was run.
 
-    Known classes are told apart among themselves, and so are new ones, by their names (Zhou et al. 2022, arXiv
+    Known classes compete among themselves, and so do new ones, which have only names (Zhou et al. 2022, arXiv
     2203.05557). The harmonic mean of both accuracies is taken within each seed.
 
     Args:

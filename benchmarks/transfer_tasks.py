@@ -73,7 +73,7 @@ class Task:
         epochs: Passes over the training rows, the same for each method.
         augmentations: Albumentations transforms as in a recipe, the same for each method that augments.
         shift: The same concepts drawn by another vendor, None without such a table.
-        new: Classes without training rows, which are told apart by their names; None without such a table.
+        new: Classes without training rows, recognised by their names; None without such a table.
         shots: Training and validation rows of each class, drawn by the seed; None for all rows.
         seeds: How often a method that draws anything is repeated.
         trials: Settings that each method may try on the validation rows.

@@ -27,7 +27,6 @@ import argparse
 import math
 import re
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -290,16 +289,6 @@ def is_wanted(path: PurePosixPath) -> bool:
     return path.suffix == ".kicad_mod"
 
 
-def find_files(footprints: Path | None, deb: Path | None) -> dict[str, bytes]:
-    """Reads the footprints from what the options name, else from the installed copy, else from a download."""
-    if footprints is None and deb is None and PACKAGE.installed.is_dir():
-        footprints = PACKAGE.installed
-    if footprints is not None:
-        return PACKAGE.read_folder(footprints, is_wanted)
-    with tempfile.TemporaryDirectory() as download:
-        return PACKAGE.read(deb or PACKAGE.download(Path(download)), is_wanted)
-
-
 def prepare(output: Path, files: dict[str, bytes], most: int) -> str:
     """Writes pictures and table to `output`, replaces those of an earlier run, and describes them."""
     rows = list(build_rows(files, most))
@@ -342,7 +331,7 @@ def main(argv: list[str] | None = None) -> str:
             f"Expected --most to be at least {FEWEST}, but got {arguments.most}. Smaller libraries are left out."
         )
     require_own(output, lambda names: names == WRITTEN)
-    return prepare(output, find_files(arguments.footprints, arguments.deb), arguments.most)
+    return prepare(output, PACKAGE.find(arguments.footprints, arguments.deb, is_wanted), arguments.most)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,6 @@ zero-shot retrieval or what a checkpoint has forgotten.
 import argparse
 import io
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -56,16 +55,6 @@ WRITTEN = {"images", "stamps.csv", "photographs.csv"}
 def is_wanted(path: PurePosixPath) -> bool:
     """Whether a file of the package is a picture or its sentence."""
     return path.suffix in (".png", ".txt")
-
-
-def find_files(stamps: Path | None, deb: Path | None) -> dict[str, bytes]:
-    """Reads the stamps' files from what the options name, else from the installed copy, else from a download."""
-    if stamps is None and deb is None and PACKAGE.installed.is_dir():
-        stamps = PACKAGE.installed
-    if stamps is not None:
-        return PACKAGE.read_folder(stamps, is_wanted)
-    with tempfile.TemporaryDirectory() as download:
-        return PACKAGE.read(deb or PACKAGE.download(Path(download)), is_wanted)
 
 
 def build_rows(files: dict[str, bytes]) -> Iterator[dict[str, str]]:
@@ -138,7 +127,7 @@ def main(argv: list[str] | None = None) -> str:
     arguments = parser.parse_args(argv)
     output: Path = arguments.output
     require_own(output, lambda names: names == WRITTEN)
-    return prepare(output, find_files(arguments.stamps, arguments.deb))
+    return prepare(output, PACKAGE.find(arguments.stamps, arguments.deb, is_wanted))
 
 
 if __name__ == "__main__":

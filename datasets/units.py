@@ -31,7 +31,6 @@ import argparse
 import io
 import re
 import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -271,16 +270,6 @@ def is_wanted(path: PurePosixPath) -> bool:
     )
 
 
-def find_files(core: Path | None, deb: Path | None) -> dict[str, bytes]:
-    """Reads the files from what the options name, else from the installed copy, else from a download."""
-    if core is None and deb is None and PACKAGE.installed.is_dir():
-        core = PACKAGE.installed
-    if core is not None:
-        return PACKAGE.read_folder(core, is_wanted)
-    with tempfile.TemporaryDirectory() as download:
-        return PACKAGE.read(deb or PACKAGE.download(Path(download)), is_wanted)
-
-
 def prepare(output: Path, files: dict[str, bytes]) -> str:
     """Writes pictures and table to `output`, replaces those of an earlier run, and describes them."""
     rows = list(build_rows(files))
@@ -316,7 +305,7 @@ def main(argv: list[str] | None = None) -> str:
     arguments = parser.parse_args(argv)
     output: Path = arguments.output
     require_own(output, lambda names: names == WRITTEN)
-    return prepare(output, find_files(arguments.core, arguments.deb))
+    return prepare(output, PACKAGE.find(arguments.core, arguments.deb, is_wanted))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import lzma
 import shutil
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -123,6 +124,26 @@ class DebianPackage:
     file_name: str
     installed: Path
     option: str
+
+    def find(
+        self, folder: Path | None, deb: Path | None, is_wanted: Callable[[PurePosixPath], bool]
+    ) -> dict[str, bytes]:
+        """Reads files from what the options name, else from the installed copy, else from a download.
+
+        Args:
+            folder: What `option` named, None for nothing.
+            deb: What `--deb` named, None for nothing.
+            is_wanted: As for `read`.
+
+        Raises:
+            FileError: As for `read`, `read_folder` and `download`.
+        """
+        if folder is None and deb is None and self.installed.is_dir():
+            folder = self.installed
+        if folder is not None:
+            return self.read_folder(folder, is_wanted)
+        with tempfile.TemporaryDirectory() as download:
+            return self.read(deb or self.download(Path(download)), is_wanted)
 
     def download(self, folder: Path) -> Path:
         """Downloads it with `apt-get download`, which needs no root and installs nothing.

@@ -14,7 +14,7 @@ from finetune.core.files import fingerprint_file
 from finetune.core.packages import NpmPackage
 from finetune.data.table.table import Table
 
-from .scripts import load_script, read
+from .scripts import contents, load_script, read
 
 VEGETABLES, FRUITS, MEAT = "Other Vegetables", "Fruits", "Animal Meat"
 FOODS = [
@@ -150,11 +150,7 @@ def test_table_reads_it(output: Path) -> None:
 def test_a_second_run_writes_the_same_bytes(script: ModuleType, output: Path, tmp_path: Path) -> None:
     assert run(script, tmp_path, tmp_path / "again") == 0
     assert run(script, tmp_path, output) == 0
-    first, second = (
-        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-        for folder in (output, tmp_path / "again")
-    )
-    assert first == second
+    assert contents(output) == contents(tmp_path / "again")
 
 
 def test_a_foreign_folder_is_refused(script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

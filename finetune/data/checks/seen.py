@@ -160,9 +160,8 @@ def describe_changes(recipe: Path, seen: Path) -> tuple[str, ...]:
     """
     if not seen.is_file():
         return (FORGOTTEN,)
-    from finetune.data.checks.check import (
-        read_settings,
-    )  # whose parser of recipes others of this file need not wait for
+    # Its parser of recipes takes seconds, which the rest of this file need not wait for.
+    from finetune.data.checks.check import read_settings
 
     settings = read_settings(recipe)
     rows = settings.table.inspect().rows if settings else None
