@@ -35,13 +35,12 @@ def open_shared(path: Path, size: int | None) -> BinaryIO | None:
         source = path.open("rb")
     except FileNotFoundError:
         return None
-    fcntl.flock(source, fcntl.LOCK_SH)
+    share(source)
     if is_at(source, path):  # not removed before it was locked
         if size is None or os.fstat(source.fileno()).st_size == size:
             return source
         path.unlink(missing_ok=True)
-    _unlock(source)
-    source.close()
+    leave(source)
     return None
 
 
@@ -53,8 +52,17 @@ def close(source: BinaryIO) -> None:
     """
     now = time.time_ns()  # the system's own clock for files stands still for milliseconds
     os.utime(source.fileno(), ns=(now, now))
-    _unlock(source)
-    source.close()
+    leave(source)
+
+
+def leave(file: BinaryIO) -> None:
+    """Lets go of a file, and of the lock on it.
+
+    Args:
+        file: The file.
+    """
+    _unlock(file)
+    file.close()
 
 
 def open_to_write(path: Path) -> BinaryIO:
@@ -80,28 +88,30 @@ def lock(file: BinaryIO) -> Iterator[None]:
         _unlock(file)
 
 
-@contextmanager
-def lock_or_wait(file: BinaryIO) -> Iterator[bool]:
-    """Holds a file for oneself as long as the block runs, or waits until another no longer does.
-
-    Who waits must not wait for those who read the file afterwards, as they may do so for long.
+def lock_or_wait(file: BinaryIO) -> bool:
+    """Holds a file for oneself, or shares it, once another no longer holds it, with those who read it by then.
 
     Args:
         file: The file, open for writing.
 
-    Yields:
-        Whether it is held.
+    Returns:
+        Whether it is held for oneself.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        is_held = True
     except BlockingIOError:
-        fcntl.flock(file, fcntl.LOCK_SH)
-        is_held = False
-    try:
-        yield is_held
-    finally:
-        _unlock(file)
+        share(file)
+        return False
+    return True
+
+
+def share(file: BinaryIO) -> None:
+    """Lets others read a file that was held for oneself, which nobody may remove until `close`.
+
+    Args:
+        file: The file.
+    """
+    fcntl.flock(file, fcntl.LOCK_SH)
 
 
 def remove_unused(path: Path) -> bool:

@@ -6,7 +6,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
@@ -14,7 +14,17 @@ from typing import BinaryIO
 from finetune.core.cache import cache_folder
 from finetune.core.errors import RecipeError
 from finetune.core.places import is_at, name_place
-from finetune.data.remote.locks import HAS_LOCKS, close, lock, lock_or_wait, open_shared, open_to_write, remove_unused
+from finetune.data.remote.locks import (
+    HAS_LOCKS,
+    close,
+    leave,
+    lock,
+    lock_or_wait,
+    open_shared,
+    open_to_write,
+    remove_unused,
+    share,
+)
 from finetune.data.remote.patterns import find_remote
 from finetune.data.remote.transfer import RemoteError, RemoteFile, Transfer
 
@@ -171,37 +181,49 @@ class Store:
             raise RemoteError(file.url, "to be read on Linux or macOS", "Windows", "Download it first.")
         path = self._path(file)
         while True:
-            source = open_shared(path, file.size)
+            source = open_shared(path, file.size) or self._fetch(file, path, ahead)
             if source is not None:
                 return source
-            self._fetch(file, path, ahead)
 
-    def _fetch(self, file: RemoteFile, path: Path, ahead: bool) -> None:
-        """Fetches a file, or waits until another process has."""
+    def _fetch(self, file: RemoteFile, path: Path, ahead: bool) -> BinaryIO | None:
+        """Fetches a file, or waits until another process has, and opens it under a shared lock, all the time locked.
+
+        Returns:
+            The file; None where another process did not have it in the end.
+        """
         failed_at, error = self._failed.get(file.url, (-_FORGIVEN, None))
         if error is not None and time.monotonic() - failed_at < _FORGIVEN:
             raise error
         part = path.with_name(f"{path.name}.part")
-        with name_place(path):
+        with name_place(path), ExitStack() as opened:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with open_to_write(part) as target, lock_or_wait(target) as is_held:
-                if not is_held or not is_at(target, part):  # another process is or was at it
-                    return
-                if path.exists():
-                    part.unlink()
-                    return
-                try:
-                    self._reserve(file, target, ahead)
-                    self.transfer.fetch(file, target)
-                    target.truncate()
-                    target.flush()
-                    os.fsync(target.fileno())
-                    part.replace(path)
-                except BaseException as stop:
-                    part.unlink(missing_ok=True)
-                    if isinstance(stop, RemoteError):
-                        self._failed[file.url] = time.monotonic(), stop
-                    raise
+            target = open_to_write(part)
+            opened.callback(leave, target)
+            if lock_or_wait(target) and is_at(target, part):  # else another process is or was at it
+                self._fill(file, target, part, path, ahead)
+            share(target)
+            if not is_at(target, path):
+                return None
+            opened.pop_all()
+            return target
+
+    def _fill(self, file: RemoteFile, target: BinaryIO, part: Path, path: Path, ahead: bool) -> None:
+        """Fetches a file under a name of its own, which becomes the file's once it is whole."""
+        if path.exists():
+            part.unlink()
+            return
+        try:
+            self._reserve(file, target, ahead)
+            self.transfer.fetch(file, target)
+            target.truncate()
+            target.flush()
+            os.fsync(target.fileno())
+            part.replace(path)
+        except BaseException as stop:
+            part.unlink(missing_ok=True)
+            if isinstance(stop, RemoteError):
+                self._failed[file.url] = time.monotonic(), stop
+            raise
 
     def _reserve(self, file: RemoteFile, target: BinaryIO, ahead: bool) -> None:
         """Makes room for a file, which counts from now on; one process or thread does so at a time."""

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from finetune.core.errors import RecipeError
+from finetune.data.remote.locks import remove_unused
 from finetune.data.remote.store import LIMIT, Store, open_store
 from finetune.data.remote.transfer import RemoteError, Transfer
 
@@ -125,6 +126,30 @@ def test_many_at_once_fetch_each_file_once(
     assert not wrong
     assert len([line for line in served[0].requests()[before:] if line.startswith("GET")]) == 6
     assert names(tmp_path / "store") == [f"{number}.tar" for number in range(6)]
+
+
+@needs_nginx
+def test_what_was_fetched_is_in_use_at_once(
+    shards: tuple[str, list[bytes]], served: tuple[Nginx, Path], tmp_path: Path
+) -> None:
+    """No file is removed after it was fetched and before it is read, however often others look for room."""
+    folder, is_over = tmp_path / "store", threading.Event()
+
+    def make_room() -> None:
+        while not is_over.is_set():
+            for path in folder.glob("*.tar"):
+                remove_unused(path)
+
+    before, opened = len(served[0].requests()), 60
+    remover = threading.Thread(target=make_room)
+    remover.start()
+    store = Store(folder)
+    for number in range(opened):
+        assert store.read(shards[0].format(number % 6), 0, 9) == shards[1][number % 6][:9]
+    is_over.set()
+    remover.join()
+    fetched = [line for line in served[0].requests()[before:] if line.startswith("GET")]
+    assert len(fetched) <= opened
 
 
 @needs_nginx
