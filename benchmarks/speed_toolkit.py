@@ -50,7 +50,7 @@ class ToolkitSide(Side):
             *("--trainer.accelerator", "gpu" if DEVICE == "cuda" else "cpu"),
             *("--trainer.precision", "bf16-mixed" if job.computes_in_bf16 else "32-true"),
             *("--run.soup", 1, "--run.folder", folder),
-            *(("--model.head_start", "finetune.FromPrompts") if job.task == "head" else ()),
+            *(("--model.head_start", "finetune.FromPrompts") if job.task == "head" else ("--model.preserve", "null")),
             *more,
         ]
         return read_recipe(find_recipe(RECIPES[job.task]), [*map(str, words)])
@@ -119,3 +119,10 @@ class OurSide(ToolkitSide):
             data, task = recipe.build_data(), recipe.build_trainable()
             task.configure_callbacks = lambda: [follows]  # Lightning adds them to those of the trainer
             fit(recipe, task, data, RunFolder(recipe.folder))
+
+
+class OurPreservingSide(OurSide):
+    """The same, which holds the text tower to the base on other texts."""
+
+    def fit(self, follows: Callback, *more: object) -> None:
+        super().fit(follows, *more, "--model.preserve", "{}")

@@ -138,11 +138,12 @@ def main() -> None:
                 run_cell(cell, results, options.data)
     known = [task for task in tasks if not task.new and zero_shot_figures(results, task)]
     shipped = [method for method in methods if not (isinstance(method, Toolkit) and method.words)]
-    print(format_table(results, known, methods), end="\n\n")
-    print(format_comparison(results, known, methods), end="\n\n")
-    for form in (format_lines, format_rules, format_calibration):
-        print(form(results, known, shipped), end="\n\n")
-    print(format_left_out(results, known, methods), end="\n\n")
+    if known:
+        print(format_table(results, known, methods), end="\n\n")
+        print(format_comparison(results, known, methods), end="\n\n")
+        for form in (format_lines, format_rules, format_calibration):
+            print(form(results, known, shipped), end="\n\n")
+        print(format_left_out(results, known, methods), end="\n\n")
     print(format_new(results, tasks, methods))
 
 

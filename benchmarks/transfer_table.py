@@ -33,6 +33,7 @@ def format_table(results: Results, tasks: Sequence[Task], methods: Sequence[Meth
 CALIBRATION = {
     "trained": "as trained",
     "fitted": "fitted",
+    "by_accuracy": "by accuracy alone",
     "by_likelihood": "temperature scaling",
     "by_chance": "by chance",
 }
@@ -41,7 +42,7 @@ CALIBRATION = {
 def format_calibration(results: Results, tasks: Sequence[Task], methods: Sequence[Method]) -> str:
     """Prints the expected calibration error of each recipe as shipped, before and after fitting the temperature.
 
-    The figures are means over the seeds; the last line of a method is its mean over the tasks.
+    The figures are means over the seeds that have all of them; the last line of a method is its mean over the tasks.
 
     Args:
         results: The cells.
@@ -52,7 +53,7 @@ def format_calibration(results: Results, tasks: Sequence[Task], methods: Sequenc
     for method in methods:
         by_task = []
         for task in tasks:
-            found = results.parts(task, method, "calibration")
+            found = [part for part in results.parts(task, method, "calibration") if part.keys() >= CALIBRATION.keys()]
             if found:
                 by_task.append([statistics.mean(each[name] for each in found) for name in CALIBRATION])
                 lines.append([task.title, method.title, str(len(found)), *_in_per_cent(by_task[-1])])

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from finetune.report.page import write_report
     from finetune.training.classification_task import ClassificationTask
     from finetune.training.head_start import FromProbe, FromPrompts
+    from finetune.training.preserve import TextPreservation
     from finetune.training.schedules import WarmupCosine
     from finetune.training.task import AlignTask
 
@@ -62,6 +63,7 @@ _HOME = {
     "Sigmoid": "objectives",
     "Table": "data.table.table",
     "TableError": "core.errors",
+    "TextPreservation": "training.preserve",
     "TowerLora": "model.lora",
     "WarmupCosine": "training.schedules",
     "WeightedRows": "data.loading.sampling",
@@ -121,6 +123,7 @@ __all__ = [
     "Sigmoid",
     "Table",
     "TableError",
+    "TextPreservation",
     "TowerLora",
     "WarmupCosine",
     "WeightedRows",

@@ -13,6 +13,8 @@ from transfer_methods.trainer_peft import TrainerPeft
 
 ONCE = ("--run.soup", "1")
 ONCE_SLOWER = (*ONCE, "--model.optimizer.lr", "0.001")
+FREE = ("--model.preserve", "null")
+NO_SMOOTHING = ("--model.objective.label_smoothing", "0")
 
 RETRIEVAL = Toolkit("retrieval-lora", "ours, retrieval_lora", "retrieval_lora", labels=False)
 PROMPTS = Toolkit("classify-prompts", "ours, classify_prompts", "classify_prompts", labels=True)
@@ -39,11 +41,12 @@ METHODS: Sequence[Method] = (
         length=2,
     ),
     PROMPTS,
+    replace(PROMPTS, name="prompts-free", title="ours, classify_prompts without preservation", words=FREE),
     replace(
         PROMPTS,
         name="prompts-once",
-        title="ours, classify_prompts once, lr 0.001, no label smoothing",
-        words=(*ONCE_SLOWER, "--model.objective", "finetune.Contrastive", "--model.objective.label_smoothing", "0"),
+        title="ours, classify_prompts once, lr 0.001, no label smoothing or preservation",
+        words=(*ONCE_SLOWER, *FREE, "--model.objective", "finetune.Contrastive", *NO_SMOOTHING),
     ),
     HEAD,
     replace(HEAD, name="head-once", title="ours, classify_head once", words=ONCE),

@@ -79,14 +79,14 @@ class NpmPackage:
 
 
 def read_npm(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Yields the files of an npm package: the path below its first folder, and the content.
+    """Yields the files of an npm package: the path below its first folder, and the content. Links are passed over.
 
     Args:
         path: The package's `.tgz`.
     """
     with tarfile.open(path, "r|gz") as archive:
         for member in archive:
-            file = archive.extractfile(member)
+            file = archive.extractfile(member) if member.isfile() else None  # a link may lead anywhere
             if file is not None:
                 yield member.name.partition("/")[2], file.read()
 

@@ -115,7 +115,7 @@ class CollapseWatch(Callback):
         positives = count_positives(gather_ids(batch, counts), slice(start, start + len(batch.rows)))
         found = {"duplicates": (positives > 1).float().sum() * len(counts) / rows}
         if outputs:  # a step that returns nothing is skipped
-            found["loss"] = outputs["loss"] * trainer.accumulate_grad_batches
+            found["loss"] = outputs["loss"] * trainer.accumulate_grad_batches - pl_module.preservation
             if batch_idx < CHANCE_EVERY or batch_idx % CHANCE_EVERY == 0:
                 found["chance"] = chance_loss(pl_module, batch)
         means = processes.average(torch.stack([value.float() for value in found.values()]))

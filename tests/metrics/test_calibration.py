@@ -88,11 +88,20 @@ def test_fit_finds_the_temperature_that_labels_were_drawn_at(sharpness):
 
 
 @pytest.mark.parametrize(("rows", "seed"), [(9, 0), (60, 1), (60, 2)])
-def test_the_mean_confidence_is_the_accuracy_by_the_rule_of_succession(rows, seed):
+@pytest.mark.parametrize("expected", [0.6, 1.0, 1.6])
+def test_twenty_rows_more_are_right_as_often_as_expected(rows, seed, expected):
     scores, labels = draw(rows, 5, 0.5, seed)
     right = (scores.numpy().argmax(axis=1) == labels.numpy()).sum()
-    confidences = softmax(scores.numpy() / fit_temperature(scores, labels)).max(axis=1)
-    assert confidences.mean() == pytest.approx((right + 1) / (rows + 2), abs=1e-6)
+    confidence = softmax(scores.numpy() / expected).max(axis=1).mean()
+    confidences = softmax(scores.numpy() / fit_temperature(scores, labels, expected)).max(axis=1)
+    assert confidences.mean() == pytest.approx((right + 20 * confidence) / (rows + 20), abs=1e-6)
+
+
+def test_few_rows_leave_what_is_expected_and_many_do_not_depend_on_it():
+    few, many = draw(3, 8, 0.5), draw(20_000, 8, 0.5)
+    for expected in (0.7, 1.0, 1.5):
+        assert 0.75 * expected < fit_temperature(*few, expected) < 1.4 * expected
+        assert fit_temperature(*many, expected) == pytest.approx(2, rel=0.05)
 
 
 def test_rows_that_are_all_right_never_ask_for_certainty():
@@ -120,8 +129,9 @@ def test_factor_stays_within_its_bounds():
     assert fit_temperature(torch.eye(2)[labels] * 1e-4, labels) == 0.01
 
 
-def test_a_model_that_knows_nothing_keeps_its_temperature():
-    assert fit_temperature(torch.full((6, 3), 0.7), torch.arange(6) % 3) == pytest.approx(1, rel=1e-5)
+@pytest.mark.parametrize("expected", [1.0, 1.6])
+def test_a_model_that_knows_nothing_gets_what_is_expected(expected):
+    assert fit_temperature(torch.full((6, 3), 0.7), torch.arange(6) % 3, expected) == expected
 
 
 @pytest.mark.parametrize(("rows", "classes"), [(40, 3), (400, 20)])

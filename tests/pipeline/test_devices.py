@@ -43,7 +43,10 @@ class Stops(Callback):
             os.kill(os.getpid(), getattr(signal, self.how))
 """
 
-CAPTIONS = {"model": {"init_args": {"text_lora": {"rank": 2}}}, "table": {"caption": "caption"}}
+CAPTIONS = {
+    "model": {"init_args": {"text_lora": {"rank": 2}, "preserve": {"weight": 1, "texts": 3}}},
+    "table": {"caption": "caption"},
+}
 CALM = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.0005}}
 LABELS = {
     "model": {"class_path": "finetune.ClassificationTask", "init_args": {"optimizer": CALM}},

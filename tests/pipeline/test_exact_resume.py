@@ -61,7 +61,10 @@ class Logs(AlignTask):
 
 LORA = {"rank": 2, "dropout": 0.1}
 BRIGHT = [{"class_path": "albumentations.RandomBrightnessContrast"}]
-TWO_TOWERS = {"model": {"init_args": {"image_lora": LORA, "text_lora": LORA}}, "data": {"augmentations": BRIGHT}}
+TWO_TOWERS = {
+    "model": {"init_args": {"image_lora": LORA, "text_lora": LORA, "preserve": {"texts": 3}}},
+    "data": {"augmentations": BRIGHT},
+}
 KINDS: dict[str, dict[str, Any]] = {
     "two towers": TWO_TOWERS,
     "two workers": {**TWO_TOWERS, "data": {"augmentations": BRIGHT, "num_workers": 2}},
