@@ -24,9 +24,9 @@ from finetune.export.choose_interpolation import Line
 from finetune.inference.embed import class_embeddings
 from finetune.metrics.calibration import (
     LARGEST_FACTOR,
+    TRUSTED_ROWS,
     calibration_error,
     chance_calibration_error,
-    expected_of_heads,
     fit_temperature,
 )
 from finetune.metrics.retrieval import Retrieval
@@ -185,51 +185,34 @@ def measure_calibration(trained: Trained, data: TaskData) -> dict[str, float]:
         class_scores(trained, target),
         val.label_ids,
         target.label_ids,
-        1.0 if trained.class_scores is None else expected_of_heads(1.0),
+        TRUSTED_ROWS if trained.class_scores is None else 0,
     )
 
 
 def calibration_errors(
-    val: Tensor, target: Tensor, val_ids: Tensor, target_ids: Tensor, expected: float = 1.0
+    val: Tensor, target: Tensor, val_ids: Tensor, target_ids: Tensor, trusted_rows: int = 0
 ) -> dict[str, float]:
     """Measures the expected calibration error of the target, as it is and at the temperature fitted to `val`.
 
-    `by_accuracy` is the error where mean confidence equals the accuracy of the validation rows alone, that is, by
-    Laplace's rule (r + 1) / (n + 2); `by_likelihood` that of plain temperature scaling, and `by_chance` that of a
-    calibrated model in place of the fitted one.
+    `by_accuracy` is the error where the trained confidence is worth no rows; `by_likelihood` that of plain temperature
+    scaling, and `by_chance` that of a calibrated model in place of the fitted one.
 
     Args:
         val: Logits (N, C) of the validation rows.
         target: Logits (M, C) of the target's.
         val_ids: Labels (N,).
         target_ids: Labels (M,).
-        expected: The factor that such a model needs as a rule.
+        trusted_rows: As for `fit_temperature`.
     """
-    fitted = target / fit_temperature(val, val_ids, expected)
+    fitted = target / fit_temperature(val, val_ids, trusted_rows)
     by_chance = chance_calibration_error(fitted.softmax(dim=-1).amax(dim=-1))
     return {
         "trained": _error(target, target_ids),
         "fitted": _error(fitted, target_ids),
-        "by_accuracy": _error(target / temperature_of_accuracy(val, val_ids), target_ids),
+        "by_accuracy": _error(target / fit_temperature(val, val_ids), target_ids),
         "by_likelihood": _error(target / temperature_of_most_likelihood(val, val_ids), target_ids),
         "by_chance": round(by_chance, 5),
     }
-
-
-def temperature_of_accuracy(scores: Tensor, label_ids: Tensor) -> float:
-    """Makes the mean confidence equal to an accuracy by Laplace's rule, within the bounds of the toolkit's own.
-
-    Args:
-        scores: Logits (N, C).
-        label_ids: Labels (N,).
-    """
-    logits, bound = scores.double(), math.log(LARGEST_FACTOR)
-    accuracy = (int((logits.argmax(dim=-1) == label_ids).sum()) + 1) / (len(logits) + 2)
-
-    def distance(log_factor: float) -> float:
-        return abs(float((logits / math.exp(log_factor)).softmax(dim=-1).amax(dim=-1).mean()) - accuracy)
-
-    return math.exp(minimize_scalar(distance, bounds=(-bound, bound), method="bounded").x)
 
 
 def temperature_of_most_likelihood(scores: Tensor, label_ids: Tensor) -> float:

@@ -16,11 +16,8 @@ BINS = 15
 LARGEST_FACTOR = 100.0
 """Largest factor between a fitted temperature and the trained one, up or down."""
 
-_OF_TRAINED_HEADS = 1.5
-"""The factor that a trained head needs as a rule, by the benchmark's tasks: it is too sure, as it fits its few rows."""
-
-EXPECTED_ROWS = 20
-"""How many rows the expected factor counts for when one is fitted: ten rows cannot tell an accuracy by themselves."""
+TRUSTED_ROWS = 20
+"""Validation rows that the trained confidence of class prompts is worth, by the benchmark's tasks."""
 
 DRAWS = 200
 """How often `chance_calibration_error` draws which rows are right."""
@@ -95,46 +92,30 @@ def reliability(scores: Tensor, label_ids: Tensor) -> list[Bin]:
     ]
 
 
-def expected_of_heads(interpolation: float) -> float:
-    """Returns the factor on the temperature that a head needs as a rule.
-
-    A trained one is too sure, and the regularised probe that it started from as much too unsure.
-
-    Args:
-        interpolation: 1 for the trained head, 0 for its start.
-
-    Example:
-        >>> [round(expected_of_heads(interpolation), 2) for interpolation in (0, 0.5, 1)]
-        [0.67, 1.0, 1.5]
-    """
-    return float(_OF_TRAINED_HEADS ** (2 * interpolation - 1))
-
-
-def fit_temperature(scores: Tensor, label_ids: Tensor, expected: float = 1.0) -> float:
+def fit_temperature(scores: Tensor, label_ids: Tensor, trusted_rows: int = 0) -> float:
     """Returns the factor on the temperature that makes the scores as sure as they are right; no ranking changes.
 
     With this factor the mean confidence equals the accuracy (expectation consistency, Clarté et al. 2023, arXiv
-    2303.02644). Temperature scaling (Guo et al. 2017, arXiv 1706.04599) maximises the likelihood instead; the few rows
-    that are surely wrong rule it, and can make all others too unsure.
-
-    Few rows tell little of an accuracy. It is estimated as if `EXPECTED_ROWS` more had been seen, right as often as the
-    scores are sure at the expected factor: (r + 20 c) / (n + 20) for r right rows of n and that mean confidence c.
+    2303.02644). Laplace's rule of succession estimates the accuracy from r right rows of n as (r + 1) / (n + 2), so
+    rows that are all right never ask for certainty. Where the trained confidence c, the mean over the rows, is worth m
+    rows, the estimate is (r + 1 + m c) / (n + 2 + m): ten rows cannot tell an accuracy by themselves. Temperature
+    scaling (Guo et al. 2017, arXiv 1706.04599) maximises the likelihood instead; the few rows that are surely wrong
+    rule it, and can make all others too unsure.
 
     Args:
         scores: Float tensor of shape (N, C), logits at the temperature as it is.
         label_ids: Int64 tensor of shape (N,), in [0, C).
-        expected: The factor that such scores need as a rule.
+        trusted_rows: How many rows the trained confidence is worth.
 
     Returns:
-        The factor, at most 100 and at least 1 / 100; `expected` where the scores tell no class from another.
+        The factor, at most 100 and at least 1 / 100; 1 where the scores tell no class from another.
 
     Example:
         >>> import torch
-        >>> scores = torch.tensor([[8.0, 0.0]]).repeat(980, 1)
-        >>> round(fit_temperature(scores, torch.tensor([0] * 740 + [1] * 240)), 2)
-        6.94
-        >>> round(fit_temperature(scores[:4], torch.tensor([0, 0, 0, 1])), 2)
-        2.56
+        >>> scores = torch.tensor([[8.0, 0.0]]).repeat(98, 1)
+        >>> labels = torch.tensor([0] * 74 + [1] * 24)
+        >>> round(fit_temperature(scores, labels), 2), round(fit_temperature(scores, labels, trusted_rows=20), 2)
+        (7.28, 5.99)
     """
     best = scores.max(dim=-1)
     logits = (scores - best.values[:, None]).double()
@@ -142,12 +123,12 @@ def fit_temperature(scores: Tensor, label_ids: Tensor, expected: float = 1.0) ->
     def confidence(log_factor: float) -> float:
         return float((logits / math.exp(log_factor)).softmax(dim=-1).amax(dim=-1).mean())
 
-    right = int((best.indices == label_ids).sum())
-    accuracy = (right + EXPECTED_ROWS * confidence(math.log(expected))) / (len(scores) + EXPECTED_ROWS)
+    right = int((best.indices == label_ids).sum()) + 1 + trusted_rows * confidence(0.0)
+    accuracy = right / (len(scores) + 2 + trusted_rows)
     bound = math.log(LARGEST_FACTOR)
     surest, least_sure = confidence(-bound), confidence(bound)
     if surest == least_sure:
-        return expected
+        return 1.0
     if surest <= accuracy:
         return 1 / LARGEST_FACTOR
     if least_sure >= accuracy:

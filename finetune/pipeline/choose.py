@@ -24,7 +24,7 @@ from finetune.export.choose_interpolation import (
     list_candidates,
 )
 from finetune.inference.models import RowModel
-from finetune.metrics.calibration import expected_of_heads, fit_temperature
+from finetune.metrics.calibration import TRUSTED_ROWS, fit_temperature
 from finetune.metrics.statistics import Figure, standard_error
 from finetune.model.base import Base
 from finetune.model.head import LinearHead
@@ -90,8 +90,8 @@ def choose(
         answers = _validate(line.at(choice.interpolation, data.class_prompts), data, device).answers
         assert answers.class_scores is not None
         trained = line.towers.temperature.item()
-        expected = expected_of_heads(Interpolation.of(choice.interpolation).of_head) if line.has_head else 1.0
-        factor = fit_temperature(answers.class_scores, answers.truth, expected)
+        trusted = 0 if line.has_head else TRUSTED_ROWS
+        factor = fit_temperature(answers.class_scores, answers.truth, trusted)
         fitted = torch.tensor(factor * trained).item()  # as the weights hold it
         choice = choice._replace(temperature=Temperature(trained, fitted, len(answers.truth)))
     return choice

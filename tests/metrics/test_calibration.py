@@ -1,5 +1,7 @@
 """Calibration against NumPy, torchmetrics and a search by hand."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -88,20 +90,20 @@ def test_fit_finds_the_temperature_that_labels_were_drawn_at(sharpness):
 
 
 @pytest.mark.parametrize(("rows", "seed"), [(9, 0), (60, 1), (60, 2)])
-@pytest.mark.parametrize("expected", [0.6, 1.0, 1.6])
-def test_twenty_rows_more_are_right_as_often_as_expected(rows, seed, expected):
+@pytest.mark.parametrize("trusted", [0, 20])
+def test_the_mean_confidence_is_the_accuracy_as_it_is_estimated(rows, seed, trusted):
     scores, labels = draw(rows, 5, 0.5, seed)
     right = (scores.numpy().argmax(axis=1) == labels.numpy()).sum()
-    confidence = softmax(scores.numpy() / expected).max(axis=1).mean()
-    confidences = softmax(scores.numpy() / fit_temperature(scores, labels, expected)).max(axis=1)
-    assert confidences.mean() == pytest.approx((right + 20 * confidence) / (rows + 20), abs=1e-6)
+    confidence = softmax(scores.numpy()).max(axis=1).mean()
+    confidences = softmax(scores.numpy() / fit_temperature(scores, labels, trusted)).max(axis=1)
+    assert confidences.mean() == pytest.approx((right + 1 + trusted * confidence) / (rows + 2 + trusted), abs=1e-6)
 
 
-def test_few_rows_leave_what_is_expected_and_many_do_not_depend_on_it():
+def test_trusted_rows_keep_few_rows_near_the_trained_temperature_and_change_little_of_many():
     few, many = draw(3, 8, 0.5), draw(20_000, 8, 0.5)
-    for expected in (0.7, 1.0, 1.5):
-        assert 0.75 * expected < fit_temperature(*few, expected) < 1.4 * expected
-        assert fit_temperature(*many, expected) == pytest.approx(2, rel=0.05)
+    near, far = (abs(math.log(fit_temperature(*few, trusted))) for trusted in (20, 0))
+    assert near < 0.5 * far
+    assert fit_temperature(*many, trusted_rows=20) == pytest.approx(2, rel=0.05)
 
 
 def test_rows_that_are_all_right_never_ask_for_certainty():
@@ -129,9 +131,9 @@ def test_factor_stays_within_its_bounds():
     assert fit_temperature(torch.eye(2)[labels] * 1e-4, labels) == 0.01
 
 
-@pytest.mark.parametrize("expected", [1.0, 1.6])
-def test_a_model_that_knows_nothing_gets_what_is_expected(expected):
-    assert fit_temperature(torch.full((6, 3), 0.7), torch.arange(6) % 3, expected) == expected
+@pytest.mark.parametrize("trusted", [0, 20])
+def test_a_model_that_knows_nothing_keeps_its_temperature(trusted):
+    assert fit_temperature(torch.full((6, 3), 0.7), torch.arange(6) % 3, trusted) == 1
 
 
 @pytest.mark.parametrize(("rows", "classes"), [(40, 3), (400, 20)])
