@@ -25,6 +25,12 @@ def captions(colour_table, tiny) -> ImageTextDataModule:
     return ImageTextDataModule(Table(str(colour_table), caption="caption", split="split"), tiny, batch_size=8)
 
 
+@pytest.fixture(scope="module")
+def preserved(tiny) -> PreservedTexts:
+    """The texts, embedded once for all tests."""
+    return PreservedTexts(Base.open(tiny))
+
+
 def plain_words(tiny: str) -> list[str]:
     vocabulary = AlignProcessor.from_pretrained(tiny).tokenizer.get_vocab()
     return sorted(word for word in vocabulary if len(word) > 2 and set(word) <= set("abcdefghijklmnopqrstuvwxyz"))
@@ -49,10 +55,11 @@ def move_text_tower(task: AlignTask, size: float = 0.3) -> None:
             parameter.data += size * torch.randn(parameter.shape, generator=generator)
 
 
-@pytest.mark.parametrize(("texts", "step"), [(8, 0), (5, 3), (600, 1)])  # the last begins anew with the first text
-def test_distance_is_that_of_plain_transformers(tiny, texts, step):
+@pytest.mark.parametrize(
+    ("texts", "step"), [(8, 0), (5, 3), (600, 1)]
+)  # the last begins anew with the first text after the 1,024th
+def test_distance_is_that_of_plain_transformers(tiny, preserved, texts, step):
     task = AlignTask(tiny, SMALL, SMALL)
-    preserved = PreservedTexts(Base.open(tiny))
     with torch.no_grad():
         assert abs(float(preserved.distance(task.towers, texts, step))) < 1e-5
     move_text_tower(task)
@@ -68,10 +75,9 @@ def test_distance_is_that_of_plain_transformers(tiny, texts, step):
         torch.testing.assert_close(found.detach(), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_gradient_is_that_of_the_distance_and_of_the_text_tower_alone(tiny):
+def test_gradient_is_that_of_the_distance_and_of_the_text_tower_alone(tiny, preserved):
     task = AlignTask(tiny, SMALL, SMALL)
     move_text_tower(task)
-    preserved = PreservedTexts(Base.open(tiny))
     preserved.distance(task.towers, 8, 0).backward()
     named = {name: parameter for name, parameter in task.towers.named_parameters() if parameter.grad is not None}
     assert named
@@ -106,8 +112,8 @@ def test_training_keeps_texts_that_it_never_saw(build_trainer, tiny, captions):
     assert moved[TextPreservation(weight=100.0)] < 0.5 * moved[None]
 
 
-def test_a_step_adds_the_weighted_distance_to_the_loss(build_trainer, tiny, captions):
-    seen, preserved = [], PreservedTexts(Base.open(tiny))
+def test_a_step_adds_the_weighted_distance_to_the_loss(build_trainer, tiny, preserved, captions):
+    seen = []
 
     class Watched(AlignTask):
         def training_step(self, batch, batch_idx):
