@@ -29,7 +29,7 @@ NOT_RUN = {
     r"torchrun|srun|trainer\.devices": "more devices than there are: tests/pipeline/test_devices.py",
     r"finetune prepare (?!digits|folders|shard)": "data sets that are downloaded, or packages of their own",
     r"finetune (fit|test) --config (karpathy|coyo|zero_shot --data.table.path data)": "their data sets",
-    r"^finetune fit --config quickstart( --run kept.*)?$": "minutes; the README's main job",
+    r"^finetune fit --config quickstart( +--(run|data.retention) .*)?$": "minutes; the README's main job",
     r"finetune publish (?!.*--dry_run)": "the hub: tests/export/test_publish.py",
     r"--approximate": "more vectors than there are: tests/commands/test_search.py",
     r"^(if|else|fi|exit|code=\S*|\[)(\s|$)": "words of a script around commands",
