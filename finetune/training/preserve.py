@@ -8,14 +8,15 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from finetune.core.errors import CheckpointError
+from finetune.core.types import Texts
 from finetune.data.prepare.texts import TextEncoder
+from finetune.inference.embed import embed_text_features
 from finetune.model.base import Base
 from finetune.model.towers import AlignTowers
 
 _POOL = 1024
 """Texts that are drawn once; a step takes the next few of them, and then the first again."""
 
-_PART = 256
 _MOST_WORDS = 4
 _SHORTEST_WORD = 3
 _FEWEST_WORDS = 100
@@ -67,7 +68,7 @@ class PreservedTexts:
     def __init__(self, base: Base) -> None:
         encoder = TextEncoder.from_processor(base.processor())
         encoded = encoder.pad(encoder.encode_all(draw_texts(list_words(encoder, base.name))))
-        self._input_ids, self._attention_mask = map(torch.from_numpy, encoded)
+        self._texts = Texts(*map(torch.from_numpy, encoded))
         self._base = base
         self._features: Tensor | None = None
 
@@ -81,19 +82,13 @@ class PreservedTexts:
         """
         device = towers.temperature.device
         if self._features is None:
-            self._features = self._embed(device)
+            base = AlignTowers(self._base.load()).to(device)
+            self._features = embed_text_features(base, self._texts, device).to(device)
         chosen = (torch.arange(count) + step * count) % len(self._features)
-        mask = self._attention_mask[chosen]
+        mask = self._texts.attention_mask[chosen]
         kept = mask.any(dim=0)  # no further than the longest of these texts, on whichever side the padding is
-        features = towers.text_features(self._input_ids[chosen][:, kept].to(device), mask[:, kept].to(device))
+        features = towers.text_features(self._texts.input_ids[chosen][:, kept].to(device), mask[:, kept].to(device))
         return (1 - cosine_similarity(features.float(), self._features[chosen.to(device)])).mean()
-
-    @torch.no_grad()
-    def _embed(self, device: torch.device) -> Tensor:
-        towers = AlignTowers(self._base.load()).to(device)
-        parts = zip(self._input_ids.split(_PART), self._attention_mask.split(_PART), strict=True)
-        with torch.autocast(device.type, enabled=False):
-            return torch.cat([towers.text_features(*(part.to(device) for part in pair)) for pair in parts])
 
 
 def list_words(encoder: TextEncoder, name: str) -> list[str]:
