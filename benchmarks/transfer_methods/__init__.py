@@ -40,7 +40,19 @@ METHODS: Sequence[Method] = (
         words=ONCE_SLOWER,
         length=2,
     ),
+    replace(
+        RETRIEVAL,
+        name="retrieval-preserving",
+        title="ours, retrieval_lora with preservation",
+        words=("--model.preserve", "{}"),
+    ),
     PROMPTS,
+    replace(
+        PROMPTS,
+        name="prompts-frozen",
+        title="ours, classify_prompts, text tower frozen",
+        words=(*FREE, "--model.text_lora", "null"),
+    ),
     replace(PROMPTS, name="prompts-free", title="ours, classify_prompts without preservation", words=FREE),
     replace(
         PROMPTS,
