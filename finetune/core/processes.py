@@ -3,6 +3,7 @@
 A training on one device is one process, and so is code outside of a training: then all of this does nothing.
 """
 
+import atexit
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -34,6 +35,14 @@ def open_groups(timeout: timedelta) -> None:
         _groups["device"] = dist.new_group(timeout=timeout)
         _groups["step"] = dist.new_group(backend="gloo", timeout=timeout)
         _groups["stage"] = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        atexit.register(_close_groups)
+
+
+def _close_groups() -> None:
+    """Ends gloo's threads before the interpreter ends, which aborts a process whose threads still ask for it."""
+    _groups.clear()
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @contextmanager
