@@ -22,6 +22,7 @@ from finetune.training.classification_task import ClassificationTask
 from finetune.training.heap import freed_memory_kept
 from finetune.training.task import AlignTask
 
+FROM_PROMPTS = ("--model.head_start", "finetune.FromPrompts")
 RECIPES = {"captions": "retrieval_lora", "prompts": "classify_prompts", "head": "classify_head"}
 
 
@@ -50,7 +51,7 @@ class ToolkitSide(Side):
             *("--trainer.accelerator", "gpu" if DEVICE == "cuda" else "cpu"),
             *("--trainer.precision", "bf16-mixed" if job.computes_in_bf16 else "32-true"),
             *("--run.soup", 1, "--run.folder", folder),
-            *(("--model.head_start", "finetune.FromPrompts") if job.task == "head" else ("--model.preserve", "null")),
+            *(FROM_PROMPTS if job.task == "head" else ("--model.text_preservation", "null")),
             *more,
         ]
         return read_recipe(find_recipe(RECIPES[job.task]), [*map(str, words)])
@@ -122,7 +123,8 @@ class OurSide(ToolkitSide):
 
 
 class OurPreservingSide(OurSide):
-    """The same, which holds the text tower to the base on other texts."""
+    """The same, which holds a tower to the base: with a head the image tower on other images, else the text tower."""
 
     def fit(self, follows: Callback, *more: object) -> None:
-        super().fit(follows, *more, "--model.preserve", "{}")
+        tower = "image" if self.job.task == "head" else "text"
+        super().fit(follows, *more, f"--model.{tower}_preservation", "{}")

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from finetune.report.page import write_report
     from finetune.training.classification_task import ClassificationTask
     from finetune.training.head_start import FromProbe, FromPrompts
-    from finetune.training.preserve import TextPreservation
+    from finetune.training.preservation import ImagePreservation, TextPreservation
     from finetune.training.schedules import WarmupCosine
     from finetune.training.task import AlignTask
 
@@ -53,6 +53,7 @@ _HOME = {
     "FromProbe": "training.head_start",
     "FromPrompts": "training.head_start",
     "HubError": "core.errors",
+    "ImagePreservation": "training.preservation",
     "ImageTextDataModule": "data.loading.datamodule",
     "Interpolation": "core.interpolation",
     "LinearHead": "model.head",
@@ -63,7 +64,7 @@ _HOME = {
     "Sigmoid": "objectives",
     "Table": "data.table.table",
     "TableError": "core.errors",
-    "TextPreservation": "training.preserve",
+    "TextPreservation": "training.preservation",
     "TowerLora": "model.lora",
     "WarmupCosine": "training.schedules",
     "WeightedRows": "data.loading.sampling",
@@ -113,6 +114,7 @@ __all__ = [
     "FromProbe",
     "FromPrompts",
     "HubError",
+    "ImagePreservation",
     "ImageTextDataModule",
     "Interpolation",
     "LinearHead",

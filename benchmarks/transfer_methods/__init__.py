@@ -13,7 +13,7 @@ from transfer_methods.trainer_peft import TrainerPeft
 
 ONCE = ("--run.soup", "1")
 ONCE_SLOWER = (*ONCE, "--model.optimizer.lr", "0.001")
-FREE = ("--model.preserve", "null")
+FREE = ("--model.text_preservation", "null")
 NO_SMOOTHING = ("--model.objective.label_smoothing", "0")
 
 RETRIEVAL = Toolkit("retrieval-lora", "ours, retrieval_lora", "retrieval_lora", labels=False)
@@ -44,7 +44,7 @@ METHODS: Sequence[Method] = (
         RETRIEVAL,
         name="retrieval-preserving",
         title="ours, retrieval_lora with preservation",
-        words=("--model.preserve", "{}"),
+        words=("--model.text_preservation", "{}"),
     ),
     PROMPTS,
     replace(

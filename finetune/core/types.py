@@ -78,6 +78,16 @@ class Batch(NamedTuple):
         return self.targets if self.has_targets else self.label_ids
 
 
+class Pixels(NamedTuple):
+    """Images alone.
+
+    Attributes:
+        pixel_values: Uint8 or float tensor of shape (B, 3, H, W).
+    """
+
+    pixel_values: Tensor
+
+
 class Texts(NamedTuple):
     """Token ids alone.
 

@@ -10,11 +10,14 @@ from torch.nn.functional import normalize
 from finetune.core import processes
 from finetune.core.bar import Bar
 from finetune.core.errors import RecipeError
-from finetune.core.types import ClassPrompts, Texts
+from finetune.core.types import ClassPrompts, Pixels, Texts
 from finetune.model.towers import AlignTowers
 
 TEXTS = 256
 """Texts embedded at a time."""
+
+IMAGES = 32
+"""Images embedded at a time."""
 
 Given = TypeVar("Given", bound=tuple[Any, ...])
 Found = TypeVar("Found", bound=tuple[Any, ...])
@@ -108,6 +111,19 @@ def embed_text_features(towers: AlignTowers, texts: Texts, device: torch.device,
     features = embed(towers.text_embeddings, chunks, device).text_features
     assert features is not None
     return features[order.argsort().cpu()]
+
+
+def embed_image_features(towers: AlignTowers, pixel_values: Tensor, device: torch.device) -> Tensor:
+    """Returns features of images, not normalised, float32 of shape (B, D), on the CPU.
+
+    Args:
+        towers: The model, on `device`.
+        pixel_values: As for `AlignTowers.image_features`, on any device.
+        device: Where the image tower runs.
+    """
+    features = embed(towers.image_embeddings, map(Pixels, pixel_values.split(IMAGES)), device).image_features
+    assert features is not None
+    return features
 
 
 def embed_classes(towers: AlignTowers, prompts: ClassPrompts, device: torch.device) -> Tensor:

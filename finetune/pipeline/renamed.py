@@ -23,6 +23,7 @@ RENAMED: Mapping[str, tuple[str, str]] = {
     "run.floor": ("run.linear_probe", _KEY),
     "model.image_checkpointing": ("model.image_recompute", _KEY),
     "model.image_fused": ("model.fused", _KEY),
+    "model.preserve": ("model.text_preservation", _KEY),
     "model.objective Classification": _TASK,
     "model.objective finetune.Classification": _TASK,
     "model.objective finetune.objectives.Classification": _TASK,

@@ -24,6 +24,7 @@ from finetune.model.lora import TowerLora
 from finetune.objectives import CrossEntropy
 from finetune.training.global_loss import row_loss
 from finetune.training.head_start import FromPrompts, HeadStart, Seen
+from finetune.training.preservation import ImagePreservation
 from finetune.training.schedules import WarmupCosine, parameter_groups
 from finetune.training.task import AlignTask, OptimizerFactory, ScheduleFactory
 
@@ -44,6 +45,7 @@ class ClassificationTask(AlignTask):
         objective: The loss.
         head_start: What the head is before it is trained; null is `FromPrompts`.
         head_lr_scale: Learning rate of the head as a multiple of the optimizer's.
+        image_preservation: Holds the image tower to the base on other images than the table's; null does not.
         image_recompute: Whether the image tower's blocks are computed again in the backward pass instead of
             kept: about half the memory for 1.4 times the time of a step.
         fused: Whether a training step computes adapter and BatchNorm along with each convolution: the same loss and
@@ -70,6 +72,7 @@ class ClassificationTask(AlignTask):
         objective: CrossEntropy = lazy_instance(CrossEntropy),  # noqa: B008 (copied below)
         head_start: HeadStart | None = None,
         head_lr_scale: float = 5.0,
+        image_preservation: ImagePreservation | None = None,
         image_recompute: bool = False,
         fused: bool = True,
         channels_last: bool | Literal["auto"] | None = None,
@@ -83,6 +86,7 @@ class ClassificationTask(AlignTask):
             checkpoint=checkpoint,
             image_lora=image_lora,
             text_lora=None,
+            image_preservation=image_preservation,
             train_temperature=False,
             image_recompute=image_recompute,
             fused=fused,

@@ -41,7 +41,12 @@ from finetune.model.towers import AlignTowers
 from finetune.objectives import Contrastive, Objective
 from finetune.training.global_loss import pair_loss
 from finetune.training.micro_batch import ROWS_AT_FIRST, choose_portion, require_micro_batch
-from finetune.training.preserve import PreservedTexts, TextPreservation
+from finetune.training.preservation import (
+    ImagePreservation,
+    TextPreservation,
+    preserve,
+    require_trained,
+)
 from finetune.training.schedules import WarmupCosine, parameter_groups, total_steps
 
 OptimizerFactory = Callable[[Iterable[Parameter]], Optimizer]
@@ -59,7 +64,8 @@ class AlignTask(LightningModule):
         image_lora: Adapters of the image tower; null leaves it as it is.
         text_lora: Adapters of the text tower; null leaves it as it is.
         objective: The loss.
-        preserve: Holds the text tower to the base on other texts than the table's; null does not.
+        image_preservation: Holds the image tower to the base on other images than the table's; null does not.
+        text_preservation: Holds the text tower to the base on other texts than the table's; null does not.
         train_temperature: Whether the temperature is trained.
         min_temperature: Lower bound of the temperature, which divides the logits.
         image_recompute: Whether the image tower's blocks are computed again in the backward pass instead of
@@ -77,7 +83,7 @@ class AlignTask(LightningModule):
 
     Attributes:
         metric: What measures the rows of the current or the last evaluation.
-        preservation: What `preserve` added to the loss of the last step, a scalar without gradient.
+        preservation: What preservation added to the loss of the last step, a scalar without gradient.
     """
 
     metric: RowMetric
@@ -89,7 +95,8 @@ class AlignTask(LightningModule):
         image_lora: TowerLora | None = TowerLora(),  # noqa: B008 (frozen)
         text_lora: TowerLora | None = TowerLora(),  # noqa: B008 (frozen)
         objective: Objective = lazy_instance(Contrastive),  # noqa: B008 (copied below)
-        preserve: TextPreservation | None = None,
+        image_preservation: ImagePreservation | None = None,
+        text_preservation: TextPreservation | None = None,
         train_temperature: bool = True,
         min_temperature: float = 0.01,
         image_recompute: bool = False,
@@ -103,11 +110,7 @@ class AlignTask(LightningModule):
         require_micro_batch(micro_batch, image_lora)
         if channels_last not in (True, False, None, "auto"):
             raise ValueError(f"Expected channels_last to be true, false, auto or null, but got {channels_last!r}.")
-        if preserve is not None and text_lora is None:
-            raise ValueError(
-                "Expected text_lora with preserve, but got null: a text tower that is not trained forgets nothing. Set "
-                "preserve to null."
-            )
+        require_trained(image_preservation, text_preservation, image_lora, text_lora)
         base = Base.open(checkpoint)
         adapted = attach_lora(base.load(), image_lora, text_lora)
         layout = channels_last if isinstance(channels_last, bool) else (None if fused else False)
@@ -121,8 +124,7 @@ class AlignTask(LightningModule):
             fuse_text_layers(self.towers.align.text_model, self.towers.align.text_projection)
         self._trained = {f"towers.{name}" for name in self.towers.trained_names()}
         self.objective: nn.Module = copy.deepcopy(objective)
-        self.preserve = preserve
-        self._preserved = None if preserve is None else PreservedTexts(base)
+        self._preserved = preserve(base, image_preservation, text_preservation)
         self.preservation: Tensor | float = 0.0
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
@@ -190,31 +192,31 @@ class AlignTask(LightningModule):
         return ask_towers(self.towers, prompts)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
-        """The loss, logged as `train/loss` beside the temperature, and what `preserve` adds."""
+        """The loss, logged as `train/loss` beside the temperature, and what preservation adds."""
         loss = self.loss(self(batch), batch)
         size = len(batch.rows)
         self.log("train/loss", loss, prog_bar=True, batch_size=size, sync_dist=True)
         self.log("train/temperature", self.towers.temperature.detach(), batch_size=size)
-        return loss + self.preservation_loss(size)
+        return loss + self.preservation_loss(batch)
 
-    def preservation_loss(self, batch_size: int) -> Tensor | float:
-        """Returns what `preserve` adds to the loss of a step, and logs the distance as `train/text_distance`.
+    def preservation_loss(self, batch: Batch) -> Tensor | float:
+        """Returns what preservation adds to the loss of a step; logs `train/image_distance` and `train/text_distance`.
 
         A `training_step` of your own adds it to its loss.
 
         Args:
-            batch_size: Rows of the batch.
+            batch: The step's.
 
         Returns:
-            A scalar; 0 without `preserve`.
+            A scalar; 0 where nothing is preserved.
         """
-        if self.preserve is None or self._preserved is None:
-            return 0.0
-        distance = self._preserved.distance(self.towers, self.preserve.texts, self.global_step)
-        self.log("train/text_distance", distance, batch_size=batch_size)
-        weighted = self.preserve.weight * distance
-        self.preservation = weighted.detach()
-        return weighted
+        parts = []
+        for tower, preserved in self._preserved.items():
+            distance = preserved.distance(self.towers, batch, self.global_step)
+            self.log(f"train/{tower}_distance", distance, batch_size=len(batch.rows), sync_dist=True)
+            parts.append(preserved.how.weight * distance)
+        self.preservation = sum(part.detach() for part in parts)
+        return sum(parts)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
         """Settles what is left of `auto` on the first batch."""

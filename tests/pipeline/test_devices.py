@@ -44,12 +44,15 @@ class Stops(Callback):
 """
 
 CAPTIONS = {
-    "model": {"init_args": {"text_lora": {"rank": 2}, "preserve": {"weight": 1, "texts": 3}}},
+    "model": {"init_args": {"text_lora": {"rank": 2}, "text_preservation": {"weight": 1, "texts": 3}}},
     "table": {"caption": "caption"},
 }
 CALM = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.0005}}
 LABELS = {
-    "model": {"class_path": "finetune.ClassificationTask", "init_args": {"optimizer": CALM}},
+    "model": {
+        "class_path": "finetune.ClassificationTask",
+        "init_args": {"optimizer": CALM, "image_preservation": {"weight": 1, "images": 4}},
+    },
     "table": {"label": "label"},
 }
 FROZEN = {"model": {"init_args": {"image_lora": None, "text_lora": {"rank": 2}}}, "table": {"caption": "caption"}}

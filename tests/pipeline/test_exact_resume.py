@@ -62,7 +62,14 @@ class Logs(AlignTask):
 LORA = {"rank": 2, "dropout": 0.1}
 BRIGHT = [{"class_path": "albumentations.RandomBrightnessContrast"}]
 TWO_TOWERS = {
-    "model": {"init_args": {"image_lora": LORA, "text_lora": LORA, "preserve": {"texts": 3}}},
+    "model": {
+        "init_args": {
+            "image_lora": LORA,
+            "text_lora": LORA,
+            "image_preservation": {"images": 2},
+            "text_preservation": {"texts": 3},
+        }
+    },
     "data": {"augmentations": BRIGHT},
 }
 KINDS: dict[str, dict[str, Any]] = {

@@ -20,7 +20,7 @@ from finetune.model.lora import TowerLora
 from finetune.objectives import Contrastive, Sigmoid
 from finetune.training.classification_task import ClassificationTask
 from finetune.training.collapse import CollapseWatch, chance_loss, find_loss_concern
-from finetune.training.preserve import TextPreservation
+from finetune.training.preservation import TextPreservation
 from finetune.training.task import AlignTask
 
 SMALL = TowerLora(rank=2)
@@ -77,7 +77,7 @@ def test_healthy_run_has_no_notice_and_logs_what_the_embeddings_are(watched, lab
 
 
 def test_what_preservation_adds_is_not_taken_for_a_loss_at_chance(watched, labels):
-    notices, logged, task = watched(labels, epochs=3, preserve=TextPreservation(weight=1e4))
+    notices, logged, task = watched(labels, epochs=3, text_preservation=TextPreservation(weight=1e4))
     assert float(logged["train/text_distance"]) * 1e4 == pytest.approx(float(task.preservation))
     assert float(task.preservation) > math.log(8)  # so the sum is larger than the loss at chance
     assert notices == {}
