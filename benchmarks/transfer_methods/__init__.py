@@ -14,6 +14,7 @@ from transfer_methods.trainer_peft import TrainerPeft
 ONCE = ("--run.soup", "1")
 ONCE_SLOWER = (*ONCE, "--model.optimizer.lr", "0.001")
 FREE = ("--model.text_preservation", "null")
+FREE_IMAGES = ("--model.image_preservation", "null")
 NO_SMOOTHING = ("--model.objective.label_smoothing", "0")
 
 RETRIEVAL = Toolkit("retrieval-lora", "ours, retrieval_lora", "retrieval_lora", labels=False)
@@ -62,7 +63,25 @@ METHODS: Sequence[Method] = (
     ),
     HEAD,
     replace(HEAD, name="head-once", title="ours, classify_head once", words=ONCE),
+    replace(
+        HEAD,
+        name="head-preserving",
+        title="ours, classify_head with preservation",
+        words=("--model.image_preservation", "{}"),
+    ),
     FEW_SHOT,
-    replace(FEW_SHOT, name="few-once", title="ours, few_shot once, lr 0.001", words=ONCE_SLOWER),
-    replace(FEW_SHOT, name="few-longer", title="ours, few_shot once, twice as long", words=ONCE_SLOWER, length=2),
+    replace(FEW_SHOT, name="few-free", title="ours, few_shot without preservation", words=FREE_IMAGES),
+    replace(
+        FEW_SHOT,
+        name="few-once",
+        title="ours, few_shot once, lr 0.001, no preservation",
+        words=(*ONCE_SLOWER, *FREE_IMAGES),
+    ),
+    replace(
+        FEW_SHOT,
+        name="few-longer",
+        title="ours, few_shot once, twice as long, no preservation",
+        words=(*ONCE_SLOWER, *FREE_IMAGES),
+        length=2,
+    ),
 )

@@ -45,7 +45,7 @@ class ClassificationTask(AlignTask):
         objective: The loss.
         head_start: What the head is before it is trained; null is `FromPrompts`.
         head_lr_scale: Learning rate of the head as a multiple of the optimizer's.
-        image_preservation: Holds the image tower to the base on other images than the table's; null does not.
+        image_preservation: Holds the image tower to the base on other images than the table's, see `AlignTask`.
         image_recompute: Whether the image tower's blocks are computed again in the backward pass instead of
             kept: about half the memory for 1.4 times the time of a step.
         fused: Whether a training step computes adapter and BatchNorm along with each convolution: the same loss and

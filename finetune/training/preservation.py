@@ -68,7 +68,7 @@ class ImagePreservation:
         ValueError: If a number is out of its range.
     """
 
-    weight: float = 2.0
+    weight: float = 1.0
     images: int = 8
 
     def __post_init__(self) -> None:
@@ -76,29 +76,16 @@ class ImagePreservation:
         _require_count("images", self.images, _IMAGES)
 
 
-def require_trained(
-    images: ImagePreservation | None,
-    texts: TextPreservation | None,
-    image_lora: TowerLora | None,
-    text_lora: TowerLora | None,
-) -> None:
-    """Refuses to preserve what is not trained, or what random pictures would change.
+def require_fixed_statistics(images: ImagePreservation | None, image_lora: TowerLora | None) -> None:
+    """Refuses pictures that would change what is normalised by.
 
     Args:
         images: How the image tower is preserved, if it is.
-        texts: How the text tower is preserved, if it is.
-        image_lora: What is trained of the image tower.
-        text_lora: What is trained of the text tower.
+        image_lora: What is trained of it.
 
     Raises:
-        ValueError: If a preserved tower is frozen, or statistics follow the batch.
+        ValueError: If statistics follow the batch.
     """
-    for tower, is_preserved, lora in (("image", images, image_lora), ("text", texts, text_lora)):
-        if is_preserved and lora is None:
-            raise ValueError(
-                f"Expected {tower}_lora with {tower}_preservation, but got null: a tower that is not trained forgets "
-                f"nothing. Set {tower}_preservation to null."
-            )
     if images and image_lora and image_lora.train_statistics:
         raise ValueError(
             "Expected image_preservation to be null with image_lora.train_statistics, but got both: the statistics "

@@ -45,7 +45,7 @@ from finetune.training.preservation import (
     ImagePreservation,
     TextPreservation,
     preserve,
-    require_trained,
+    require_fixed_statistics,
 )
 from finetune.training.schedules import WarmupCosine, parameter_groups, total_steps
 
@@ -64,8 +64,9 @@ class AlignTask(LightningModule):
         image_lora: Adapters of the image tower; null leaves it as it is.
         text_lora: Adapters of the text tower; null leaves it as it is.
         objective: The loss.
-        image_preservation: Holds the image tower to the base on other images than the table's; null does not.
-        text_preservation: Holds the text tower to the base on other texts than the table's; null does not.
+        image_preservation: Holds the image tower to the base on other images than the table's; null does not, and a
+            tower without adapters needs none.
+        text_preservation: Holds the text tower to the base on other texts than the table's, likewise.
         train_temperature: Whether the temperature is trained.
         min_temperature: Lower bound of the temperature, which divides the logits.
         image_recompute: Whether the image tower's blocks are computed again in the backward pass instead of
@@ -110,7 +111,7 @@ class AlignTask(LightningModule):
         require_micro_batch(micro_batch, image_lora)
         if channels_last not in (True, False, None, "auto"):
             raise ValueError(f"Expected channels_last to be true, false, auto or null, but got {channels_last!r}.")
-        require_trained(image_preservation, text_preservation, image_lora, text_lora)
+        require_fixed_statistics(image_preservation, image_lora)
         base = Base.open(checkpoint)
         adapted = attach_lora(base.load(), image_lora, text_lora)
         layout = channels_last if isinstance(channels_last, bool) else (None if fused else False)
@@ -124,7 +125,11 @@ class AlignTask(LightningModule):
             fuse_text_layers(self.towers.align.text_model, self.towers.align.text_projection)
         self._trained = {f"towers.{name}" for name in self.towers.trained_names()}
         self.objective: nn.Module = copy.deepcopy(objective)
-        self._preserved = preserve(base, image_preservation, text_preservation)
+        self._preserved = preserve(
+            base,
+            None if image_lora is None else image_preservation,
+            None if text_lora is None else text_preservation,
+        )
         self.preservation: Tensor | float = 0.0
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
