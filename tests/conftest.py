@@ -51,8 +51,9 @@ COYO = {
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _two_threads():
-    torch.set_num_threads(2)
+def _one_thread():
+    """Test processes share the cores: with more threads they wait for each other."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True, scope="session")
