@@ -35,11 +35,11 @@ def open_groups(timeout: timedelta) -> None:
         _groups["device"] = dist.new_group(timeout=timeout)
         _groups["step"] = dist.new_group(backend="gloo", timeout=timeout)
         _groups["stage"] = dist.new_group(backend="gloo", timeout=_PATIENCE)
-        atexit.register(_close_groups)
+        atexit.register(_disconnect)
 
 
-def _close_groups() -> None:
-    """Ends gloo's threads before the interpreter ends, which aborts a process whose threads still ask for it."""
+def _disconnect() -> None:
+    """Closes all connections at exit: a thread of gloo that outlives the interpreter aborts the process."""
     _groups.clear()
     if dist.is_initialized():
         dist.destroy_process_group()

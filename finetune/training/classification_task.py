@@ -37,7 +37,8 @@ class ClassificationTask(AlignTask):
 
     Texts are not read in training, so the text tower stays as it is. Subclass it to change a step: `training_step`
     receives a `Batch`, `self(batch)` returns `Embeddings` without text features, `self.head` maps image features to
-    logits, and `self.objective(logits, batch)` returns the loss.
+    logits, and `self.objective(logits, batch)` returns the loss. Where the image tower is preserved, the step adds
+    `self.preservation_loss(batch)`.
 
     Args:
         checkpoint: Hub id, local folder, or `align-mini`; in Python also an open `Base`.

@@ -115,7 +115,9 @@ class CollapseWatch(Callback):
         positives = count_positives(gather_ids(batch, counts), slice(start, start + len(batch.rows)))
         found = {"duplicates": (positives > 1).float().sum() * len(counts) / rows}
         if outputs:  # a step that returns nothing is skipped
-            found["loss"] = outputs["loss"] * trainer.accumulate_grad_batches - pl_module.preservation
+            found["loss"] = outputs["loss"] * trainer.accumulate_grad_batches - (pl_module.preservation or 0.0)
+            if pl_module.forgets_preservation:
+                self._report(trainer, describe_forgotten_preservation(type(pl_module).__name__))
             if batch_idx < CHANCE_EVERY or batch_idx % CHANCE_EVERY == 0:
                 found["chance"] = chance_loss(pl_module, batch)
         means = processes.average(torch.stack([value.float() for value in found.values()]))
@@ -281,6 +283,15 @@ def describe_missing_gradient(tower: str) -> Concern:
         f"{tower}_gradient_zero",
         f"The gradient of the {tower} tower was exactly 0 for an epoch: it learns nothing. Lower the learning rate of "
         f"model.optimizer, or adapt other layers by model.{tower}_lora.layers.",
+    )
+
+
+def describe_forgotten_preservation(task: str) -> Concern:
+    """Returns the concern that a step of a user's own leaves preservation out."""
+    return Concern(
+        "preservation_forgotten",
+        f"A tower is to be preserved, but the training_step of {task} does not add self.preservation_loss(batch) to "
+        "its loss. Add it, or set model.image_preservation and model.text_preservation to null.",
     )
 
 

@@ -68,6 +68,7 @@ def choose_portion(
     batch: Batch,
     device: torch.device,
     free: int | None = None,
+    beside: int = 0,
 ) -> Portion:
     """Finds how many rows fit into the memory that is free, by embedding two and four with their gradients.
 
@@ -80,6 +81,7 @@ def choose_portion(
         batch: The first one. Of its rows only sizes are used; each text counts as long as the longest.
         device: Where the towers are.
         free: Bytes that are free; None asks the device.
+        beside: Images that a step embeds beside those of the batch.
     """
     parameters = list(trained)
     frozen = [parameter for parameter in parameters if not parameter.requires_grad]
@@ -96,7 +98,7 @@ def choose_portion(
     left = (free_bytes(device) if free is None else free) - kept
     usable = max(int(SHARES.get(device.type, USUAL_SHARE) * left), 0)
     fitting = (usable - (two - 2 * row_bytes)) // row_bytes
-    rows = None if fitting >= of else 1 << max(fitting, 1).bit_length() - 1
+    rows = None if fitting >= of + beside else 1 << max(fitting, 1).bit_length() - 1
     return Portion(rows, of, row_bytes, usable)
 
 

@@ -1,6 +1,8 @@
 """Keeps towers near the base on random texts and pictures, so that learning a table forgets nothing else."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -8,10 +10,11 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from finetune.core import processes
-from finetune.core.types import Batch, Texts
+from finetune.core.types import Texts
 from finetune.data.prepare.texts import TextEncoder
 from finetune.inference.embed import embed_image_features, embed_text_features
 from finetune.model.base import Base
+from finetune.model.layers import IMAGE, TEXT
 from finetune.model.lora import TowerLora
 from finetune.model.towers import AlignTowers
 from finetune.training.random_pictures import draw_picture
@@ -21,7 +24,7 @@ _TEXTS = 1024
 """Texts that are drawn once; a step takes the next few of them, and then the first again."""
 
 _IMAGES = 512
-"""The same of images."""
+"""Most pictures that are drawn once, likewise."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +37,10 @@ class TextPreservation:
 
     It is distillation of features on reference data (ZSCL, Zheng et al. 2023, arXiv 2303.06628; after LwF, Li and Hoiem
     2016, arXiv 1606.09282) without the data: a text is one to four words, drawn from the tokenizer's vocabulary. The
-    base embeds them once, at the first step.
+    base embeds all texts once, at the first step.
 
     Args:
-        weight: How much a distance counts in the loss, of which 1 is a right angle.
+        weight: Factor of the mean distance, 1 - cosine, in the loss.
         texts: How many texts a step embeds, over all processes.
 
     Raises:
@@ -54,14 +57,13 @@ class TextPreservation:
 
 @dataclass(frozen=True)
 class ImagePreservation:
-    """Holds the image tower to what the base makes of random pictures, so that learning a table's images forgets no
-    others.
+    """Holds the image tower to what the base makes of random pictures, so that learning images forgets no others.
 
     As `TextPreservation`, with pictures of overlapping shapes (Baradad et al. 2021, arXiv 2106.05963) as large as the
-    images of the batch.
+    images of the first batch.
 
     Args:
-        weight: How much a distance counts in the loss, of which 1 is a right angle.
+        weight: Factor of the mean distance, 1 - cosine, in the loss.
         images: How many pictures a step embeds, over all processes.
 
     Raises:
@@ -76,8 +78,105 @@ class ImagePreservation:
         _require_count("images", self.images, _IMAGES)
 
 
+@dataclass(frozen=True)
+class Reference:
+    """Texts or pictures, and the features that the base gives them.
+
+    Args:
+        tower: `image` or `text`.
+        weight: Factor of the distance in the loss.
+        count: How many of them a step embeds, over all processes.
+        embed: Embeds those at the places that it is given, with the towers that it is given.
+        features: Float tensor of shape (N, D), the base's, on the CPU.
+    """
+
+    tower: str
+    weight: float
+    count: int
+    embed: Callable[[AlignTowers, Tensor], Tensor]
+    features: Tensor
+
+    def distance(self, towers: AlignTowers, number: int) -> Tensor:
+        """Returns how far the tower has moved on some of them, the mean of 1 - cosine: a scalar in [0, 2].
+
+        Where processes share them, it is this one's part, of which the mean over the processes is the distance.
+
+        Args:
+            towers: The towers.
+            number: The number of the batch, from 0, which says which of them.
+        """
+        places = (torch.arange(self.count) + number * self.count) % len(self.features)
+        own = places[processes.rank() :: processes.count()]
+        features = self.embed(towers, own)
+        features = features.to(torch.promote_types(features.dtype, torch.float32))
+        distances = 1 - cosine_similarity(features, self.features[own].to(features.device))
+        return distances.sum() * (processes.count() / self.count)
+
+
+class Preservation:
+    """What both towers are held to while a task is trained.
+
+    Args:
+        base: The base.
+        images: How the image tower is preserved; None where it is not.
+        texts: How the text tower is preserved; None where it is not.
+
+    Attributes:
+        references: Of each preserved tower, between `start` and `stop`.
+
+    Raises:
+        CheckpointError: If the base's tokenizer has no vocabulary of words.
+    """
+
+    def __init__(self, base: Base, images: ImagePreservation | None, texts: TextPreservation | None) -> None:
+        self.references: list[Reference] = []
+        self._base = base
+        self._images = images
+        self._texts = texts
+        self._tokens = None if texts is None else _draw_tokens(base)
+
+    @property
+    def images(self) -> int:
+        """How many pictures this process embeds in a step at most."""
+        return 0 if self._images is None else -(-self._images.images // processes.count())
+
+    @property
+    def is_due(self) -> bool:
+        """Whether something is preserved, and `start` has yet to be called."""
+        return not self.references and (self._images is not None or self._texts is not None)
+
+    def start(self, device: torch.device, size: tuple[int, int], batches: int) -> None:
+        """Lets the base embed texts and pictures.
+
+        Args:
+            device: Where the base embeds them.
+            size: Height and width of the pictures, the same in all processes.
+            batches: Batches of the whole training: no more pictures are drawn than they need.
+        """
+        base = AlignTowers(self._base.load(), levels=self._base.levels).to(device)
+        self.references = [*self._build(base, device, size, batches)]
+
+    def stop(self) -> None:
+        """Forgets texts, pictures and features."""
+        self.references = []
+
+    def _build(
+        self, base: AlignTowers, device: torch.device, size: tuple[int, int], batches: int
+    ) -> Iterator[Reference]:
+        if self._images is not None:
+            drawn = min(_IMAGES, max(batches, 1) * self._images.images)
+            pictures = torch.from_numpy(np.stack([draw_picture(number, *size) for number in range(drawn)]))
+            embed = partial(_embed_pictures, pictures)
+            features = embed_image_features(base, pictures, device)
+            yield Reference(IMAGE.name, self._images.weight, self._images.images, embed, features)
+        if self._texts is not None and self._tokens is not None:
+            features = embed_text_features(base, self._tokens, device)
+            embed = partial(_embed_tokens, self._tokens)
+            yield Reference(TEXT.name, self._texts.weight, self._texts.texts, embed, features)
+
+
 def require_fixed_statistics(images: ImagePreservation | None, image_lora: TowerLora | None) -> None:
-    """Refuses pictures that would change what is normalised by.
+    """Refuses image preservation where BatchNorm's statistics are trained.
 
     Args:
         images: How the image tower is preserved, if it is.
@@ -93,108 +192,21 @@ def require_fixed_statistics(images: ImagePreservation | None, image_lora: Tower
         )
 
 
-def preserve(
-    base: Base, images: ImagePreservation | None, texts: TextPreservation | None
-) -> "dict[str, PreservedImages | PreservedTexts]":
-    """Returns what is preserved, by the name of the tower.
-
-    Args:
-        base: What both towers are held to.
-        images: How the image tower is preserved, if it is.
-        texts: How the text tower is preserved, if it is.
-
-    Raises:
-        CheckpointError: As `PreservedTexts`.
-    """
-    preserved: dict[str, PreservedImages | PreservedTexts] = {}
-    if images:
-        preserved["image"] = PreservedImages(base, images)
-    if texts:
-        preserved["text"] = PreservedTexts(base, texts)
-    return preserved
+def _draw_tokens(base: Base) -> Texts:
+    encoder = TextEncoder.from_processor(base.processor())
+    encoded = encoder.pad(encoder.encode_all(draw_texts(list_words(encoder, base.name), _TEXTS)))
+    return Texts(*map(torch.from_numpy, encoded))
 
 
-class PreservedTexts:
-    """Random texts, and what a base makes of them, which is asked once, when a distance is.
-
-    Args:
-        base: The base.
-        how: How many texts a step embeds, and what their distance weighs.
-
-    Raises:
-        CheckpointError: If the base's tokenizer has no vocabulary of words.
-    """
-
-    def __init__(self, base: Base, how: TextPreservation) -> None:
-        self.how = how
-        encoder = TextEncoder.from_processor(base.processor())
-        encoded = encoder.pad(encoder.encode_all(draw_texts(list_words(encoder, base.name), _TEXTS)))
-        self._texts = Texts(*map(torch.from_numpy, encoded))
-        self._base = base
-        self._features: Tensor | None = None
-
-    def distance(self, towers: AlignTowers, batch: Batch, step: int) -> Tensor:  # noqa: ARG002
-        """Returns how far the text tower has moved on some of the texts, a scalar in [0, 2].
-
-        Where processes share them, it is this one's part, of which the mean over the processes is the distance.
-
-        Args:
-            towers: The towers.
-            batch: The step's, not used.
-            step: The number of the step, from 0, which says which texts.
-        """
-        device = towers.temperature.device
-        if self._features is None:
-            base = AlignTowers(self._base.load()).to(device)
-            self._features = embed_text_features(base, self._texts, device).to(device)
-        places = _places(self.how.texts, step, _TEXTS)
-        mask = self._texts.attention_mask[places]
-        kept = mask.any(dim=0)  # no further than the longest of these texts, on whichever side the padding is
-        features = towers.text_features(self._texts.input_ids[places][:, kept].to(device), mask[:, kept].to(device))
-        return _mean_distance(features, self._features[places.to(device)], self.how.texts)
+def _embed_tokens(texts: Texts, towers: AlignTowers, places: Tensor) -> Tensor:
+    device = towers.temperature.device
+    mask = texts.attention_mask[places]
+    kept = mask.any(dim=0)  # no further than the longest of these texts
+    return towers.text_features(texts.input_ids[places][:, kept].to(device), mask[:, kept].to(device))
 
 
-class PreservedImages:
-    """Random pictures, and what a base makes of them, which is asked once, when a distance is.
-
-    Args:
-        base: The base.
-        how: How many pictures a step embeds, and what their distance weighs.
-    """
-
-    def __init__(self, base: Base, how: ImagePreservation) -> None:
-        self.how = how
-        self._base = base
-        self._pictures = torch.empty(0, 3, 0, 0, dtype=torch.uint8)
-        self._features = torch.empty(0)
-
-    def distance(self, towers: AlignTowers, batch: Batch, step: int) -> Tensor:
-        """Returns how far the image tower has moved on some of the pictures, see `PreservedTexts.distance`.
-
-        Args:
-            towers: The towers.
-            batch: The step's; pictures are as large as its images.
-            step: The number of the step, from 0, which says which pictures.
-        """
-        device, side = towers.temperature.device, batch.pixel_values.shape[-1]
-        if self._pictures.shape[-1] != side:
-            base = AlignTowers(self._base.load(), levels=self._base.levels).to(device)
-            drawn = np.stack([draw_picture(number, side) for number in range(_IMAGES)])
-            self._pictures = torch.from_numpy(drawn)
-            self._features = embed_image_features(base, self._pictures, device).to(device)
-        places = _places(self.how.images, step, _IMAGES)
-        features = towers.image_features(self._pictures[places].to(device))
-        return _mean_distance(features, self._features[places.to(device)], self.how.images)
-
-
-def _places(count: int, step: int, among: int) -> Tensor:
-    """The places of a step's texts or pictures that are this process's."""
-    return ((torch.arange(count) + step * count) % among)[processes.rank() :: processes.count()]
-
-
-def _mean_distance(features: Tensor, before: Tensor, count: int) -> Tensor:
-    distances = 1 - cosine_similarity(features.float(), before)
-    return distances.sum() * (processes.count() / count)
+def _embed_pictures(pictures: Tensor, towers: AlignTowers, places: Tensor) -> Tensor:
+    return towers.image_features(pictures[places].to(towers.temperature.device))
 
 
 def _require_weight(weight: float, key: str) -> None:

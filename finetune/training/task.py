@@ -43,8 +43,8 @@ from finetune.training.global_loss import pair_loss
 from finetune.training.micro_batch import ROWS_AT_FIRST, choose_portion, require_micro_batch
 from finetune.training.preservation import (
     ImagePreservation,
+    Preservation,
     TextPreservation,
-    preserve,
     require_fixed_statistics,
 )
 from finetune.training.schedules import WarmupCosine, parameter_groups, total_steps
@@ -57,7 +57,7 @@ class AlignTask(LightningModule):
     """Adapts a pretrained ALIGN to image-text pairs.
 
     Subclass it to change a step: `training_step` receives a `Batch`, `self(batch)` returns `Embeddings`, and
-    `self.loss(embeddings, batch)` the loss.
+    `self.loss(embeddings, batch)` the loss. Where a tower is preserved, the step adds `self.preservation_loss(batch)`.
 
     Args:
         checkpoint: Hub id, local folder, or `align-mini`; in Python also an open `Base`.
@@ -84,7 +84,8 @@ class AlignTask(LightningModule):
 
     Attributes:
         metric: What measures the rows of the current or the last evaluation.
-        preservation: What preservation added to the loss of the last step, a scalar without gradient.
+        preservation: What preservation added to the loss of the last step, a scalar without gradient; None where the
+            step did not ask `preservation_loss`.
     """
 
     metric: RowMetric
@@ -125,12 +126,12 @@ class AlignTask(LightningModule):
             fuse_text_layers(self.towers.align.text_model, self.towers.align.text_projection)
         self._trained = {f"towers.{name}" for name in self.towers.trained_names()}
         self.objective: nn.Module = copy.deepcopy(objective)
-        self._preserved = preserve(
+        self._preservation = Preservation(
             base,
             None if image_lora is None else image_preservation,
             None if text_lora is None else text_preservation,
         )
-        self.preservation: Tensor | float = 0.0
+        self.preservation: Tensor | float | None = None
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.strict_loading = False
@@ -216,15 +217,25 @@ class AlignTask(LightningModule):
             A scalar; 0 where nothing is preserved.
         """
         parts = []
-        for tower, preserved in self._preserved.items():
-            distance = preserved.distance(self.towers, batch, self.global_step)
-            self.log(f"train/{tower}_distance", distance, batch_size=len(batch.rows), sync_dist=True)
-            parts.append(preserved.how.weight * distance)
+        for reference in self._preservation.references:
+            distance = reference.distance(self.towers, self.trainer.fit_loop.total_batch_idx)
+            self.log(f"train/{reference.tower}_distance", distance, batch_size=len(batch.rows), sync_dist=True)
+            parts.append(reference.weight * distance)
         self.preservation = sum(part.detach() for part in parts)
         return sum(parts)
 
+    @property
+    def forgets_preservation(self) -> bool:
+        """Whether the last step was to add `preservation_loss`, and did not."""
+        return bool(self._preservation.references) and self.preservation is None
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
-        """Settles what is left of `auto` on the first batch."""
+        """Settles on the first batch what is left of `auto`, and lets the base embed what the towers are held to."""
+        self.preservation = None
+        if self._preservation.is_due:
+            height, width = max(processes.from_all(tuple(batch.pixel_values.shape[-2:])))  # a part may be empty
+            batches = total_steps(self.trainer) * self.trainer.accumulate_grad_batches
+            self._preservation.start(self.device, (height, width), batches)
         if self.micro_batch == "auto":
             with self.trainer.precision_plugin.forward_context():
                 self.settle_micro_batch(batch)
@@ -237,7 +248,7 @@ class AlignTask(LightningModule):
         """
         trained = [parameter for name, parameter in self.named_parameters() if name in self._trained]
         self.towers.micro_batch = None
-        found = choose_portion(self, trained, batch, self.device)
+        found = choose_portion(self, trained, batch, self.device, beside=self._preservation.images)
         self.micro_batch = self.towers.micro_batch = found.rows
         if processes.is_first():
             say(found, file=sys.stderr)
@@ -296,8 +307,9 @@ class AlignTask(LightningModule):
             )
 
     def teardown(self, stage: str) -> None:  # noqa: ARG002
-        """Forgets the features that were kept."""
+        """Forgets the features that were kept, and what the towers were held to."""
         self.towers.keep_features(False)
+        self._preservation.stop()
 
     def on_fit_start(self) -> None:
         """Silences Lightning's warning of modules in evaluation mode, which it gives before training starts.

@@ -25,6 +25,7 @@ from finetune.model.lora import TowerLora
 from finetune.objectives import Contrastive, CrossEntropy, Objective, Sigmoid, objective
 from finetune.training.classification_task import ClassificationTask
 from finetune.training.data_parallel import average_gradients
+from finetune.training.preservation import ImagePreservation, TextPreservation
 from finetune.training.task import AlignTask
 
 LORA, CLASSES = TowerLora(rank=2), 4
@@ -101,6 +102,20 @@ CASES: dict[str, Case] = {
     "temperature alone": (lambda tiny: AlignTask(tiny, None, None), make_batch(11)),
     "frozen temperature": (lambda tiny: AlignTask(tiny, LORA, LORA, train_temperature=False), make_batch(11)),
     "whole layers": (whole, make_batch(11)),
+    "preserved": (
+        lambda tiny: AlignTask(
+            tiny,
+            LORA,
+            LORA,
+            image_preservation=ImagePreservation(images=5),
+            text_preservation=TextPreservation(texts=3),
+        ),
+        make_batch(11),
+    ),
+    "preserved by fewer than the processes": (
+        lambda tiny: with_head(tiny, image_lora=LORA, image_preservation=ImagePreservation(images=1)),
+        make_batch(11, labels=True),
+    ),
     "parts": (lambda tiny: AlignTask(tiny, LORA, LORA, micro_batch=2), make_batch(11)),
     "recomputed": (lambda tiny: AlignTask(tiny, LORA, LORA, image_recompute=True), make_batch(11)),
     "spare parameters": (Spare, make_batch(11)),
@@ -153,12 +168,19 @@ def find_gradients(case: Case, checkpoint: str, dtype: torch.dtype, shared: bool
         batch = Batch(*(part[rows] if len(part) else part for part in batch))
     with nullcontext() if shared else processes.alone():
         for _ in range(2):
-            loss = task.loss(task(batch), batch)
+            loss = task.loss(task(batch), batch) + find_distances(task)
             loss.backward()
     if shared:
         average_gradients(task.parameters())
     gradients = {name: one.grad for name, one in task.named_parameters() if one.grad is not None}
     return {"loss": processes.average(loss.detach()) if shared else loss.detach(), **gradients}
+
+
+def find_distances(task: AlignTask) -> Tensor | float:
+    """How far preserved towers have moved, on the texts and pictures of the second batch."""
+    if task._preservation.is_due:
+        task._preservation.start(torch.device("cpu"), (64, 64), batches=2)
+    return sum(one.weight * one.distance(task.towers, 1) for one in task._preservation.references)
 
 
 def measure_distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:

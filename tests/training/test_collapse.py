@@ -83,6 +83,17 @@ def test_what_preservation_adds_is_not_taken_for_a_loss_at_chance(watched, label
     assert notices == {}
 
 
+def test_a_step_that_forgets_preservation_is_reported(watched, labels):
+    class Own(AlignTask):
+        def training_step(self, batch, batch_idx):
+            return self.loss(self(batch), batch)
+
+    notices, _, _ = watched(labels, kind=Own, text_preservation=TextPreservation())
+    assert "training_step of Own does not add self.preservation_loss(batch)" in notices["preservation_forgotten"]
+    notices, _, _ = watched(labels, kind=Own)
+    assert notices == {}
+
+
 def test_equal_images_are_a_collapse_and_leave_the_loss_at_chance(watched, tmp_path, tiny, capsys):
     notices, logged, _ = watched(captions_of(tmp_path, tiny, noise(1) * 24))
     assert set(notices) == {"image_collapse", "loss_at_chance"}

@@ -112,9 +112,9 @@ def task(tiny) -> AlignTask:
     return AlignTask(tiny, LORA, LORA, micro_batch="auto")
 
 
-def choose(task: AlignTask, batch: Batch, free: float):
+def choose(task: AlignTask, batch: Batch, free: float, beside: int = 0):
     trained = [parameter for name, parameter in task.named_parameters() if name in task._trained]
-    return choose_portion(task, trained, batch, CPU, int(free))
+    return choose_portion(task, trained, batch, CPU, int(free), beside)
 
 
 def test_the_largest_power_of_two_that_fits_is_taken(task, batch):
@@ -128,6 +128,7 @@ def test_the_largest_power_of_two_that_fits_is_taken(task, batch):
     assert chosen[1] in (2, 4)
     assert chosen[2] in (8, 16)
     assert chosen[3] is None
+    assert choose(task, rows, 60 * row + 1e6, beside=30).rows == 32
 
 
 @pytest.mark.parametrize("recompute", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["kept", "recomputed"])
