@@ -51,9 +51,8 @@ COYO = {
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _one_thread():
-    """Test processes share the cores: with more threads they wait for each other."""
-    torch.set_num_threads(1)
+def _two_threads():
+    torch.set_num_threads(2)
 
 
 @pytest.fixture(autouse=True, scope="session")
