@@ -12,7 +12,7 @@ import torch
 from finetune.training.data_parallel import find_launched
 
 WORKER = Path(__file__).with_name("shared_batch.py")
-FEW = ("contrastive", "preserved", "spare parameters", "weighted classes")
+FEW = ("contrastive", "parts", "preserved", "spare parameters", "weighted classes")
 EAGER = {"not fused": 1e-7}
 """ALIGN's own attention computes its softmax in float32, whatever the weights are in."""
 
