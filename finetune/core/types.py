@@ -78,8 +78,8 @@ class Batch(NamedTuple):
         return self.targets if self.has_targets else self.label_ids
 
 
-class Pixels(NamedTuple):
-    """Images alone.
+class PixelBatch(NamedTuple):
+    """Images stacked, alone.
 
     Attributes:
         pixel_values: Uint8 or float tensor of shape (B, 3, H, W).

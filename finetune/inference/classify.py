@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from finetune.core.places import AnyPath, show
+from finetune.core.types import PixelBatch
 from finetune.data.prepare.images import ImagePreparation
 from finetune.inference.classifiers import Classifier, Labels, choose_classifier
 from finetune.inference.embed import embed, find_device
 from finetune.inference.inputs import Images, list_pictures
 from finetune.inference.list_parts import IMAGE
-from finetune.inference.pictures import Picture, Pictures, PixelBatch, SkippedImage, name_picture
+from finetune.inference.pictures import Picture, Pictures, SkippedImage, name_picture
 from finetune.inference.true_labels import leave_out_seen, read_seen_table, read_true_labels
 from finetune.inference.truth import NumberedTruth, Truth
 

@@ -10,14 +10,12 @@ from torch.nn.functional import normalize
 from finetune.core import processes
 from finetune.core.bar import Bar
 from finetune.core.errors import RecipeError
-from finetune.core.types import ClassPrompts, Pixels, Texts
+from finetune.core.types import ClassPrompts, PixelBatch, Texts
+from finetune.inference.pictures import IMAGES
 from finetune.model.towers import AlignTowers
 
 TEXTS = 256
 """Texts embedded at a time."""
-
-IMAGES = 32
-"""Images embedded at a time."""
 
 Given = TypeVar("Given", bound=tuple[Any, ...])
 Found = TypeVar("Found", bound=tuple[Any, ...])
@@ -121,7 +119,7 @@ def embed_image_features(towers: AlignTowers, pixel_values: Tensor, device: torc
         pixel_values: As for `AlignTowers.image_features`, on any device.
         device: Where the image tower runs.
     """
-    features = embed(towers.image_embeddings, map(Pixels, pixel_values.split(IMAGES)), device).image_features
+    features = embed(towers.image_embeddings, map(PixelBatch, pixel_values.split(IMAGES)), device).image_features
     assert features is not None
     return features
 

@@ -14,11 +14,11 @@ from torch.nn.functional import normalize
 from transformers import AlignProcessor
 
 from finetune.core.errors import RecipeError
-from finetune.core.types import Embeddings, Texts
+from finetune.core.types import PixelBatch, Texts
 from finetune.data.prepare.images import ImagePreparation
 from finetune.data.prepare.texts import TextEncoder
 from finetune.inference.embed import TEXTS, embed, embed_text_features
-from finetune.inference.pictures import IMAGES, Picture, Pictures, PixelBatch
+from finetune.inference.pictures import IMAGES, Picture, Pictures
 from finetune.inference.vectors import FloatArray, Skipped, Space
 from finetune.model.base import Base
 from finetune.model.layers import IMAGE, TEXT, Tower
@@ -139,9 +139,6 @@ class ImageEmbedder(Embedder):
         """Embeds images, see `Embedder.embed`."""
         pictures = Pictures(values, self._prepare, self.batch_size)
 
-        def encode(batch: PixelBatch) -> Embeddings:
-            return Embeddings(self.towers.image_features(batch.pixel_values), None, self.towers.temperature)
-
         def noted() -> Iterator[PixelBatch]:
             for batch in pictures:
                 yield batch
@@ -149,6 +146,7 @@ class ImageEmbedder(Embedder):
 
         batches = noted()
         first = next(batches, None)
+        encode = self.towers.image_embeddings
         found = None if first is None else embed(encode, chain([first], batches), self.device).image_features
         features = torch.empty(0, self._base.dimension) if found is None else found
         return Embedded(pictures.read, self.store(features), [Skipped(*skipped) for skipped in pictures.skipped])

@@ -7,10 +7,10 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from finetune.core.cores import count_share
 from finetune.core.errors import TableError
+from finetune.core.types import PixelBatch
 from finetune.data.prepare.images import FORMATS, ImagePreparation, Pixels, try_image
 from finetune.data.prepare.members import place_of
 from finetune.inference.ahead import work_ahead
@@ -44,16 +44,6 @@ class SkippedImage(NamedTuple):
 
     image: str
     reason: str
-
-
-class PixelBatch(NamedTuple):
-    """Images stacked.
-
-    Attributes:
-        pixel_values: Uint8 tensor of shape (B, 3, H, W).
-    """
-
-    pixel_values: Tensor
 
 
 class Pictures:

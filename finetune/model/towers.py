@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import AlignModel
 
-from finetune.core.types import Batch, Embeddings, Pixels, Texts
+from finetune.core.types import Batch, Embeddings, PixelBatch, Texts
 from finetune.model.batchnorm import FollowingBatchNorm2d
 from finetune.model.kept_features import KeptFeatures, hash_rows, hash_texts
 from finetune.model.layers import IMAGE, TEXT, TOWERS, Tower
@@ -206,7 +206,7 @@ class AlignTowers(nn.Module):
             temperature=self.temperature,
         )
 
-    def image_embeddings(self, batch: Batch | Pixels) -> Embeddings:
+    def image_embeddings(self, batch: Batch | PixelBatch) -> Embeddings:
         """The image tower alone on one batch, or on images alone."""
         return Embeddings(self.image_features(batch.pixel_values), None, self.temperature)
 
