@@ -1,7 +1,6 @@
 """Runs that are killed, moved, changed or damaged between their stages, and resumed: real trainings of a tiny model."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -175,11 +174,8 @@ def test_a_run_that_is_resumed_and_moved_between_all_stages_is_the_one_that_was_
 
 
 def finetune(*words: object, cwd: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "2"}  # as many as in this process: sums depend on it
     command = [sys.executable, "-m", "finetune", *map(str, words)]
-    return subprocess.Popen(
-        command, cwd=cwd, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
