@@ -17,6 +17,7 @@ from finetune.core.errors import RecipeError, did_you_mean
 from finetune.core.yaml_text import read_yaml
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.run.settings import RunSettings
+from finetune.training.classification_task import ClassificationTask
 from finetune.training.task import AlignTask
 
 _DEFAULTS = {"trainer.devices": 1, "trainer.log_every_n_steps": 5, "trainer.enable_model_summary": False}
@@ -76,26 +77,33 @@ def default_classes(path: Path, overrides: Sequence[str]) -> list[str]:
 
 def describe_keys() -> str:
     """Every recipe key with its type, default and meaning."""
-    return _build_key_parser().format_help()
+    return "\n".join(parser.format_help() for parser in _build_key_parsers())
 
 
 def list_keys() -> list[str]:
     """Every recipe key as an option, such as `--data.batch_size`."""
-    return [option for option in _build_key_parser()._option_string_actions if not option.endswith(".help")]
+    options = (option for parser in _build_key_parsers() for option in parser._option_string_actions)
+    return [option for option in options if not option.endswith(".help")]
 
 
-def _build_key_parser() -> LightningArgumentParser:
-    """A parser whose help explains the keys."""
-    parser = LightningArgumentParser(
-        prog="finetune fit", usage=argparse.SUPPRESS, description="Every recipe key.", add_help=False
-    )
+def _build_key_parsers() -> tuple[LightningArgumentParser, LightningArgumentParser]:
+    """Parsers whose help explains the keys: those of every recipe, and those that a head adds."""
+    parser = _build_key_parser("Every recipe key.")
     parser.add_class_arguments(AlignTask, "model")
     parser.add_class_arguments(ImageTextDataModule, "data", skip={"checkpoint", "seed"})
     parser.add_class_arguments(RunSettings, "run")
     _add_trainer(parser)
     parser.set_defaults(_DEFAULTS)
     parser._option_string_actions["--model.checkpoint.help"].help = argparse.SUPPRESS  # recipes name it by a text
-    return parser
+    of_head = _build_key_parser("With `model.class_path: finetune.ClassificationTask`, as in classify_head, also:")
+    of_head.add_class_arguments(ClassificationTask, "model", skip={*inspect.signature(AlignTask).parameters})
+    return parser, of_head
+
+
+def _build_key_parser(description: str) -> LightningArgumentParser:
+    return LightningArgumentParser(
+        prog="finetune fit", usage=argparse.SUPPRESS, description=description, add_help=False
+    )
 
 
 def explain(message: str, parser: LightningArgumentParser) -> str:

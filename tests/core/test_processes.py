@@ -23,6 +23,10 @@ def test_processes_part_before_the_interpreter_ends(tmp_path):
     """A thread of gloo that asks for the interpreter after its end aborts the process, once in a dozen times."""
     words = [sys.executable, "-c", SPEAK]
     started = [subprocess.Popen([*words, str(rank), tmp_path / "store"], stdout=subprocess.PIPE) for rank in range(2)]
-    said = [process.communicate(timeout=120)[0].decode().splitlines() for process in started]
+    try:
+        said = [process.communicate(timeout=120)[0].decode().splitlines() for process in started]
+    finally:
+        for process in started:
+            process.kill()  # does nothing to one that has ended
     assert said == [["process 0, process 1", "apart"]] * 2
     assert [process.returncode for process in started] == [0, 0]

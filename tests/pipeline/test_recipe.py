@@ -326,11 +326,13 @@ def test_the_fault_of_a_transform_is_named_at_any_depth(recipe_file, wrap, trans
         read_recipe(recipe_file).build_data()
 
 
-def test_described_keys_include_both_towers_and_the_trainer():
+def test_described_keys_include_both_towers_the_head_and_the_trainer():
     text = describe_keys()
     for key in (
         "--model.image_lora",
         "--model.text_lora",
+        "--model.head_start",
+        "--model.head_lr_scale",
         "--data.table",
         "--trainer.max_epochs",
         "--run.linear_probe",
