@@ -193,10 +193,15 @@ def _read_words(path: Path) -> bytes:
         return file.read(min(int.from_bytes(file.read(8), "little"), path.stat().st_size))
 
 
+_BEFORE_PLACE = rb"(?:(?<![\w.-])|(?<=\\[nrt]))"
+"""A path does not go on from a word, as in a link's `owner/app`; a line break in JSON is a letter after a backslash."""
+
+
 def _own_places(folder: Path) -> Iterator[bytes]:
     """Patterns of the folders that would tell of this machine, as texts and JSON write them."""
     for place in dict.fromkeys((Path.home(), Path.cwd(), folder.resolve().parent)):
         if place != Path(place.anchor):
             written = (json.dumps(str(place), ensure_ascii=ascii_alone)[1:-1] for ascii_alone in (True, False))
             for text in dict.fromkeys((str(place), *written)):
-                yield re.escape(text.encode(errors="surrogateescape")) + rb"(?![\w.-])[^\s\"'`)]*"
+                place_there = re.escape(text.encode(errors="surrogateescape"))
+                yield _BEFORE_PLACE + place_there + rb"(?![\w.-])[^\s\"'`)]*"

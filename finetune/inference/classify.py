@@ -63,8 +63,8 @@ def classify(
         labels: What an image may show, see `choose_classifier`.
         device: Where the model runs; None for the fastest.
         templates: Sentences that the labels are written into, likewise.
-        truth: The label of each image, or a collection of its labels, by which the answers are measured; None or an
-            empty text where nothing is known. Or the column of tables and DataFrames that holds them.
+        truth: The label of each image, or a collection of its labels, by which the answers are measured; None, NaN or
+            an empty text where nothing is known. Or the column of tables and DataFrames that holds them.
         column: Their column of images.
         label_separator: What separates several labels in a cell; None for that of the run's own table.
         anyway: Whether the answers are also measured on images that the run was trained on or chosen by.
@@ -85,8 +85,11 @@ def classify(
     if isinstance(truth, str):
         separator = classifier.require_separator(label_separator)
         truth, _, seen = read_true_labels(listed.tables, column, truth, listed.paths, separator, table)
-    elif truth is not None and table is not None and len(truth) == len(listed.paths):
-        truth, _, seen = leave_out_seen(truth, listed.paths, table)
+    elif truth is not None:
+        given = pd.Series([*truth], dtype=object)
+        truth = given.where(given.notna(), None).tolist()
+        if table is not None and len(truth) == len(listed.paths):
+            truth, _, seen = leave_out_seen(truth, listed.paths, table)
     found = ask(classifier, listed.pictures, device or find_device(), truth)
     return found._replace(skipped=(*listed.skipped, *found.skipped), seen=seen)
 

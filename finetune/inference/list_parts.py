@@ -294,8 +294,8 @@ def _read_lines() -> list[str]:
 
 
 def _place(word: str) -> str:
-    """The same path from every working directory; of a folder's files and standard input, that of the folder."""
-    return word if is_remote(word) else str(Path(word).absolute())
+    """The same path from every working directory; none of files that were named one by one."""
+    return word if not word or is_remote(word) else str(Path(word).absolute())
 
 
 def _hash(text: str) -> str:

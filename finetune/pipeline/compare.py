@@ -54,7 +54,7 @@ def compare_models(models: Sequence[AnyPath]) -> Comparison:
             by the same metrics.
         CheckpointError: If one was not measured, or its measurement is damaged.
     """
-    names = [os.fspath(model) for model in ([models] if isinstance(models, str) else models)]
+    names = [os.fspath(model) for model in ([models] if isinstance(models, str | os.PathLike) else models)]
     if len(names) < 2 or len(set(names)) < len(names):
         raise RecipeError(f"Expected two models or more, each named once, but got {', '.join(names) or 'none'}.")
     measured = {name: find_measurement(Path(name)).tables for name in names}

@@ -22,6 +22,7 @@ from finetune.data.table.cells import Integers, Mask
 from finetune.data.table.rows import Rows
 from finetune.data.table.splits import SPLITS, UNKNOWN
 from finetune.inference.embed import embed
+from finetune.pipeline.check_recipe import check_trainer
 from finetune.pipeline.recipe import Recipe, open_recipe
 from finetune.pipeline.run_recipe import quieten
 from finetune.pipeline.suspect_scores import Suspicion, compare_rows, score_captions, score_labels
@@ -74,12 +75,13 @@ def find_suspects(recipe: Recipe | AnyPath, folds: int = 4) -> Suspects:
 
     Raises:
         TableError: If the table has a fault.
-        RecipeError: If there are fewer than 2 folds, or more than training images, a row may have several labels, or
-            the recipe trains nothing.
+        RecipeError: If there are fewer than 2 folds, or more than training images, a row may have several labels, the
+            recipe trains nothing, or its trainer does what a run refuses.
     """
     quieten()
     recipe = open_recipe(recipe)
     recipe.take_one_device()
+    check_trainer(recipe.build_trainer())
     data = recipe.build_data()
     data.rows.require("train")
     fold_ids = deal_folds(data.rows, folds, recipe.run.seed)

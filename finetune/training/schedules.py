@@ -10,6 +10,8 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from finetune.core.errors import RecipeError
+
 
 def warmup_cosine(step: int, total_steps: int, warmup_steps: int) -> float:
     """Returns the factor that multiplies the learning rate at one step.
@@ -89,10 +91,19 @@ def total_steps(trainer: Trainer) -> int:
 
     Args:
         trainer: A trainer that is fitting.
+
+    Raises:
+        RecipeError: If nothing but the time ends it.
     """
     datamodule = getattr(trainer, "datamodule", None)
     if datamodule is None or trainer.max_epochs is None or trainer.max_epochs < 0:
-        return trainer.max_steps if trainer.max_steps >= 0 else int(trainer.estimated_stepping_batches)
+        steps = trainer.max_steps if trainer.max_steps >= 0 else trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise RecipeError(
+                "Expected the trainer's max_epochs or max_steps to say how long the training is, as the learning rate "
+                "follows it, but got neither. Set one of them; max_time may end it sooner."
+            )
+        return int(steps)
     batches = limit_batches(len(datamodule.train_dataloader()), trainer.limit_train_batches)
     steps = -(-batches // trainer.accumulate_grad_batches) * trainer.max_epochs
     return steps if trainer.max_steps < 0 else min(steps, trainer.max_steps)

@@ -306,6 +306,27 @@ def test_a_card_that_names_a_place_of_this_machine_is_not_sent(folder, of_what):
         plan_upload(folder)
 
 
+@pytest.mark.parametrize(
+    ("text", "is_place"),
+    [
+        ("https://github.com/me{place}/blob/main", False),
+        ("see ..{place}", False),
+        ("file://{place}", True),
+        ('{{"text": "a\\n{place}"}}', True),
+        ("images={place}/a.png", True),
+    ],
+)
+def test_a_link_is_no_place_of_this_machine(folder, monkeypatch, text, is_place):
+    place = folder.parent.parent
+    monkeypatch.chdir(place)
+    (folder / "README.md").write_text((folder / "README.md").read_text() + text.format(place=place) + "\n")
+    if is_place:
+        with pytest.raises(CheckpointError, match="name no place of this machine"):
+            plan_upload(folder)
+    else:
+        assert "README.md" in plan_upload(folder).names
+
+
 def test_a_card_with_a_token_is_not_sent(folder):
     card = folder / "README.md"
     card.write_text(card.read_text() + f"token={TOKEN}\n")

@@ -388,6 +388,9 @@ def test_answers_are_measured_where_the_truth_is_known(sharp, images):
     assert found.metrics["mean_per_class_recall"] == pytest.approx(balanced_accuracy_score(expected, predicted))
     assert 0 < found.metrics["accuracy"] < 1
     assert classify(sharp, images[:2], names, truth=[None, ""]).metrics == {}
+    column = pd.DataFrame({"label": truth})["label"]
+    for labels in (column, column.astype("str"), column.to_numpy(), [label or np.nan for label in truth]):
+        assert classify(sharp, images, names, truth=labels).metrics == found.metrics
 
 
 def test_equal_scores_are_right_by_their_chance(tiny, images, tmp_path):

@@ -148,6 +148,15 @@ def test_equal_names_are_told_apart(folder):
     assert {part.name for part in list_images(both[::-1]).parts} == {one, other}
 
 
+def test_files_named_one_by_one_join_those_of_the_working_directory(folder, tmp_path, monkeypatch):
+    Image.new("RGB", (8, 8)).save(tmp_path / "loose.png")
+    monkeypatch.chdir(folder)
+    for here in (".", str(folder)):
+        loose, *others = list_images([str(tmp_path / "loose.png"), here]).parts
+        assert loose.read().values == [str(tmp_path / "loose.png")]
+        assert [part.read().ids for part in others] == [part.read().ids for part in list_images([here]).parts]
+
+
 def test_a_tar_that_two_words_name_is_one_part(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("a.tar", "b.tar"):

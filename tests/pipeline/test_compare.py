@@ -312,7 +312,9 @@ def test_a_damaged_measurement_is_refused(measured, tmp_path):
         compare_models([measured[0], damaged])
 
 
-@pytest.mark.parametrize(("models", "named"), [([], "none"), (["a"], "a"), (["a", "b", "a"], "a, b, a")])
+@pytest.mark.parametrize(
+    ("models", "named"), [([], "none"), (["a"], "a"), ("a", "a"), (Path("a"), "a"), (["a", "b", "a"], "a, b, a")]
+)
 def test_fewer_than_two_models_are_no_comparison(models, named):
     with pytest.raises(RecipeError, match=f"Expected two models or more, each named once, but got {named}"):
         compare_models(models)

@@ -126,6 +126,12 @@ def test_a_recipe_that_trains_nothing_is_refused(recipe_file, capsys):
     assert "Expected something to train, but got none." in capsys.readouterr().err
 
 
+def test_a_training_that_only_the_time_ends_is_refused(recipe_file, capsys):
+    words = ["--trainer.max_epochs", "-1", "--trainer.max_time", "00:00:10:00"]
+    assert main(["suspects", "--config", str(recipe_file), *words]) == 2
+    assert "Expected trainer.max_epochs or trainer.max_steps to say how long the training is" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("folds", [1, 19])
 def test_number_of_folds_is_checked(colour_table, folds):
     rows = Table(str(colour_table), label="label", split="split").read(required=())

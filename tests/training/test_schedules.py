@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import Parameter
 from torch.optim import SGD
 
+from finetune.core.errors import RecipeError
 from finetune.training.schedules import WarmupCosine, parameter_groups, total_steps, warmup_cosine
 from finetune.training.task import AlignTask
 
@@ -110,3 +111,9 @@ def test_total_steps_are_those_that_the_trainer_takes(tiny, labels, build_traine
     trainer = build_trainer(max_epochs=epochs, max_steps=steps, limit_val_batches=0)
     trainer.fit(AlignTask(tiny), labels)
     assert total_steps(trainer) == trainer.global_step == expected
+
+
+def test_a_training_that_only_the_time_ends_is_refused(tiny, labels, build_trainer):
+    trainer = build_trainer(max_epochs=-1, max_time="00:00:10:00")
+    with pytest.raises(RecipeError, match="max_epochs or max_steps to say how long .* but got neither"):
+        trainer.fit(AlignTask(tiny), labels)
