@@ -59,7 +59,7 @@ def measure(paths: list[Path], rounds: int) -> tuple[float, float, float]:
     device = find_device()
     base = Base.open(CHECKPOINT)
     prepare = ImagePreparation.from_processor(base.processor().image_processor)
-    towers = AlignTowers(base.load(), levels=base.levels).to(device)
+    towers = AlignTowers.of(base).to(device)
     batch = torch.from_numpy(np.stack([prepare(open_image(path)) for path in paths[:IMAGES]])).to(device)
     labels, few = ("a drawing", "a photograph"), len(paths) // 4
 

@@ -31,7 +31,7 @@ def evaluate_rows(table: str, workers: int) -> float:
         Table(table, label="label", split="split"), "align-mini", image_size=SIDE, num_workers=workers
     )
     base = Base.open("align-mini")
-    model = ask_towers(AlignTowers(base.load(), levels=base.levels), data.class_prompts)
+    model = ask_towers(AlignTowers.of(base), data.class_prompts)
     started = time.perf_counter()
     evaluate(model, data.loader("test"), data.kind.metric(), torch.device("cpu"))
     return time.perf_counter() - started

@@ -69,11 +69,15 @@ class KeptAnswers:
         image, text = (half if tower in self.line.moved else None for tower, half in profile.by_tower().items())
         asks_images, asks_texts = image not in self._images, text not in self._texts and not self.by_head
         if asks_images or asks_texts:
-            images, texts = self._ask(self.line.towers_at(profile), asks_images, asks_texts)
-            if images is not None:
-                self._images[image] = images
-            if texts is not None:
-                self._texts[text] = texts
+            towers = self.line.towers_at(profile)
+            if asks_texts and (prompts := self.data.class_prompts) is not None:
+                self._texts[text], asks_texts = embed_classes(towers, prompts, self.device).cpu(), False
+            if asks_images or asks_texts:
+                found = self._embed_rows(towers, asks_images, asks_texts)
+                if asks_images:
+                    self._images[image] = found._replace(text_features=None)
+                if found.text_features is not None:
+                    self._texts[text] = found.text_features
         answers = self._images[image]
         if self.by_head or self.data.kind.classes:
             return answers._replace(class_scores=self._score(interpolation, answers, self._texts.get(text)))
@@ -95,11 +99,8 @@ class KeptAnswers:
         self._images.clear()
         self._texts.clear()
 
-    def _ask(self, towers: AlignTowers, images: bool, texts: bool) -> tuple[Answers | None, Tensor | None]:
-        """What the towers make of the rows: of those with captions in one pass, as each image is read for it."""
-        prompts = self.data.class_prompts
-        classes = None if prompts is None or not texts else embed_classes(towers, prompts, self.device).cpu()
-        texts = texts and prompts is None
+    def _embed_rows(self, towers: AlignTowers, images: bool, texts: bool) -> Answers:
+        """What the towers make of the rows, in one pass, as each image is read for it."""
 
         def encode(batch: Batch) -> Answers:
             return Answers.of(
@@ -108,10 +109,7 @@ class KeptAnswers:
                 towers.text_features(batch.input_ids, batch.attention_mask) if texts else None,
             )
 
-        if not images and not texts:
-            return None, classes
-        found = embed(encode, self.data.loader(self.split), self.device, progress=self.title, shared=True)
-        return (found._replace(text_features=None) if images else None), (found.text_features if texts else classes)
+        return embed(encode, self.data.loader(self.split), self.device, progress=self.title, shared=True)
 
     @torch.no_grad()
     def _score(self, interpolation: float | Interpolation, answers: Answers, classes: Tensor | None) -> Tensor:

@@ -45,10 +45,10 @@ def measure_towers(
         The measurement, and the answers to the test rows.
     """
     towers = towers.eval().to(device)
-    found, measured = _measure_test(ask_towers(towers, data.class_prompts), data, device)
+    measured, answers = measure_rows(ask_towers(towers, data.class_prompts), data, device)
     probed = None
     if data.kind.classes and (with_linear_probe or (neighbours and data.kind.has_one_label)):
-        images = embed_images(towers, data, device, found.answers, "training images")
+        images = embed_images(towers, data, device, answers, "training images")
         if neighbours and data.kind.has_one_label:
             figure = neighbour_accuracy(images, neighbours)
             measured.test.figures[KNN] = figure
@@ -60,28 +60,24 @@ def measure_towers(
         evaluation = evaluate(model, other.loader("test"), other.kind.metric(), device, f"retention, {name}")
         measured.tables[name] = _summarise(evaluation, other)
     measured = measured._replace(linear_probe=probed, probe=probe(towers, data, device) if with_probe else None)
-    return measured, found.answers
+    return measured, answers
 
 
-def measure_classifier(model: RowModel, data: ImageTextDataModule, device: torch.device) -> tuple[Measurement, Answers]:
-    """Measures a classifier without text tower on the test rows.
+def measure_rows(model: RowModel, data: ImageTextDataModule, device: torch.device) -> tuple[Measurement, Answers]:
+    """Measures any model on the test rows.
 
     Args:
-        model: The classifier.
+        model: The model.
         data: The table.
         device: Where the model runs.
 
     Returns:
         The measurement, and the answers to the test rows.
     """
-    found, measured = _measure_test(model, data, device)
-    return measured, found.answers
-
-
-def _measure_test(model: RowModel, data: ImageTextDataModule, device: torch.device) -> tuple[Evaluation, Measurement]:
     metric = data.kind.metric()
     found = evaluate(model, data.loader("test"), metric, device, "test")
-    return found, Measurement({TEST: _summarise(found, data)}, data.kind.predictions(found.answers, metric))
+    measured = Measurement({TEST: _summarise(found, data)}, data.kind.predictions(found.answers, metric))
+    return measured, found.answers
 
 
 def _summarise(found: Evaluation, data: ImageTextDataModule) -> TableMeasurement:

@@ -57,7 +57,16 @@ def list_exported(folder: Path) -> list[Path]:
     if (folder / PROOF_FILE).is_file() or not run.recipe.is_file():
         return [folder]
     require_finished(run)
-    return [folder / kind.name for kind in ARTIFACTS if (folder / kind.name).is_dir()]
+    return [*find_exported(run).values()]
+
+
+def find_exported(run: RunFolder) -> dict[type[Artifact], Path]:
+    """Returns the folders that a run has exported, by what they are.
+
+    Args:
+        run: The run.
+    """
+    return {kind: folder for kind in ARTIFACTS if (folder := run.path / kind.name).is_dir()}
 
 
 def check_files(

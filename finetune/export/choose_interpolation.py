@@ -158,7 +158,7 @@ class Line:
     def __init__(
         self, base: Base, adapted: Mapping[str, Tensor] | None, head: LinearHead | None, device: torch.device
     ) -> None:
-        self.towers = AlignTowers(base.load(), levels=base.levels).to(device)
+        self.towers = AlignTowers.of(base).to(device)
         self._base = base.state_dict()
         self._adapted = adapted
         self._head = head

@@ -183,7 +183,7 @@ def _open_prompts(model: str | Path, names: tuple[str, ...], templates: tuple[st
     prompts = _encode_labels(TextEncoder.from_processor(processor), names, templates)
 
     def load(device: torch.device) -> Callable[[Tensor], Tensor]:
-        towers = AlignTowers(base.load(), levels=base.levels).to(device)
+        towers = AlignTowers.of(base).to(device)
         zero_shot = ZeroShot(towers, prompts)
         return lambda pixel_values: zero_shot.scores(towers.image_features(pixel_values))
 

@@ -9,8 +9,7 @@ from finetune.core.frame_files import PARQUET
 from finetune.data.checks.concerns import count
 from finetune.data.prepare.images import EXTENSIONS
 from finetune.data.prepare.members import Member
-from finetune.data.table.sources import JSON_LINES, TABS, TAR
-from finetune.data.table.text_files import COMPRESSIONS
+from finetune.data.table.sources import JSON_LINES, TABS, TAR, kind_of
 
 TABLES = frozenset({".csv", *TABS, *JSON_LINES, *PARQUET, TAR})
 
@@ -59,7 +58,7 @@ def is_table(path: Path) -> bool:
     Args:
         path: A file, which need not exist, or a pattern.
     """
-    return _kind_of(path) in TABLES
+    return kind_of(path) in TABLES
 
 
 def is_tar(path: Path) -> bool:
@@ -68,11 +67,4 @@ def is_tar(path: Path) -> bool:
     Args:
         path: A file, which need not exist, or a pattern.
     """
-    return _kind_of(path) == TAR
-
-
-def _kind_of(path: Path) -> str:
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in COMPRESSIONS:
-        suffixes.pop()
-    return suffixes[-1] if suffixes else ""
+    return kind_of(path) == TAR

@@ -63,7 +63,22 @@ class TwoTowers(RowModel):
         return Answers.of(batch, embeddings.image_features, embeddings.text_features)
 
 
-class ZeroShot(RowModel):
+class _ByImage(RowModel):
+    """Scores the classes of an image by the features that the image tower gives it."""
+
+    towers: AlignTowers
+
+    @abstractmethod
+    def scores(self, image_features: Tensor) -> Tensor:
+        """Returns the logits of every class, see `RowModel.scores`."""
+
+    def __call__(self, batch: Batch) -> Answers:
+        """Scores the classes for each image."""
+        features = self.towers.image_features(batch.pixel_values)
+        return Answers.of(batch, features, class_scores=self.scores(features))
+
+
+class ZeroShot(_ByImage):
     """Answers with the scores of classes that are given by their prompts.
 
     Args:
@@ -85,13 +100,8 @@ class ZeroShot(RowModel):
         self.class_embeds = self.class_embeds.to(device)
         return self
 
-    def __call__(self, batch: Batch) -> Answers:
-        """Scores the classes for each image."""
-        features = self.towers.image_features(batch.pixel_values)
-        return Answers.of(batch, features, class_scores=self.scores(features))
 
-
-class HeadOnTower(RowModel):
+class HeadOnTower(_ByImage):
     """Answers with the logits of a head on the image tower.
 
     Args:
@@ -113,11 +123,6 @@ class HeadOnTower(RowModel):
         self.towers.to(device)
         self.head.to(device)
         return self
-
-    def __call__(self, batch: Batch) -> Answers:
-        """Scores the classes for each image."""
-        features = self.towers.image_features(batch.pixel_values)
-        return Answers.of(batch, features, class_scores=self.scores(features))
 
 
 def ask_towers(towers: AlignTowers, prompts: ClassPrompts | None) -> RowModel:

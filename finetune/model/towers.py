@@ -1,7 +1,7 @@
 """The pretrained two-tower model as the task sees it: pixels and tokens in, features and temperature out."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from peft import LoraConfig, PeftModel
@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import AlignModel
 
 from finetune.core.types import Batch, Embeddings, PixelBatch, Texts
+from finetune.model.base import Base
 from finetune.model.batchnorm import FollowingBatchNorm2d
 from finetune.model.kept_features import KeptFeatures, hash_rows, hash_texts
 from finetune.model.layers import IMAGE, TEXT, TOWERS, Tower
@@ -66,6 +67,18 @@ class AlignTowers(nn.Module):
                 module.register_forward_pre_hook(_hold_in_eval)
 
         self._kept_features: dict[str, KeptFeatures] | None = None
+
+    @classmethod
+    def of(cls, base: Base) -> Self:
+        """Opens a base as it is, without adapters.
+
+        Args:
+            base: The base.
+
+        Raises:
+            CheckpointError: If its weights do not load.
+        """
+        return cls(base.load(), levels=base.levels)
 
     def keep_features(self, keep: bool) -> None:
         """Starts to keep the features that a frozen tower makes, see `KeptFeatures`; or forgets them and keeps none.

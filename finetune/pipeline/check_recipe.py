@@ -65,7 +65,8 @@ def check_recipe(recipe: Recipe, data: ImageTextDataModule) -> AlignTask:
             but the tables hold nothing to choose it by, or nothing is trained.
         CheckpointError: If the base does not load.
     """
-    check_trainer(recipe.build_trainer())
+    own = recipe.build_trainer()
+    check_trainer(own)
     data.rows.require("train", "test")
     for other in data.retention.values():
         other.rows.require("test")
@@ -78,7 +79,7 @@ def check_recipe(recipe: Recipe, data: ImageTextDataModule) -> AlignTask:
     task = recipe.build_trainable()
     _check_statistics(trainer, task)
     _check_optimizer(task, steps)
-    _check_monitors(recipe.build_trainer(), task, data.kind if validates else None)
+    _check_monitors(own, task, data.kind if validates else None)
     return task
 
 

@@ -28,6 +28,7 @@ from finetune.metrics.calibration import TRUSTED_ROWS, fit_temperature
 from finetune.metrics.statistics import Figure, standard_error
 from finetune.model.base import Base
 from finetune.model.head import LinearHead
+from finetune.model.layers import TOWERS
 from finetune.model.merge import merge_adapter
 from finetune.run.folder import RunFolder
 from finetune.run.settings import RunSettings
@@ -115,11 +116,10 @@ def _validate(model: RowModel, data: ImageTextDataModule, device: torch.device) 
 
 def _search(line: Line, data: ImageTextDataModule, device: torch.device, max_loss: float) -> Choice:
     """The choice of `auto` among all that it tries; among the line alone where memory could not hold more."""
-    score, (asking, joined, _) = Score(line, data, device), list_candidates(line.moved)
-    if score.count_bytes() > MOST_BYTES:
-        if processes.is_first() and any(isinstance(each, Interpolation) for each in joined):
-            say(TOO_MANY_ROWS, file=sys.stderr)
-        score.keeps, asking, joined = False, [*INTERPOLATIONS], []
+    score = Score(line, data, device)
+    asking, joined, _ = score.candidates
+    if not score.kept_bytes and len(line.moved) == len(TOWERS) and processes.is_first():
+        say(TOO_MANY_ROWS, file=sys.stderr)
     points = {interpolation: score(interpolation) for interpolation in asking}
     with Bar("profiles", len(joined), "models", "models", shown=processes.is_first()) as bar:
         for interpolation in joined:
@@ -140,23 +140,24 @@ class Score:
         device: Where the models run.
 
     Attributes:
-        keeps: Whether what the towers make of the rows is kept for other interpolations.
+        candidates: What can be tried.
+        kept_bytes: How much memory takes what the towers make of the rows, as it is kept for other interpolations; 0
+            where it would be too much. Then nothing is kept, and both towers stay alike.
     """
 
     def __init__(self, line: Line, data: ImageTextDataModule, device: torch.device) -> None:
-        self.keeps = True
-        self._moved = line.moved
         self._target = KeptAnswers(line, data, "val", device, "validation", by_head=True)
         self._retention = {
             name: KeptAnswers(line, other, _choosing_split(other), device, f"retention, {name}")
             for name, other in data.retention.items()
         }
         self._before: dict[str, Figure] = {}
-
-    def count_bytes(self) -> int:
-        """Returns how much memory takes what is kept."""
-        weights = list_candidates(self._moved).weights
-        return sum(table.count_bytes(weights) for table in (self._target, *self._retention.values()))
+        self._tables = (self._target, *self._retention.values())
+        self.candidates = list_candidates(line.moved)
+        self.kept_bytes = sum(table.count_bytes(self.candidates.weights) for table in self._tables)
+        if self.kept_bytes > MOST_BYTES:
+            self.kept_bytes = 0
+            self.candidates = self.candidates._replace(asking=[*INTERPOLATIONS], joined=[])
 
     def __call__(self, interpolation: float | Interpolation) -> Point:
         """Returns the point of an interpolation. Metrics are float32: their last digits shall choose nothing."""
@@ -167,8 +168,8 @@ class Score:
         found = self._target.evaluate(interpolation)
         target, units = found.main[1], found.figures[found.headline].units
         figures = (target, worst.value, worst.error, standard_error(target, units))
-        if not self.keeps:
-            for table in (self._target, *self._retention.values()):
+        if not self.kept_bytes:
+            for table in self._tables:
                 table.forget()
         return Point(interpolation, *(round(figure, 6) for figure in figures))
 

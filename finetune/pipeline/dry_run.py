@@ -12,12 +12,12 @@ from lightning.pytorch.callbacks import EarlyStopping, Timer
 from finetune.core.cores import count_share
 from finetune.core.errors import RecipeError
 from finetune.core.files import write_text
-from finetune.data.loading.workers import time_loading
+from finetune.data.loading.workers import time_loading, typical
 from finetune.export.choose_interpolation import Choice
 from finetune.model.kept_features import MOST_BYTES
 from finetune.pipeline.forecast import Forecast, Need, Plan, plan_training
 from finetune.pipeline.measure_pace import MeasurePace
-from finetune.pipeline.pace import TRIED, Reading, StepWatch, clock, typical
+from finetune.pipeline.pace import TRIED, Reading, StepWatch, clock
 from finetune.pipeline.recipe import Recipe
 from finetune.pipeline.room import count_bytes, find_disk, find_memory
 from finetune.pipeline.run_recipe import check_run, quieten

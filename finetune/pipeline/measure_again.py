@@ -12,7 +12,7 @@ from finetune.core.overrides import Overrides
 from finetune.core.places import AnyPath
 from finetune.data.checks.unreadable import SkippedRow, describe_skipped
 from finetune.data.loading.datamodule import ImageTextDataModule
-from finetune.evaluation.measure import measure_classifier, measure_towers
+from finetune.evaluation.measure import measure_rows, measure_towers
 from finetune.inference.models import PlainClassifier
 from finetune.model.base import Base
 from finetune.model.head import require_classes
@@ -135,7 +135,7 @@ def _ask_towers(base: Base, neighbours: int | None) -> _Measure:
                 f"Expected training rows in {data.rows.source} for run.neighbours {neighbours}, but got none. Measure "
                 "without them by --run.neighbours null."
             )
-        towers = AlignTowers(base.load(), levels=base.levels)
+        towers = AlignTowers.of(base)
         return measure_towers(towers, data, device, neighbours, with_probe=False)[0]
 
     return measure
@@ -145,6 +145,6 @@ def _ask_classifier(folder: Path) -> _Measure:
     def measure(data: ImageTextDataModule, device: torch.device) -> Measurement:
         model = PlainClassifier(folder)
         require_classes(model.classes, data.kind.classes)
-        return measure_classifier(model, data, device)[0]
+        return measure_rows(model, data, device)[0]
 
     return measure

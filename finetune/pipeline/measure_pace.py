@@ -7,15 +7,15 @@ import torch
 from finetune.core.shipped import shipped_folder
 from finetune.core.types import Texts
 from finetune.data.loading.datamodule import ImageTextDataModule
+from finetune.data.loading.workers import typical
 from finetune.data.prepare.texts import write_prompts
 from finetune.evaluation.probe import IMAGES, TEMPLATE, WORDS
-from finetune.export.choose_interpolation import INTERPOLATIONS, list_candidates
 from finetune.inference.embed import embed, embed_texts
 from finetune.inference.models import PlainClassifier, RowModel, ask_towers
 from finetune.model.base import Base
 from finetune.model.towers import AlignTowers
-from finetune.pipeline.choose import MOST_BYTES, Score, open_line
-from finetune.pipeline.pace import FirstBatches, Reading, clock, typical
+from finetune.pipeline.choose import Score, open_line
+from finetune.pipeline.pace import FirstBatches, Reading, clock
 from finetune.run.folder import RunFolder
 from finetune.run.settings import RunSettings
 
@@ -54,7 +54,7 @@ class MeasurePace:
         """
         data = self.data
         started = time.perf_counter()
-        towers = AlignTowers(base.load(), levels=base.levels).eval().to(self.device)
+        towers = AlignTowers.of(base).eval().to(self.device)
         model = ask_towers(towers, data.class_prompts)
         opened = time.perf_counter() - started
         self.test = self._ask(model, data, "test")
@@ -87,9 +87,8 @@ class MeasurePace:
         validation = self.test * rows / len(data.rows.indices("test"))
         passes = 0
         if is_chosen:
-            kept = Score(line, data, self.device).count_bytes()
-            self.kept = kept if kept <= MOST_BYTES else 0
-            passes = len(list_candidates(line.moved).asking) if self.kept else len(INTERPOLATIONS)
+            score = Score(line, data, self.device)
+            self.kept, passes = score.kept_bytes, len(score.candidates.asking)
         return opened + (passes + fits) * validation + passes * self.retention
 
     def expect_exported(self, run: RunFolder) -> float:
@@ -102,7 +101,7 @@ class MeasurePace:
         if run.merged.is_dir():
             started = time.perf_counter()
             merged = Base.open(run.merged)
-            model = ask_towers(AlignTowers(merged.load(), levels=merged.levels).eval(), self.data.class_prompts)
+            model = ask_towers(AlignTowers.of(merged).eval(), self.data.class_prompts)
             seconds += time.perf_counter() - started + self._ask(model, self.data, "test")
             seconds += self.retention + self.probe + (self.images if self.settings.neighbours else 0.0)
         if run.classifier.is_dir():

@@ -1,6 +1,5 @@
 """How fast batches go by: the seconds in which they are computed, and in which they are read."""
 
-import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -11,24 +10,12 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from finetune.core.types import Batch
+from finetune.data.loading.workers import typical
 from finetune.training.progress import Progress
 from finetune.training.task import AlignTask
 
 TRIED = 3
 """Batches that are tried: the first one warms up."""
-
-
-def typical(seconds: list[float]) -> float:
-    """Returns the median, without the first one where there are others.
-
-    Args:
-        seconds: At least one number.
-
-    Example:
-        >>> typical([9.0, 1.0, 2.0]), typical([9.0])
-        (1.5, 9.0)
-    """
-    return statistics.median(seconds[1:] or seconds)
 
 
 def clock(act: Callable[[], object]) -> float:

@@ -21,10 +21,10 @@ from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.data.remote.places import is_remote
 from finetune.data.remote.store import open_store
 from finetune.data.table.labels import read_names
-from finetune.evaluation.measure import measure_calibration, measure_classifier, measure_towers
+from finetune.evaluation.measure import measure_calibration, measure_rows, measure_towers
 from finetune.export.adapter_card import write_adapter_card
 from finetune.export.artifact import Artifact
-from finetune.export.artifacts import ARTIFACTS
+from finetune.export.artifacts import ARTIFACTS, find_exported
 from finetune.export.cards import select_metrics, write_card
 from finetune.export.choose_interpolation import Choice
 from finetune.export.facts import read_facts
@@ -68,7 +68,7 @@ class MeasureBase(Stage):
     def make(self, work: Work) -> Sequence[Path]:
         """Measures and writes."""
         settings, output = work.recipe.run, work.run.measurement(BASE)
-        towers = AlignTowers(work.base.load(), levels=work.base.levels)
+        towers = AlignTowers.of(work.base)
         measured, _ = measure_towers(towers, work.data, work.device, settings.neighbours, settings.linear_probe)
         if processes.is_first():
             write_measurement(measured, output)
@@ -199,7 +199,7 @@ class Export(Stage):
                 shutil.rmtree(folder, ignore_errors=True)
                 if artifact := kind.of(trained):
                     artifact.export(folder, work.title, trained.choice.as_metrics(), fresh=fresh, facts=facts)
-        return _exported(work.run)
+        return [*find_exported(work.run).values()]
 
 
 class Measure(Stage):
@@ -210,7 +210,7 @@ class Measure(Stage):
 
     def inputs(self, work: Work) -> dict[str, str]:
         """What was exported, as the proofs name it, and what it is measured on."""
-        proofs = [folder / PROOF_FILE for folder in _exported(work.run)]
+        proofs = [folder / PROOF_FILE for folder in find_exported(work.run).values()]
         exported = work.fingerprints(work.run.choice, *proofs)
         return {**work.sources, **work.settings("data", "run.neighbours"), **exported}
 
@@ -222,11 +222,11 @@ class Measure(Stage):
                 shutil.rmtree(run.measurement(model), ignore_errors=True)
         if run.merged.is_dir():
             merged = Base.open(run.merged)
-            towers = AlignTowers(merged.load(), levels=merged.levels)
+            towers = AlignTowers.of(merged)
             neighbours = work.recipe.run.neighbours
             found[_model_of(MergedCheckpoint, run)] = measure_towers(towers, work.data, work.device, neighbours)
         if run.classifier.is_dir():
-            found[AFTER] = measure_classifier(PlainClassifier(run.classifier), work.data, work.device)
+            found[AFTER] = measure_rows(PlainClassifier(run.classifier), work.data, work.device)
         for model, (measured, answers) in found.items():
             if model == AFTER:
                 measured = measured._replace(calibration=measure_calibration(choice, answers))
@@ -243,7 +243,7 @@ class Report(Stage):
     def inputs(self, work: Work) -> dict[str, str]:
         """All that the page shows."""
         run = work.run
-        proofs = [folder / PROOF_FILE for folder in _exported(run)]
+        proofs = [folder / PROOF_FILE for folder in find_exported(run).values()]
         measured = [run.measurement(model) for model in MEASURED]
         described = [run.recipe, run.environment, run.training, run.choice, *run.logs]
         return work.fingerprints(*described, *proofs, *measured)
@@ -258,20 +258,19 @@ class Report(Stage):
         write_json(run.metrics, metrics)
         write_text(run.predictions, format_frame(shield_frame(predictions)))
         proofs = {}
-        for kind in ARTIFACTS:
-            folder = run.path / kind.name
-            if folder.is_dir():
-                proof = read_json(folder / PROOF_FILE)
-                chosen = select_metrics(kind.by_head, metrics)
-                write_card(folder, kind.card(kind.name, proof), work.title, chosen, read_facts(run, work.base))
-                write_measurement(measured[_model_of(kind, run)], folder / MEASUREMENT)
-                proofs[kind.name] = format_proof(proof)
+        exported = find_exported(run)
+        for kind, folder in exported.items():
+            proof = read_json(folder / PROOF_FILE)
+            chosen = select_metrics(kind.by_head, metrics)
+            write_card(folder, kind.card(kind.name, proof), work.title, chosen, read_facts(run, work.base))
+            write_measurement(measured[_model_of(kind, run)], folder / MEASUREMENT)
+            proofs[kind.name] = format_proof(proof)
         run.skipped.unlink(missing_ok=True)
         write_skipped(run.skipped, _list_skipped(work))
         write_report(run.path)
         log_results(work, {name: measured[name].test.metrics for name in (BASE, AFTER)})
         run.finish({"proofs": proofs, "versions": installed_versions()})
-        carried = [folder / MEASUREMENT for folder in _exported(run)]
+        carried = [folder / MEASUREMENT for folder in exported.values()]
         return [run.metrics, run.predictions, run.skipped, run.report, *carried, run.finished]
 
 
@@ -325,11 +324,6 @@ def _class_names(data: ImageTextDataModule) -> dict[str, str]:
 def _trained(run: RunFolder) -> list[Path]:
     """What a training leaves to the stages that follow."""
     return [run.witness, run.head, run.processor, run.adapter]
-
-
-def _exported(run: RunFolder) -> list[Path]:
-    """The folders that a run has exported."""
-    return [folder for kind in ARTIFACTS if (folder := run.path / kind.name).is_dir()]
 
 
 def _list_skipped(work: Work) -> tuple[SkippedRow, ...]:

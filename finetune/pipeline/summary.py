@@ -6,7 +6,7 @@ from typing import Any
 from finetune.core.files import read_json
 from finetune.data.checks.unreadable import describe_skipped, read_skipped
 from finetune.evaluation.forgetting import compare, find_differences
-from finetune.export.artifacts import ARTIFACTS
+from finetune.export.artifacts import find_exported
 from finetune.export.choose_interpolation import Choice
 from finetune.run.folder import AFTER, BASE, ZERO_SHOT_AFTER, RunFolder
 from finetune.run.measurement import Measurement
@@ -19,12 +19,12 @@ def describe(run: RunFolder) -> str:
     Args:
         run: A finished run.
     """
-    folders = [folder for kind in ARTIFACTS if (folder := run.path / kind.name).is_dir()]
+    exported = find_exported(run).values()
     return "\n".join(
         [
             format_results(read_json(run.metrics)),
             "",
-            *(f"{folder.name:<11} {folder}: {format_proof(read_json(folder / PROOF_FILE))}" for folder in folders),
+            *(f"{folder.name:<11} {folder}: {format_proof(read_json(folder / PROOF_FILE))}" for folder in exported),
             f"run         {run.path}",
             f"report      {run.report}",
             *describe_skipped(read_skipped(run.skipped), run.skipped),

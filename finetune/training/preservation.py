@@ -153,7 +153,7 @@ class Preservation:
             size: Height and width of the pictures, the same in all processes.
             batches: Batches of the whole training: no more pictures are drawn than they need.
         """
-        base = AlignTowers(self._base.load(), levels=self._base.levels).to(device)
+        base = AlignTowers.of(self._base).to(device)
         self.references = [*self._build(base, device, size, batches)]
 
     def stop(self) -> None:

@@ -14,7 +14,7 @@ from finetune.model.towers import AlignTowers
 def towers(tiny) -> AlignTowers:
     """The untouched base's."""
     base = Base.open(tiny)
-    return AlignTowers(base.load(), levels=base.levels)
+    return AlignTowers.of(base)
 
 
 @pytest.fixture(scope="session")

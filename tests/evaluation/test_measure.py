@@ -16,7 +16,7 @@ from finetune.core.types import Answers
 from finetune.data.loading.datamodule import ImageTextDataModule
 from finetune.data.table.table import Table
 from finetune.evaluation.forgetting import find_differences
-from finetune.evaluation.measure import KNN, measure_calibration, measure_classifier, measure_towers
+from finetune.evaluation.measure import KNN, measure_calibration, measure_rows, measure_towers
 from finetune.export.choose_interpolation import Choice, Temperature
 from finetune.inference.models import PlainClassifier
 from finetune.metrics.accuracy import ClassAccuracy
@@ -183,7 +183,7 @@ def test_metrics_and_predictions_of_a_classifier_are_those_of_its_folder(tmp_pat
             logits = model(scaled(batch.pixel_values, labels.processor.image_processor)).logits
             metric.update(logits, batch.label_ids)
             predicted += [labels.rows.classes[index] for index in logits.argmax(dim=1)]
-    found, answers = measure_classifier(PlainClassifier(tmp_path), labels, cpu)
+    found, answers = measure_rows(PlainClassifier(tmp_path), labels, cpu)
     expected = {f"test/{name}": float(value) for name, value in metric.compute().items()}
     assert found.test.metrics == pytest.approx(expected)
     assert list(found.predictions["prediction"]) == predicted

@@ -43,7 +43,7 @@ def test_the_toolkits_own_way_to_the_towers_has_them_too(image):
     pixel_values = torch.from_numpy(ImagePreparation.from_processor(processor.image_processor)(open_image(image)))
     texts = TextEncoder.from_processor(processor)
     input_ids, attention_mask = map(torch.as_tensor, texts.pad([texts.encode(text) for text in TEXTS]))
-    towers = AlignTowers(Base.open(CHECKPOINT).load(), levels=Base.open(CHECKPOINT).levels)
+    towers = AlignTowers.of(Base.open(CHECKPOINT))
     image_embeds = torch.nn.functional.normalize(towers.image_features(pixel_values[None]), dim=-1)
     text_embeds = torch.nn.functional.normalize(towers.text_features(input_ids, attention_mask), dim=-1)
     torch.testing.assert_close(image_embeds @ text_embeds.T / towers.temperature, LOGITS, rtol=0, atol=1e-3)

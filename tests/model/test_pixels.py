@@ -31,7 +31,7 @@ def test_every_level_of_every_channel_is_the_processors(name, images):
 @pytest.mark.parametrize("grad", [False, True])
 def test_features_of_bytes_are_those_of_the_processors_floats(tiny, images, grad):
     base = Base.open(tiny)
-    towers = AlignTowers(base.load(), levels=base.levels)
+    towers = AlignTowers.of(base)
     floats = scaled(images, base.processor(64).image_processor)
     with torch.set_grad_enabled(grad):
         assert towers.image_features(images).equal(towers.image_features(floats))
@@ -39,7 +39,7 @@ def test_features_of_bytes_are_those_of_the_processors_floats(tiny, images, grad
 
 def test_an_image_of_several_rows_is_computed_once_as_bytes_too(tiny, images):
     base = Base.open(tiny)
-    towers, seen = AlignTowers(base.load(), levels=base.levels), []
+    towers, seen = AlignTowers.of(base), []
     towers.align.vision_model.register_forward_hook(lambda *of: seen.append(len(of[2][0])))
     with torch.no_grad():
         towers.image_features(images[[0, 0, 1, 2, 2]])
@@ -48,7 +48,7 @@ def test_an_image_of_several_rows_is_computed_once_as_bytes_too(tiny, images):
 
 def test_the_table_moves_with_the_towers_and_is_no_part_of_their_state(tiny, images):
     base = Base.open(tiny)
-    with_table, without = AlignTowers(base.load(), levels=base.levels), AlignTowers(base.load())
+    with_table, without = AlignTowers.of(base), AlignTowers(base.load())
     assert with_table.state_dict().keys() == without.state_dict().keys()
     doubled = with_table.double().scale_pixels(images)
     assert doubled.equal(scaled(images, base.processor(64).image_processor).double())

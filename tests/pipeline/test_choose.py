@@ -145,7 +145,7 @@ def test_auto_is_what_averaging_and_counting_by_hand_gives(choice, data, tiny, a
 
 def test_where_rows_are_too_many_both_towers_stay_alike(choice, data, tiny, adapted, monkeypatch, capsys):
     line = Line(Base.open(tiny), adapted, None, CPU)
-    kept = Score(line, data, CPU).count_bytes()
+    kept = Score(line, data, CPU).kept_bytes
     rows, classes = 9 + 36 + 9, 3 + 2 + 3  # validation rows, animals, and colours once more
     assert kept == 4 * line.towers.align.config.projection_dim * 11 * (rows + classes)
     assert choice.profiles

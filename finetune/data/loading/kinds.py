@@ -52,13 +52,13 @@ class TableKind(ABC):
     def metric(self) -> RowMetric:
         """Returns a fresh metric, by which models are measured on such rows."""
 
-    @abstractmethod
     def truth(self, rows: Integers) -> Tensor:
-        """Returns what the class scores of rows are measured against, see `Batch.truth`.
+        """Returns what the class scores of rows are measured against, see `Batch.truth`: label ids, -1 without classes.
 
         Args:
             rows: Positions in the table, shape (N,).
         """
+        return torch.from_numpy(self.rows.label_ids[rows])
 
     @abstractmethod
     def predict(self, rows: Integers, answers: Answers, metric: RowMetric) -> dict[str, Any]:
@@ -106,10 +106,6 @@ class Captions(TableKind):
         """Returns a fresh `Retrieval`."""
         return Retrieval()
 
-    def truth(self, rows: Integers) -> Tensor:
-        """Returns -1 for each row: there are no classes."""
-        return torch.from_numpy(self.rows.label_ids[rows])
-
     def predict(self, rows: Integers, answers: Answers, metric: RowMetric) -> dict[str, Any]:
         """Returns the nearest caption of each image, the nearest image of each caption, and the ranks."""
         assert isinstance(metric, Retrieval)
@@ -140,10 +136,6 @@ class OneLabel(TableKind):
     def metric(self) -> ClassAccuracy:
         """Returns a fresh `ClassAccuracy`."""
         return ClassAccuracy()
-
-    def truth(self, rows: Integers) -> Tensor:
-        """Returns the rows' label ids, int64 of shape (N,)."""
-        return torch.from_numpy(self.rows.label_ids[rows])
 
     def predict(self, rows: Integers, answers: Answers, metric: RowMetric) -> dict[str, Any]:  # noqa: ARG002
         """Returns the most probable class of each image."""

@@ -37,7 +37,19 @@ def time_loading(data: ImageTextDataModule, at_most: float = 2.0) -> float:
         data: The table.
         at_most: As for `suggest_workers`.
     """
-    seconds = list(_read_batches(data, at_most))
+    return typical([*_read_batches(data, at_most)])
+
+
+def typical(seconds: list[float]) -> float:
+    """Returns the median, without the first one where there are others.
+
+    Args:
+        seconds: At least one number.
+
+    Example:
+        >>> typical([9.0, 1.0, 2.0]), typical([9.0])
+        (1.5, 9.0)
+    """
     return statistics.median(seconds[1:] or seconds)
 
 

@@ -158,7 +158,7 @@ def _readings(
 
         return [read_frame(source, names, row_filter)]
     files = [file for pattern in source for file in find_files(pattern)]
-    tars = [file for file in files if _kind_of(file) == TAR]
+    tars = [file for file in files if kind_of(file) == TAR]
     if 0 < len(tars) < len(files):
         other, repair = next(file for file in files if file not in tars), "Let the pattern end in .tar."
         raise TableFaultsError([Fault(other, f"only tars beside {tars[0]}", repair, value=Path(other).name)])
@@ -168,7 +168,7 @@ def _readings(
 def _read_file(
     file: str, names: list[str], text_format: TextFormat, row_filter: RowFilter | None, faults: list[Fault]
 ) -> Reading:
-    if _kind_of(file) == TAR:
+    if kind_of(file) == TAR:
         from finetune.data.table.tar_files import read_tar  # imports Pillow, which other tables are spared
         from finetune.data.table.tar_index import Tar
 
@@ -185,7 +185,7 @@ def _read_file(
 def _read_path(
     path: Path, names: list[str], text_format: TextFormat, row_filter: RowFilter | None, faults: list[Fault]
 ) -> Reading:
-    kind = _kind_of(path.name)
+    kind = kind_of(path.name)
     if kind in PARQUET:
         from finetune.data.table.arrow_files import read_parquet
 
@@ -217,11 +217,19 @@ def is_remote_tar(file: str) -> bool:
     Args:
         file: A path or a URL.
     """
-    return is_remote(file) and _kind_of(file) == TAR
+    return is_remote(file) and kind_of(file) == TAR
 
 
-def _kind_of(file: str) -> str:
-    """Returns the extension that says how a file is written, compression aside."""
+def kind_of(file: str | Path) -> str:
+    """Returns the extension that says how a file is written, compression aside.
+
+    Args:
+        file: A path or a URL; it need not exist.
+
+    Example:
+        >>> kind_of("a/photos.csv.gz"), kind_of("photos")
+        ('.csv', '')
+    """
     suffixes = [suffix.lower() for suffix in Path(file).suffixes]
     if suffixes and suffixes[-1] in COMPRESSIONS:
         suffixes.pop()
