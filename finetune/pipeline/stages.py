@@ -1,13 +1,11 @@
 """The stages of a run: measure base -> train -> choose -> export -> measure -> report."""
 
-import platform
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel
 
 from finetune.core import processes
@@ -17,10 +15,6 @@ from finetune.core.errors import Concern
 from finetune.core.files import read_json, write_folder, write_json, write_text
 from finetune.data.checks.seen import write_seen
 from finetune.data.checks.unreadable import SkippedRow, write_skipped
-from finetune.data.loading.datamodule import ImageTextDataModule
-from finetune.data.remote.places import is_remote
-from finetune.data.remote.store import open_store
-from finetune.data.table.labels import read_names
 from finetune.evaluation.measure import measure_calibration, measure_rows, measure_towers
 from finetune.export.adapter_card import write_adapter_card
 from finetune.export.artifact import Artifact
@@ -37,6 +31,7 @@ from finetune.model.adapter import save_adapter
 from finetune.model.base import Base
 from finetune.model.towers import AlignTowers
 from finetune.pipeline.choose import choose, open_line
+from finetune.pipeline.environment import describe_environment, find_changes
 from finetune.pipeline.log_results import log_results
 from finetune.pipeline.machine import suit_machine, use_choices
 from finetune.pipeline.stage import Stage, compare
@@ -105,7 +100,7 @@ class Train(Stage):
             self._start(work)
         chosen: dict[str, Any] = read_json(run.environment)["auto"]
         if self.changed_versions(work):  # which was allowed
-            write_json(run.environment, {**_describe_environment(work), "auto": chosen})
+            write_json(run.environment, {**describe_environment(work), "auto": chosen})
         return chosen
 
     def write(self, work: Work, concerns: Sequence[Concern]) -> None:
@@ -136,9 +131,7 @@ class Train(Stage):
         """Returns the versions that have changed since a training began that is not done, and the device."""
         if not self._is_under_way(work):
             return []
-        recorded = read_json(work.run.environment)
-        before, now = {**recorded["versions"], "device": recorded["device"]}, {**_versions(), "device": _device()}
-        return [f"{name} from {before.get(name)} to {now.get(name)}" for name in compare(before, now)]
+        return find_changes(read_json(work.run.environment))
 
     def _is_under_way(self, work: Work) -> bool:
         """Whether a training began that is not done."""
@@ -155,7 +148,7 @@ class Train(Stage):
         if work.recipe.takes_tensorboard and not has_tensorboard():
             say(f"values are logged to {run.logged}; for TensorBoard too: {INSTALL_TENSORBOARD}", file=sys.stderr)
         chosen = suit_machine(work.recipe, work.task, work.data)
-        write_json(run.environment, {**_describe_environment(work), "auto": chosen})
+        write_json(run.environment, {**describe_environment(work), "auto": chosen})
         write_seen(work.data.rows, run.table)
         write_json(run.started, {"inputs": self.inputs(work)})
 
@@ -281,44 +274,6 @@ STAGES: tuple[Stage, ...] = (MEASURE_BASE, TRAIN, Choose(), EXPORT, Measure(), R
 def _model_of(kind: type[Artifact], run: RunFolder) -> str:
     """Which measurement of a run is that of an artifact: beside a classifier, what the prompts answer has its own."""
     return AFTER if kind.by_head or not run.classifier.is_dir() else ZERO_SHOT_AFTER
-
-
-def _device() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **installed_versions()}
-
-
-def _describe_environment(work: Work) -> dict[str, Any]:
-    """What a training depends on beside the recipe: versions, the device, the table's files, the base."""
-    files, store = work.data.rows.files, open_store()
-    remote = [{"path": file, "version": store.known(file).version} for file in files if is_remote(file)]
-    local = [{"path": file, "sha256": work.sources[file]} for file in files if Path(file).is_file()]
-    return {
-        "versions": _versions(),
-        "platform": platform.platform(),
-        "device": _device(),
-        "table": [*local, *remote],
-        "classes": list(work.data.kind.classes),
-        "templates": list(work.data.templates),
-        "names": _class_names(work.data),
-        "label_separator": work.data.table.label_separator,
-        "checkpoint": {
-            "name": work.base.name,
-            "public_name": work.base.public_name,
-            "sha256": work.base.fingerprint,
-        },
-    }
-
-
-def _class_names(data: ImageTextDataModule) -> dict[str, str]:
-    """The display name of each label of the table that has another than itself."""
-    if data.table.names is None:
-        return {}
-    names = read_names(Path(data.table.names).expanduser(), "data.table.names")
-    return {label: name for label, name in names.items() if name in data.kind.classes}
 
 
 def _trained(run: RunFolder) -> list[Path]:

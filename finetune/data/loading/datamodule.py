@@ -7,14 +7,14 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from albumentations import BaseCompose, BasicTransform
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from finetune.core import processes
 from finetune.core.cache import cache_folder
@@ -46,6 +46,8 @@ from finetune.data.table.sources import is_remote_tar
 from finetune.data.table.stored import release_pages
 from finetune.data.table.table import Table
 from finetune.model.base import Base, Checkpoint
+
+Loader = TypeVar("Loader", bound=BatchLoader)
 
 ROWS_TO_MEASURE = 64
 """Rows that are measured at a time, so that measuring in a process of its own takes no more memory than training."""
@@ -207,12 +209,17 @@ class ImageTextDataModule(LightningDataModule):
             choices=RowChoices(*self.rows.group(split)) if training else RowChoices.of_each(self.rows.indices(split)),
             images=self.images,
             texts=self.texts,
-            templates=() if self.table.caption else self.templates,
+            templates=self._written_into,
             augmentation=self.augmentation if training else None,
             training=training,
             seed=self.seed,
             cache=None if training and self.augmentation else self._cache(split),
         )
+
+    @property
+    def _written_into(self) -> tuple[str, ...]:
+        """The templates that labels are written into; none where rows bring captions."""
+        return () if self.table.caption else self.templates
 
     def _cache(self, split: str | Integers) -> PixelCache | None:
         if self.cache is None:
@@ -231,23 +238,9 @@ class ImageTextDataModule(LightningDataModule):
             keep_workers: Whether workers wait for the next time that the loader is gone through.
         """
         dataset = self.dataset(split)
-        return BatchLoader(
-            cast(Dataset[Batch], dataset),  # what it yields, once collated
-            self._report,
-            _nothing(dataset),
-            batch_sampler=InOrder(
-                len(dataset),
-                min(batch_size * processes.count(), self.batch_size),
-                _part(),
-                self._shards(dataset.choices),
-                self._behind,
-            ),
-            num_workers=self.workers,
-            collate_fn=dataset.collate_readable,
-            prefetch_factor=PREFETCHED if self.workers else None,
-            persistent_workers=keep_workers and self.workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
+        rows = min(batch_size * processes.count(), self.batch_size)
+        order = InOrder(len(dataset), rows, _part(), self._shards(dataset.choices), self._behind)
+        return self._load(BatchLoader, dataset, order, keep_workers)
 
     def train_dataloader(self) -> TrainBatchLoader:
         """Training rows, augmented, in the order of seed and epoch. Several processes share each batch.
@@ -259,24 +252,29 @@ class ImageTextDataModule(LightningDataModule):
         shards = self._shards(dataset.choices)
         if shards is not None:
             require_room(shards, self.mix_shards)
-        return TrainBatchLoader(
-            cast(Dataset[Batch], dataset),
+        order = TrainBatches(
+            len(dataset),
+            self.batch_size,
+            self.seed,
+            self._draw(dataset.choices),
+            _part(),
+            shards,
+            self.mix_shards,
+            self._behind,
+        )
+        return self._load(TrainBatchLoader, dataset, order, keep_workers=True)
+
+    def _load(self, kind: type[Loader], dataset: ImageTextDataset, order: Sampler[Any], keep_workers: bool) -> Loader:
+        """The loader of rows in an order."""
+        return kind(
+            cast(Dataset[Batch], dataset),  # what it yields, once collated
             self._report,
-            _nothing(dataset),
-            batch_sampler=TrainBatches(
-                len(dataset),
-                self.batch_size,
-                self.seed,
-                self._draw(dataset.choices),
-                _part(),
-                shards,
-                self.mix_shards,
-                self._behind,
-            ),
+            dataset.collate([]) if processes.count() > 1 else None,
+            batch_sampler=order,
             num_workers=self.workers,
             collate_fn=dataset.collate_readable,
             prefetch_factor=PREFETCHED if self.workers else None,
-            persistent_workers=self.workers > 0,
+            persistent_workers=keep_workers and self.workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
 
@@ -353,7 +351,7 @@ class ImageTextDataModule(LightningDataModule):
         Args:
             sizes: Int64 array of shape (N, 2): width and height of each row's image, 0 where it cannot be read.
         """
-        found = find_long_texts(self.rows, () if self.table.caption else self.templates, self.texts)
+        found = find_long_texts(self.rows, self._written_into, self.texts)
         found += find_equal_captions(self.rows, self.texts) if self.table.caption else []
         found += find_equal_classes(self.rows.classes, self.templates, self.texts)
         return found if sizes is None else [*found, *find_small_images(self.rows, sizes, self.images)]
@@ -406,11 +404,6 @@ class ImageTextDataModule(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remembers the rows that were left out before the run was stopped."""
         self.bad_images.reasons.update(state_dict["unreadable"])
-
-
-def _nothing(dataset: ImageTextDataset) -> Batch | None:
-    """What stands for a part of a batch without readable images; None where there is one process."""
-    return dataset.collate([]) if processes.count() > 1 else None
 
 
 def _part() -> Part:
