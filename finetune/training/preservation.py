@@ -136,7 +136,7 @@ class Preservation:
         self._tokens = None if texts is None else _draw_tokens(base)
 
     @property
-    def images(self) -> int:
+    def images_per_step(self) -> int:
         """How many pictures this process embeds in a step at most."""
         return 0 if self._images is None else -(-self._images.images // processes.count())
 

@@ -248,7 +248,7 @@ class AlignTask(LightningModule):
         """
         trained = [parameter for name, parameter in self.named_parameters() if name in self._trained]
         self.towers.micro_batch = None
-        found = choose_portion(self, trained, batch, self.device, beside=self._preservation.images)
+        found = choose_portion(self, trained, batch, self.device, beside=self._preservation.images_per_step)
         self.micro_batch = self.towers.micro_batch = found.rows
         if processes.is_first():
             say(found, file=sys.stderr)
