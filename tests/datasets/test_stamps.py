@@ -178,14 +178,6 @@ def test_no_source_at_all_names_the_repairs(
     assert "--deb FILE" in message
 
 
-def test_a_foreign_folder_is_refused(stamps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "letter.txt").write_text("dear", encoding="utf-8")
-    assert load_script("stamps").main(["--stamps", str(stamps), "--output", str(tmp_path / "mine")]) == 2
-    assert "to be absent, empty or written by this command, but it holds something else" in capsys.readouterr().err
-    assert (tmp_path / "mine" / "letter.txt").exists()
-
-
 @pytest.mark.slow
 def test_the_real_package(tmp_path: Path) -> None:
     if shutil.which("apt-cache") is None:

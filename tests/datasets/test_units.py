@@ -1,4 +1,3 @@
-import doctest
 import shutil
 import subprocess
 from dataclasses import replace
@@ -272,20 +271,6 @@ def test_no_source_at_all_names_the_repairs(
     message = capsys.readouterr().err
     assert "apt install wesnoth-1.16-data" in message
     assert "--deb FILE" in message
-
-
-def test_a_foreign_folder_is_refused(core: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "letter.txt").write_text("dear", encoding="utf-8")
-    assert load_script("units").main(["--core", str(core), "--output", str(tmp_path / "mine")]) == 2
-    assert "to be absent, empty or written by this command, but it holds something else" in capsys.readouterr().err
-    assert (tmp_path / "mine" / "letter.txt").exists()
-
-
-def test_the_examples_hold() -> None:
-    results = doctest.testmod(load_script("units"))
-    assert results.attempted > 1
-    assert results.failed == 0
 
 
 @pytest.mark.network
