@@ -125,6 +125,11 @@ def _name_splits(folder: Path, paths: Sequence[str]) -> dict[str, str]:
             depths[top] = max(depths.get(top, 0), len(rest))
     splits = {top: own[top.casefold()] for top, depth in depths.items() if depth > 1 and top.casefold() in own}
     others = [top for top in depths if top not in splits]
+    if splits and (flat := [top for top in others if top.casefold() in own]):
+        raise TableError(
+            f"Expected {folder / flat[0]} to hold folders named by class, as {next(iter(splits))!r} does, but got "
+            "images without one. Sort them into folders of their classes, or move them away."
+        )
     if splits and others:
         raise TableError(
             f"Expected all folders in {folder} that hold images to be splits ({', '.join(SPLITS)}) or none, but got "
@@ -196,6 +201,19 @@ def write_table(folder: Path, found: Sequence[Found], table: Path, overwrite: bo
     return is_below
 
 
+def leads_outside(folder: Path, found: Sequence[Found], around: Path) -> bool:
+    """Whether links lead some image out of a folder, which a table allows only when it is asked to.
+
+    Args:
+        folder: The folder of images.
+        found: The images.
+        around: The other folder.
+    """
+    root, paths = around.resolve(), [folder / image.path for image in found]
+    linked = {path.parent for path in paths} | {path for path in paths if path.is_symlink()}
+    return not all(path.resolve().is_relative_to(root) for path in linked)
+
+
 def describe(table: Path, found: Sequence[Found], left_out: Counter[str], options: Sequence[str]) -> str:
     """Says what was written and left out, and how a recipe reads it."""
     labels = Counter(image.label for image in found)
@@ -232,7 +250,10 @@ def main(argv: list[str] | None = None) -> str:
     found = find_images(folder, left_out)
     found = draw_splits(found, options.per_class_val, options.per_class_test, options.seed)
     is_below = write_table(folder, found, table, options.overwrite)
-    return describe(table, found, left_out, () if is_below else ("--data.table.images", str(folder)))
+    words = [] if is_below else ["--data.table.images", str(folder)]
+    if leads_outside(folder, found, table.absolute().parent if is_below else folder):
+        words += ["--data.table.outside", "true"]
+    return describe(table, found, left_out, words)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -137,6 +138,10 @@ def test_a_table_elsewhere_names_the_folder_of_images(fill: Fill, capsys: pytest
     [
         ({"": 2}, "Expected rare to hold folders of images, named by class, but got none. Name the folder around"),
         ({"train/cat": 1, "dog": 1}, "splits (train, val, test) or none, but got 'train' and 'dog'. Move the others"),
+        (
+            {"train/cat": 1, "test": 1},
+            "Expected rare/test to hold folders named by class, as 'train' does, but got images",
+        ),
         ({"birds/crane": 1, "tools/crane": 1}, "but got 'birds/crane' and 'tools/crane', which would be one class"),
     ],
 )
@@ -159,3 +164,28 @@ def test_links_to_folders_are_counted(fill: Fill, capsys: pytest.CaptureFixture[
     (folder / "more").symlink_to("cat")
     assert main([str(folder)]) == 0
     assert "left out: 1 link to a folder" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+@pytest.mark.parametrize("what", ["folder", "class", "image"])
+@pytest.mark.parametrize("output", ["rare.csv", "tables/rare.csv"])
+def test_the_command_that_is_printed_reads_linked_images(
+    fill: Fill, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str, output: str
+) -> None:
+    folder, disk = fill({"cat": 2, "dog": 2}), tmp_path / "disk"
+    disk.mkdir()
+    if what == "folder":
+        folder.rename(disk / "rare")
+        folder.symlink_to(disk / "rare")
+    else:
+        kept = sorted((folder / "cat").iterdir())
+        for image in kept if what == "class" else kept[:1]:
+            image.rename(disk / image.name)
+            image.symlink_to(disk / image.name)
+    Path("tables").mkdir()
+    assert main([str(folder), "--output", output]) == 0
+    words = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    options = dict(zip(words[4::2], words[5::2], strict=True))
+    keys = {key.removeprefix("--data.table."): value for key, value in options.items()}
+    keys |= {"outside": True} if "outside" in keys else {}
+    assert len(Table(**{"label": "label", **keys}).read(required=())) == 4

@@ -144,6 +144,6 @@ def _size(path: str) -> int:
 def _key(path: str, size: int, limit: int | None) -> bytes:
     """What is equal for files of equal size whose bytes, or first bytes, are equal."""
     try:
-        return size.to_bytes(8) + read_bytes(path, limit)
+        return size.to_bytes(8, signed=True) + read_bytes(path, limit)
     except OSError:
         return path.encode()  # equal to no other file; opening the image reports the error

@@ -15,6 +15,7 @@ from finetune.core.bar import Bar
 from finetune.core.cores import count_cores
 from finetune.data.checks.unreadable import Unreadable, image_fault
 from finetune.data.prepare.images import try_image
+from finetune.data.table.cells import find_distinct
 from finetune.data.table.faults import Fault
 from finetune.data.table.rows import Rows
 
@@ -46,7 +47,7 @@ def decode_images(rows: Rows, column: str, processes: int | None = None, alone: 
         processes: Number of processes that help; None for one on each core.
         alone: Seconds after which they are started, if there are images left.
     """
-    paths, ids = np.unique(rows.images, return_inverse=True)
+    paths, _, ids = find_distinct(rows.images)
     decoded = _decode_all(paths.tolist(), processes or count_cores(), alone)
     found = []
     with Bar("decoding", len(paths), "images") as bar:

@@ -95,6 +95,9 @@ def _as_table(frame: "DataFrame", wanted: Sequence[str]) -> pa.Table:
         return pa.table({name: _as_array(frame[name]) for name in wanted})
     except pa.ArrowException as error:
         raise _no_cells(error) from error
+    except UnicodeEncodeError as error:
+        fault = Fault(FRAME, "texts that are UTF-8", "Rename the file, or correct the text.", value=ascii(error.object))
+        raise TableFaultsError([fault]) from error
 
 
 def _no_cells(error: pa.ArrowException) -> TableFaultsError:
@@ -105,7 +108,7 @@ def _no_cells(error: pa.ArrowException) -> TableFaultsError:
 def _as_array(series: Any) -> pa.Array:
     try:
         return pa.array(series, from_pandas=True)
-    except pa.ArrowException:  # objects of several types, or of a type of their own, such as paths
+    except (pa.ArrowException, OverflowError):  # objects of several types or a type of their own, numbers too large
         for row, value in enumerate(series):
             if hasattr(value, "getexif"):  # of Pillow
                 rule, repair = "the path of an image", "Save the images as files, and their paths in this column."
@@ -156,7 +159,7 @@ def _scan(dataset: ds.Dataset, file: str, names: Sequence[str], row_filter: RowF
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+    return any(test(kind) for test in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
 
 
 def _as_cells(column: pa.Array, file: str, name: str) -> Strings:

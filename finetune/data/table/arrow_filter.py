@@ -83,11 +83,9 @@ def typed_fields(row_filter: RowFilter, schema: pa.Schema, file: str, faults: li
         if is_text:
             field = field.cast(pa.large_string())  # nulls alone have a type of their own
             field = pc.if_else(pc.utf8_trim_whitespace(field) == "", pa.scalar(None, pa.large_string()), field)
-        if compared == "numbers" and not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-            kind = pa.float64()
-            field = field.cast(kind)
-        if compared == "numbers" and pa.types.is_floating(kind):
-            field = nan_to_null(field, kind)
+        if compared == "numbers":  # as float64, which a CSV's numbers are compared as
+            field = (pc.utf8_trim_whitespace(field) if is_text else field).cast(pa.float64(), safe=is_text)
+            field = nan_to_null(field, pa.float64())
         if not is_text and (compared == "texts" or not is_number):
             rule = f"{compared}, as data.table.filter compares it"
             repair = "Compare it with what it holds, or compare another column."

@@ -99,7 +99,8 @@ class TableReading:
     def _hash(self, cells: Cells) -> Hashes:
         table = self._table
         seed = table.split.seed if isinstance(table.split, RandomSplit) else 0
-        return hash_images(cells, table.image, table.image_id, table.find_folder(), seed)
+        id_column = None if table.image_id == table.image else table.image_id  # equal paths are written in several ways
+        return hash_images(cells, table.image, id_column, table.find_folder(), seed)
 
     def _split(self, cells: Cells, label_ids: Integers, faults: list[Fault], hashes: Hashes | None = None) -> Draw:
         """Reads or draws the split of each row."""

@@ -107,6 +107,9 @@ def find_files(pattern: str) -> list[str]:
         except RemoteError as error:
             raise TableFaultsError([of_remote(error)]) from error
     path = Path(pattern).expanduser()
+    if not path.exists() and (pattern_of_span := re.sub(r"\{\d+\.\.\d+\}", "*", pattern)) != pattern:
+        repair = f"Spans name files on servers alone. Write {pattern_of_span}"
+        raise TableFaultsError([Fault(pattern, "a file or a pattern", repair)])
     if path.exists() or not WILDCARD.search(pattern):
         check_file(path)
         return [str(path)]

@@ -175,8 +175,10 @@ def _read_pieces(path: Path) -> Iterator[bytes]:
                     raise TableFaultsError([Fault(str(path), rule, repair, value="more")])
                 yield piece
     except OSError as error:
-        rule = "a file that can be read" if compression is None else f"a whole file compressed with {compression}"
-        repair = "Check its permissions and disk."
+        rule, repair = "a file that can be read", "Check its permissions and disk."
+        if compression is not None and error.errno is None:  # it was read, and is no such file
+            rule = f"a whole file compressed with {compression}"
+            repair = f"Write or download it again. If it is not compressed, take {path.suffix} off its name."
         raise TableFaultsError([Fault(str(path), rule, repair, value=str(error))]) from error
 
 

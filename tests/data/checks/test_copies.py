@@ -34,6 +34,14 @@ def test_files_of_equal_size_and_beginning_are_distinguished(folder: Path) -> No
     assert [place.rpartition(":")[2] for place in concern.places] == ["2", "4"]
 
 
+def test_files_that_are_gone_since_are_equal_to_no_others(folder: Path) -> None:
+    path = write(folder, image=["a.png", "b.png", "c.png"], caption=["x", "y", "z"], split=["train", "test", "val"])
+    rows = Table(path, caption="caption", split="split").read()
+    for name in ("a.png", "b.png"):
+        (folder / name).unlink()
+    assert find_copies(rows) == []
+
+
 def test_one_path_or_id_in_two_splits(folder: Path) -> None:
     (concern,) = copies_of(folder, ["a.png", "a.png", "b.png"], ["train", "test", "val"])
     assert concern.about == "image_in_several_splits"

@@ -1,5 +1,6 @@
 """Pictures of every format, colour space and depth as they are opened; all of a table decoded."""
 
+import os
 import resource
 import struct
 import zlib
@@ -201,6 +202,23 @@ def test_every_image_is_decoded(folder: Path) -> None:
     assert found.sizes[::2].tolist() == [[40, 30], [0, 0], [0, 0], [7, 90], [0, 0]]
     assert str(found.faults[0]).startswith(f"{folder / 't.csv'}:3:image: Expected a whole image (BMP, GIF")
     assert "Reading it failed: " in found.faults[0].repair
+
+
+@pytest.mark.parametrize("order", ["twice", "even then odd", "half again"])
+def test_images_may_be_listed_in_any_order(folder: Path, order: str) -> None:
+    """NumPy's default sort of strings ends the process on some of them."""
+    names = [f"{number:04}.png" for number in range(300)]
+    for name in names:
+        os.link(folder / "a.png", folder / name)
+    images = {
+        "twice": names * 2,
+        "even then odd": names[::2] + names[1::2],
+        "half again": names + names[:150],
+    }[order]
+    rows = Table(write(folder, image=images, caption=images), caption="caption").read(required=())
+    found = decode_images(rows, "image", processes=1)
+    assert found.faults == ()
+    assert found.sizes.tolist() == [[40, 30]] * len(images)
 
 
 def test_no_process_is_started_for_a_few_images(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from finetune.core.errors import RecipeError, TableError
+from finetune.data.table.captions import CaptionList
 from finetune.data.table.faults import Fault
 from finetune.data.table.table import Rows, Table
 
@@ -273,8 +275,35 @@ def test_half_a_compressed_file(folder: Path, name: str, kind: str) -> None:
     whole = (folder / name).read_bytes()
     for content in (whole[: len(whole) // 2], b"not compressed"):
         (folder / name).write_bytes(content)
-        with pytest.raises(TableError, match=f"Expected a whole file compressed with {kind}, but got '"):
+        message = (
+            f"Expected a whole file compressed with {kind}, but got '.*If it is not compressed, take {name[5:]} off"
+        )
+        with pytest.raises(TableError, match=message):
             Table(str(folder / name), caption="caption").read()
+
+
+def test_a_span_on_this_machine_is_answered_with_the_pattern(folder: Path) -> None:
+    for number in range(3):
+        FRAME.to_csv(folder / f"{number:05}.csv", index=False)
+    with pytest.raises(TableError, match=r"Spans name files on servers alone\. Write .*/\*\.csv"):
+        Table(str(folder / "{00000..00002}.csv"), caption="caption").read()
+    assert len(Table(str(folder / "*.csv"), caption="caption").read(required=())) == 3 * len(FRAME)
+
+
+def test_lists_of_a_fixed_length_are_lists(folder: Path) -> None:
+    captions = pa.array([["one", "two"], ["three", "four"]], pa.list_(pa.string(), 2))
+    pq.write_table(pa.table({"image": ["a.png", "b.png"], "caption": captions}), folder / "t.parquet")
+    rows = Table(str(folder / "t.parquet"), caption=CaptionList("caption")).read(required=())
+    assert sorted(rows.captions.tolist()) == ["four", "one", "three", "two"]
+
+
+def test_data_frame_with_what_arrow_cannot_hold(folder: Path) -> None:
+    frame = pd.DataFrame({"image": ["a.png", "b.png"], "caption": [2**127, 2**70]}, dtype=object)
+    rows = Table(frame, images=str(folder), caption="caption").read(required=())
+    assert rows.captions.tolist() == [str(2**127), str(2**70)]
+    frame["image"] = pd.Series(["a.png", os.fsdecode(b"\xff.png")], dtype=object)
+    with pytest.raises(TableError, match=r"DataFrame: Expected texts that are UTF-8, but got .*udcff.*Rename the file"):
+        Table(frame, images=str(folder), caption="caption").read(required=())
 
 
 @pytest.mark.parametrize(

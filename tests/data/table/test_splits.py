@@ -344,6 +344,24 @@ def test_split_goes_by_image_wherever_the_table_lies(tmp_path: Path) -> None:
     assert drawn[0] == drawn[1]
 
 
+@pytest.mark.parametrize("image_id", [None, "image"])
+def test_a_path_spelt_in_two_ways_is_in_one_split_wherever_it_lies(tmp_path: Path, image_id: str | None) -> None:
+    found = []
+    for place in ("here", "there"):
+        folder = tmp_path / place
+        folder.mkdir()
+        names = [f"{number}.png" for number in range(40)]
+        for name in names:
+            (folder / name).touch()
+        lines = [f"{spelt},c" for name in names for spelt in (name, f"./{name}", folder / name)]
+        (folder / "t.csv").write_text("\n".join(["image,caption", *lines]) + "\n")
+        table = Table(str(folder / "t.csv"), caption="caption", split=RandomSplit(0.2, 0.2), image_id=image_id)
+        found.append(table.read().splits.reshape(40, 3))
+    np.testing.assert_array_equal(found[0], found[1])
+    assert (found[0] == found[0][:, :1]).all()
+    assert len(np.unique(found[0])) == 3
+
+
 def test_one_image_has_no_test_split(write: Write) -> None:
     with pytest.raises(TableError, match="Expected rows in the split 'test'"):
         Table(str(write(HEADER, GOOD[0])), caption="caption").read()
