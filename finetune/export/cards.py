@@ -166,4 +166,6 @@ def select_metrics(by_head: bool, metrics: Mapping[str, Any]) -> dict[str, Any]:
         return dict(metrics)
     of_classifier = ("zero-shot after", "difference", "calibration")  # "after" is the classifier's, and so are these
     kept = {key: part for key, part in metrics.items() if key not in of_classifier}
+    if "interpolation" in kept:  # chosen by what the head scored
+        kept["interpolation"] = {"chosen": kept["interpolation"]["chosen"]}
     return kept | {"after": metrics["zero-shot after"]}

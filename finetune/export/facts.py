@@ -28,7 +28,8 @@ class Facts(NamedTuple):
         base: Fingerprint of the base's weights.
         licence: The base's; None where its card states none.
         rows: How many rows each split had.
-        classes: How many classes; 0 for captions.
+        has_captions: Whether captions were learned, of which rows with labels may have some, too.
+        classes: How many classes; 0 where there are captions alone.
         templates: The sentences that class names were put into.
         table: Fingerprint of the table's files, see `fingerprint_table`; None for a DataFrame.
         files: How many files these are.
@@ -39,6 +40,7 @@ class Facts(NamedTuple):
     base: str
     licence: Licence | None
     rows: Mapping[str, int]
+    has_captions: bool
     classes: int
     templates: tuple[str, ...]
     table: str | None
@@ -61,6 +63,7 @@ def read_facts(run: RunFolder, base: Base) -> Facts:
         base=base.fingerprint,
         licence=read_licence(base),
         rows=_count_rows(run),
+        has_captions=environment.get("captions", not environment["classes"]),  # earlier releases did not say
         classes=len(environment["classes"]),
         templates=tuple(environment.get("templates", ())) if environment["classes"] else (),
         table=fingerprint_table(files),
@@ -102,14 +105,15 @@ def describe_training(base_model: str, facts: Facts) -> str:
         facts: What is known of the training.
     """
     parts = [f"{count:,} {_KINDS[split]} rows" for split, count in facts.rows.items() if count]
-    told = f"labels of {facts.classes:,} classes" if facts.classes else "captions"
+    told = ["captions"] * facts.has_captions + [f"labels of {facts.classes:,} classes"] * (facts.classes > 0)
     lines = [f"- Base: `{base_model}`, weights with the fingerprint `{facts.base}`."]
     if parts:
-        lines.append(f"- Data: images with {told}; {', '.join(parts)}.")
+        lines.append(f"- Data: images with {', and '.join(told)}; {', '.join(parts)}.")
     if facts.templates:
         shown = ", ".join(f'"{as_markdown(template)}"' for template in facts.templates[:SHOWN])
         more = f", and {len(facts.templates) - SHOWN} more" if len(facts.templates) > SHOWN else ""
-        lines.append(f"- Class names were put into {shown}{more}.")
+        start = "For evaluation, class names" if facts.has_captions else "Class names"
+        lines.append(f"- {start} were put into {shown}{more}.")
     if facts.datasets:
         lines.append(f"- Data sets of the hub: {', '.join(f'`{name}`' for name in facts.datasets)}.")
     if facts.table:

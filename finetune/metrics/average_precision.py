@@ -112,5 +112,5 @@ def label_ranking_precision(scores: Tensor, targets: Tensor) -> Tensor:
     """
     rows, labels = targets.nonzero(as_tuple=True)
     reached = scores[rows] >= scores[rows, labels][:, None]
-    precisions = (reached & targets[rows]).sum(1) / reached.sum(1)
+    precisions = ((reached & targets[rows]).sum(1) / reached.sum(1)).to(scores.dtype)
     return torch.zeros_like(scores[:, 0]).index_add(0, rows, precisions) / targets.sum(1)

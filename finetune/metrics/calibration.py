@@ -51,7 +51,8 @@ def calibration_error(confidences: Tensor, correct: Tensor) -> Tensor:
         >>> calibration_error(torch.tensor([0.9, 0.9]), torch.tensor([True, False]))
         tensor(0.4000)
     """
-    return binary_calibration_error(confidences, correct.long(), n_bins=BINS, norm="l1")
+    below_one = confidences.clamp_max(1 - torch.finfo(confidences.dtype).eps / 2)  # torchmetrics gives 1 its own bin
+    return binary_calibration_error(below_one, correct.long(), n_bins=BINS, norm="l1")
 
 
 def chance_calibration_error(confidences: Tensor) -> float:

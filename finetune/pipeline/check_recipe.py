@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import (
+    GradientAccumulationScheduler,
     LearningRateFinder,
     OnExceptionCheckpoint,
     StochasticWeightAveraging,
@@ -26,10 +27,15 @@ from finetune.pipeline.train import build_training
 from finetune.run.folder import RunFolder
 from finetune.training.classification_task import ClassificationTask
 from finetune.training.data_parallel import DataParallel
+from finetune.training.head_first import HeadFirst
 from finetune.training.schedules import limit_batches, total_steps
 from finetune.training.task import AlignTask
 
 _REFUSED: dict[type[Callback], tuple[str, str]] = {
+    GradientAccumulationScheduler: (
+        "by which the steps of the learning rate cannot be counted",
+        "Set trainer.accumulate_grad_batches.",
+    ),
     LearningRateFinder: (
         "which looks for a learning rate in the task",
         "Try values of --model.optimizer.lr instead.",
@@ -67,6 +73,9 @@ def check_recipe(recipe: Recipe, data: ImageTextDataModule) -> AlignTask:
     """
     own = recipe.build_trainer()
     check_trainer(own)
+    for callback in own.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, HeadFirst):
+            callback.require_head(recipe.task_class)
     data.rows.require("train", "test")
     for other in data.retention.values():
         other.rows.require("test")
@@ -240,6 +249,7 @@ def _logged_in_training(task: AlignTask) -> Iterator[str]:
     yield from ("train/loss", "train/temperature", "train/duplicate_positives")
     trained = [name for name, parameter in task.towers.named_parameters() if parameter.requires_grad]
     yield from (f"train/{tower.name}_gradient_norm" for tower in TOWERS if any(map(tower.owns, trained)))
+    yield from (f"train/{tower}_distance" for tower in task.preserved)
 
 
 def _logged_in_validation(task: AlignTask, kind: TableKind) -> Iterator[str]:

@@ -28,9 +28,10 @@ def describe_environment(work: Work) -> dict[str, Any]:
     return {
         "versions": _versions(),
         "platform": platform.platform(),
-        "device": _device(),
+        "device": _name(work.device),
         "table": [*local, *remote],
         "classes": list(work.data.kind.classes),
+        "captions": bool(work.data.table.caption),
         "templates": list(work.data.templates),
         "names": _class_names(work.data),
         "label_separator": work.data.table.label_separator,
@@ -42,18 +43,19 @@ def describe_environment(work: Work) -> dict[str, Any]:
     }
 
 
-def find_changes(recorded: Mapping[str, Any]) -> list[str]:
+def find_changes(recorded: Mapping[str, Any], device: torch.device) -> list[str]:
     """Returns the versions, and the device, that are others now, in words.
 
     Args:
         recorded: What `describe_environment` returned then.
+        device: The device now.
     """
-    before, now = {**recorded["versions"], "device": recorded["device"]}, {**_versions(), "device": _device()}
+    before, now = {**recorded["versions"], "device": recorded["device"]}, {**_versions(), "device": _name(device)}
     return [f"{name} from {before.get(name)} to {now.get(name)}" for name in compare(before, now)]
 
 
-def _device() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _versions() -> dict[str, str]:

@@ -83,6 +83,8 @@ def export_run(
     trained = TrainedModel(folder, base, choice)
     artifact = kind.of(trained)
     assert artifact is not None
+    if not kind.by_head and folder.head.is_file():
+        choice = choice._replace(curve=None, profiles=())  # what the head scored
     metrics = select_metrics(kind.by_head, read_json(folder.metrics)) if is_measured else choice.as_metrics()
     measurement = read_measurement(folder.path / kind.name / MEASUREMENT) if is_measured else None
     files = OnnxFiles(trained, only_classifier=classifier) if onnx else None

@@ -131,7 +131,7 @@ class Train(Stage):
         """Returns the versions that have changed since a training began that is not done, and the device."""
         if not self._is_under_way(work):
             return []
-        return find_changes(read_json(work.run.environment))
+        return find_changes(read_json(work.run.environment), work.device)
 
     def _is_under_way(self, work: Work) -> bool:
         """Whether a training began that is not done."""

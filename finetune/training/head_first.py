@@ -28,17 +28,30 @@ class HeadFirst(Callback):
         self.epochs = epochs
         self._adapters: list[Parameter] = []
 
+    @staticmethod
+    def require_head(task: type[LightningModule]) -> None:
+        """Checks that there is a head to train.
+
+        Args:
+            task: What is trained.
+
+        Raises:
+            RecipeError: If it has none.
+        """
+        if not issubclass(task, ClassificationTask):
+            raise RecipeError(
+                f"Expected HeadFirst to be used with ClassificationTask, which has a head, but got {task.__name__}. "
+                "Remove it from trainer.callbacks."
+            )
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Finds the adapters, and freezes them where the first or a resumed epoch is one of the head's.
 
         Raises:
             RecipeError: If the task trains no head.
         """
-        if not isinstance(pl_module, ClassificationTask):
-            raise RecipeError(
-                f"Expected HeadFirst to be used with ClassificationTask, which has a head, but got "
-                f"{type(pl_module).__name__}. Remove it from trainer.callbacks."
-            )
+        self.require_head(type(pl_module))
+        assert isinstance(pl_module, ClassificationTask)
         self._adapters = [parameter for parameter in pl_module.towers.parameters() if parameter.requires_grad]
         self._freeze(trainer)
 

@@ -47,7 +47,7 @@ class TextPreservation:
         ValueError: If a number is out of its range.
     """
 
-    weight: float = 10.0
+    weight: float = 2.0
     texts: int = 8
 
     def __post_init__(self) -> None:
@@ -136,6 +136,12 @@ class Preservation:
         self._tokens = None if texts is None else _draw_tokens(base)
 
     @property
+    def towers(self) -> tuple[str, ...]:
+        """The names of the towers that are preserved."""
+        held = ((IMAGE.name, self._images), (TEXT.name, self._texts))
+        return tuple(name for name, how in held if how is not None)
+
+    @property
     def images_per_step(self) -> int:
         """How many pictures this process embeds in a step at most."""
         return 0 if self._images is None else -(-self._images.images // processes.count())
@@ -143,7 +149,7 @@ class Preservation:
     @property
     def is_due(self) -> bool:
         """Whether something is preserved, and `start` has yet to be called."""
-        return not self.references and (self._images is not None or self._texts is not None)
+        return bool(self.towers) and not self.references
 
     def start(self, device: torch.device, size: tuple[int, int], batches: int) -> None:
         """Lets the base embed texts and pictures.

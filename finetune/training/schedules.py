@@ -93,15 +93,15 @@ def total_steps(trainer: Trainer) -> int:
         trainer: A trainer that is fitting.
 
     Raises:
-        RecipeError: If nothing but the time ends it.
+        RecipeError: If nothing says how many there are.
     """
     datamodule = getattr(trainer, "datamodule", None)
     if datamodule is None or trainer.max_epochs is None or trainer.max_epochs < 0:
-        steps = trainer.max_steps if trainer.max_steps >= 0 else trainer.estimated_stepping_batches
-        if steps == float("inf"):
+        steps = trainer.max_steps if datamodule is not None else trainer.estimated_stepping_batches
+        if steps in (-1, float("inf")):
             raise RecipeError(
                 "Expected the trainer's max_epochs or max_steps to say how long the training is, as the learning rate "
-                "follows it, but got neither. Set one of them; max_time may end it sooner."
+                "follows it, but got neither, or loaders without a length. Set max_steps; max_time may end it sooner."
             )
         return int(steps)
     batches = limit_batches(len(datamodule.train_dataloader()), trainer.limit_train_batches)

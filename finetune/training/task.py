@@ -225,6 +225,11 @@ class AlignTask(LightningModule):
         return sum(parts)
 
     @property
+    def preserved(self) -> tuple[str, ...]:
+        """The names of the towers that are held to the base."""
+        return self._preservation.towers
+
+    @property
     def forgets_preservation(self) -> bool:
         """Whether the last step was to add `preservation_loss`, and did not."""
         return bool(self._preservation.references) and self.preservation is None
@@ -294,13 +299,22 @@ class AlignTask(LightningModule):
         """Checks that the data module prepares images for this task's checkpoint. A fit keeps what is frozen.
 
         Raises:
-            RecipeError: If its processor scales pixels otherwise than the checkpoint's.
+            RecipeError: If its processor scales pixels otherwise than the checkpoint's, or several processes train that
+                know nothing of each other's rows.
         """
+        if self.trainer.world_size != processes.count():
+            raise RecipeError(
+                "Expected the trainer to have one device, or DataParallel as its strategy, but got "
+                f"{type(self.trainer.strategy).__name__} of {self.trainer.world_size} processes, each of which would "
+                "compare its rows with its own alone. Pass devices=1, or "
+                "strategy=finetune.training.data_parallel.DataParallel() and use_distributed_sampler=False."
+            )
         self.towers.keep_features(stage == "fit")
         data, levels = getattr(self.trainer, "datamodule", None), self.towers.scale_pixels.levels
         if not isinstance(data, ImageTextDataModule) or levels is None:
             return
-        if not levels.cpu().equal(read_levels(data.processor.image_processor)):
+        of_data = read_levels(data.processor.image_processor).to(levels.dtype)  # which `precision` may have rounded
+        if not levels.cpu().equal(of_data):
             raise RecipeError(
                 "Expected the data module to prepare images as the task's checkpoint does, but got a processor that "
                 "scales pixels otherwise. Give both the same checkpoint."
@@ -345,21 +359,19 @@ class AlignTask(LightningModule):
         return self.optimizer(cast(Iterable[Parameter], parameter_groups(self.named_parameters())))
 
     def configure_optimizers(self) -> Any:
-        """The optimizer over what is trained, and its schedule, stepped after each step."""
+        """The optimizer over what is trained, which also bounds the temperature, and its schedule, stepped with it."""
         optimizer = self.build_optimizer()
+        optimizer.register_step_post_hook(lambda *_: self.towers.bound_temperature())
         schedule = self.lr_scheduler(optimizer, total_steps(self.trainer))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Lightning's step, then the bound of the temperature."""
-        super().optimizer_step(*args, **kwargs)
-        self.towers.bound_temperature()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves out the towers' frozen weights: they are the base's, which the run names by hash."""
         weights = checkpoint["state_dict"]
+        freed = {name for name, parameter in self.named_parameters() if parameter.requires_grad}  # by a subclass
+        kept_weights = self._trained | freed
         checkpoint["state_dict"] = {
-            name: weights[name] for name in weights if name in self._trained or not name.startswith("towers.")
+            name: weights[name] for name in weights if name in kept_weights or not name.startswith("towers.")
         }
         for owner in (LightningModule, LightningDataModule):  # what `save_hyperparameters` keeps of a subclass
             kept = checkpoint.get(owner.CHECKPOINT_HYPER_PARAMS_KEY, {})
@@ -392,7 +404,8 @@ class AlignTask(LightningModule):
         Raises:
             CheckpointError: As `on_load_checkpoint`.
         """
-        saved = torch.load(checkpoint_path, map_location=map_location, weights_only=True)
+        with torch.serialization.safe_globals([TowerLora, ImagePreservation, TextPreservation]):
+            saved = torch.load(checkpoint_path, map_location=map_location, weights_only=True)
         task = cls(**{**saved.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {}), **init_args})
         task.on_load_checkpoint(saved)
         task.load_state_dict(saved["state_dict"], strict=False)

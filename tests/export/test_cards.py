@@ -62,6 +62,7 @@ FACTS = Facts(
     base="ab" * 32,
     licence=Licence("mit", "as the base's own card states"),
     rows={"train": 1200, "val": 0, "test": 300},
+    has_captions=False,
     classes=10,
     templates=("a photo of a {}.",),
     table="cd" * 32,
@@ -114,14 +115,25 @@ def test_card_says_what_the_model_was_made_of(tmp_path):
         "- Versions: align-finetune 0.1.0, torch 2.13.0.",
     ]
     facts = FACTS._replace(
-        classes=0, templates=(HOSTILE, "a", "b", "c", "d"), files=3, datasets=("owner/pets",), table=None
+        has_captions=True,
+        classes=0,
+        templates=(HOSTILE, "a", "b", "c", "d"),
+        files=3,
+        datasets=("owner/pets",),
+        table=None,
     )
     metadata, text = read_card(tmp_path, MergedCheckpoint, MERGED_PROOF, RETRIEVAL, facts)
     assert metadata["datasets"] == ["owner/pets"]
     assert "- Data: images with captions; 1,200 training rows" in text["Training"]
     assert "- Data sets of the hub: `owner/pets`." in text["Training"]
-    assert f'- Class names were put into "{SHOWN}", "a", "b", and 2 more.' in text["Training"]
+    assert f'class names were put into "{SHOWN}", "a", "b", and 2 more.' in text["Training"]
     assert "SHA-256 of" not in text["Training"]
+
+
+def test_card_of_a_table_with_captions_and_labels_says_what_was_learned(tmp_path):
+    _, text = read_card(tmp_path, MergedCheckpoint, MERGED_PROOF, RETRIEVAL, FACTS._replace(has_captions=True))
+    assert "- Data: images with captions, and labels of 10 classes; 1,200" in text["Training"]
+    assert '- For evaluation, class names were put into "a photo of a {}.".' in text["Training"]
 
 
 @pytest.mark.parametrize(
@@ -170,6 +182,9 @@ def test_merged_card_of_a_head_holds_the_figures_by_prompts_and_not_the_heads(tm
     selected = select_metrics(False, HEAD)
     columns = {"before": HEAD["before"], "linear probe": HEAD["linear probe"], "after": HEAD["zero-shot after"]}
     assert selected == columns | {"drift": 0.25}
+    interpolation = {"chosen": 0.5, "max_retention_loss": 0.05, "curve": [{"target": 0.9}]}  # the target is the head's
+    chosen = select_metrics(False, HEAD | {"interpolation": interpolation})
+    assert chosen == selected | {"interpolation": {"chosen": 0.5}}
     _, text = read_card(tmp_path, MergedCheckpoint, MERGED_PROOF, selected)
     assert text["Results"].startswith(
         f"Measured on this folder, on the test rows:\n\n{format_table(columns)}\n\n*before*"

@@ -81,6 +81,13 @@ def test_a_confidence_of_one_is_in_the_last_bin():
     assert all(part == (None, None, 0.0) for part in bins[:-1])
 
 
+def test_the_error_counts_a_confidence_of_one_in_the_last_bin_too():
+    confidences = torch.tensor([1.0] * 50 + [0.95] * 50)
+    correct = torch.arange(100) % 10 > 0
+    correct[50:] = True
+    assert float(calibration_error(confidences, correct)) == pytest.approx(abs(0.95 - 0.975), abs=1e-6)
+
+
 @pytest.mark.parametrize("sharpness", [0.2, 1.0, 3.0])
 def test_fit_finds_the_temperature_that_labels_were_drawn_at(sharpness):
     scores, labels = draw(20_000, 8, sharpness)

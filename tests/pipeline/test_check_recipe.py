@@ -107,6 +107,7 @@ def test_wrong_values_of_any_key_are_taken_or_refused_and_never_a_traceback(chec
     _try(check, list_keys()[number], WRONG[number % 3 :: 3])
 
 
+PLANNED = "[{class_path: lightning.pytorch.callbacks.GradientAccumulationScheduler, init_args: {scheduling: {0: 3}}}]"
 EARLY = "[{class_path: lightning.pytorch.callbacks.EarlyStopping, init_args: {monitor: %s}}]"
 ON_ERROR = "[{class_path: lightning.pytorch.callbacks.OnExceptionCheckpoint, init_args: {dirpath: left}}]"
 AVERAGES = "[{class_path: lightning.pytorch.callbacks.StochasticWeightAveraging, init_args: {swa_lrs: 0.01}}]"
@@ -137,6 +138,12 @@ REFUSED = [
         r"mode of EarlyStopping .* to be max for val/accuracy, but got min: it would take worse for better\. Set it",
     ),
     (["--trainer.callbacks", "[lightning.pytorch.callbacks.LearningRateFinder]"], "to name no LearningRateFinder"),
+    (["--trainer.callbacks", PLANNED], "no GradientAccumulationScheduler, by which .* Set trainer.accumulate_grad_"),
+    (
+        ["--trainer.callbacks", "[finetune.training.head_first.HeadFirst]"],
+        "used with ClassificationTask, .* got AlignTask",
+    ),
+    (["--trainer.callbacks", EARLY % "train/text_distance"], "but got 'train/text_distance'"),
     (
         ["--trainer.callbacks", ON_ERROR],
         "to name no OnExceptionCheckpoint",
@@ -197,6 +204,7 @@ def test_a_split_of_another_type_is_refused_in_python(split):
         pytest.param(["--trainer.val_check_interval", "00:00:00:01"], marks=pytest.mark.slow),
         ["--trainer.val_check_interval", "5", "--trainer.check_val_every_n_epoch", "null"],
         pytest.param(["--trainer.callbacks", EARLY % "train/image_gradient_norm"], marks=pytest.mark.slow),
+        ["--trainer.callbacks", EARLY % "train/text_distance", "--model.text_preservation", "{}"],
         ["--trainer.callbacks", "[lightning.pytorch.callbacks.Timer, lightning.pytorch.callbacks.ModelCheckpoint]"],
     ],
     ids=lambda words: " ".join(words)[:60],

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import Parameter
 from torch.optim import SGD
+from torch.utils.data import DataLoader, IterableDataset
 
 from finetune.core.errors import RecipeError
 from finetune.training.schedules import WarmupCosine, parameter_groups, total_steps, warmup_cosine
@@ -111,6 +112,24 @@ def test_total_steps_are_those_that_the_trainer_takes(tiny, labels, build_traine
     trainer = build_trainer(max_epochs=epochs, max_steps=steps, limit_val_batches=0)
     trainer.fit(AlignTask(tiny), labels)
     assert total_steps(trainer) == trainer.global_step == expected
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(-1, 6), (10_000, 6), (4, 4)])
+def test_total_steps_of_loaders_without_a_table(tiny, labels, build_trainer, steps, expected):
+    trainer = build_trainer(max_epochs=2, max_steps=steps, limit_val_batches=0)
+    trainer.fit(AlignTask(tiny), DataLoader([*labels.train_dataloader()], batch_size=None))
+    assert total_steps(trainer) == trainer.global_step == expected
+
+
+def test_loaders_without_a_length_need_a_number_of_steps(tiny, labels, build_trainer):
+    class Endless(IterableDataset):
+        def __iter__(self):
+            return iter(labels.train_dataloader())
+
+    batches = DataLoader(Endless(), batch_size=None)
+    with pytest.raises(RecipeError, match=r"loaders without a length\. Set max_steps"):
+        build_trainer(max_epochs=2, limit_val_batches=0).fit(AlignTask(tiny), batches)
+    build_trainer(max_epochs=-1, max_steps=2, limit_val_batches=0).fit(AlignTask(tiny), batches)
 
 
 def test_a_training_that_only_the_time_ends_is_refused(tiny, labels, build_trainer):

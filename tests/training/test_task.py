@@ -1,6 +1,7 @@
 """The task: steps that train, what is logged, what is saved, how many steps there are."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from finetune.metrics.retrieval import Retrieval
 from finetune.model.base import Base
 from finetune.model.lora import TowerLora
 from finetune.objectives import Contrastive, Sigmoid
+from finetune.training.preservation import TextPreservation
 from finetune.training.schedules import total_steps
 from finetune.training.task import AlignTask
 
@@ -114,6 +116,28 @@ def test_checkpoint_holds_trained_weights_only_and_restores_them(tmp_path, build
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in task.state_dict().items())
 
 
+class Unfrozen(AlignTask):
+    """Trains a layer of the base by itself, and keeps what it was built with."""
+
+    def __init__(self, margin: float = 0.1, **options: Any) -> None:
+        super().__init__(**options)
+        self.save_hyperparameters()
+        self.towers.align.text_projection.requires_grad_(True)
+
+
+def test_a_subclass_that_frees_a_layer_and_keeps_its_arguments_comes_back(tmp_path, build_trainer, tiny, labels):
+    options = {"checkpoint": tiny, "image_lora": SMALL, "text_lora": None, "text_preservation": TextPreservation()}
+    task = Unfrozen(0.3, **options)
+    trainer = build_trainer(max_steps=2)
+    trainer.fit(task, labels)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    again = Unfrozen.load_from_checkpoint(tmp_path / "last.ckpt")
+    assert again.hparams.margin == 0.3
+    name = next(name for name in task.state_dict() if name.endswith("text_projection.weight"))
+    assert not torch.equal(task.state_dict()[name], AlignTask(tiny, SMALL, None).state_dict()[name])
+    assert all(torch.equal(tensor, again.state_dict()[key]) for key, tensor in task.state_dict().items())
+
+
 def test_objective_given_to_two_tasks_is_not_shared(tiny):
     objective = Sigmoid()
     first, second = (AlignTask(tiny, None, None, objective=objective) for _ in range(2))
@@ -152,3 +176,34 @@ def test_temperature_stays_above_its_bound_in_training(build_trainer, tiny, labe
     )
     build_trainer(max_steps=3).fit(task, labels)
     assert task.towers.temperature.item() >= torch.tensor(0.04).item()
+
+
+class ByHand(AlignTask):
+    """Steps the optimizer itself."""
+
+    automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(self.loss(self(batch), batch))
+        optimizer.step()
+
+
+def test_temperature_stays_above_its_bound_where_a_subclass_steps_by_hand(build_trainer, tiny, labels):
+    task = ByHand(tiny, None, None, min_temperature=0.04, optimizer=lambda groups: SGD(groups, lr=1e6))
+    build_trainer(max_steps=3).fit(task, labels)
+    assert task.towers.temperature.item() >= torch.tensor(0.04).item()
+
+
+def test_weights_rounded_by_precision_are_of_the_same_checkpoint(build_trainer, tiny, labels):
+    task = AlignTask(tiny, None, None)
+    trainer = build_trainer(precision="bf16-true")
+    first, second = (trainer.test(task, labels, verbose=False) for _ in range(2))
+    assert first == second
+
+
+def test_several_processes_that_know_nothing_of_each_other_are_refused(build_trainer, tiny, labels):
+    trainer = build_trainer(strategy="ddp_fork", devices=2)
+    with pytest.raises(Exception, match="one device, or DataParallel as its strategy, but got DDPStrategy of 2 proc"):
+        trainer.test(AlignTask(tiny, None, None), labels.test_dataloader())
