@@ -45,7 +45,7 @@ METHODS: Sequence[Method] = (
         RETRIEVAL,
         name="retrieval-preserving",
         title="ours, retrieval_lora with preservation",
-        words=("--model.text_preservation", "{}"),
+        words=("--model.text_preservation", '{"weight": 10}'),
     ),
     PROMPTS,
     replace(
@@ -53,6 +53,12 @@ METHODS: Sequence[Method] = (
         name="prompts-frozen",
         title="ours, classify_prompts, text tower frozen",
         words=(*FREE, "--model.text_lora", "null"),
+    ),
+    replace(
+        PROMPTS,
+        name="prompts-held",
+        title="ours, classify_prompts with five times the preservation",
+        words=("--model.text_preservation.weight", "10"),
     ),
     replace(PROMPTS, name="prompts-free", title="ours, classify_prompts without preservation", words=FREE),
     replace(
