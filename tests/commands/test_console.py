@@ -128,6 +128,8 @@ def test_threads_are_told_before_torch_is_there():
 def test_a_command_leaves_the_garbage_collector_as_it_was(monkeypatch):
     """Else a process that runs several commands would keep the models of all of them."""
     monkeypatch.setattr("sys.argv", ["finetune", "recipes", "list"])
-    before = True, gc.get_threshold(), gc.get_freeze_count()
+    threshold, frozen = gc.get_threshold(), gc.get_freeze_count()
     assert entrance.main() == 0
-    assert (gc.isenabled(), gc.get_threshold(), gc.get_freeze_count()) == before
+    assert gc.isenabled()
+    assert gc.get_threshold() == threshold
+    assert gc.get_freeze_count() <= frozen  # what the tests froze may have been freed meanwhile
