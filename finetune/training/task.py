@@ -251,7 +251,8 @@ class AlignTask(LightningModule):
         Args:
             batch: One as in training, on any device; the task is on its own.
         """
-        trained = [parameter for name, parameter in self.named_parameters() if name in self._trained]
+        names = self._name_trained()
+        trained = [parameter for name, parameter in self.named_parameters() if name in names]
         self.towers.micro_batch = None
         found = choose_portion(self, trained, batch, self.device, beside=self._preservation.images_per_step)
         self.micro_batch = self.towers.micro_batch = found.rows
@@ -367,15 +368,18 @@ class AlignTask(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves out the towers' frozen weights: they are the base's, which the run names by hash."""
-        weights = checkpoint["state_dict"]
-        freed = {name for name, parameter in self.named_parameters() if parameter.requires_grad}  # by a subclass
-        kept_weights = self._trained | freed
+        weights, trained = checkpoint["state_dict"], self._name_trained()
         checkpoint["state_dict"] = {
-            name: weights[name] for name in weights if name in kept_weights or not name.startswith("towers.")
+            name: weights[name] for name in weights if name in trained or not name.startswith("towers.")
         }
         for owner in (LightningModule, LightningDataModule):  # what `save_hyperparameters` keeps of a subclass
             kept = checkpoint.get(owner.CHECKPOINT_HYPER_PARAMS_KEY, {})
             kept.update({key: value.name for key, value in kept.items() if isinstance(value, Base)})
+
+    def _name_trained(self) -> set[str]:
+        """What is trained of the towers, whether it is frozen just now or was freed by a subclass."""
+        freed = {f"towers.{name}" for name, parameter in self.towers.named_parameters() if parameter.requires_grad}
+        return self._trained | freed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Checks that the weights of a checkpoint have a place in this task.
